@@ -1,1 +1,1 @@
-"""."""
+"""Backends: Program to text, one folder each."""

@@ -1,1 +1,21 @@
-"""."""
+"""Inference algorithms: PCGraph to Program, one file each. An algorithm is data: update equations in phases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pccompile.algorithms import exact, fixed_prediction, strict
+from pccompile.ir import PCGraph, Program
+
+Schedule = Callable[..., Program]
+
+ALGORITHMS: Mapping[str, Schedule] = {
+    "exact": exact.schedule,
+    "fixed-prediction": fixed_prediction.schedule,
+    "strict": strict.schedule,
+}
+GRANULARITY: Mapping[str, str] = {"exact": "op", "fixed-prediction": "layer", "strict": "layer"}
+"""What a vertex is by default: one layer where an algorithm's answer depends on it."""
+
+__all__ = ["ALGORITHMS", "GRANULARITY", "Any", "PCGraph", "Program", "Schedule"]

@@ -1,1 +1,33 @@
-"""."""
+"""Operations, one file a family. Importing this package registers all of them."""
+
+from pccompile.ops import composite, elementwise, linear, multilinear, pointwise, random, selection
+from pccompile.ops.builder import Builder
+from pccompile.ops.elementwise import Formula, user_elementwise
+from pccompile.ops.registry import OPS, Family, OpDef, bind, define, family_of, overload, schema
+from pccompile.ops.trace import decompose, is_composite, traced_rule
+from pccompile.ops.typer import Typer
+
+__all__ = [
+    "OPS",
+    "Builder",
+    "Family",
+    "Formula",
+    "OpDef",
+    "Typer",
+    "bind",
+    "composite",
+    "decompose",
+    "define",
+    "elementwise",
+    "family_of",
+    "is_composite",
+    "linear",
+    "multilinear",
+    "overload",
+    "pointwise",
+    "random",
+    "schema",
+    "selection",
+    "traced_rule",
+    "user_elementwise",
+]

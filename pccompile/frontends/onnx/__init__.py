@@ -1,1 +1,53 @@
-"""."""
+"""ONNX files as trainable modules: `load_onnx` reads one, `torch.export` then turns it into the one dialect of the rest.
+
+While the module runs, each ONNX node's operations are annotated (`torch.fx.traceback.annotate`), which survives torch.export
+and `run_decompositions`: `node.meta["custom"]["onnx"]` holds the ONNX node's name and op_type, and the module path, file and
+line that torch's own exporter had noted. `location_of(node)` reads it.
+"""
+
+from pccompile.frontends.onnx import (  # each enters its operators into the registry
+    attention,
+    contributed,
+    control,
+    convolution,
+    elementwise,
+    host,
+    linear,
+    losses,
+    normalise,
+    pooling,
+    random,
+    recurrent,
+    reduce,
+    resize,
+    select,
+    sequence,
+    shape,
+    signal,
+)
+from pccompile.frontends.onnx.examples import randomize
+from pccompile.frontends.onnx.load import load_onnx, unsupported
+from pccompile.frontends.onnx.module import InputType, OnnxModule, location_of
+
+FAMILIES = (
+    attention,
+    contributed,
+    control,
+    convolution,
+    elementwise,
+    host,
+    linear,
+    losses,
+    normalise,
+    pooling,
+    random,
+    recurrent,
+    reduce,
+    resize,
+    select,
+    sequence,
+    shape,
+    signal,
+)
+
+__all__ = ["InputType", "OnnxModule", "load_onnx", "location_of", "randomize", "unsupported"]

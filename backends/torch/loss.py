@@ -1,0 +1,45 @@
+"""The loss of a generated file: its value, and minus its gradient at each output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from pccompile.backends.torch.lower import lower_loss
+from pccompile.backends.torch.optimise import without_dead
+from pccompile.backends.torch.printer import Printer
+from pccompile.backends.torch.spell import Speller
+
+if TYPE_CHECKING:
+    from pccompile.backends.torch.emit import Loss
+
+SQUARED = '''@torch.no_grad()
+def clamp(outputs, targets):
+    """Squared error ½‖t − v̂‖², summed. Returns it and minus its gradient at each output, t − v̂."""
+    output_errors = {errors}
+    return {loss}, output_errors'''
+
+
+def clamp_lines(loss: Loss | None, indices: Sequence[int], count: int, speller: Speller, reserved: Iterable[str]) -> list[str]:
+    """The function `clamp(outputs, targets)`. indices: which of the `count` outputs carry an error."""
+    if loss is None:
+        errors = f"[{', '.join(f'targets[{i}] - outputs[{j}]' for i, j in enumerate(indices))}]"
+        value = " + ".join(f"0.5 * output_errors[{i}].square().sum()" for i in range(len(indices)))
+        return SQUARED.format(errors=errors, loss=value).splitlines()
+    texts = {name: f"outputs[{i}]" for i, name in enumerate(loss.outputs) if name is not None}
+    texts |= {name: f"targets[{i}]" for i, name in enumerate(loss.targets) if name is not None}
+    f, labels = lower_loss(loss.pc, texts, loss.constants)
+    f = without_dead(f)
+    speller.dims, speller.device = set(), False
+    printer = Printer(f, labels, {}, {}, speller, lambda vertex: "", [*reserved, *loss.pc.graph.dims])
+    lines = printer.run({})
+    head = ["@torch.no_grad()", "def clamp(outputs, targets):", '    """The loss, and minus its gradient at each output."""']
+    if speller.device or any("device=device" in c for c in loss.constants.values()):
+        head.append("    device = outputs[0].device")
+    for name in sorted(speller.dims & set(loss.pc.graph.dims)):
+        source = loss.pc.graph.dims[name]
+        head.append(f"    {name} = {texts[source.tensor]}.shape[{source.axis}]")
+    by_output = [loss.outputs[j] for j in indices]
+    zeros = {j: f"torch.zeros_like(outputs[{j}])" for j in indices}
+    errors = [printer.spell(f.results[n]) if n in f.results else zeros[j] for n, j in zip(by_output, indices, strict=True)]  # type: ignore[index]
+    return [*head, *lines, "", f"    return {printer.spell(f.results['loss'])}, [{', '.join(errors)}]"]

@@ -1,0 +1,268 @@
+"""Program to functions: the rules of a predictive-coding graph, instantiated on values in the order of the program."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pccompile.backends.torch.pulls import Term, total
+from pccompile.backends.torch.spell import quoted
+from pccompile.backends.torch.statements import Function, Loop, Statement
+from pccompile.backends.torch.writer import Writer
+from pccompile.ir import Arg, Do, Graph, PCGraph, Program, Ref, Repeat, Step, map_refs
+
+
+@dataclass
+class Lowered:
+    """The functions of a generated file; `context` is what prediction hands on, `labels` what values are called."""
+
+    program: Program
+    predict: Function
+    infer: Function
+    learn: Function
+    sweep: Function
+    labels: dict[Ref, str]
+    context: list[Ref] = field(default_factory=list)
+
+
+def lower(program: Program, record: bool = False) -> Lowered:
+    """All phases of `program`; with `record`, loops show their errors and values after each step."""
+    lowering = _Lowering(program, record)
+    predict = lowering.predict()
+    start = lowering.snapshot()
+    infer = lowering.infer(program.infer, "error")
+    if program.state:
+        infer.results |= {f"value:{v.name}": lowering.slots[v.name, program.state] for v in program.pc.latent}
+    lowering.restore(start)
+    learn = lowering.learn(program)
+    lowering.restore(start)
+    sweep = lowering.sweep(program.sweep) if program.sweep else Function()
+    return Lowered(program, predict, infer, learn, sweep, lowering.w.labels)
+
+
+def lower_loss(pc: PCGraph, texts: Mapping[str, str], constants: Mapping[str, str]) -> tuple[Function, dict[Ref, str]]:
+    """A loss as one function: its value and, for each of its wanted inputs, minus its gradient.
+
+    texts: how the function reads each input. constants: how it writes each tensor of its own.
+    """
+    errors = [Do(v.name, "error", "seed" if v.name in pc.outputs else "pull") for v in reversed(pc.vertices)]
+    wanted = [Do(name, "gradient", "pull") for name in pc.graph.inputs if name in pc.graph.wanted]
+    program = Program(pc, "exact", (*errors, *wanted), ())
+    lowering = _Lowering(program)
+    lowering.texts = {**texts, **constants}
+    forward = lowering.predict()
+    backward = lowering.gradients(program.infer)
+    results = {"loss": forward.results[pc.graph.outputs[0]], **backward.results}
+    return Function([*forward.lines, *backward.lines], results), lowering.w.labels
+
+
+class _Lowering:
+    def __init__(self, program: Program, record: bool = False) -> None:
+        self.program, self.pc, self.record = program, program.pc, record
+        self.graph: Graph = program.pc.graph
+        self.children = self.pc.children()
+        self.vertices = {v.name: v for v in self.pc.vertices}
+        self.made_by = {str(v.result): v.name for v in self.pc.vertices if v.prediction}
+        self.w = Writer()
+        self.slots: dict[tuple[str, str], Ref] = {}
+        self.env: dict[str, Ref] = {}
+        self.texts: Mapping[str, str] = {}
+
+    def snapshot(self) -> tuple[dict[tuple[str, str], Ref], dict[object, Ref]]:
+        return dict(self.slots), dict(self.w.known)
+
+    def restore(self, state: tuple[dict[tuple[str, str], Ref], dict[object, Ref]]) -> None:
+        self.slots, self.w.known = dict(state[0]), dict(state[1])
+
+    def leaf(self, name: str) -> Ref:
+        """A parameter, input or buffer."""
+        if name in self.texts:
+            return self.w.given(self.texts[name], name)
+        table = "params" if name in self.graph.params else "inputs" if name in self.graph.inputs else "buffers"
+        return self.w.leaf(table, self.graph.origin.get(name, name), name)
+
+    def predict(self) -> Function:
+        """The forward sweep, in the order of the graph; then the buffers' new values."""
+        w = self.w
+        for n in self.graph.nodes:
+            args = {k: map_refs(a, self._forward) for k, a in n.args.items()}
+            vertex = self.made_by.get(n.name)
+            w.vertex = vertex or ""
+            value = w.call(n.op, args, n.name)
+            if vertex:
+                value = self.slots[vertex, "prediction"] = w.name(value, f"prediction_{vertex}")
+            self.env[n.name] = value
+        for v in self.pc.vertices:
+            if not v.prediction:
+                w.vertex = v.name
+                self.slots[v.name, "prediction"] = w.name(self._forward(v.result), f"prediction_{v.name}")
+        w.vertex = ""
+        for buffer, value in self.graph.updates.items():
+            w.write("copy", {"key": self.graph.origin[buffer], "of": self._forward(Ref(value))}, "")
+        results = {o: self._forward(Ref(o)) for o in self.graph.outputs}
+        return Function(w.take(), results)
+
+    def _forward(self, name: Ref) -> Ref:
+        return self.env[name] if name in self.env else self.leaf(name)
+
+    def infer(self, steps: Sequence[Step], slot: str) -> Function:
+        self.run(steps)
+        results = {v.name: self.slots[v.name, slot] for v in self.pc.vertices if (v.name, slot) in self.slots}
+        return Function(self.w.take(), results)
+
+    def learn(self, program: Program) -> Function:
+        for v in self.pc.vertices:
+            self.slots[v.name, "error"] = self.w.given(f"errors[{quoted(v.name)}]", f"error_{v.name}")
+        if program.state:
+            for v in self.pc.latent:
+                self.slots[v.name, program.state] = self.w.given(f"values[{quoted(v.name)}]", f"{program.state}_{v.name}")
+        return self.gradients(program.learn)
+
+    def sweep(self, steps: Sequence[Step]) -> Function:
+        return self.gradients(steps)
+
+    def gradients(self, steps: Sequence[Step]) -> Function:
+        self.run(steps)
+        results = {name: value for (name, slot), value in self.slots.items() if slot == "gradient"}
+        return Function(self.w.take(), results)
+
+    def run(self, steps: Sequence[Step]) -> None:
+        for s in steps:
+            if isinstance(s, Do):
+                self.do(s)
+            else:
+                self.repeat(s)
+
+    def repeat(self, loop: Repeat) -> None:
+        """A loop; the slots that it assigns and that have a value before it are carried from step to step."""
+        assigned = dict.fromkeys((d.vertex, d.slot) for d in loop.body)
+        carried = {f"{slot}_{vertex}": (vertex, slot) for vertex, slot in assigned if (vertex, slot) in self.slots}
+        with self.w.loop(loop.times, {label: self.slots[key] for label, key in carried.items()}) as state:
+            self.slots |= {key: state[label] for label, key in carried.items()}
+            phis = dict(state)
+            for d in loop.body:
+                self.do(d)
+            state.update({label: self.slots[key] for label, key in carried.items()})
+            shown = {f"{s} {v}": self.slots[v, s] for s in ("error", self.program.state) for v in self.pc.names if (v, s) in self.slots}
+        if self.record:
+            line = self.w.lines[-1]
+            assert isinstance(line, Loop)
+            line.record = shown
+        self.slots |= {key: phis[label] for label, key in carried.items()}
+
+    def do(self, d: Do) -> None:
+        """One update equation."""
+        if d.slot != "gradient":
+            self.w.vertex = d.vertex
+        equation = ast.parse(d.equation, mode="eval").body
+        value = self.evaluate(d, equation)
+        assert isinstance(value, Ref), d
+        bare = isinstance(equation, ast.Name) and equation.id not in ("pull", "predict", "clamp", "zero", "seed")
+        self.slots[d.vertex, d.slot] = value if bare else self.w.name(value, f"{d.slot}_{d.vertex}")
+
+    def evaluate(self, d: Do, e: ast.expr) -> Arg:
+        w = self.w
+        match e:
+            case ast.Constant(value=number):
+                return number  # type: ignore[return-value]
+            case ast.Name(id=name):
+                return self.term(d, name)
+            case ast.UnaryOp(op=ast.USub(), operand=inner):
+                return self.negative(self.evaluate(d, inner))
+            case ast.BinOp(
+                left=ast.Name(id=a),
+                op=ast.Add(),
+                right=ast.BinOp(left=r, op=ast.Mult(), right=ast.BinOp(left=b, op=ast.Sub(), right=ast.Name(id=c))),
+            ) if a == c:
+                end = self.evaluate(d, b)
+                return w("aten.lerp.Scalar", self.term(d, a), end, self.evaluate(d, r))
+            case ast.BinOp(left=left, op=op, right=right):
+                name = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul"}[type(op)]
+                first, second = self.evaluate(d, left), self.evaluate(d, right)
+                if not isinstance(first, Ref) and name != "sub":
+                    first, second = second, first
+                return w(f"aten.{name}.Tensor", first, second)
+        raise ValueError(f"{d}: equations are sums and products")
+
+    def negative(self, value: Arg) -> Ref:
+        """−value; a factor that it was just multiplied by takes the sign."""
+        assert isinstance(value, Ref)
+        made = self.w.made.get(value)
+        if made and made.op == "aten.mul.Tensor" and isinstance(made.args["other"], float):
+            return self.w("aten.mul.Tensor", made.args["self"], -made.args["other"])
+        return self.w("aten.neg.default", value)
+
+    def term(self, d: Do, name: str) -> Arg:
+        """What a name in an equation stands for."""
+        if name == "pull":
+            return self.pull(d)
+        if name == "predict":
+            v = self.vertices[d.vertex]
+            nodes = {n.name: n for n in v.prediction}
+            return Term(v, v.result, Ref(""), self.parents(v.name, d.at), nodes, self.w).write()
+        if name == "zero":
+            return self.w("aten.zeros_like.default", self.slots[d.vertex, "prediction"], label=f"zero_{d.vertex}")
+        if name == "clamp":
+            return self.clamp(d)
+        if name == "seed":
+            ones = self.w("aten.ones_like.default", self.slots[d.vertex, "prediction"])
+            return self.w("aten.neg.default", ones)
+        if name in self.program.arguments:
+            return self.w.given(name, name)
+        return self.slots[d.vertex, name]
+
+    def parents(self, vertex: str, at: str) -> dict[str, Ref]:
+        """The values that a vertex's rules read, its parents taken at slot `at`."""
+        found: dict[str, Ref] = {}
+        for p in self.vertices[vertex].parents:
+            if p in self.vertices:
+                found[p] = self.slots[p, at if (p, at) in self.slots else "prediction"]
+            else:
+                found[p] = self._forward(Ref(p))
+        return found
+
+    def pull(self, d: Do) -> Ref:
+        """The sum of the messages to a vertex or leaf; zeros where nothing is sent."""
+        terms = []
+        for child in self.children[d.vertex]:
+            weights = {d.carries: 1.0} if isinstance(d.carries, str) else d.carries.get(child.name, {})
+            if not weights:
+                continue
+            err, gain = self.sent(child.name, weights)
+            nodes = {n.name: n for n in child.message(d.vertex)}
+            terms.append(Term(child, child.messages[d.vertex], err, self.parents(child.name, d.at), nodes, self.w, gain))
+        if not terms:
+            like = self.slots.get((d.vertex, "prediction")) or self._forward(Ref(d.vertex))
+            return self.w("aten.zeros_like.default", like, label=f"zero_{d.vertex}")
+        return total(self.w, terms)
+
+    def sent(self, child: str, weights: Mapping[str, float]) -> tuple[Ref, float]:
+        """The error that a child's message is made of, and a factor that is left for later."""
+        if len(weights) == 1:
+            ((slot, gain),) = weights.items()
+            return self.slots[child, slot], gain
+        parts = [self.w("aten.mul.Tensor", self.slots[child, slot], gain, label=slot) for slot, gain in weights.items()]
+        value = parts[0]
+        for part in parts[1:]:
+            value = self.w("aten.add.Tensor", value, part, label=f"error_{child}")
+        return value, 1.0
+
+    def clamp(self, d: Do) -> Ref:
+        """Minus the loss gradient at an output: given, or evaluated anew where the predictions move."""
+        index = self.pc.outputs.index(d.vertex)
+        if not self.program.state:
+            return self.w.given(f"output_errors[{index}]", f"error_{d.vertex}")
+        predictions = tuple(self.output(o) for o in self.graph.outputs)
+        call = self.w.call("clamp", {"outputs": predictions}, "output_errors")
+        return self.w.call("getitem", {"of": call, "index": index}, f"error_{d.vertex}")
+
+    def output(self, name: str) -> Ref:
+        """The present prediction of an output of the model."""
+        for vertex in (name, f"{name}_output"):
+            if vertex in self.pc.outputs:
+                return self.slots[vertex, "prediction"]
+        return self._forward(Ref(name))
+
+
+__all__ = ["Lowered", "Statement", "lower"]

@@ -1,0 +1,78 @@
+"""Changes to lowered functions that keep what they compute: dead code, saved context, masks of fused kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from pccompile.backends.torch.lower import Lowered
+from pccompile.backends.torch.statements import Function, Line, Loop, Statement
+from pccompile.ir import Ref
+
+
+def optimise(lowered: Lowered) -> Lowered:
+    """Drop what no result needs, and settle what prediction has to keep for inference and learning."""
+    later = [without_dead(f) for f in (lowered.infer, lowered.learn, lowered.sweep)]
+    made = {s.target: s for s in lowered.predict.statements()}
+    needed: dict[Ref, None] = {}
+    for f in later:
+        wanted = sorted(f.needs(), key=lambda r: int(r[1:]))
+        params = [made[r] for r in wanted if r in made and _is_param(made[r])]
+        f.lines[:0] = [replace(s) for s in params]
+        needed.update({r: None for r in wanted if r not in {s.target for s in params}})
+    predict = without_dead(Function(lowered.predict.lines, lowered.predict.results), needed)
+    written = {s.args["key"] for s in predict.statements() if s.op == "copy"}
+    for s in predict.statements():
+        if s.op == "leaf" and s.target in needed and s.args["key"] in written:
+            s.args = {**s.args, "clone": True}
+    for f in (predict, *later):
+        _mask(f)
+    return replace(lowered, predict=predict, infer=later[0], learn=later[1], sweep=later[2], context=list(needed))
+
+
+def _is_param(s: Statement) -> bool:
+    return s.op == "leaf" and s.args["table"] == "params"
+
+
+def without_dead(f: Function, also: Iterable[Ref] = ()) -> Function:
+    """`f` without statements that neither its results nor `also` need."""
+    need = {*f.results.values(), *also}
+    kept: list[Line] = []
+    for line in reversed(f.lines):
+        if isinstance(line, Loop):
+            loop = _live_loop(line, need)
+            if loop.carried or loop.body:
+                kept.append(loop)
+                need.update(loop.reads)
+        elif line.target in need or line.op == "copy":
+            kept.append(line)
+            need.update(line.reads)
+    return Function(list(reversed(kept)), f.results)
+
+
+def _live_loop(loop: Loop, need: set[Ref]) -> Loop:
+    """A loop without carried values that nobody reads, and without what only they needed."""
+    carried = [c for c in loop.carried if c.phi in need or c.phi in loop.record.values()]
+    while True:
+        inside = {c.next for c in carried} | set(loop.record.values()) | {r for r in need if r in {s.target for s in loop.body}}
+        body = []
+        for s in reversed(loop.body):
+            if s.target in inside:
+                body.append(s)
+                inside.update(s.reads)
+        more = [c for c in loop.carried if c not in carried and c.phi in inside]
+        if not more:
+            return Loop(loop.times, carried, list(reversed(body)), loop.record)
+        carried += more
+
+
+def _mask(f: Function) -> None:
+    """Ask fused kernels only for the results that are read."""
+    used: dict[Ref, set[int]] = {}
+    for s in f.statements():
+        if s.op == "getitem":
+            used.setdefault(s.args["of"], set()).add(s.args["index"])  # type: ignore[arg-type]
+    for s in f.statements():
+        if "output_mask" in s.args and s.target in used:
+            mask = tuple(i in used[s.target] for i in range(len(s.args["output_mask"])))  # type: ignore[arg-type]
+            s.args = {**s.args, "output_mask": mask}

@@ -1,0 +1,276 @@
+"""A function's statements as Python lines.
+
+One line an operation; a view that is read once is written where it is read. Values are freed when they have been read
+for the last time, and a sum is added up in place where nothing else can see the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from pccompile.backends.torch.spell import Speller, atom, quoted
+from pccompile.backends.torch.statements import Function, Line, Loop, Statement
+from pccompile.ir import Ref
+from pccompile.ir.names import Namer
+from pccompile.ops import OPS, overload
+
+Heading = Callable[[str], str]
+
+
+class Printer:
+    """Prints one function.
+
+    names: what values that the function is given are called. fixed: what values that it must keep are to be called.
+    heading: the comment above a vertex.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        labels: Mapping[Ref, str],
+        names: Mapping[Ref, str],
+        fixed: Mapping[Ref, str],
+        speller: Speller,
+        heading: Heading,
+        reserved: Iterable[str],
+    ) -> None:
+        self.f, self.labels, self.speller, self.heading = function, labels, speller, heading
+        self.names = dict(names)
+        self.fixed = fixed
+        self.namer = Namer((*reserved, *names.values(), *fixed.values()))
+        self.kept = {*function.results.values(), *fixed}
+        self.text: list[str] = []
+        self.made = {s.target: s for s in function.statements()}
+        self.readers: dict[Ref, list[Statement | None]] = {}
+        self.block_of: dict[Ref, int] = {}
+        for line in function.lines:
+            if isinstance(line, Loop):
+                for c in line.carried:
+                    self.names[c.phi] = self.namer(labels[c.phi])
+                    for r in (c.start, c.next):
+                        self.readers.setdefault(r, []).append(None)
+                for r in line.record.values():
+                    self.readers.setdefault(r, []).append(None)
+            for s in line.body if isinstance(line, Loop) else (line,):
+                self.block_of[s.target] = id(line) if isinstance(line, Loop) else 0
+                for r in s.reads:
+                    self.readers.setdefault(r, []).append(s)
+        self.owner = {name: value for value, name in self.names.items()}
+        self.inlined: dict[Ref, str] = {}
+        self.unpacked: set[Ref] = set()
+        self.vertex = ""
+
+    def run(self, late_dims: Mapping[str, Sequence[tuple[str, int]]]) -> list[str]:
+        """The body, without the return statement. late_dims: lengths to read off a value once it is there, by its label."""
+        self.late_dims = late_dims
+        self.block(self.f.lines, 1, self.kept)
+        return self.text
+
+    def spell(self, value: Ref) -> str:
+        """A value where it is read."""
+        return self.inlined[value] if value in self.inlined else self.names[value]
+
+    def block(self, lines: Sequence[Line], depth: int, kept: set[Ref]) -> None:
+        """Print `lines`, freeing what is dead at each change of vertex."""
+        last = self.last_reads(lines)
+        own = {s.target for s in lines if isinstance(s, Statement)} | (set(self.names) if depth == 1 else set())
+        dead: list[Ref] = []
+        for i, line in enumerate(lines):
+            vertex = line.vertex if isinstance(line, Statement) else ""
+            if vertex != self.vertex:
+                self.free(dead, depth)
+                dead = []
+            if isinstance(line, Loop):
+                self.loop(line, depth)
+            else:
+                self.statement(line, i, depth, last, kept)
+            dead += [r for r, j in last.items() if j == i and r in own and r not in kept and i + 1 < len(lines)]
+
+    def last_reads(self, lines: Sequence[Line]) -> dict[Ref, int]:
+        """Where each value is read for the last time; an inlined value is read where its reader is."""
+        found: dict[Ref, int] = {}
+        for i, line in enumerate(lines):
+            for r in line.reads:
+                found[r] = i
+            if isinstance(line, Statement):
+                found.setdefault(line.target, i)
+        for i in reversed(range(len(lines))):
+            line = lines[i]
+            if isinstance(line, Statement) and self.inlines(line):
+                for r in line.reads:
+                    found[r] = max(found[r], found[line.target])
+        return found
+
+    def inlines(self, s: Statement) -> bool:
+        """Whether a statement is written where it is read."""
+        if s.target in self.kept or s.op in ("alias", "copy", "clamp"):
+            return False
+        readers = self.readers.get(s.target, [])
+        if s.op == "leaf" and s.args["table"] == "params":
+            return True
+        if len(readers) != 1:
+            return s.op == "given" and str(s.args["text"]).isidentifier()
+        reader = readers[0]
+        if reader is None or s.op == "given" and "[" in str(s.args["text"]):
+            return False
+        if s.op in ("given", "leaf"):
+            return True
+        if self.block_of[reader.target] != self.block_of[s.target] or reader.op in ("alias", "copy"):
+            return False
+        if self.labels[s.target].startswith(("error_", "prediction_", "value_")):
+            return False
+        wired = s.op in OPS and OPS[s.op].wiring
+        single = reader.op == "getitem" and s.op != "getitem"
+        return wired or single or s.op == "getitem" or self._absorbed(s, reader)
+
+    def _absorbed(self, s: Statement, reader: Statement) -> bool:
+        """Whether the reader is an in-place step that takes a fresh operand as it is."""
+        if reader.op == "aten.neg.default" or (reader.op == "aten.mul.Tensor" and isinstance(reader.args["other"], float)):
+            return fresh(s, self.made) and self.labels[reader.target].startswith("gradient_")
+        return s.op == "aten.mm.default" and reader.op == "aten.add.Tensor" and reader.args["other"] == s.target
+
+    def statement(self, s: Statement, i: int, depth: int, last: Mapping[Ref, int], kept: set[Ref]) -> None:
+        if s.target in self.unpacked:
+            return
+        if s.op == "copy":
+            self.line(depth, f"buffers[{quoted(s.args['key'])}].copy_({self.spell(s.args['of'])})")  # type: ignore[arg-type]
+            return
+        if self.inlines(s):
+            self.inlined[s.target] = self.expression(s)
+            return
+        self.comment(s.vertex, depth)
+        if self.unpack(s, depth):
+            return
+        if self.in_place(s, i, depth, last, kept):
+            return
+        expression = self.expression(s)
+        self.line(depth, f"{self.own_name(s.target)} = {expression}")
+        for name, axis in self.late_dims.get(self.labels[s.target], ()):
+            self.line(depth, f"{name} = {self.names[s.target]}.shape[{axis}]")
+
+    def own_name(self, value: Ref) -> str:
+        if value not in self.names:
+            self.names[value] = self.fixed.get(value) or self.namer(self.labels[value])
+        self.owner[self.names[value]] = value
+        return self.names[value]
+
+    def expression(self, s: Statement) -> str:
+        """What a statement computes."""
+        match s.op:
+            case "leaf":
+                return f"{s.args['table']}[{quoted(s.args['key'])}]" + (".clone()" if s.args.get("clone") else "")
+            case "given":
+                return str(s.args["text"])
+            case "alias":
+                return self.spell(s.args["of"])  # type: ignore[arg-type]
+            case "clamp":
+                outputs = ", ".join(self.spell(o) for o in s.args["outputs"])  # type: ignore[attr-defined]
+                return f"clamp(({outputs},), targets)[1]"
+        if self.labels[s.target].startswith("gradient_") and s.op in ("aten.neg.default", "aten.mul.Tensor"):
+            source = s.args["self"]
+            if source in self.inlined and fresh(self.made[source], self.made):  # type: ignore[index]
+                call = "neg_()" if s.op == "aten.neg.default" else f"mul_({s.args['other']!r})"
+                return f"{atom(self.inlined[source])}.{call}"  # type: ignore[index]
+        return self.speller.call(s.op, s.args, self.spell)
+
+    def in_place(self, s: Statement, i: int, depth: int, last: Mapping[Ref, int], kept: set[Ref]) -> bool:
+        """Print an addition as an accumulation, or a scaling in place, where the operand's memory is ours alone."""
+        if s.op not in ("aten.add.Tensor", "aten.neg.default", "aten.mul.Tensor") or s.target in self.names:
+            return False
+        operand = s.args["self"]
+        if not isinstance(operand, Ref) or operand in self.inlined or operand in kept or last[operand] != i:
+            return False
+        source = self.made.get(operand)
+        here = self.block_of.get(operand) == self.block_of[s.target] and source is not None and fresh(source, self.made)
+        if not here or len(self.readers[operand]) > 1 or self.labels[operand].startswith(("error_", "prediction_", "part", "value_")):
+            return False
+        if s.op == "aten.add.Tensor" and s.args["alpha"] == 1 and isinstance(s.args["other"], Ref):
+            other = s.args["other"]
+            name = self.names[s.target] = self.names[operand]
+            self.owner[name] = s.target
+            made = self.made.get(other)
+            if made and other in self.inlined and made.op == "aten.mm.default":
+                x, y = (self.spell(made.args[a]) for a in ("self", "mat2"))  # type: ignore[arg-type]
+                self.line(depth, f"{name}.addmm_({x}, {y})")
+            else:
+                self.line(depth, f"{name} += {self.spell(other)}")
+            return True
+        gradient = self.labels[s.target].startswith("gradient_")
+        if gradient and (s.op == "aten.neg.default" or isinstance(s.args.get("other"), float)):
+            call = "neg_()" if s.op == "aten.neg.default" else f"mul_({s.args['other']!r})"
+            self.line(depth, f"{self.own_name(s.target)} = {self.names[operand]}.{call}")
+            return True
+        return False
+
+    def unpack(self, s: Statement, depth: int) -> bool:
+        """Print an operation with several results, where more than one is read, as one assignment to all of them."""
+        count = result_count(s.op)
+        parts = [p for p in self.readers.get(s.target, ()) if p is not None and p.op == "getitem"]
+        here = all(self.block_of[p.target] == self.block_of[s.target] for p in parts)
+        if len(parts) < 2 or count is None or not here or len(self.readers[s.target]) != len(parts):
+            return False
+        names = ["_"] * count
+        for p in parts:
+            names[p.args["index"]] = self.own_name(p.target)  # type: ignore[index]
+            self.unpacked.add(p.target)
+        self.line(depth, f"{', '.join(names)} = {self.expression(s)}")
+        return True
+
+    def loop(self, loop: Loop, depth: int) -> None:
+        """Print a loop; a carried value keeps its name where nothing reads the old one after the new one is made."""
+        for c in loop.carried:
+            self.line(depth, f"{self.names[c.phi]} = {self.spell(c.start)}")
+        self.line(depth, f"for _ in range({loop.times}):")
+        late = []
+        for c in loop.carried:
+            at = next((i for i, s in enumerate(loop.body) if s.target == c.next), None)
+            late_reads = at is None or any(c.phi in s.reads for s in loop.body[at + 1 :]) or c.phi in loop.record.values()
+            if not late_reads and c.next not in self.names:
+                self.names[c.next] = self.names[c.phi]
+                self.owner[self.names[c.phi]] = c.next
+            else:
+                late.append(c)
+        start = len(self.text)
+        shown = set(loop.record.values())
+        self.block(loop.body, depth + 1, self.kept | {c.next for c in loop.carried} | shown)
+        for c in late:
+            self.line(depth + 1, f"{self.names[c.phi]} = {self.spell(c.next)}")
+        if loop.record:
+            self.line(depth + 1, "record({" + ", ".join(f"{quoted(k)}: {self.spell(v)}" for k, v in loop.record.items()) + "})")
+        if len(self.text) == start:
+            self.line(depth + 1, "pass")
+        self.vertex = ""
+
+    def comment(self, vertex: str, depth: int) -> None:
+        heading = self.heading(vertex) if vertex and vertex != self.vertex else ""
+        if heading:
+            self.text.append("")
+            self.line(depth, f"# {heading}")
+        self.vertex = vertex
+
+    def free(self, dead: Sequence[Ref], depth: int) -> None:
+        """Write `del` for values that nothing reads any more."""
+        names = [self.names[r] for r in dead if r in self.names and self.owner[self.names[r]] == r]
+        if names:
+            self.line(depth, f"del {', '.join(dict.fromkeys(names))}")
+
+    def line(self, depth: int, text: str) -> None:
+        self.text.append("    " * depth + text)
+
+
+def result_count(op: str) -> int | None:
+    """How many results an operation has; None where that is one, or not fixed."""
+    if not op.startswith(("aten.", "pccompile.")) or op in OPS and OPS[op].infer:
+        return None
+    returns = overload(op)._schema.returns
+    return len(returns) if len(returns) > 1 else None
+
+
+def fresh(s: Statement, made: Mapping[Ref, Statement]) -> bool:
+    """Whether a statement makes memory of its own."""
+    if s.op == "getitem":
+        source = made.get(s.args["of"])  # type: ignore[call-overload]
+        return source is not None and source.op.startswith("aten.") and fresh(source, made)
+    if not s.op.startswith("aten.") or s.op in OPS and OPS[s.op].wiring:
+        return False
+    return all(r.alias_info is None for r in overload(s.op)._schema.returns)

@@ -1,0 +1,195 @@
+"""Sums of messages, with what they have in common taken out.
+
+Messages are linear in the errors, so J₁ᵀε₁ + J₂ᵀε₂ with a shared last step Aᵀ is Aᵀ(…). That puts the pieces of a split
+value side by side with one `cat` instead of adding padded copies, applies a shared view once, and turns the products of
+a weight that is used at many time steps into one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pccompile.backends.torch.writer import Writer
+from pccompile.ir import ERROR, Arg, Node, Ref, Vertex, map_refs
+
+TAILS = frozenset(
+    (
+        "aten.reshape.default",
+        "aten.permute.default",
+        "aten.transpose.int",
+        "aten.t.default",
+        "aten.unsqueeze.default",
+        "aten.sum.dim_IntList",
+        "aten.expand.default",
+        "aten.select_backward.default",
+        "aten.slice_backward.default",
+    )
+)
+"""Linear operations of one tensor that may be taken out of a sum."""
+
+MANY = 4
+"""From this many products on, one product of concatenated factors is faster than as many accumulations."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A message, or a step on its way: the value `result` of a vertex's rules, with `err` for its error."""
+
+    vertex: Vertex
+    result: Ref
+    err: Ref
+    read: dict[str, Ref]
+    nodes: dict[str, Node]
+    w: Writer
+    gain: float = 1.0
+
+    @property
+    def node(self) -> Node | None:
+        """The operation that makes the value; None where it is read as it is."""
+        return self.nodes.get(self.result)
+
+    def at(self, result: Ref) -> Term:
+        """An earlier step of the same message."""
+        return Term(self.vertex, result, self.err, self.read, self.nodes, self.w)
+
+    def write(self, ref: Ref | None = None) -> Ref:
+        """The statements of this term, and the value that they end in."""
+        name = self.result if ref is None else ref
+        if name == ERROR:
+            return self.err
+        if name in self.read:
+            return self.read[name]
+        node = self.nodes[name]
+        value = self.w.call(node.op, {k: map_refs(a, self.write) for k, a in node.args.items()}, node.name)
+        self.read[name] = value
+        return value
+
+
+def total(w: Writer, terms: Sequence[Term]) -> Ref:
+    """The sum of `terms`, each times its gain."""
+    by_gain: dict[float, list[Term]] = {}
+    for t in terms:
+        by_gain.setdefault(t.gain, []).append(t)
+    result: Ref | None = None
+    for gain, group in by_gain.items():
+        part = _sum(w, group)
+        part = part if gain == 1 else w("aten.mul.Tensor", part, gain, label="weighted")
+        result = part if result is None else w("aten.add.Tensor", result, part, label="pull")
+    assert result is not None
+    return result
+
+
+def _sum(w: Writer, terms: Sequence[Term]) -> Ref:
+    if len(terms) == 1:
+        return terms[0].write()
+    groups: dict[object, list[Term]] = {}
+    for i, t in enumerate(terms):
+        groups.setdefault(_tail(t) or i, []).append(t)
+    result: Ref | None = None
+    for key, group in groups.items():
+        if len(group) == 1:
+            parts = [group[0].write]
+        elif isinstance(key, tuple) and key[0] == "product":
+            parts = [lambda g=group: _products(w, g)] if len(group) >= MANY else [t.write for t in group]  # type: ignore[misc]
+        elif isinstance(key, tuple) and key[0] == "piece":
+            parts = [lambda g=group: _pieces(w, g)]  # type: ignore[misc]
+        else:
+            parts = [lambda g=group: _shared(w, g)]  # type: ignore[misc]
+        for part in parts:
+            value = part()
+            result = value if result is None else w("aten.add.Tensor", result, value, label="pull")
+    assert result is not None
+    return result
+
+
+def _operand(node: Node) -> str:
+    """The argument that the error comes in by."""
+    return "grad_output" if "grad_output" in node.args else "self"
+
+
+def _fixed_args(node: Node, leave: Sequence[str]) -> tuple[Arg, ...]:
+    return tuple((k, type(a), a) for k, a in node.args.items() if k not in leave)
+
+
+def _tail(t: Term) -> object:
+    """What a term must share with another for their last step to be taken together; None if it cannot be."""
+    n = t.node
+    if n is None or n.name in t.read:
+        return None
+    if n.op == "aten.slice_backward.default" and n["step"] == 1:
+        return ("piece", n.op, n["input_sizes"], n["dim"])
+    if n.op == "aten.select_backward.default":
+        return ("piece", n.op, n["input_sizes"], n["dim"])
+    if n.op in TAILS:
+        return ("shared", n.op, _fixed_args(n, (_operand(n),)), _shape_of(t, n))
+    if n.op == "aten.mm.default":
+        left = t.nodes.get(n["self"])  # type: ignore[call-overload]
+        if left is not None and left.op == "aten.t.default" and left.name not in t.read:
+            return ("product", n.op)
+    return None
+
+
+def _shape_of(t: Term, n: Node) -> object:
+    operand = n[_operand(n)]
+    inner = t.nodes.get(operand)  # type: ignore[call-overload]
+    if inner is not None:
+        return inner.type
+    return t.vertex.type if operand == ERROR else operand
+
+
+def _shared(w: Writer, group: Sequence[Term]) -> Ref:
+    first = group[0].node
+    assert first is not None
+    name = _operand(first)
+    inner = _sum(w, [t.at(t.node[name]) for t in group if t.node])  # type: ignore[arg-type]
+    return w.call(first.op, {**first.args, name: inner}, first.name)
+
+
+def _pieces(w: Writer, group: Sequence[Term]) -> Ref:
+    """Pieces of one value along one dimension: side by side where they tile it, else the sum of padded pieces."""
+    nodes = [t.node for t in group if t.node]
+    selects = nodes[0].op == "aten.select_backward.default"
+    dim, sizes = nodes[0]["dim"], nodes[0]["input_sizes"]
+    size = sizes[dim]  # type: ignore[index]
+    spans: dict[tuple[object, object], list[Term]] = {}
+    for t, n in zip(group, nodes, strict=True):
+        start = n["index"] if selects else n["start"]
+        if selects and isinstance(start, int) and isinstance(size, int):
+            start %= size
+        end = None if selects else size if isinstance(n["end"], int) and n["end"] > 2**62 else n["end"]
+        spans.setdefault((start, end), []).append(t)
+    order = sorted(spans, key=lambda s: s[0] if isinstance(s[0], int) else 2**62)
+    if selects:
+        tiles = [s[0] for s in order] == list(range(size)) if isinstance(size, int) else False
+    else:
+        edges = [0, *(s[1] for s in order)]
+        tiles = all(s[0] == e for s, e in zip(order, edges, strict=False)) and edges[-1] == size
+    if len(spans) == 1:
+        return _shared_piece(w, group)
+    if not tiles:
+        result = None
+        for span in order:
+            part = _shared_piece(w, spans[span])
+            result = part if result is None else w("aten.add.Tensor", result, part, label="pull")
+        assert result is not None
+        return result
+    parts = tuple(_sum(w, [t.at(t.node["grad_output"]) for t in spans[s] if t.node]) for s in order)  # type: ignore[arg-type]
+    return w("aten.stack.default" if selects else "aten.cat.default", parts, dim, label="pieces")
+
+
+def _shared_piece(w: Writer, group: Sequence[Term]) -> Ref:
+    return group[0].write() if len(group) == 1 else _shared(w, group)
+
+
+def _products(w: Writer, group: Sequence[Term]) -> Ref:
+    """Σ aᵢᵀ bᵢ as one product."""
+    lefts, rights = [], []
+    for t in group:
+        n = t.node
+        assert n is not None
+        lefts.append(t.write(t.nodes[n["self"]]["self"]))  # type: ignore[index, arg-type]
+        rights.append(t.write(n["mat2"]))  # type: ignore[arg-type]
+    left = w("aten.cat.default", tuple(lefts), 0, label="errors")
+    right = w("aten.cat.default", tuple(rights), 0, label="presynaptic")
+    return w("aten.mm.default", w("aten.t.default", left), right, label="pull")

@@ -1,0 +1,113 @@
+"""How an operation is written in Python."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import math
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import sympy
+import torch
+
+from pccompile.ir import DEVICE, Arg, Ref
+from pccompile.ir.names import identifier
+from pccompile.ops import OPS, overload
+from pccompile.ops.expressions import dim_code
+
+def quoted(text: str) -> str:
+    """`text` as a Python string literal in double quotes, ASCII only."""
+    return json.dumps(str(text))
+
+
+Text = Callable[[Ref], str]
+
+
+class Speller:
+    """Spells calls, and remembers which operators and helpers the file must name at its top."""
+
+    def __init__(self) -> None:
+        self.kernels: dict[str, str] = {}
+        self.helpers: dict[str, str] = {}
+        self.modules: set[str] = {"torch"}
+        self.dims: set[str] = set()
+        self.device = False
+
+    def arg(self, arg: Arg, text: Text) -> str:
+        """Python source of an argument."""
+        if isinstance(arg, Ref):
+            return text(arg)
+        if isinstance(arg, tuple):
+            return f"[{', '.join(self.arg(a, text) for a in arg)}]"
+        if isinstance(arg, sympy.Expr):
+            self.dims |= {str(s) for s in arg.free_symbols}
+            return dim_code(arg)
+        if arg is DEVICE:
+            self.device = True
+            return "device"
+        if isinstance(arg, float) and not math.isfinite(arg):
+            self.modules.add("math")
+            return "math.nan" if math.isnan(arg) else "math.inf" if arg > 0 else "-math.inf"
+        return quoted(arg) if isinstance(arg, str) else repr(arg)
+
+    def call(self, op: str, args: Mapping[str, Arg], text: Text) -> str:
+        """Python source of `op(args)`."""
+        definition = OPS.get(op)
+        if definition and definition.helper:
+            self.helpers[op] = definition.helper
+        if definition and definition.spell:
+            texts = {k: _inside(self.arg(a, text), a) for k, a in args.items()}
+            spelled = definition.spell(texts, args)
+            self.modules |= {m for m in ("math", "F") if f"{m}." in spelled}
+            return spelled
+        if op == "getitem":
+            return f"{text(args['of'])}[{args['index']}]"  # type: ignore[arg-type]
+        return f"{self.kernel(op)}({', '.join(self._arguments(op, args, text))})"
+
+    def kernel(self, op: str) -> str:
+        """The function that runs `op`: torch's own name for it, or a name given at the top of the file."""
+        base = op.split(".")[1]
+        if _in_torch(base):
+            return f"torch.{base}"
+        if op not in self.kernels:
+            name = identifier(base)
+            if name in self.kernels.values():
+                name = identifier("_".join(op.split(".")[1:]))
+            self.kernels[op] = name
+        return self.kernels[op]
+
+    def _arguments(self, op: str, args: Mapping[str, Arg], text: Text) -> list[str]:
+        declared = overload(op)._schema.arguments
+        positional = [a for a in declared if not a.kwarg_only]
+        while positional and positional[-1].has_default_value() and _equal(args[positional[-1].name], positional[-1].default_value):
+            positional.pop()
+        named = [a for a in declared if a.kwarg_only and args[a.name] is not None]
+        named = [a for a in named if not (a.has_default_value() and _equal(args[a.name], a.default_value))]
+        return [self.arg(args[a.name], text) for a in positional] + [f"{a.name}={self.arg(args[a.name], text)}" for a in named]
+
+
+def _equal(value: Arg, default: Any) -> bool:
+    default = tuple(default) if isinstance(default, list) else default
+    return type(value) is type(default) and bool(value == default)
+
+
+@functools.cache
+def _in_torch(base: str) -> bool:
+    return not base.startswith("_") and isinstance(getattr(torch, base, None), types.BuiltinFunctionType)
+
+
+def _inside(text: str, arg: Arg) -> str:
+    return atom(text) if isinstance(arg, Ref | sympy.Expr) else text
+
+
+@functools.lru_cache(maxsize=4096)
+def atom(text: str) -> str:
+    """`text`, in parentheses unless it binds more tightly than any operator."""
+    if text.isidentifier():
+        return text
+    body = ast.parse(text, mode="eval").body
+    tight = isinstance(body, ast.Name | ast.Call | ast.Attribute | ast.Subscript | ast.Constant | ast.List)
+    return text if tight else f"({text})"

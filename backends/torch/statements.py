@@ -1,0 +1,80 @@
+"""Code as data, in single assignment: what the lowering writes, the optimiser changes and the printer prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from pccompile.ir import Arg, Ref, refs
+
+
+@dataclass(eq=False)
+class Statement:
+    """`target = op(args)`. Besides the operations of the dialect, `op` may be
+
+    leaf       args: table ("params", "inputs", "buffers") and key: an entry of a table of the model
+    given      args: text: a Python expression over the function's arguments
+    alias      args: of: the same tensor under a second name
+    copy       args: key, of: writes a buffer of the model; has no target
+    """
+
+    target: Ref
+    op: str
+    args: Mapping[str, Arg]
+    vertex: str = ""
+
+    @property
+    def reads(self) -> tuple[Ref, ...]:
+        """The values that the statement needs."""
+        return tuple(refs(self.args.values()))
+
+
+@dataclass(eq=False)
+class Carried:
+    """A value that a loop hands from step to step: `phi` is `start` in the first step and `next` afterwards."""
+
+    phi: Ref
+    start: Ref
+    next: Ref
+
+
+@dataclass(eq=False)
+class Loop:
+    """`for _ in range(times)`. `record` names what a trace of inference is shown after each step."""
+
+    times: str
+    carried: list[Carried]
+    body: list[Statement]
+    record: dict[str, Ref] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> tuple[Ref, ...]:
+        """The values that the loop needs from outside or hands on."""
+        inside = {s.target for s in self.body} | {c.phi for c in self.carried}
+        wanted = [r for s in self.body for r in s.reads]
+        wanted += [r for c in self.carried for r in (c.start, c.next)]
+        wanted += self.record.values()
+        return tuple(r for r in wanted if r not in inside)
+
+
+Line = Statement | Loop
+
+
+@dataclass
+class Function:
+    """The lines of one function, and the values that it returns."""
+
+    lines: list[Line] = field(default_factory=list)
+    results: dict[str, Ref] = field(default_factory=dict)
+
+    def statements(self) -> Iterator[Statement]:
+        """Every statement, those in loops included."""
+        for line in self.lines:
+            yield from line.body if isinstance(line, Loop) else (line,)
+
+    def needs(self) -> set[Ref]:
+        """The values that the function reads and does not make."""
+        made = {s.target for s in self.statements()} | {c.phi for ln in self.lines if isinstance(ln, Loop) for c in ln.carried}
+        wanted = {r for s in self.statements() for r in s.reads} | set(self.results.values())
+        wanted |= {r for ln in self.lines if isinstance(ln, Loop) for r in ln.reads}
+        return wanted - made

@@ -1,0 +1,46 @@
+"""Which values carry an error: those that a wanted parameter or input can change and that reach an output."""
+
+from __future__ import annotations
+
+from pccompile.ir import Graph, Node, TensorType
+from pccompile.ops import family_of
+
+STOPS = frozenset(("pccompile.stop_gradient.default",))
+
+
+def differentiable(node: Node) -> bool:
+    """Whether a result of `node` can carry an error."""
+    types = node.type if isinstance(node.type, tuple) else (node.type,)
+    return any(isinstance(t, TensorType) and t.differentiable for t in types)
+
+
+def active(graph: Graph) -> frozenset[str]:
+    """The names of values that carry an error, wanted leaves included."""
+    moved = set(graph.wanted)
+    for n in graph.nodes:
+        if n.op in STOPS or family_of(n.op) == "context" or not differentiable(n):
+            continue
+        if any(i in moved for i in n.inputs):
+            moved.add(n.name)
+    reaching = set(graph.outputs)
+    for n in reversed(graph.nodes):
+        if n.name in reaching and n.name in moved:
+            reaching.update(n.inputs)
+    return frozenset(moved & reaching)
+
+
+def fixed(graph: Graph) -> frozenset[str]:
+    """The names of values that no inference step changes: leaves, what follows from them alone, and random draws."""
+    carrying = active(graph)
+    still = set(graph.leaves)
+    for n in graph.nodes:
+        drawn = family_of(n.op) == "context" or (isinstance(n.type, TensorType) and _data_dependent(n.type, graph))
+        if n.name not in carrying and (drawn or all(i in still for i in n.inputs)):
+            still.add(n.name)
+    return frozenset(still)
+
+
+def _data_dependent(type_: TensorType, graph: Graph) -> bool:
+    """Whether a shape holds a length that is known only once the model has run."""
+    names = {str(s) for d in type_.shape if not isinstance(d, int) for s in d.free_symbols}
+    return any(graph.dims[n].tensor not in graph.leaves for n in names if n in graph.dims)

@@ -1,0 +1,64 @@
+"""Canonical form: one spelling for each computation, in operations that have a rule or a derivative formula in torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pccompile.diagnostics import CompileError
+from pccompile.ir import Arg, Graph, Node, Ref, map_refs
+from pccompile.ops import OPS, Builder, Typer, decompose, is_composite
+
+ROUNDS = 12
+
+
+def canonicalise(graph: Graph, typer: Typer) -> Graph:
+    """Rewrite every operation that is defined by others, until none is left."""
+    for _ in range(ROUNDS):
+        if not any(_rewritten(n) for n in graph.nodes):
+            return graph
+        graph = _once(graph, typer)
+    raise CompileError(f"rewriting does not end: {next(n for n in graph.nodes if _rewritten(n)).op}")
+
+
+def _rewritten(node: Node) -> bool:
+    if node.op in OPS:
+        return OPS[node.op].expand is not None
+    return node.op != "getitem" and is_composite(node.op)
+
+
+def _once(graph: Graph, typer: Typer) -> Graph:
+    b = Builder(graph.leaves, typer, "")
+    b.updates.update({k: Ref(v) for k, v in graph.updates.items() if k in graph.leaves})
+    taken = {n.name for n in graph.nodes}
+    env: dict[str, Arg] = {name: Ref(name) for name in graph.leaves}
+    for n in graph.nodes:
+        args = {k: map_refs(a, lambda r: env[r]) for k, a in n.args.items()}
+        node, start = replace(n, args=args), len(b.nodes)
+        b.where, b.prefix = n.where, f"{n.name}_"
+        if n.op == "getitem" and isinstance(args["of"], tuple):
+            env[n.name] = args["of"][args["index"]]
+        elif not _rewritten(node):
+            b.add(node)
+            env[n.name] = Ref(n.name)
+            continue
+        else:
+            definition = OPS.get(n.op)
+            env[n.name] = definition.expand(b, node) if definition and definition.expand else decompose(b, node)
+        env[n.name] = _named(b, env[n.name], n.name, start, taken)
+    updates = {k: str(map_refs(v, lambda r: env.get(r, r))) for k, v in b.updates.items()}
+    outputs = tuple(str(env[o]) for o in graph.outputs)
+    return replace(graph, nodes=tuple(b.nodes), outputs=outputs, updates=updates)
+
+
+def _named(b: Builder, result: Arg, name: str, start: int, taken: set[str]) -> Arg:
+    """Give a result that was just made the name of the operation that it stands for."""
+    if not isinstance(result, Ref):
+        return result
+    for i in range(len(b.nodes) - 1, start - 1, -1):
+        if b.nodes[i].name == result:
+            b.rename(i, name)
+            return Ref(name)
+    return result
+
+
+__all__ = ["canonicalise"]

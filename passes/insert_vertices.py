@@ -1,0 +1,102 @@
+"""Give the model its value and error nodes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from pccompile.diagnostics import CompileError
+from pccompile.ir import Graph, Node, PCGraph, Ref, TensorType, Vertex
+from pccompile.ops import OPS, family_of
+from pccompile.passes.activity import active, fixed
+
+GRANULARITIES = ("op", "layer")
+
+
+def insert_vertices(graph: Graph, *, granularity: str = "op") -> PCGraph:
+    """One vertex for each operation ("op"), or for each layer with what follows it pointwise ("layer").
+
+    Wiring has no value of its own: it belongs to the vertices that read it. The same holds for what carries no error
+    but depends on values that do, such as a mask computed from them. An output that other vertices read, or that is no
+    operation, gets a vertex of its own, so that outputs have no children.
+    Raises CompileError for an unknown granularity, and where no output depends on anything that learns.
+    """
+    if granularity not in GRANULARITIES:
+        raise CompileError(f"unknown granularity {granularity!r}", hint=f"one of {', '.join(GRANULARITIES)}")
+    position = {n.name: i for i, n in enumerate(graph.nodes)}
+    plan = _Plan(graph, active(graph), fixed(graph), {n.name: n for n in graph.nodes}, position)
+    inner = plan.wired()
+    if granularity == "layer":
+        inner |= plan.absorbed(inner)
+    vertices = [plan.vertex(n, inner) for n in graph.nodes if n.name in plan.carrying and n.name not in inner]
+    read = {p for v in vertices for p in v.parents}
+    outputs = []
+    for o in graph.outputs:
+        if o not in plan.carrying:
+            continue
+        if o in plan.nodes and o not in read:
+            outputs.append(o)
+            continue
+        type_ = graph.types[o]
+        assert isinstance(type_, TensorType)
+        vertices.append(Vertex(f"{o}_output", (o,), (), Ref(o), type_))
+        outputs.append(f"{o}_output")
+    if not outputs:
+        raise CompileError("no output depends on a parameter that learns", hint="is every parameter frozen or detached?")
+    context = tuple(n for n in graph.nodes if n.name in plan.still)
+    return PCGraph(graph, tuple(vertices), context, tuple(outputs))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    graph: Graph
+    carrying: frozenset[str]
+    still: frozenset[str]
+    nodes: dict[str, Node]
+    position: dict[str, int]
+
+    def wired(self) -> set[str]:
+        """Nodes without a value of their own."""
+        found = set()
+        for n in self.graph.nodes:
+            wiring = n.op in OPS and OPS[n.op].wiring and n.name not in self.graph.outputs
+            if n.name in self.carrying and (wiring or isinstance(n.type, tuple)):
+                found.add(n.name)
+        return found
+
+    def absorbed(self, inner: set[str]) -> set[str]:
+        """Vertices that belong to the one that reads them: the linear part of a layer, before its nonlinearity."""
+        fragments = {n.name: self.fragment(n, inner) for n in self.graph.nodes if n.name in self.carrying - inner}
+        readers = Counter(p for f in fragments.values() for p in set(_parents(f)))
+        found = set()
+        for name, fragment in fragments.items():
+            above = [p for p in _parents(fragment) if p in fragments]
+            if len(set(above)) == 1 and readers[above[0]] == 1 and above[0] not in self.graph.outputs and _pointwise(fragment):
+                found.add(above[0])
+        return found
+
+    def fragment(self, node: Node, inner: set[str]) -> tuple[Node, ...]:
+        """`node` and what it needs down to the values of other vertices, leaves and context."""
+        found, open_ = {node.name}, [node]
+        while open_:
+            for i in open_.pop().inputs:
+                if i in self.nodes and i not in found and i not in self.still and (i in inner or i not in self.carrying):
+                    found.add(i)
+                    open_.append(self.nodes[i])
+        return tuple(self.nodes[name] for name in sorted(found, key=self.position.__getitem__))
+
+    def vertex(self, node: Node, inner: set[str]) -> Vertex:
+        """The vertex whose value is the result of `node`."""
+        fragment = self.fragment(node, inner)
+        return Vertex(node.name, _parents(fragment), fragment, Ref(node.name), node.tensor, where=node.where)
+
+
+def _parents(fragment: tuple[Node, ...]) -> tuple[str, ...]:
+    own = {n.name for n in fragment}
+    return tuple(dict.fromkeys(i for n in fragment for i in n.inputs if i not in own))
+
+
+def _pointwise(fragment: tuple[Node, ...]) -> bool:
+    """Whether a fragment is what a layer ends with: a nonlinearity, a normalisation or a softmax, with its wiring."""
+    working = [n for n in fragment if not (n.op in OPS and OPS[n.op].wiring) and n.op != "getitem"]
+    return all(family_of(n.op) == "elementwise" or "norm" in n.op or "softmax" in n.op for n in working)

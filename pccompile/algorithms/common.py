@@ -1,0 +1,42 @@
+"""Update equations that several algorithms share.
+
+The free-energy gradient of a value is error − pull, that of a parameter or an input is −pull.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from pccompile.ir import Do, PCGraph
+
+Carries = str | Mapping[str, Mapping[str, float]]
+
+
+def clamped(pc: PCGraph) -> Iterator[Do]:
+    """The outputs' errors, set by the loss."""
+    for name in pc.outputs:
+        yield Do(name, "error", "clamp")
+
+
+def learners(pc: PCGraph) -> tuple[str, ...]:
+    """Parameters and inputs whose gradient is wanted and that some vertex reads."""
+    children = pc.children()
+    return tuple(name for name in pc.graph.leaves if name in pc.graph.wanted and children[name])
+
+
+def learn(pc: PCGraph, at: str = "prediction", carries: Carries = "error") -> Iterator[Do]:
+    """The free-energy gradient of every parameter."""
+    for name in learners(pc):
+        yield Do(name, "gradient", "-pull", at, carries)
+
+
+def sweep(pc: PCGraph, inference: Sequence[Do], carries: Carries = "error") -> Iterator[Do]:
+    """`inference`, each parameter's gradient following as soon as the last of its vertices has its error."""
+    children = pc.children()
+    last = {d.vertex: i for i, d in enumerate(inference)}
+    after: dict[int, list[Do]] = {}
+    for name in learners(pc):
+        after.setdefault(max(last[c.name] for c in children[name]), []).append(Do(name, "gradient", "-pull", "prediction", carries))
+    for i, d in enumerate(inference):
+        yield d
+        yield from after.get(i, ())

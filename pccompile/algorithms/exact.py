@@ -1,0 +1,17 @@
+"""Exact inference: fixed predictions and step size 1, visited from the outputs backwards.
+
+Each error is computed once and ends at minus the loss gradient of its value, so the parameters' gradients are those of
+backpropagation (Millidge, Tschantz & Buckley 2020, arXiv:2006.04182, with the schedule of Salvatori et al. 2021,
+arXiv:2103.04689).
+"""
+
+from __future__ import annotations
+
+from pccompile.algorithms.common import clamped, learn, sweep
+from pccompile.ir import Do, PCGraph, Program
+
+
+def schedule(pc: PCGraph) -> Program:
+    """Reverse topological order: ε = pull, once for each vertex."""
+    errors = (*clamped(pc), *(Do(v.name, "error", "pull") for v in reversed(pc.latent)))
+    return Program(pc, "exact", errors, tuple(learn(pc)), tuple(sweep(pc, errors)))

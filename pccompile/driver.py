@@ -1,0 +1,118 @@
+"""The order of the stages: frontend, passes, algorithm, backend. The driver verifies, shows and times between them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from pccompile.algorithms import ALGORITHMS, GRANULARITY
+from pccompile.backends.torch import Loss, Source, emit
+from pccompile.diagnostics import CompileError
+from pccompile.frontends.exported import Imported, Locate, export, import_program
+from pccompile.ir import Graph, PCGraph, Program, verify, verify_local, verify_program
+from pccompile.passes.canonicalise import canonicalise
+from pccompile.passes.dce import dce
+from pccompile.passes.derive_rules import derive_rules
+from pccompile.passes.insert_vertices import insert_vertices
+
+Hook = Callable[[str, object, float], None]
+"""Called after each stage with its name, its result and the seconds of CPU that it took."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is compiled. None stands for the algorithm's own default."""
+
+    algorithm: str = "exact"
+    granularity: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise CompileError(f"unknown algorithm {self.algorithm!r}", hint=f"one of {', '.join(ALGORITHMS)}")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Everything that compilation made, stage by stage."""
+
+    imported: Imported
+    graph: Graph
+    pc: PCGraph
+    program: Program
+    source: Source
+    loss: Loss | None = None
+
+
+def _silent(stage: str, result: object, seconds: float) -> None:
+    del stage, result, seconds
+
+
+class Stages:
+    """Runs stages one after another, checks what each makes, and tells the hook."""
+
+    def __init__(self, hook: Hook = _silent) -> None:
+        self.hook = hook
+
+    def __call__(self, name: str, run: Callable[[], Any]) -> Any:
+        start = time.process_time()
+        result = run()
+        match result:
+            case Graph():
+                verify(result)
+            case PCGraph():
+                verify_local(result)
+            case Program():
+                verify_program(result)
+        self.hook(name, result, time.process_time() - start)
+        return result
+
+
+def import_model(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    locate: Locate | None = None,
+    hook: Hook = _silent,
+) -> Imported:
+    """`model` as an operation graph. Raises CompileError where it cannot be captured."""
+    stage = Stages(hook)
+    program = stage("export", lambda: export(model, args, kwargs, dynamic_shapes))
+    return stage("import", lambda: import_program(program, model, locate))  # type: ignore[no-any-return]
+
+
+def to_vertices(imported: Imported, granularity: str, hook: Hook = _silent) -> tuple[Graph, PCGraph]:
+    """The passes: canonical operations, then vertices, then their local rules."""
+    stage, typer = Stages(hook), imported.typer
+    graph = stage("import-graph", lambda: imported.graph)
+    graph = stage("canonicalise", lambda: canonicalise(graph, typer))
+    graph = stage("dce", lambda: dce(graph))
+    pc = stage("insert-vertices", lambda: insert_vertices(graph, granularity=granularity))
+    return graph, stage("derive-rules", lambda: derive_rules(pc, typer))
+
+
+def schedule(pc: PCGraph, options: Options, hook: Hook = _silent) -> Program:
+    """The program of the algorithm that `options` name. Raises CompileError for settings that it does not have."""
+    make = ALGORITHMS[options.algorithm]
+    settings = {k: v for k, v in options.settings.items() if v is not None}
+    unknown = set(settings) - set(make.__annotations__)
+    if unknown:
+        known = ", ".join(k for k in make.__annotations__ if k not in ("pc", "return")) or "none"
+        raise CompileError(f"{options.algorithm} has no setting {', '.join(sorted(unknown))}", hint=f"its settings: {known}")
+    return Stages(hook)("schedule", lambda: make(pc, **settings))  # type: ignore[no-any-return]
+
+
+def compile_imported(
+    imported: Imported, options: Options, loss: Loss | None = None, record: bool = False, hook: Hook = _silent
+) -> Compiled:
+    """An imported model all the way to source."""
+    granularity = options.granularity or GRANULARITY[options.algorithm]
+    graph, pc = to_vertices(imported, granularity, hook)
+    program = schedule(pc, options, hook)
+    source = Stages(hook)("emit", lambda: emit(program, loss, record))
+    return Compiled(imported, graph, pc, program, source, loss)

@@ -1,0 +1,339 @@
+"""torch.export to Graph: nn.Module, fx.GraphModule and ExportedProgram come in here."""
+
+from __future__ import annotations
+
+import operator
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import fx, nn
+from torch.export import Dim as ExportDim
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
+from torch.utils import _pytree as pytree
+
+from pccompile.diagnostics import NOWHERE, Collector, CompileError, Location
+from pccompile.frontends.functional import functionalise, op_name
+from pccompile.frontends.regions import inline_regions
+from pccompile.ir import DEVICE, Arg, Dim, Graph, Node, Ref, Source, TensorType, Type
+from pccompile.ir.names import Namer
+from pccompile.ops import Builder, Typer, bind
+
+Locate = Callable[[fx.Node], Location | None]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A graph with what is needed to call it as the model is called.
+
+    `inputs` gives for each leaf of the flattened arguments its name in the graph (None for a leaf that is not a tensor),
+    `outputs` for each leaf of the flattened result a name or, for a leaf that is not a tensor, its value.
+    """
+
+    graph: Graph
+    typer: Typer
+    inputs: tuple[str | None, ...]
+    outputs: tuple[Ref | object, ...]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    tensors: Mapping[str, torch.Tensor]
+
+
+def export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
+) -> ExportedProgram:
+    """The program that torch.export captures, in the mode (train or eval) that `model` is in.
+
+    dynamic_shapes: as torch.export takes it; None frees dimension 0 of every tensor input where the model allows that.
+    Raises CompileError where torch.export cannot capture the model.
+    """
+    kwargs = dict(kwargs or {})
+    attempts = [dynamic_shapes] if dynamic_shapes is not None else [_free_batch(args, kwargs), None]
+    for i, shapes in enumerate(attempts):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        except CompileError:
+            raise
+        except Exception as e:
+            if i + 1 == len(attempts):
+                raise _refused(model, e) from e
+    raise AssertionError
+
+
+def _free_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def free(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] > 1:
+            return {0: ExportDim.AUTO}
+        return None
+
+    return pytree.tree_map(free, args), pytree.tree_map(free, kwargs)
+
+
+def _refused(model: nn.Module, error: Exception) -> CompileError:
+    text = str(error).strip()
+    line = next((ln.strip() for ln in text.splitlines() if ln.strip()), type(error).__name__)
+    frames = re.findall(r'File "([^"]+)", line (\d+)', text)
+    mine = [f for f in frames if "/torch/" not in f[0]]
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if "/torch/" not in code.co_filename and "/pccompile/" not in code.co_filename:
+            mine.append((code.co_filename, str(trace.tb_lineno)))
+        trace = trace.tb_next
+    where = Location(file=mine[-1][0].rsplit("/", 1)[-1], line=int(mine[-1][1])) if mine else NOWHERE
+    hint = "rewrite data-dependent Python control flow and .item() there, or compile the part of the model that has none"
+    return CompileError(f"torch.export cannot capture {type(model).__name__}: {line}", where, hint)
+
+
+def import_program(program: ExportedProgram, model: nn.Module | None = None, locate: Locate | None = None) -> Imported:
+    """An exported program as a Graph. `model` gives the parameters' identity (ties) and which of them are frozen.
+
+    Raises CompileError for what the dialect cannot say.
+    """
+    inline_regions(program)
+    program, written = functionalise(program)
+    return _Importer(program, model, locate).run(written)
+
+
+class _Importer:
+    def __init__(self, program: ExportedProgram, model: nn.Module | None, locate: Locate | None) -> None:
+        self.program, self.model, self.locate = program, model, locate
+        self.signature = program.graph_signature
+        self.nodes: list[Node] = []
+        self.env: dict[fx.Node, Arg] = {}
+        self.namer = Namer()
+        self.inputs: dict[str, TensorType] = {}
+        self.params: dict[str, TensorType] = {}
+        self.buffers: dict[str, TensorType] = {}
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.origin: dict[str, str] = {}
+        self.dims: dict[str, Source] = {}
+        self.wanted: set[str] = set()
+        self.problems = Collector()
+        self.typer = self._typer()
+        self.builder = Builder({}, self.typer, "")
+
+    def _typer(self) -> Typer:
+        """A typer whose dimensions have names that a person would give."""
+        placeholders = {n.name: n for n in self.program.graph.nodes if n.op == "placeholder"}
+        modes = [getattr(n.meta.get("val"), "fake_mode", None) for n in self.program.graph.nodes]
+        mode = next((m for m in modes if m is not None), None)
+        names: dict[sympy.Symbol, sympy.Symbol] = {}
+        for name in self.signature.user_inputs:
+            value = placeholders[name].meta.get("val") if isinstance(name, str) and name in placeholders else None
+            if not isinstance(value, torch.Tensor):
+                continue
+            for axis, size in enumerate(value.shape):
+                if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol and size.node.expr not in names:
+                    label = self.namer("batch" if axis == 0 and not names else f"{name}_size{axis}")
+                    names[size.node.expr] = sympy.Symbol(label, integer=True, positive=True)
+                    self.dims[label] = Source(name, axis)
+        return Typer(mode, names)
+
+    def run(self, written: Mapping[fx.Node, fx.Node]) -> Imported:
+        specs = {s.arg.name: s for s in self.signature.input_specs if hasattr(s.arg, "name")}
+        for n in self.program.graph.nodes:
+            if n.op == "placeholder":
+                self._placeholder(n, specs[n.name])
+            elif n.op == "call_function":
+                self._call(n)
+            elif n.op == "get_attr":
+                self._constant(n)
+        self.problems.raise_if_any()
+        updates = {self.env[p]: self.env[v] for p, v in written.items() if self.env[p] in self.buffers}
+        outputs = self._outputs()
+        graph = Graph(
+            self.inputs,
+            self.params,
+            self.buffers,
+            tuple(self.nodes),
+            tuple(dict.fromkeys(o for o in outputs if isinstance(o, Ref))),
+            self.origin,
+            updates,  # type: ignore[arg-type]
+            self.dims,
+            frozenset(self.wanted),
+        )
+        spec = self.program.call_spec
+        assert spec.in_spec is not None and spec.out_spec is not None
+        leaves = tuple(self._input_name(s.arg) for s in self.signature.input_specs if s.kind == InputKind.USER_INPUT)
+        return Imported(graph, self.typer, leaves, outputs, spec.in_spec, spec.out_spec, self.tensors)
+
+    def _input_name(self, arg: object) -> str | None:
+        if not isinstance(arg, TensorArgument):
+            return None
+        node = next(n for n in self.program.graph.nodes if n.name == arg.name)
+        return str(self.env[node])
+
+    def _outputs(self) -> tuple[Ref | object, ...]:
+        returned = next(n for n in reversed(self.program.graph.nodes) if n.op == "output").args[0]
+        found: list[Ref | object] = []
+        for spec, value in zip(self.signature.output_specs, returned, strict=True):  # type: ignore[arg-type]
+            if spec.kind == OutputKind.USER_OUTPUT:
+                arg = spec.arg
+                found.append(self.env[value] if isinstance(value, fx.Node) else getattr(arg, "value", value))
+        return tuple(found)
+
+    def _placeholder(self, n: fx.Node, spec: Any) -> None:
+        value = n.meta.get("val")
+        if spec.kind == InputKind.USER_INPUT:
+            if isinstance(value, torch.Tensor):
+                name = self.namer(n.name)
+                self.inputs[name] = self.typer.type_of(value)
+                self.dims = {k: Source(name, s.axis) if s.tensor == n.name else s for k, s in self.dims.items()}
+                self.env[n] = Ref(name)
+            else:
+                self.env[n] = self.typer.dim(value) if isinstance(value, torch.SymInt) else value
+            return
+        if not isinstance(value, torch.Tensor):
+            self.problems.add(f"input {n.name} of kind {spec.kind.name} is not supported")
+            self.env[n] = None
+            return
+        tensor = self._owned(spec)
+        for name, known in self.tensors.items():
+            if _same(known, tensor):
+                self.env[n] = Ref(name)
+                return
+        name = self.namer(spec.target)
+        table = self.params if spec.kind == InputKind.PARAMETER else self.buffers
+        table[name] = self.typer.type_of(value)
+        self.tensors[name], self.origin[name], self.env[n] = tensor, spec.target, Ref(name)
+        if spec.kind == InputKind.PARAMETER and tensor.requires_grad and table[name].differentiable:
+            self.wanted.add(name)
+
+    def _owned(self, spec: Any) -> torch.Tensor:
+        """The model's own tensor for a parameter or buffer; a constant's tensor otherwise."""
+        if self.model is not None and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            found: Any = self.model
+            for part in spec.target.split("."):
+                found = getattr(found, part)
+            assert isinstance(found, torch.Tensor)
+            return found
+        table = self.program.state_dict if spec.target in self.program.state_dict else self.program.constants
+        found = table[spec.target]
+        assert isinstance(found, torch.Tensor)
+        return found
+
+    def _constant(self, n: fx.Node) -> None:
+        found: Any = self.program.graph_module
+        for part in str(n.target).split("."):
+            found = getattr(found, part)
+        if isinstance(found, torch.Tensor):
+            name = self.namer(str(n.target))
+            self.buffers[name] = self.typer.type_of(found)
+            self.tensors[name], self.origin[name], self.env[n] = found, str(n.target), Ref(name)
+        else:
+            self.env[n] = found  # type: ignore[assignment]
+
+    def _call(self, n: fx.Node) -> None:
+        value = n.meta.get("val")
+        if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool | int | float | bool):
+            self._size(n, value)
+            return
+        op = op_name(n.target)
+        if n.target is operator.getitem:
+            of = self.env[n.args[0]]  # type: ignore[index]
+            self._append(n, "getitem", {"of": of, "index": n.args[1]})
+        elif not isinstance(n.target, torch._ops.OpOverload):
+            where = self._where(n)
+            self.problems.add(f"no rule for {op}", where, "torch control flow and python side effects are not supported here")
+            self.env[n] = Ref("unsupported")
+        elif value is None and not n.users:
+            return
+        else:
+            args = [self._arg(a) for a in n.args]
+            kwargs = {k: self._arg(a) for k, a in n.kwargs.items()}
+            self._append(n, op, bind(op, args, kwargs))
+
+    def _size(self, n: fx.Node, value: Any) -> None:
+        if isinstance(value, int | float | bool):
+            self.env[n] = value
+            return
+        expr = value.node.expr.xreplace(self.typer.names)
+        unknown = {str(s) for s in expr.free_symbols} - set(self.dims)
+        if unknown:
+            self.problems.add(
+                "a number that is read from a tensor's contents decides what is computed",
+                self._where(n),
+                "compute it outside the model and pass it as an argument, or avoid .item()",
+            )
+        self.env[n] = expr if not expr.is_Integer else int(expr)
+
+    def _append(self, n: fx.Node, op: str, args: Mapping[str, Arg]) -> None:
+        type_ = self._type(n)
+        name = self.namer(self._label(n, op))
+        for t in type_ if isinstance(type_, tuple) else (type_,):
+            self._new_dims(name, t)
+        self.nodes.append(Node(name, op, args, type_, self._where(n)))
+        self.env[n] = Ref(name)
+
+    def _new_dims(self, name: str, type_: TensorType | None) -> None:
+        """Lengths that depend on the data, such as the number of entries that are not zero, are read off the result."""
+        for axis, d in enumerate(type_.shape if type_ else ()):
+            if isinstance(d, sympy.Symbol) and str(d) not in self.dims:
+                self.dims[str(d)] = Source(name, axis)
+
+    def _type(self, n: fx.Node) -> Type:
+        value = n.meta["val"]
+        if isinstance(value, torch.Tensor):
+            return self.typer.type_of(value)
+        return tuple(self.typer.type_of(v) if isinstance(v, torch.Tensor) else None for v in value)
+
+    def _arg(self, arg: Any) -> Arg:
+        if isinstance(arg, fx.Node):
+            return self.env[arg]
+        if isinstance(arg, list | tuple):
+            return tuple(self._arg(a) for a in arg)
+        if isinstance(arg, torch.device):
+            return DEVICE
+        return self.typer.dim(arg) if isinstance(arg, torch.SymInt) else arg
+
+    def _label(self, n: fx.Node, op: str) -> str:
+        """The module's path, where the module is torch's own and this is its first operation; else path and operation."""
+        base = op.split(".")[1] if "." in op else n.name
+        stack = [v for k, v in (n.meta.get("nn_module_stack") or {}).items() if not k.startswith("_empty")]
+        located = self.locate(n) if self.locate else None
+        if located and located.module:
+            return located.module
+        path, kind = stack[-1] if stack else ("", "")
+        path = path.split("@")[0]
+        own = str(kind).startswith("torch.nn.modules") and path
+        if own and Namer()(path) not in self.namer.used:
+            return path
+        return f"{path}_{base}" if path else base
+
+    def _where(self, n: fx.Node) -> Location:
+        if self.locate and (found := self.locate(n)):
+            return found
+        stack = [v for k, v in (n.meta.get("nn_module_stack") or {}).items() if not k.startswith("_empty")]
+        path = str(stack[-1][0]) if stack else ""
+        frames = re.findall(r'File "([^"]+)", line (\d+)', n.meta.get("stack_trace") or "")
+        mine = [f for f in frames if "/torch/" not in f[0] and not f[0].startswith("torch/")]
+        if not mine:
+            return Location(path)
+        return Location(path, mine[-1][0].rsplit("/", 1)[-1], int(mine[-1][1]))
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are one: tied parameters may arrive under two names."""
+    if a is b:
+        return True
+    try:
+        same_memory = a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() and a.data_ptr() != 0
+    except (RuntimeError, NotImplementedError):
+        return False
+    return same_memory and a.shape == b.shape and a.stride() == b.stride() and a.data_ptr() == b.data_ptr()
+
+
+def example_sizes(dims: Sequence[Dim]) -> str:
+    """A shape as a reader sees it."""
+    return f"[{', '.join(map(str, dims))}]"
+
+
+__all__ = ["ConstantArgument", "Imported", "export", "import_program"]

@@ -1,0 +1,155 @@
+"""In-place operations of an exported program, made functional.
+
+`torch.export` keeps `relu_`, `+=` and slice assignment as the user wrote them. Where nothing else looks at the same
+memory afterwards, an in-place operation is its functional twin under another name; that covers ordinary models and is
+done here. What writes through a view that is still read goes through torch's own functionalisation.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+TWINS = {
+    "aten.zero_.default": "aten.zeros_like.default",
+    "aten.bernoulli_.float": "aten.bernoulli.p",
+    "aten.normal_.default": "aten.normal_functional.default",
+    "aten.copy_.default": "aten.copy.default",
+}
+MAY_RETURN_INPUT = ("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "rrelu")
+
+
+def op_name(target: Any) -> str:
+    """The dialect's name of an fx target: `aten.add.Tensor`, `hop.cond`, or the function's own name."""
+    if isinstance(target, torch._ops.OpOverload):
+        return f"{target.namespace}.{target._schema.name.split('::')[1]}.{target._overloadname}"
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return f"hop.{target.name()}"
+    return getattr(target, "__name__", str(target))
+
+
+def mutated(node: fx.Node) -> list[fx.Node]:
+    """The arguments that `node` writes to."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    arguments = node.target._schema.arguments
+    positional = zip(arguments, node.args, strict=False)
+    named = ((a, node.kwargs[a.name]) for a in arguments if a.name in node.kwargs)
+    written: list[fx.Node] = []
+    for a, value in (*positional, *named):
+        if a.alias_info is not None and a.alias_info.is_write:
+            written += [v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, fx.Node)]
+    return written
+
+
+def twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    """The functional operator that computes what the in-place operator `target` writes."""
+    name = op_name(target)
+    if name in TWINS:
+        namespace, packet, which = TWINS[name].split(".")
+    else:
+        namespace, packet, which = name.split(".")
+        packet = packet.removesuffix("_")
+    found = getattr(getattr(getattr(torch.ops, namespace), packet, None), which, None)
+    return found if isinstance(found, torch._ops.OpOverload) and not found._schema.is_mutable else None
+
+
+def _viewed(node: fx.Node) -> list[fx.Node]:
+    """The arguments whose memory the result of `node` may share."""
+    if node.target is operator.getitem:
+        return [node.args[0]]  # type: ignore[list-item]
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    shared = [
+        value
+        for a, value in zip(node.target._schema.arguments, node.args, strict=False)
+        if a.alias_info is not None and isinstance(value, fx.Node)
+    ]
+    if node.target._schema.name.split("::")[1] in MAY_RETURN_INPUT and isinstance(node.args[0], fx.Node):
+        shared.append(node.args[0])
+    return shared
+
+
+def rename_in_place(graph: fx.Graph) -> tuple[bool, dict[fx.Node, fx.Node]]:
+    """Replace in-place operations by their twins, where renaming is enough.
+
+    Returns whether that was possible for all of them, and for each placeholder that was written to, its last value.
+    Nothing has changed where it was not possible.
+    """
+    nodes = list(graph.nodes)
+    position = {n: i for i, n in enumerate(nodes)}
+    if not _renaming_is_enough(nodes, position):
+        return False, {}
+    root: dict[fx.Node, fx.Node] = {}
+    written: dict[fx.Node, fx.Node] = {}
+    for n in nodes:
+        if not mutated(n):
+            continue
+        (target,) = mutated(n)
+        n.target = twin(n.target)  # type: ignore[arg-type, assignment]
+        root[n] = root.get(target, target)
+        for user in list(target.users):
+            if position[user] > position[n]:
+                user.replace_input_with(target, n)
+        if root[n].op == "placeholder":
+            written[root[n]] = n
+    return True, written
+
+
+def _renaming_is_enough(nodes: list[fx.Node], position: dict[fx.Node, int]) -> bool:
+    """Whether no view of what an in-place operation writes, nor what that is a view of, is read afterwards."""
+    memory: dict[fx.Node, set[fx.Node]] = {}
+    tensor: dict[fx.Node, fx.Node] = {n: n for n in nodes}
+    for n in nodes:
+        memory[n] = {n}
+        for source in (*_viewed(n), *mutated(n)):
+            merged = memory[source] | memory[n]
+            memory.update(dict.fromkeys(merged, merged))
+        if not mutated(n):
+            continue
+        if len(mutated(n)) > 1 or twin(n.target) is None:  # type: ignore[arg-type]
+            return False
+        tensor[n] = tensor[mutated(n)[0]]
+        views = [m for m in memory[n] if tensor[m] is not tensor[n]]
+        if any(v.op == "placeholder" or any(position[u] > position[n] for u in v.users) for v in views):
+            return False
+    return True
+
+
+@functools.cache
+def stop_gradient() -> torch._ops.OpOverload:
+    """An operator that copies its argument and through which no error passes.
+
+    `aten.detach` would not do: any decomposition turns it into `aten.alias`, and the stop is lost without a word.
+    """
+
+    @torch.library.custom_op("pccompile::stop_gradient", mutates_args=())
+    def barrier(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @barrier.register_fake
+    def _(x: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(x)
+
+    overload: torch._ops.OpOverload = torch.ops.pccompile.stop_gradient.default
+    return overload
+
+
+def functionalise(program: ExportedProgram) -> tuple[ExportedProgram, dict[fx.Node, fx.Node]]:
+    """A program without in-place operations, and the values that its buffers and inputs take."""
+    possible, written = rename_in_place(program.graph)
+    if possible:
+        return program, written
+    decomposed = program.run_decompositions({})
+    signature = decomposed.graph_signature
+    by_name = {n.name: n for n in decomposed.graph.nodes}
+    targets = {s.target: s.arg.name for s in signature.input_specs if s.kind in (InputKind.BUFFER, InputKind.PARAMETER)}
+    updates = {targets[t]: v for v, t in signature.buffers_to_mutate.items()}
+    updates |= {t: v for v, t in signature.user_inputs_to_mutate.items()}
+    return decomposed, {by_name[p]: by_name[v] for p, v in updates.items()}

@@ -1,0 +1,233 @@
+"""What can be wrong with an ONNX file, found without running anything, all of it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+from onnx import defs
+
+from pccompile.diagnostics import Collector, Location, Problem, listing
+from pccompile.frontends.onnx.registry import find
+from pccompile.frontends.onnx.tensors import first_line, type_name
+from pccompile.frontends.onnx.values import DTYPES
+
+STRUCTURAL = frozenset({"Constant"})
+STRINGS = frozenset({"StringNormalizer", "StringConcat", "StringSplit", "RegexFullMatch", "TfIdfVectorizer", "LabelEncoder"})
+QUANTIZED = ("Quantize", "QLinear", "Integer", "QGemm", "QAttention")
+
+
+def check_structure(model: onnx.ModelProto, found: Collector) -> None:
+    """Versions, names, order: everything that the rest relies on."""
+    check_opsets(model, found)
+    check_functions(model, found)
+    check_graph(model.graph, set(), found)
+
+
+def check_opsets(model: onnx.ModelProto, found: Collector) -> None:
+    """Every operator set must be one that exists."""
+    newest = defs.onnx_opset_version()
+    versions = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
+    if "" not in versions and any(n.domain in ("", "ai.onnx") for n in all_nodes(model.graph)):
+        found.add("the model does not say which version of the ONNX operators it uses")
+    version = versions.get("", newest)
+    if not 1 <= version <= newest:
+        found.add(
+            f"operator set version {version} is unknown; this onnx knows 1 to {newest}",
+            hint="upgrade the onnx package, or convert the model to an older version",
+        )
+    own = {f.domain for f in model.functions}
+    used = {n.domain for n in all_nodes(model.graph)} - {"", "ai.onnx"}
+    for domain in sorted(used - set(versions) - own):
+        found.add(f"operators of the domain {domain!r} are used, but the model does not import it")
+
+
+def check_functions(model: onnx.ModelProto, found: Collector) -> None:
+    """A model's own functions must not call themselves, directly or through others."""
+    calls = {(f.domain, f.name): {(n.domain, n.op_type) for n in nodes_of(f.node)} for f in model.functions}
+    remaining = {k: v & set(calls) for k, v in calls.items()}
+    while done := [k for k, v in remaining.items() if not v]:
+        for key in done:
+            del remaining[key]
+        for called in remaining.values():
+            called.difference_update(done)
+    if remaining:
+        found.add(f"functions call themselves: {listing(sorted(name for _, name in remaining))}")
+
+
+def check_graph(graph: onnx.GraphProto, outer: set[str], found: Collector) -> None:
+    """Each value is made once, before it is read."""
+    given = [i.name for i in graph.initializer] + [s.values.name for s in graph.sparse_initializer]
+    inputs = [i.name for i in graph.input]
+    made: dict[str, str] = {}
+    for name in (*given, *(i for i in inputs if i not in set(given))):
+        if name in made:
+            found.add(f"two initializers or inputs are called {name}")
+        made[name] = ""
+    for node in graph.node:
+        for output in node.output:
+            if output and output in made:
+                found.add(f"two nodes or initializers make the value {output}", Location(label(node)))
+            if output:
+                made[output] = label(node)
+    known = outer | set(made)
+    for node in graph.node:
+        absent = sorted({i for i in node.input if i and i not in known})
+        if absent:
+            found.add(f"{node.op_type} reads {listing(absent)}, which nothing makes", Location(label(node)))
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
+                check_graph(inner, known, found)
+    for output in graph.output:
+        if output.name not in known:
+            found.add(f"the output {output.name} is not made by anything")
+    if not graph.output:
+        found.add("the graph has no output")
+    stuck = sort_nodes(graph)
+    if stuck:
+        found.add(f"nodes read each other in a circle: {listing(stuck)}")
+
+
+def label(node: onnx.NodeProto) -> str:
+    """What a node is called, in the same words for named and nameless ones."""
+    return node.name or f"{node.op_type} -> {', '.join(node.output)}"
+
+
+def sort_nodes(graph: onnx.GraphProto) -> list[str]:
+    """Put the nodes of `graph` into an order in which each comes after what it reads; the names of those that cannot."""
+    waiting: dict[str, list[int]] = {}
+    makers = {o: i for i, n in enumerate(graph.node) for o in n.output if o}
+    missing = []
+    for index, node in enumerate(graph.node):
+        sources = {makers[i] for i in reads(node) if i in makers}
+        missing.append(len(sources))
+        for source in sources:
+            waiting.setdefault(str(source), []).append(index)
+    if all(all(makers.get(i, -1) < n for i in reads(node)) for n, node in enumerate(graph.node)):
+        return []
+    ready = [i for i, count in enumerate(missing) if count == 0][::-1]
+    order = []
+    while ready:
+        index = ready.pop()
+        order.append(index)
+        for reader in waiting.get(str(index), ()):
+            missing[reader] -= 1
+            if missing[reader] == 0:
+                ready.append(reader)
+    if len(order) < len(graph.node):
+        return [label(n) for i, n in enumerate(graph.node) if i not in set(order)]
+    nodes = [graph.node[i] for i in order]
+    copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    return []
+
+
+def reads(node: onnx.NodeProto) -> set[str]:
+    """The values that a node and its subgraphs read."""
+    names = {i for i in node.input if i}
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            names |= {i for inner in all_nodes(attribute.g) for i in inner.input if i}
+            names |= {o.name for o in attribute.g.output}
+    return names
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
+    """The nodes of a graph and of all graphs inside it."""
+    return nodes_of(graph.node)
+
+
+def nodes_of(nodes: Iterable[onnx.NodeProto]) -> Iterable[onnx.NodeProto]:
+    """These nodes and all in the graphs that they hold."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from nodes_of(attribute.g.node)
+
+
+def check_types(model: onnx.ModelProto, found: Collector) -> None:
+    """Inputs and weights must be tensors of numbers."""
+    held = {i.name for i in model.graph.initializer}
+    for entry in model.graph.input:
+        if entry.name in held:
+            continue
+        kind = entry.type.WhichOneof("value") or "untyped"
+        if kind != "tensor_type":
+            found.add(f"input {entry.name} is {kind.replace('_type', '')}, not a tensor")
+        elif entry.type.tensor_type.elem_type not in DTYPES:
+            name = type_name(entry.type.tensor_type.elem_type)
+            found.add(
+                f"input {entry.name} holds {name}, which torch does not have",
+                hint="cut the model where it has become numbers",
+            )
+    for graph in graphs_of(model.graph):
+        for tensor in graph.initializer:
+            if tensor.data_type not in DTYPES:
+                found.add(f"initializer {tensor.name} holds {type_name(tensor.data_type)}, which has no gradient here")
+        for sparse in graph.sparse_initializer:
+            found.add(f"initializer {sparse.values.name} is sparse", hint="store it as a dense tensor")
+
+
+def graphs_of(graph: onnx.GraphProto) -> Iterable[onnx.GraphProto]:
+    """A graph and all graphs inside it."""
+    yield graph
+    for node in all_nodes(graph):
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield attribute.g
+
+
+def check_operators(model: onnx.ModelProto, found: Collector) -> None:
+    """Every operator must have a rule; one problem for each type, naming its nodes."""
+    missing: dict[tuple[str, str], list[onnx.NodeProto]] = {}
+    local = {(f.domain, f.name) for f in model.functions}
+    for node in all_nodes(model.graph):
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if node.op_type in STRUCTURAL or (node.domain, node.op_type) in local or find(domain, node.op_type):
+            continue
+        missing.setdefault((domain, node.op_type), []).append(node)
+    for (domain, op_type), nodes in missing.items():
+        title = f"{domain}.{op_type}" if domain else op_type
+        names = listing(label(n) for n in nodes)
+        origin = next((i for n in nodes for i in n.input if i), "")
+        source = f"; reads {origin}" if origin else ""
+        found.add(f"no rule for {title} ({'node' if len(nodes) == 1 else 'nodes'} {names}{source})", hint=hint(domain, op_type))
+
+
+def hint(domain: str, op_type: str) -> str:
+    """What a user can do about an operator without a rule."""
+    if op_type in STRINGS:
+        return "it works on strings and carries no gradient; cut the model behind it, where numbers begin"
+    if any(part in op_type for part in QUANTIZED):
+        return "quantised arithmetic has no gradient; export the model in floating point"
+    if domain == "ai.onnx.ml":
+        return "classical machine learning is not differentiable; cut the model before it"
+    if domain:
+        return f"export without the extensions of {domain}"
+    return "cut the model before or behind it, or export with an older or newer operator set"
+
+
+def check_attributes(model: onnx.ModelProto, found: Collector) -> None:
+    """Each node must have the inputs and attributes that its operator asks for."""
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = model.ir_version or 3
+    context.opset_imports = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx") or any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute):
+            continue
+        if any(a.type == onnx.AttributeProto.TENSOR for a in node.attribute):
+            continue
+        try:
+            onnx.checker.check_node(node, context)
+        except Exception as error:
+            found.add(first_line(error), Location(label(node)))
+
+
+def problems_of(model: onnx.ModelProto) -> list[Problem]:
+    """Everything that keeps `model` from being loaded."""
+    found = Collector()
+    for check in (check_structure, check_types, check_operators):
+        check(model, found)
+    return found.problems

@@ -1,0 +1,101 @@
+"""If, Loop and Scan: branches chosen and iterations unrolled while the graph is traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pccompile.diagnostics import CompileError
+from pccompile.frontends.onnx.registry import Node, operator
+from pccompile.frontends.onnx.values import Value, as_host, as_tensor, host_of
+
+Runner = Callable[[Any, list[Value]], list[Value]]
+MOST_ITERATIONS = 10_000
+
+
+@operator("If", control=True)
+def if_(node: Node, run: Runner, condition: Value) -> list[Value]:
+    """The outputs of the branch that the condition chooses; both, elementwise chosen, where it depends on the data."""
+    try:
+        chosen = as_host(condition, "the condition of If").item()
+    except CompileError:
+        return both(node, run, as_tensor(condition))
+    return run(node.get("then_branch" if chosen else "else_branch"), [])
+
+
+def both(node: Node, run: Runner, condition: Tensor) -> list[Value]:
+    """The outputs of two branches, each element taken from the one that a traced condition chooses."""
+    try:
+        pairs = list(zip(run(node.get("then_branch"), []), run(node.get("else_branch"), []), strict=True))
+    except CompileError as error:
+        raise CompileError(
+            f"the condition of If depends on the data and a branch does not run on these inputs: {error.problems[0].what}",
+            hint="make it a constant: load_onnx(..., constants={input name: value}) fixes an input",
+        ) from None
+    results: list[Value] = []
+    for yes, no in pairs:
+        a, b = as_tensor(yes), as_tensor(no)
+        if a.dim() != b.dim() or any(isinstance(m, int) and isinstance(n, int) and m != n for m, n in zip(a.shape, b.shape, strict=True)):
+            raise CompileError(
+                f"the condition of If depends on the data, and its branches differ in shape: {list(a.shape)} and {list(b.shape)}",
+                hint="make it a constant: load_onnx(..., constants={input name: value}) fixes an input",
+            )
+        results.append(torch.where(condition.reshape(()), a, b))
+    return results
+
+
+@operator("Loop", control=True)
+def loop(node: Node, run: Runner, trips: Value = None, condition: Value = None, *carried: Value) -> list[Value]:
+    """The last carried values and the stacked outputs of a loop, unrolled; its end must be known while tracing."""
+    body = node.get("body")
+    most = MOST_ITERATIONS if trips is None else as_host(trips, "the number of Loop iterations").item()
+    going = condition is None or bool(as_host(condition, "the condition of Loop").item())
+    state = list(carried)
+    collected: list[list[Tensor]] = [[] for _ in body.outputs[1 + len(state) :]]
+    iteration = 0
+    while going and iteration < most:
+        if iteration >= MOST_ITERATIONS:
+            raise CompileError(f"Loop runs for more than {MOST_ITERATIONS} iterations")
+        results = run(body, [host_of(iteration), host_of(True, torch.bool), *state])
+        going = bool(as_host(results[0], "the condition of Loop").item())
+        state = results[1 : 1 + len(state)]
+        for items, value in zip(collected, results[1 + len(state) :], strict=True):
+            items.append(as_tensor(value))
+        iteration += 1
+    return [*state, *(torch.stack(items) if items else torch.zeros(0) for items in collected)]
+
+
+@operator("Scan", control=True)
+def scan(node: Node, run: Runner, *values: Value) -> list[Value]:
+    """The last states and the stacked outputs of a scan, unrolled over the length of its inputs."""
+    if node.opset < 9:
+        raise CompileError("Scan of opset 8 is batched; convert the model to opset 9 or newer")
+    body, count = node.get("body"), node.get("num_scan_inputs")
+    state = list(values[: len(values) - count])
+    sources = [as_tensor(v) for v in values[len(values) - count :]]
+    axes = node.get("scan_input_axes") or [0] * count
+    backwards = node.get("scan_input_directions") or [0] * count
+    length = int(sources[0].shape[axes[0]])
+    outputs = len(body.outputs) - len(state)
+    collected: list[list[Tensor]] = [[] for _ in range(outputs)]
+    for step in range(length):
+        slices: list[Value] = [
+            source.select(axis, length - 1 - step if flipped else step)
+            for source, axis, flipped in zip(sources, axes, backwards, strict=True)
+        ]
+        results = run(body, [*state, *slices])
+        state = results[: len(state)]
+        for items, value in zip(collected, results[len(state) :], strict=True):
+            items.append(as_tensor(value))
+    flips = node.get("scan_output_directions") or [0] * outputs
+    places = node.get("scan_output_axes") or [0] * outputs
+    stacked = [
+        torch.stack(items[::-1] if flipped else items, axis)
+        for items, flipped, axis in zip(collected, flips, places, strict=True)
+    ]
+    return [*state, *stacked]
+
+

@@ -1,0 +1,139 @@
+"""Convolutions and their transposes, in one to three dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pccompile.diagnostics import CompileError
+from pccompile.frontends.onnx.registry import Node, operator
+from pccompile.frontends.onnx.values import Host, integers
+
+CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def padding(node: Node, x: Tensor, kernel: list[int], stride: list[int], dilation: list[int]) -> list[tuple[Any, Any]]:
+    """The border before and after each spatial axis, `auto_pad` worked out."""
+    rank = len(kernel)
+    mode = node.get("auto_pad", "NOTSET")
+    if mode in ("NOTSET", ""):
+        pads = node.get("pads") or [0] * (2 * rank)
+        return list(zip(pads[:rank], pads[rank:], strict=True))
+    if mode == "VALID":
+        return [(0, 0)] * rank
+    pairs: list[tuple[Any, Any]] = []
+    for size, width, step, spread in zip(x.shape[2:], kernel, stride, dilation, strict=True):
+        total = max((-(-size // step) - 1) * step + (width - 1) * spread + 1 - size, 0)
+        less = total // 2
+        pairs.append((less, total - less) if mode == "SAME_UPPER" else (total - less, less))
+    return pairs
+
+
+def bordered(x: Tensor, pads: list[tuple[Any, Any]], value: float = 0.0) -> tuple[Tensor, list[Any]]:
+    """x padded where the border is asymmetric, and the symmetric padding that is left to do."""
+    if all(before == after for before, after in pads):
+        return x, [before for before, _ in pads]
+    flat = [width for pair in reversed(pads) for width in pair]
+    return F.pad(x, flat, value=value), [0] * len(pads)
+
+
+@operator("Conv", weights=(1, 2))
+def conv(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The convolution, grouped, dilated and padded as asked."""
+    rank = weight.dim() - 2
+    if rank not in CONVOLUTIONS:
+        raise CompileError(f"Conv in {rank} dimensions; torch has 1 to 3", node.location)
+    stride = node.get("strides") or [1] * rank
+    dilation = node.get("dilations") or [1] * rank
+    x, pads = bordered(x, padding(node, x, list(weight.shape[2:]), stride, dilation))
+    return CONVOLUTIONS[rank](x, weight, bias, stride, pads, dilation, node.get("group", 1))
+
+
+@operator("ConvTranspose", weights=(1, 2))
+def conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The transpose of a convolution; borders are cut from the full result where they are asymmetric."""
+    rank = weight.dim() - 2
+    if rank not in TRANSPOSED:
+        raise CompileError(f"ConvTranspose in {rank} dimensions; torch has 1 to 3", node.location)
+    stride = node.get("strides") or [1] * rank
+    dilation = node.get("dilations") or [1] * rank
+    extra = node.get("output_padding") or [0] * rank
+    pads = transposed_padding(node, x, list(weight.shape[2:]), stride, dilation, extra)
+    group = node.get("group", 1)
+    symmetric = all(before == after >= 0 for before, after in pads)
+    if symmetric and all(e < max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
+        return TRANSPOSED[rank](x, weight, bias, stride, [p for p, _ in pads], extra, group, dilation)
+    full = TRANSPOSED[rank](x, weight, None, stride, 0, 0, group, dilation)
+    cut = [width for (before, after), more in zip(reversed(pads), reversed(extra), strict=True) for width in (-before, more - after)]
+    full = F.pad(full, cut)
+    return full if bias is None else full + bias.reshape(-1, *[1] * rank)
+
+
+def transposed_padding(
+    node: Node, x: Tensor, kernel: list[int], stride: list[int], dilation: list[int], extra: list[int]
+) -> list[tuple[Any, Any]]:
+    """What to cut before and after each spatial axis of the full transposed convolution."""
+    rank = len(kernel)
+    mode = node.get("auto_pad", "NOTSET")
+    wanted = node.get("output_shape")
+    if wanted is None and mode in ("NOTSET", "VALID", ""):
+        pads = node.get("pads") if mode != "VALID" else None
+        pads = pads or [0] * (2 * rank)
+        return list(zip(pads[:rank], pads[rank:], strict=True))
+    wanted = wanted[-rank:] if wanted else [n * s for n, s in zip(x.shape[2:], stride, strict=True)]
+    pairs: list[tuple[Any, Any]] = []
+    for i in range(rank):
+        total = stride[i] * (x.shape[2 + i] - 1) + extra[i] + (kernel[i] - 1) * dilation[i] + 1 - wanted[i]
+        less = total // 2
+        pairs.append((less, total - less) if mode == "SAME_UPPER" else (total - less, less))
+    return pairs
+
+
+@operator("Col2Im")
+def col2im(node: Node, x: Tensor, image: Host, block: Host) -> Tensor:
+    """Patches added back into an image."""
+    size, kernel = integers(image), integers(block)
+    rank = len(size)
+    if rank != 2:
+        raise CompileError(f"Col2Im in {rank} dimensions; torch has it in 2", node.location)
+    pads = node.get("pads") or [0] * 4
+    dilation, stride = node.get("dilations") or [1, 1], node.get("strides") or [1, 1]
+    padded = [size[i] + pads[i] + pads[i + 2] for i in range(2)]
+    result = F.fold(x, padded, kernel, dilation, 0, stride)
+    return result[:, :, pads[0] : pads[0] + size[0], pads[1] : pads[1] + size[1]]
+
+
+@operator("DeformConv", weights=(1, 3))
+def deform_conv(
+    node: Node, x: Tensor, weight: Tensor, offset: Tensor, bias: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """A convolution whose taps are moved by `offset` and weighted by `mask`, in two dimensions."""
+    if x.dim() != 4:
+        raise CompileError("DeformConv in other than 2 dimensions", node.location)
+    batch, channels, height, width = x.shape
+    out_channels, _, kernel_height, kernel_width = weight.shape
+    stride, dilation = node.get("strides") or [1, 1], node.get("dilations") or [1, 1]
+    pads, groups, parts = node.get("pads") or [0] * 4, node.get("group", 1), node.get("offset_group", 1)
+    rows, columns = offset.shape[2:]
+    taps = kernel_height * kernel_width
+    shifts = offset.reshape(batch, parts, taps, 2, rows, columns)
+    tap_y = (torch.arange(kernel_height) * dilation[0]).repeat_interleave(kernel_width)
+    tap_x = (torch.arange(kernel_width) * dilation[1]).repeat(kernel_height)
+    y = shifts[:, :, :, 0] + tap_y[:, None, None] + (torch.arange(rows) * stride[0] - pads[0])[:, None]
+    z = shifts[:, :, :, 1] + tap_x[:, None, None] + (torch.arange(columns) * stride[1] - pads[1])
+    grid = torch.stack([(2 * z + 1) / width - 1, (2 * y + 1) / height - 1], -1)
+    grid = grid.reshape(batch * parts, taps * rows, columns, 2)
+    source = x.reshape(batch * parts, channels // parts, height, width)
+    sampled = F.grid_sample(source, grid, padding_mode="zeros", align_corners=False)
+    sampled = sampled.reshape(batch, parts, channels // parts, taps, rows, columns)
+    if mask is not None:
+        sampled = sampled * mask.reshape(batch, parts, 1, taps, rows, columns)
+    sampled = sampled.reshape(batch, groups, channels // groups * taps, rows * columns)
+    kernel = weight.reshape(groups, out_channels // groups, channels // groups * taps)
+    result = torch.matmul(kernel, sampled).reshape(batch, out_channels, rows, columns)
+    return result if bias is None else result + bias[:, None, None]

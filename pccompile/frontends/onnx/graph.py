@@ -1,0 +1,263 @@
+"""An ONNX graph as plain Python data: nodes in order, constants with their role."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from pccompile.diagnostics import Location
+from pccompile.frontends.onnx.registry import Node, find
+from pccompile.frontends.onnx.tensors import array_of
+from pccompile.frontends.onnx.values import DTYPES, Host, product
+
+VIEWS = frozenset({"Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Cast", "Expand", "Concat", "Mul"})
+"""Operators through which a constant still counts as feeding a weight."""
+
+ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Equal", "Less", "Greater", "Clip", "Mod"})
+
+GENERATED = re.compile(r"^(\d+|(.*[/.:_])?(Constant|constant|const|val|scalar_tensor|onnx::\w+|ortshared)(_?\w*)|_?to_copy.*)$")
+"""Names that exporters invent for the numbers in formulas."""
+
+LARGEST_FOLD = 2**28
+
+
+@dataclass(slots=True)
+class Constant:
+    """Numbers that a file holds: where they are kept in the module, and whether they learn."""
+
+    name: str
+    array: np.ndarray[Any, Any]
+    dtype: torch.dtype
+    initializer: bool
+    kind: str = "host"
+    path: str = ""
+
+
+@dataclass(slots=True)
+class Graph:
+    """Nodes in execution order, with the names of what goes in and out."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    constants: dict[str, Constant]
+    last_reads: tuple[tuple[str, ...], ...] = field(default=())
+
+    def subgraphs(self) -> Iterator[Graph]:
+        """This graph and all that its nodes hold, outermost first."""
+        yield self
+        for node in self.nodes:
+            for value in node.attributes.values():
+                if isinstance(value, Graph):
+                    yield from value.subgraphs()
+
+
+def build(proto: onnx.GraphProto, opsets: dict[str, int], folder: Path | None) -> Graph:
+    """The graph that `proto` describes, its constants given their roles."""
+    graph = read(proto, opsets, folder)
+    fold_constant_shapes(graph)
+    assign_roles(graph)
+    return graph
+
+
+def read(proto: onnx.GraphProto, opsets: dict[str, int], folder: Path | None) -> Graph:
+    """`proto` as plain data."""
+    constants = {}
+    for tensor in proto.initializer:
+        constants[tensor.name] = Constant(tensor.name, array_of(tensor, folder), DTYPES[tensor.data_type], True)
+    nodes = []
+    for index, node in enumerate(proto.node):
+        made = read_node(node, index, opsets, folder)
+        value = constant_value(made)
+        if value is None:
+            nodes.append(made)
+        else:
+            constants[made.outputs[0]] = Constant(made.outputs[0], value.array, value.dtype, False)
+    inputs = tuple(i.name for i in proto.input if i.name not in constants)
+    outputs = tuple(o.name for o in proto.output)
+    nodes = without_unread(nodes, outputs)
+    return Graph(proto.name, inputs, outputs, tuple(nodes), constants, last_reads(nodes, outputs))
+
+
+def last_reads(nodes: list[Node], outputs: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """For each node the values that nobody reads after it."""
+    seen = set(outputs)
+    result: list[tuple[str, ...]] = []
+    for node in reversed(nodes):
+        names = {*node.inputs, *free_names(node)} - {""}
+        result.append(tuple(sorted(names - seen)))
+        seen |= names
+    return tuple(reversed(result))
+
+
+def without_unread(nodes: list[Node], outputs: tuple[str, ...]) -> list[Node]:
+    """The nodes, outputs that nobody reads made nameless, so that nobody computes them."""
+    needed = set(outputs) | {i for n in nodes for i in (*n.inputs, *free_names(n))}
+    return [replace(n, outputs=tuple(o if o in needed else "" for o in n.outputs)) for n in nodes]
+
+
+def free_names(node: Node) -> set[str]:
+    """The outer values that a node's subgraphs read."""
+    names: set[str] = set()
+    for value in node.attributes.values():
+        if isinstance(value, Graph):
+            own = set(value.inputs) | set(value.constants) | {o for n in value.nodes for o in n.outputs}
+            read_names = {i for n in value.nodes for i in (*n.inputs, *free_names(n))} | set(value.outputs)
+            names |= read_names - own
+    return names
+
+
+def read_node(proto: onnx.NodeProto, index: int, opsets: dict[str, int], folder: Path | None) -> Node:
+    """One node as plain data."""
+    domain = "" if proto.domain == "ai.onnx" else proto.domain
+    name = proto.name or f"{proto.op_type}_{index}"
+    attributes = {a.name: attribute(a, opsets, folder) for a in proto.attribute}
+    inputs, outputs = tuple(proto.input), tuple(proto.output)
+    return Node(name, proto.op_type, domain, opsets.get(domain, 1), inputs, outputs, attributes, location(proto, name))
+
+
+def attribute(proto: onnx.AttributeProto, opsets: dict[str, int], folder: Path | None) -> Any:
+    """An attribute's value: numbers and text as such, tensors on the host, graphs as graphs."""
+    kinds = onnx.AttributeProto
+    match proto.type:
+        case kinds.FLOAT:
+            return proto.f
+        case kinds.INT:
+            return proto.i
+        case kinds.STRING:
+            return proto.s.decode("utf-8", "replace")
+        case kinds.FLOATS:
+            return list(proto.floats)
+        case kinds.INTS:
+            return list(proto.ints)
+        case kinds.STRINGS:
+            return [s.decode("utf-8", "replace") for s in proto.strings]
+        case kinds.TENSOR:
+            return Host(array_of(proto.t, folder), DTYPES[proto.t.data_type])
+        case kinds.GRAPH:
+            return read(proto.g, opsets, folder)
+    return None
+
+
+def constant_value(node: Node) -> Host | None:
+    """The numbers that a Constant node holds."""
+    if node.op_type != "Constant" or node.domain:
+        return None
+    for key, value in node.attributes.items():
+        match key:
+            case "value":
+                return value if isinstance(value, Host) else None
+            case "value_float" | "value_floats":
+                return Host(np.asarray(value, dtype=np.float32), torch.float32)
+            case "value_int" | "value_ints":
+                return Host(np.asarray(value, dtype=np.int64), torch.int64)
+    return None
+
+
+def fold_constant_shapes(graph: Graph) -> None:
+    """Turn ConstantOfShape nodes that make weights into constants.
+
+    In a file that has more of them than weights, such as the light test networks, they all stand for weights.
+    """
+    readers = uses(graph)
+    kept_weights = sum(c.initializer and c.dtype.is_floating_point and c.array.size > 1 for c in graph.constants.values())
+    filled = [n for n in graph.nodes if n.op_type == "ConstantOfShape" and n.inputs[0] in graph.constants]
+    emptied = len(filled) >= 8 and len(filled) > kept_weights
+    for part in graph.subgraphs():
+        kept = []
+        for node in part.nodes:
+            sizes = part.constants.get(node.inputs[0]) if node.op_type == "ConstantOfShape" and not node.domain else None
+            weight = sizes is not None and (emptied or feeds_weight(node.outputs[0], readers, statistics=True))
+            if sizes is None or not weight or not 0 <= product(sizes.array.tolist()) <= LARGEST_FOLD:
+                kept.append(node)
+                continue
+            fill = node.get("value") or Host(np.zeros(1, np.float32), torch.float32)
+            array = np.full(sizes.array.tolist(), fill.array.reshape(-1)[0])
+            part.constants[node.outputs[0]] = Constant(node.outputs[0], array, fill.dtype, emptied)
+        part.nodes = tuple(kept)
+        part.last_reads = last_reads(kept, part.outputs)
+
+
+def uses(graph: Graph) -> dict[str, list[tuple[Node, int]]]:
+    """Who reads each value, and as which input."""
+    readers: dict[str, list[tuple[Node, int]]] = {}
+    for part in graph.subgraphs():
+        for node in part.nodes:
+            for index, name in enumerate(node.inputs):
+                readers.setdefault(name, []).append((node, index))
+    return readers
+
+
+def feeds_weight(
+    name: str, readers: dict[str, list[tuple[Node, int]]], statistics: bool = False, depth: int = 8
+) -> bool:
+    """Whether a value is read as a weight (or a statistic), directly or through operators that only rearrange it."""
+    for node, index in readers.get(name, ()):
+        operator = find(node.domain, node.op_type)
+        if operator is not None and (index in operator.weights or (statistics and index in operator.statistics)):
+            return True
+        if depth and node.op_type in VIEWS and any(feeds_weight(o, readers, statistics, depth - 1) for o in node.outputs):
+            return True
+    return False
+
+
+def assign_roles(graph: Graph) -> None:
+    """Say of each constant whether it is a parameter, a buffer, or numbers that only the host reads."""
+    readers = uses(graph)
+    for part in graph.subgraphs():
+        for constant in part.constants.values():
+            constant.kind = role(constant, readers, part.outputs)
+
+
+def role(constant: Constant, readers: dict[str, list[tuple[Node, int]]], outputs: tuple[str, ...]) -> str:
+    """`parameter`, `buffer` or `host`; what nobody reads is not kept in the module."""
+    if constant.name not in readers and constant.name not in outputs:
+        return "host"
+    slots = [(n, i, find(n.domain, n.op_type)) for n, i in readers.get(constant.name, ())]
+    kinds = {op.kind(i) if op else "Value" for _, i, op in slots}
+    statistics = any(op is not None and i in op.statistics for _, i, op in slots)
+    count = constant.array.size
+    if not constant.dtype.is_floating_point or statistics:
+        return "host" if kinds <= {"Host"} or (count <= 64 and not constant.initializer) or count == 1 else "buffer"
+    if slots and kinds == {"Host"}:
+        return "host"
+    if not finite(constant.array):
+        return "host" if count == 1 else "buffer"
+    if feeds_weight(constant.name, readers) and (constant.initializer or count > 1):
+        return "parameter"
+    formula = count == 1 and {n.op_type for n, _, _ in slots} <= ELEMENTWISE and GENERATED.match(constant.name)
+    exponent = any(n.op_type == "Pow" and i == 1 for n, i, _ in slots) and count == 1
+    if constant.initializer and not formula and not exponent:
+        return "parameter"
+    return "host" if count <= 64 else "buffer"
+
+
+def finite(array: np.ndarray[Any, Any]) -> bool:
+    """Whether there is neither infinity nor NaN."""
+    return bool(np.isfinite(array.astype(np.float32) if array.dtype.itemsize < 4 else array).all())
+
+
+def location(proto: onnx.NodeProto, name: str) -> Location:
+    """Where a node comes from: the torch exporter's notes where it left some, else the node's name."""
+    notes = {p.key: p.value for p in proto.metadata_props}
+    module, file, line = name, "", 0
+    try:
+        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
+        module = next((s for s in reversed(scopes[:-1]) if s), name)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        pass
+    frames = re.findall(r'File "([^"\n]*)", line (\d{1,9})', notes.get("pkg.torch.onnx.stack_trace", ""))
+    if frames:
+        file, line = frames[-1][0], int(frames[-1][1])
+    return Location(str(module), file, line)
+
+

@@ -1,0 +1,178 @@
+"""From a file to a module: read, check, inline functions, convert old operator sets, build."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.defs
+import onnx.inliner
+import onnx.shape_inference
+import onnx.version_converter
+import torch
+from torch import Tensor
+
+from pccompile.diagnostics import Collector, CompileError, Problem
+from pccompile.frontends.onnx import checks
+from pccompile.frontends.onnx.graph import build
+from pccompile.frontends.onnx.module import InputType, OnnxModule
+from pccompile.frontends.onnx.registry import find
+from pccompile.frontends.onnx.tensors import first_line
+from pccompile.frontends.onnx.values import DTYPES, Host, host_of
+
+OLDEST_OPSET = 7
+"""Older operator sets are converted: their arithmetic does not broadcast as everybody expects today."""
+
+
+def load_onnx(
+    source: str | os.PathLike[str] | bytes | onnx.ModelProto, *, constants: Mapping[str, Any] | None = None
+) -> OnnxModule:
+    """A trainable module that runs an ONNX graph.
+
+    `source` is a path, the bytes of a file, or a ModelProto. `constants` fixes inputs to numbers, such as a sampling
+    rate that decides which branch of the model runs. Raises CompileError with everything that is wrong.
+    """
+    model, folder = read(source)
+    found = Collector()
+    checks.check_structure(model, found)
+    checks.check_types(model, found)
+    found.raise_if_any()
+    model = prepared(model)
+    checks.check_structure(model, found)
+    checks.check_operators(model, found)
+    found.raise_if_any()
+    checks.check_attributes(model, found)
+    found.raise_if_any()
+    opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
+    held = {i.name for i in model.graph.initializer}
+    types = [input_type(i) for i in model.graph.input if i.name not in held]
+    fixed = fixed_inputs(types, constants or {})
+    graph = build(model.graph, opsets, folder)
+    return OnnxModule(graph, [t for t in types if t.name not in fixed], fixed)
+
+
+def unsupported(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> list[Problem]:
+    """Everything that keeps a model from being loaded, without raising."""
+    try:
+        model, _ = read(source)
+        problems = checks.problems_of(model)
+        if problems and any("no rule" not in p.what for p in problems):
+            return problems
+        return checks.problems_of(prepared(model))
+    except CompileError as error:
+        return list(error.problems)
+
+
+def read(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
+    """The model, and the folder that its external data has to lie in."""
+    if isinstance(source, onnx.ModelProto):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(source)
+        return recognised(copy, "the model"), None
+    if isinstance(source, bytes):
+        return parsed(source, "the model"), None
+    path = Path(source)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CompileError(f"{path} is not a file")
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise CompileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}") from None
+    return parsed(content, str(path)), path.parent
+
+
+def parsed(content: bytes, name: str) -> onnx.ModelProto:
+    """The model that `content` encodes."""
+    if not content:
+        raise CompileError(f"{name} is empty")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except Exception:
+        hint = "the file may be cut short: compare its size with the original's"
+        raise CompileError(f"{name} is not an ONNX model, or is damaged", hint=hint) from None
+    return recognised(model, name)
+
+
+def recognised(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """`model`, which must have a graph: other protobuf files parse as one without."""
+    if not model.HasField("graph") or not (model.graph.node or model.graph.output):
+        raise CompileError(f"{name} is not an ONNX model: it holds no graph")
+    return model
+
+
+def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with functions inlined and its operators at a version that has rules."""
+    try:
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        model = converted(model)
+        bodies = function_bodies(model)
+        if bodies:
+            model = onnx.shape_inference.infer_shapes(model)  # some bodies depend on types
+            model = onnx.inliner.inline_selected_functions(model, bodies, inline_schema_functions=True)
+    except CompileError:
+        raise
+    except Exception as error:
+        raise CompileError(f"the model's functions cannot be inlined: {first_line(error)}") from None
+    return model
+
+
+def converted(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with an operator set that is not older than ours."""
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), OLDEST_OPSET)
+    if version >= OLDEST_OPSET:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, OLDEST_OPSET)
+    except Exception as error:
+        raise CompileError(
+            f"operator set version {version} cannot be converted to {OLDEST_OPSET}: {first_line(error)}",
+            hint="export the model again with a newer operator set",
+        ) from None
+
+
+def function_bodies(model: onnx.ModelProto) -> list[tuple[str, str]]:
+    """The operators without a rule that ONNX itself defines by others."""
+    missing = {(n.domain, n.op_type) for n in checks.all_nodes(model.graph) if find(n.domain, n.op_type) is None}
+    versions = {o.domain: o.version for o in model.opset_import}
+    return [key for key in sorted(missing) if key[1] != "Constant" and has_body(*key, versions.get(key[0], 1))]
+
+
+def has_body(domain: str, op_type: str, version: int) -> bool:
+    """Whether ONNX defines an operator by others."""
+    try:
+        schema = onnx.defs.get_schema(op_type, version, "" if domain == "ai.onnx" else domain)
+    except onnx.defs.SchemaError:
+        return False
+    return bool(schema.has_function or schema.has_context_dependent_function)
+
+
+def input_type(entry: onnx.ValueInfoProto) -> InputType:
+    """An input's type as the file declares it."""
+    tensor = entry.type.tensor_type
+    if not tensor.HasField("shape"):
+        return InputType(entry.name, DTYPES[tensor.elem_type], None)
+    sizes: Iterable[int | str] = (
+        d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else d.dim_param or "?" for d in tensor.shape.dim
+    )
+    return InputType(entry.name, DTYPES[tensor.elem_type], tuple(sizes))
+
+
+def fixed_inputs(types: list[InputType], constants: Mapping[str, Any]) -> dict[str, Host]:
+    """The numbers that inputs are fixed to."""
+    known = {t.name: t for t in types}
+    absent = [n for n in constants if n not in known]
+    if absent:
+        raise CompileError([Problem(f"there is no input {n} to fix; inputs are {', '.join(known)}") for n in absent])
+    fixed = {}
+    for name, value in constants.items():
+        array = np.asarray(value.detach().numpy() if isinstance(value, Tensor) else value)
+        dtype: torch.dtype = known[name].dtype
+        fixed[name] = host_of(array, dtype)
+    return fixed

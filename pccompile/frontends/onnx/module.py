@@ -1,0 +1,222 @@
+"""The module that runs an ONNX graph with torch, one small function per operator."""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.fx.traceback
+from torch import Tensor, nn
+
+from pccompile.diagnostics import CompileError, Location, Problem
+from pccompile.frontends.onnx.examples import example_inputs
+from pccompile.frontends.onnx.graph import Graph
+from pccompile.frontends.onnx.names import attach, lookup, parameter_paths
+from pccompile.frontends.onnx.registry import Node, find, host_result
+from pccompile.frontends.onnx.tensors import first_line
+from pccompile.frontends.onnx.values import HOST_LIMIT, Host, Value, host_of, tensor_of
+
+Shape = tuple["int | str", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InputType:
+    """An input's name, element type, and sizes: numbers, names of what varies, or None where even the rank is open."""
+
+    name: str
+    dtype: torch.dtype
+    shape: Shape | None
+
+
+class OnnxModule(nn.Module):
+    """Runs an ONNX graph; its weights are parameters under the names that the file gives them.
+
+    `parameter_names` maps the initializers' names to the parameters' paths: equal, save for names that cannot be paths.
+    """
+
+    def __init__(self, graph: Graph, input_types: Sequence[InputType], fixed: Mapping[str, Host] | None = None) -> None:
+        super().__init__()
+        self.input_types = tuple(input_types)
+        self.output_names = graph.outputs
+        self.parameter_names: dict[str, str] = {}
+        self.graph = graph
+        self._fixed = dict(fixed or {})
+        self._install_constants()
+        self._install_signature()
+
+    def _install_constants(self) -> None:
+        kept = [c for g in self.graph.subgraphs() for c in g.constants.values() if c.kind != "host"]
+        paths = parameter_paths([c.name for c in kept], self)
+        for constant in kept:
+            constant.path = paths[constant.name]
+            attach(self, constant.path, tensor_of(constant.array, constant.dtype), constant.kind == "parameter")
+            if constant.kind == "parameter":
+                self.parameter_names[constant.name] = constant.path
+            if constant.kind == "parameter" or constant.array.size > HOST_LIMIT:
+                constant.array = np.empty(0)
+
+    def _install_signature(self) -> None:
+        """Give `forward` the graph's inputs as its named arguments, which torch.export names its placeholders after."""
+
+        def forward(self: OnnxModule, *inputs: Tensor, **named: Tensor) -> Any:
+            return self.run(*inputs, **named)
+
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        arguments = [inspect.Parameter(name, kind) for name in ("self", *self._argument_names())]
+        forward.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
+        self.__dict__["forward"] = types.MethodType(forward, self)
+
+    def _argument_names(self) -> list[str]:
+        names: list[str] = []
+        for index, entry in enumerate(self.input_types):
+            name = entry.name
+            fits = name.isidentifier() and not keyword.iskeyword(name) and name.isascii() and name not in ("self", *names)
+            names.append(name if fits else f"input_{index}")
+        return names if len(set(names)) == len(names) else [f"input_{i}" for i in range(len(names))]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "forward"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._install_signature()
+
+    def run(self, *inputs: Tensor, **named: Tensor) -> Any:
+        """The graph's outputs: one tensor, or a tuple where there are several."""
+        values: dict[str, Value] = {**self._fixed, **self._bind(inputs, named)}
+        with torch.fx.traceback.preserve_node_meta():
+            results = [as_output(v) for v in self._execute(self.graph, values)]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def example_inputs(self, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0) -> tuple[Tensor, ...]:
+        """Random inputs that fit the graph; `shapes` overrides sizes by input name."""
+        return example_inputs(self, shapes or {}, seed)
+
+    def _bind(self, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = self._argument_names()
+        problems: list[Problem] = []
+        if len(inputs) > len(names):
+            problems.append(Problem(f"the model takes {len(names)} inputs, {len(inputs)} are given"))
+        given = dict(zip(names, inputs, strict=False))
+        for name, value in named.items():
+            if name not in names or name in given:
+                problems.append(Problem(f"input {name} is {'given twice' if name in given else 'not one of the model'}"))
+            given[name] = value
+        bound: dict[str, Tensor] = {}
+        for name, entry in zip(names, self.input_types, strict=True):
+            if name not in given:
+                problems.append(Problem(f"input {entry.name} is missing: {describe(entry)}"))
+                continue
+            problems.extend(mismatches(entry, given[name]))
+            bound[entry.name] = given[name]
+        if problems:
+            raise CompileError(problems)
+        return bound
+
+    def _execute(self, graph: Graph, values: dict[str, Value]) -> list[Value]:
+        """The outputs of `graph`, given the values that it and its subgraphs read."""
+        for constant in graph.constants.values():
+            tensor = lookup(self, constant.path) if constant.path else None
+            known = constant.kind != "parameter" and constant.array.size == (tensor.numel() if tensor is not None else -1)
+            if tensor is None or known:
+                values[constant.name] = Host(constant.array, constant.dtype, tensor)
+            else:
+                values[constant.name] = tensor
+        for node, finished in zip(graph.nodes, graph.last_reads, strict=True):
+            with torch.fx.traceback.annotate(node.annotation):
+                results = self._apply(node, values)
+            for name, value in zip(node.outputs, results, strict=False):
+                if name:
+                    values[name] = value
+            if graph is self.graph:
+                for name in finished:
+                    values.pop(name, None)
+        return [values[name] for name in graph.outputs]
+
+    def _apply(self, node: Node, values: dict[str, Value]) -> list[Value]:
+        """The outputs of one node; whatever goes wrong names the node."""
+        arguments = [values[name] if name else None for name in node.inputs]
+        while arguments and arguments[-1] is None and not node.inputs[len(arguments) - 1]:
+            arguments.pop()
+
+        def run(graph: Graph, inputs: Sequence[Value]) -> list[Value]:
+            return self._execute(graph, {**values, **dict(zip(graph.inputs, inputs, strict=True))})
+
+        try:
+            known = host_result(node, arguments)
+            if known is not None:
+                return known
+            operator = find(node.domain, node.op_type)
+            if operator is None:
+                raise CompileError(f"no rule for {node.op_type}")
+            return outputs_of(operator(node, arguments, run))
+        except CompileError as error:
+            raise CompileError([located(p, node) for p in error.problems]) from None
+        except Exception as error:
+            shapes = ", ".join(brief(a) for a in arguments)
+            raise CompileError(f"{node.op_type} of {shapes} fails: {first_line(error)}", where(node)) from error
+
+
+def outputs_of(result: Any) -> list[Value]:
+    """What an operator's function returned, as a list of outputs."""
+    if isinstance(result, (int, float)):
+        return [host_of(result, torch.float32)]
+    return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+def where(node: Node) -> Location:
+    """The node's place, which errors show: its name, and its source line where known."""
+    place = node.location
+    return place if place.file else Location(f"{node.op_type} {node.name}")
+
+
+def located(problem: Problem, node: Node) -> Problem:
+    """The problem, placed at the node unless it has a place already."""
+    return problem if str(problem.where) else Problem(problem.what, where(node), problem.hint)
+
+
+def brief(value: Value) -> str:
+    """A value's type and shape, for error messages."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, Host):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.array.shape)}"
+    return "nothing" if value is None else "a sequence"
+
+
+def as_output(value: Value) -> Any:
+    """A graph output as the caller gets it."""
+    return value.as_tensor() if isinstance(value, Host) else value
+
+
+def describe(entry: InputType) -> str:
+    """An input's type as error messages show it."""
+    sizes = "of any rank" if entry.shape is None else "[" + ", ".join(map(str, entry.shape)) + "]"
+    return f"{str(entry.dtype).removeprefix('torch.')} {sizes}"
+
+
+def mismatches(entry: InputType, value: Any) -> list[Problem]:
+    """What is wrong with a value given for an input."""
+    if not isinstance(value, Tensor):
+        return [Problem(f"input {entry.name} should be a tensor, {describe(entry)}; it is a {type(value).__name__}")]
+    wrong = value.dtype is not entry.dtype or (
+        entry.shape is not None
+        and (
+            value.dim() != len(entry.shape)
+            or any(isinstance(w, int) and w != s for w, s in zip(entry.shape, value.shape, strict=True))
+        )
+    )
+    got = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return [Problem(f"input {entry.name} should be {describe(entry)}, it is {got}")] if wrong else []
+
+
+def location_of(node: torch.fx.Node) -> Location | None:
+    """Where in the ONNX file, or in the source it was exported from, a traced operation comes from."""
+    note = (node.meta.get("custom") or {}).get("onnx")
+    return Location(note["module"], note["file"], note["line"]) if note else None

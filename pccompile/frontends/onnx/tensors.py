@@ -1,0 +1,115 @@
+"""Tensors as a file stores them: inside it, or beside it in files that must stay in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from pccompile.diagnostics import CompileError, Location
+from pccompile.frontends.onnx.values import DTYPES, product
+
+
+def array_of(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray[Any, Any]:
+    """The numbers of `tensor`; raises CompileError where they are absent, cut short, or outside `folder`."""
+    where = Location(tensor.name)
+    if tensor.data_type not in DTYPES:
+        raise CompileError(f"tensor {tensor.name} holds {type_name(tensor.data_type)}, which has no gradient here", where)
+    if any(d < 0 for d in tensor.dims):
+        raise CompileError(f"tensor {tensor.name} has a negative size: {list(tensor.dims)}", where)
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return external(tensor, folder)
+    if tensor.raw_data and len(tensor.raw_data) != expected_bytes(tensor):
+        raise CompileError(
+            f"tensor {tensor.name} of shape {list(tensor.dims)} should have {expected_bytes(tensor)} bytes, "
+            f"the file has {len(tensor.raw_data)}",
+            where,
+        )
+    try:
+        array: np.ndarray[Any, Any] = numpy_helper.to_array(tensor)
+        return array
+    except Exception as error:
+        raise CompileError(f"tensor {tensor.name} cannot be read: {first_line(error)}", where) from None
+
+
+def expected_bytes(tensor: onnx.TensorProto) -> int:
+    """How many bytes the shape and type call for."""
+    return int(product(tensor.dims)) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def external(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray[Any, Any]:
+    """The numbers of a tensor that is stored in another file of the model's folder."""
+    where = Location(tensor.name)
+    entries = {e.key: e.value for e in tensor.external_data}
+    name = entries.get("location", "")
+    if folder is None:
+        raise CompileError(
+            f"tensor {tensor.name} is in the file {name!r}, but the model was not read from a folder",
+            where,
+            hint="pass the path of the .onnx file instead of its contents",
+        )
+    path = inside(folder, name, tensor.name)
+    offset, length = number(entries, "offset", 0, tensor.name), number(entries, "length", -1, tensor.name)
+    wanted = expected_bytes(tensor)
+    if length not in (-1, wanted):
+        raise CompileError(f"tensor {tensor.name} needs {wanted} bytes, its external data says {length}", where)
+    if offset + wanted > path.stat().st_size:
+        raise CompileError(
+            f"tensor {tensor.name} should lie at bytes {offset} to {offset + wanted} of {name}, "
+            f"which has {path.stat().st_size}",
+            where,
+        )
+    with path.open("rb") as file:
+        file.seek(offset)
+        content = onnx.TensorProto()
+        content.dims.extend(tensor.dims)
+        content.data_type = tensor.data_type
+        content.raw_data = file.read(wanted)
+    array: np.ndarray[Any, Any] = numpy_helper.to_array(content)
+    return array
+
+
+def inside(folder: Path, name: str, tensor: str) -> Path:
+    """The file called `name` in `folder`; raises CompileError if it is absent or elsewhere."""
+    where = Location(tensor)
+    hint = "external data must lie beside the model"
+    if not name or "\0" in name:
+        raise CompileError(f"tensor {tensor} names no usable external file: {name!r}", where)
+    try:
+        path = (folder / name).resolve()
+        outside = not path.is_relative_to(folder.resolve())
+        exists = not outside and path.is_file()
+    except (OSError, RuntimeError, ValueError):
+        raise CompileError(f"tensor {tensor} names no usable external file: {name!r}", where) from None
+    if outside:
+        raise CompileError(f"tensor {tensor} points outside the model's folder: {name!r}", where, hint)
+    if not exists:
+        raise CompileError(f"tensor {tensor} is in the file {name!r}, which is absent", where, hint)
+    return path
+
+
+def number(entries: dict[str, str], key: str, default: int, tensor: str) -> int:
+    """A non-negative number among external data's entries."""
+    text = entries.get(key, "")
+    if text == "":
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise CompileError(f"tensor {tensor} has the external {key} {text!r}, not a number", Location(tensor))
+    return int(text)
+
+
+def type_name(data_type: int) -> str:
+    """An element type as ONNX spells it."""
+    try:
+        return str(onnx.TensorProto.DataType.Name(data_type)).lower()
+    except ValueError:
+        return f"element type {data_type}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

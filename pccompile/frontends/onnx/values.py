@@ -1,0 +1,196 @@
+"""What flows along an ONNX edge while a graph runs: tensors, and numbers that are known on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from pccompile.diagnostics import CompileError
+
+DTYPES: dict[int, torch.dtype] = {
+    onnx.TensorProto.FLOAT: torch.float32,
+    onnx.TensorProto.DOUBLE: torch.float64,
+    onnx.TensorProto.FLOAT16: torch.float16,
+    onnx.TensorProto.BFLOAT16: torch.bfloat16,
+    onnx.TensorProto.INT8: torch.int8,
+    onnx.TensorProto.INT16: torch.int16,
+    onnx.TensorProto.INT32: torch.int32,
+    onnx.TensorProto.INT64: torch.int64,
+    onnx.TensorProto.UINT8: torch.uint8,
+    onnx.TensorProto.UINT16: torch.uint16,
+    onnx.TensorProto.UINT32: torch.uint32,
+    onnx.TensorProto.UINT64: torch.uint64,
+    onnx.TensorProto.BOOL: torch.bool,
+    onnx.TensorProto.COMPLEX64: torch.complex64,
+    onnx.TensorProto.COMPLEX128: torch.complex128,
+}
+"""The element types that have a torch counterpart; strings, float8 and 4-bit types have none here."""
+
+HOST_LIMIT = 4096
+"""Values with more elements than this are computed as tensors even where the host could."""
+
+SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+Number: TypeAlias = "int | float | bool | torch.SymInt | torch.SymFloat"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Host:
+    """Numbers known while the graph is traced: constants, shapes, and what is computed from them.
+
+    `array` holds plain numbers, or objects where a size is symbolic. `tensor` is a buffer with the same contents, where
+    the module keeps one.
+    """
+
+    array: np.ndarray[Any, Any]
+    dtype: torch.dtype
+    tensor: Tensor | None = None
+
+    @property
+    def symbolic(self) -> bool:
+        """Whether any element is a symbolic size."""
+        return self.array.dtype == object and any(isinstance(x, SYMBOLIC) for x in self.array.flat)
+
+    def tolist(self) -> list[Any]:
+        """The elements in row-major order, plain Python numbers or symbolic ones."""
+        if self.array.dtype == object:
+            return list(self.array.flat)
+        if self.dtype is torch.bfloat16:
+            return [float(x) for x in self.array.flat]
+        items: list[Any] = self.array.reshape(-1).tolist()
+        return items
+
+    def item(self) -> Any:
+        """The only element."""
+        items = self.tolist()
+        if len(items) != 1:
+            raise CompileError(f"a single number is expected, {len(items)} are given")
+        return items[0]
+
+    def as_tensor(self) -> Tensor:
+        """The same numbers as a tensor; symbolic sizes become scalar tensors, never `.item()`."""
+        if self.tensor is not None:
+            return self.tensor
+        if self.symbolic:
+            parts = [torch.scalar_tensor(x, dtype=self.dtype) for x in self.array.flat]
+            return torch.stack(parts).reshape(self.array.shape)
+        return tensor_of(self.array, self.dtype)
+
+
+Value: TypeAlias = "Tensor | Host | list[Any] | None"
+Operand: TypeAlias = "Tensor | int | float"
+
+
+def tensor_of(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
+    """A tensor with a copy of the numbers in `array`."""
+    if array.dtype == object:
+        return torch.tensor(array.tolist(), dtype=dtype)
+    if dtype is torch.bfloat16:
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(dtype)
+    return torch.from_numpy(np.array(array, order="C"))
+
+
+def host_of(numbers: Any, dtype: torch.dtype = torch.int64) -> Host:
+    """Numbers, nested lists or an array as a host value."""
+    if isinstance(numbers, np.ndarray):
+        return Host(compact(numbers, dtype), dtype)
+    array = np.empty(len(numbers) if isinstance(numbers, (list, tuple)) else (), dtype=object)
+    array[...] = numbers
+    return Host(compact(array, dtype), dtype)
+
+
+def compact(array: np.ndarray[Any, Any], dtype: torch.dtype) -> np.ndarray[Any, Any]:
+    """`array` with the element type that `dtype` names, or as objects where a number is symbolic."""
+    if array.dtype == object and any(isinstance(x, SYMBOLIC) for x in array.flat):
+        return array
+    return array.astype(NUMPY.get(dtype, np.float32))
+
+
+NUMPY: dict[torch.dtype, Any] = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.float16: np.float16,
+    torch.int8: np.int8,
+    torch.int16: np.int16,
+    torch.int32: np.int32,
+    torch.int64: np.int64,
+    torch.uint8: np.uint8,
+    torch.uint16: np.uint16,
+    torch.uint32: np.uint32,
+    torch.uint64: np.uint64,
+    torch.bool: np.bool_,
+    torch.complex64: np.complex64,
+    torch.complex128: np.complex128,
+}
+
+
+def tracing(tensor: Tensor) -> bool:
+    """Whether `tensor` stands for unknown numbers, so that they must not be read."""
+    return torch.compiler.is_exporting() or torch.compiler.is_compiling() or type(tensor) not in (Tensor, torch.nn.Parameter)
+
+
+def as_host(value: Value, what: str) -> Host:
+    """`value` as numbers on the host; refuses a traced tensor, whose numbers depend on the data."""
+    if isinstance(value, Host):
+        return value
+    if not isinstance(value, Tensor):
+        raise CompileError(f"{what} should be a tensor")
+    if tracing(value):
+        raise CompileError(
+            f"{what} depends on the data, so the graph has no fixed form",
+            hint="make it a constant: load_onnx(..., constants={input name: value}) fixes an input",
+        )
+    data = value.detach()
+    return Host((data.float() if data.dtype is torch.bfloat16 else data).numpy(), value.dtype)
+
+
+def as_tensor(value: Value) -> Tensor:
+    """`value` as a tensor."""
+    if isinstance(value, Host):
+        return value.as_tensor()
+    if isinstance(value, Tensor):
+        return value
+    raise CompileError("a tensor is expected, a sequence or nothing is given")
+
+
+def as_operand(value: Value) -> Operand:
+    """`value` as a plain number where it is a known scalar, which torch broadcasts without a tensor; else a tensor."""
+    if isinstance(value, Host) and value.array.ndim == 0 and value.dtype.is_floating_point:
+        number: float = value.item()
+        return number
+    return as_tensor(value)
+
+
+def shape_of(tensor: Tensor) -> Host:
+    """The shape of `tensor`, sizes that vary as symbols."""
+    return host_of(list(tensor.shape))
+
+
+def integers(host: Host) -> list[int]:
+    """The elements of `host` as ints or symbolic ints."""
+    return host.tolist()
+
+
+def normal_axis(axis: int, rank: int) -> int:
+    """`axis` counted from the front."""
+    if not -rank <= axis < max(rank, 1):
+        raise CompileError(f"axis {axis} is out of range for rank {rank}")
+    return axis + rank if axis < 0 else axis
+
+
+def normal_axes(axes: Iterable[int] | None, rank: int) -> list[int]:
+    """`axes` counted from the front; all of them where none are given."""
+    return list(range(rank)) if axes is None else [normal_axis(a, rank) for a in axes]
+
+
+def product(sizes: Sequence[Any]) -> Any:
+    """The product of sizes, which may be symbolic."""
+    result: Any = 1
+    for size in sizes:
+        result = result * size
+    return result

@@ -1,0 +1,92 @@
+"""Regions of an exported program that torch keeps as functions of their own, written out in place.
+
+`torch.no_grad()` blocks arrive as `wrap_with_set_grad_enabled`; when such a block is written out its float results get
+a barrier, since through them no error may pass. Checkpointed regions are written out as they stand.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+from pccompile.frontends.functional import stop_gradient
+
+PLAIN = ("tag_activation_checkpoint", "wrap_activation_checkpoint", "invoke_subgraph")
+
+
+def inline_regions(program: ExportedProgram) -> None:
+    """Write out, in place, every region that is only a grouping, and put barriers where gradients stop."""
+    graph_module = program.graph_module
+    _barriers(graph_module)
+    while region := _next_region(graph_module.graph):
+        _inline(graph_module, region)
+    for n in list(graph_module.graph.nodes):
+        if n.op == "get_attr" and not n.users:
+            graph_module.graph.erase_node(n)
+    graph_module.recompile()
+
+
+def _barriers(graph_module: fx.GraphModule) -> None:
+    for module in graph_module.modules():
+        if isinstance(module, fx.GraphModule):
+            for n in module.graph.nodes:
+                if n.op == "call_function" and str(n.target) in ("aten.detach.default", "aten.detach_.default"):
+                    n.target = stop_gradient()
+
+
+def _name(n: fx.Node) -> str:
+    return n.target.name() if isinstance(n.target, torch._ops.HigherOrderOperator) else ""
+
+
+def _next_region(graph: fx.Graph) -> fx.Node | None:
+    return next((n for n in graph.nodes if n.op == "call_function" and _is_plain(n)), None)
+
+
+def _is_plain(n: fx.Node) -> bool:
+    """Whether a region changes nothing but gradients: autocast does, unless it is switched off."""
+    return _name(n) in ("wrap_with_set_grad_enabled", *PLAIN) or (_name(n) == "wrap_with_autocast" and n.args[2] is False)
+
+
+def _inline(graph_module: fx.GraphModule, region: fx.Node) -> None:
+    kind = _name(region)
+    lead = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}.get(kind, 0)
+    settings, body_node, arguments = region.args[:lead], region.args[lead], list(region.args[lead + 1 :])
+    if kind == "invoke_subgraph":
+        arguments = arguments[1:]
+    assert isinstance(body_node, fx.Node)
+    body: fx.GraphModule = graph_module.get_submodule(str(body_node.target))  # type: ignore[assignment]
+    env: dict[fx.Node, Any] = dict(zip((n for n in body.graph.nodes if n.op == "placeholder"), arguments, strict=True))
+    stops = kind == "wrap_with_set_grad_enabled" and not settings[0]
+    with graph_module.graph.inserting_before(region):
+        for n in body.graph.nodes:
+            if n.op == "get_attr":
+                path = f"{body_node.target}.{n.target}"
+                env[n] = graph_module.graph.get_attr(path)
+            elif n.op == "call_function":
+                env[n] = graph_module.graph.node_copy(n, lambda x: env[x])
+            elif n.op == "output":
+                result = fx.node.map_arg(n.args[0], lambda x: env[x])
+        results = list(result) if isinstance(result, tuple | list) else [result]
+        if stops:
+            results = [_stopped(graph_module.graph, r) for r in results]
+    for user in list(region.users):
+        if user.target is operator.getitem:
+            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index, arg-type]
+            graph_module.graph.erase_node(user)
+    if region.users:
+        region.replace_all_uses_with(results[0])
+    graph_module.graph.erase_node(region)
+
+
+def _stopped(graph: fx.Graph, value: Any) -> Any:
+    tensor = value.meta.get("val") if isinstance(value, fx.Node) else None
+    if not isinstance(tensor, torch.Tensor) or not tensor.dtype.is_floating_point:
+        return value
+    barrier = graph.call_function(stop_gradient(), (value,))
+    barrier.meta = dict(value.meta)
+    return barrier
+

@@ -1,0 +1,199 @@
+"""Normalisations, softmax, pooling and losses: ATen's own backward kernels are the rules, fed with saved results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pccompile.ir import Node, Ref
+from pccompile.ops.builder import Builder
+from pccompile.ops.linear import rewrite
+from pccompile.ops.registry import OpDef, Sample, define
+
+
+def _x(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def composite(name: str, rule: Any, *samples: Sample, spell: Any = None, equation: str = "") -> None:
+    """Define an operation whose message is one fused kernel."""
+    define(OpDef(name, "composite", rule, spell=spell, samples=samples, equation=equation))
+
+
+def normalisation(name: str, kernel: Any, *samples: Sample) -> None:
+    """Define a normalisation: kernel(b, node, err, mask) yields the messages to input, weight and bias together.
+
+    The mask is the full one wherever a message goes to the input, since the kernel needs the same sums for all three.
+    """
+
+    def rule(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> dict[str, Ref | None]:
+        mask = tuple(n.args.get(a) in b.wants for a in ("input", "weight", "bias"))
+        call = kernel(b, n, errors[0], mask)
+        return {a: b.get(call, i) for i, a in enumerate(("input", "weight", "bias")) if mask[i]}
+
+    composite(name, rule, *samples)
+
+
+def _batch_norm_kernel(training: bool) -> Any:
+    def kernel(b: Builder, n: Node, e: Ref, mask: tuple[bool, ...]) -> Ref:
+        saved = (b.get(Ref(n.name), 1), b.get(Ref(n.name), 2))
+        running = (None, None) if training else (n["running_mean"], n["running_var"])
+        return b("aten.native_batch_norm_backward.default", e, n["input"], n["weight"], *running, *saved, training, n["eps"], mask)
+
+    return kernel
+
+
+normalisation(
+    "aten._native_batch_norm_legit_functional.default",
+    _batch_norm_kernel(True),
+    lambda: (_x(4, 3, 2), _x(3), _x(3), _x(3), _x(3).abs(), True, 0.1, 1e-5),
+)
+normalisation(
+    "aten._native_batch_norm_legit.no_stats",
+    _batch_norm_kernel(True),
+    lambda: (_x(4, 3, 2), _x(3), _x(3), True, 0.1, 1e-5),
+)
+normalisation(
+    "aten._native_batch_norm_legit_no_training.default",
+    _batch_norm_kernel(False),
+    lambda: (_x(4, 3, 2), _x(3), _x(3), _x(3), _x(3).abs(), 0.1, 1e-5),
+)
+
+
+def _batch_norm(b: Builder, n: Node) -> Ref:
+    x, weight, bias, mean, var = (n[a] for a in ("input", "weight", "bias", "running_mean", "running_var"))
+    rest = (n["momentum"], n["eps"])
+    if not n["training"]:
+        return b.get(b("aten._native_batch_norm_legit_no_training.default", x, weight, bias, mean, var, *rest), 0)
+    if mean is None:
+        return b.get(b("aten._native_batch_norm_legit.no_stats", x, weight, bias, True, *rest), 0)
+    mean_now, var_now = b.current(mean), b.current(var)
+    call = b("aten._native_batch_norm_legit_functional.default", x, weight, bias, mean_now, var_now, True, *rest)
+    b.update(mean, b.get(call, 3))
+    b.update(var, b.get(call, 4))
+    return b.get(call, 0)
+
+
+rewrite("aten.batch_norm.default", _batch_norm)
+
+
+def _layer_norm_kernel(b: Builder, n: Node, e: Ref, mask: tuple[bool, ...]) -> Ref:
+    saved = (b.get(Ref(n.name), 1), b.get(Ref(n.name), 2))
+    return b("aten.native_layer_norm_backward.default", e, n["input"], n["normalized_shape"], *saved, n["weight"], n["bias"], mask)
+
+
+normalisation("aten.native_layer_norm.default", _layer_norm_kernel, lambda: (_x(4, 3, 5), [5], _x(5), _x(5), 1e-5))
+rewrite(
+    "aten.layer_norm.default",
+    lambda b, n: b.get(b("aten.native_layer_norm.default", n["input"], n["normalized_shape"], n["weight"], n["bias"], n["eps"]), 0),
+)
+
+
+def _group_norm_kernel(b: Builder, n: Node, e: Ref, mask: tuple[bool, ...]) -> Ref:
+    saved = (b.get(Ref(n.name), 1), b.get(Ref(n.name), 2))
+    sizes = (n["N"], n["C"], n["HxW"], n["group"])
+    return b("aten.native_group_norm_backward.default", e, n["input"], *saved, n["weight"], *sizes, mask)
+
+
+normalisation("aten.native_group_norm.default", _group_norm_kernel, lambda: (_x(2, 4, 3), _x(4), _x(4), 2, 4, 3, 2, 1e-5))
+
+
+def _group_norm(b: Builder, n: Node) -> Ref:
+    count, channels, *rest = b.shape(n["input"])
+    sizes = (count, channels, b.numel(rest), n["num_groups"], n["eps"])
+    return b.get(b("aten.native_group_norm.default", n["input"], n["weight"], n["bias"], *sizes), 0)
+
+
+rewrite("aten.group_norm.default", _group_norm)
+
+
+def _softmax_rule(kernel: str) -> Any:
+    return lambda b, n, e: {"self": b(kernel, e, Ref(n.name), n["dim"], b.type(n["self"]).dtype)}
+
+
+for name, kernel, spelling in (
+    ("aten._softmax.default", "aten._softmax_backward_data.default", "torch.softmax"),
+    ("aten._safe_softmax.default", "aten._softmax_backward_data.default", "torch.ops.aten._safe_softmax"),
+    ("aten._log_softmax.default", "aten._log_softmax_backward_data.default", "torch.log_softmax"),
+):
+    more = () if "safe" in name else (False,)
+    composite(
+        name,
+        _softmax_rule(kernel),
+        lambda more=more: (_x(4, 3), 1, *more),
+        spell=lambda t, a, spelling=spelling: f"{spelling}({t['self']}, {t['dim']})",
+    )
+
+
+def _typed_softmax(name: str) -> Any:
+    def expand(b: Builder, n: Node) -> Ref:
+        x: Any = n["self"]
+        if n["dtype"] is not None and n["dtype"] != b.type(x).dtype:
+            x = b("aten._to_copy.default", x, dtype=n["dtype"])
+        return b(name, x, n["dim"], False)
+
+    return expand
+
+
+rewrite("aten.softmax.int", _typed_softmax("aten._softmax.default"))
+rewrite("aten.log_softmax.int", _typed_softmax("aten._log_softmax.default"))
+
+
+def _nll_rule(kernel: str) -> Any:
+    def rule(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> dict[str, Ref]:
+        rest = (n["target"], n["weight"], n["reduction"], n["ignore_index"])
+        return {"self": b(kernel, errors[0], n["self"], *rest, b.get(Ref(n.name), 1))}
+
+    return rule
+
+
+composite("aten.nll_loss_forward.default", _nll_rule("aten.nll_loss_backward.default"),
+          lambda: (_x(4, 3), torch.tensor([0, 2, 1, 1]), None, 1, -100))  # fmt: skip
+composite("aten.nll_loss2d_forward.default", _nll_rule("aten.nll_loss2d_backward.default"),
+          lambda: (_x(2, 3, 2, 2), torch.randint(3, (2, 2, 2)), None, 1, -100))  # fmt: skip
+
+
+def _mse_rule(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
+    x, target = n["self"], n["target"]
+    return {
+        "self": b("aten.mse_loss_backward.default", e, x, target, n["reduction"]) if x in b.wants else None,
+        "target": b("aten.mse_loss_backward.default", e, target, x, n["reduction"]) if target in b.wants else None,
+    }
+
+
+composite("aten.mse_loss.default", _mse_rule, lambda: (_x(4, 3), _x(4, 3)), spell=lambda t, a: _mse(t, a))
+
+
+def _mse(t: Any, a: Any) -> str:
+    return f"F.mse_loss({t['self']}, {t['target']}, reduction='{('none', 'mean', 'sum')[a['reduction']]}')"
+
+
+def _avg_pool(rank: int) -> None:
+    name = f"aten.avg_pool{rank}d"
+
+    def rule(b: Builder, n: Node, e: Ref) -> dict[str, Ref]:
+        options = [n[a] for a in ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")]
+        return {"self": b(f"{name}_backward.default", e, n["self"], *options)}
+
+    composite(f"{name}.default", rule, lambda: (_x(2, 3, *(5,) * rank), [2] * rank))
+
+
+_avg_pool(2)
+_avg_pool(3)
+composite(
+    "aten._adaptive_avg_pool2d.default",
+    lambda b, n, e: {"self": b("aten._adaptive_avg_pool2d_backward.default", e, n["self"])},
+    lambda: (_x(2, 3, 5, 4), [3, 2]),
+    spell=lambda t, a: f"F.adaptive_avg_pool2d({t['self']}, {t['output_size']})",
+)
+
+
+def _adaptive(b: Builder, n: Node) -> Ref:
+    sizes: Any = n["output_size"]
+    if sizes == (1, 1):
+        return b("aten.mean.dim", n["self"], (-2, -1), True)
+    return b("aten._adaptive_avg_pool2d.default", n["self"], sizes)
+
+
+rewrite("aten.adaptive_avg_pool2d.default", _adaptive)

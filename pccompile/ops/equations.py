@@ -1,0 +1,70 @@
+"""Equations for readers: what a vertex predicts, and what it sends to a parent."""
+
+from __future__ import annotations
+
+import re
+
+import sympy as sp
+
+from pccompile.ir import Node, Vertex
+from pccompile.ops.expressions import x, y
+from pccompile.ops.registry import OPS, family_of
+
+ADJOINTS = {
+    "aten.linear.default": {"input": "Wᵀ {e}", "weight": "{e} xᵀ", "bias": "{e}"},
+    "aten.convolution.default": {"input": "W ⋆ {e}", "weight": "{e} ⋆ x", "bias": "Σ {e}"},
+    "aten.mm.default": {"self": "{e} yᵀ", "mat2": "xᵀ {e}"},
+    "aten.bmm.default": {"self": "{e} yᵀ", "mat2": "xᵀ {e}"},
+    "aten.matmul.default": {"self": "{e} yᵀ", "other": "xᵀ {e}"},
+    "aten._softmax.default": {"self": "v̂ ⊙ ({e} − ⟨v̂, {e}⟩)"},
+}
+LONGEST = 60
+
+
+def working(vertex: Vertex) -> list[Node]:
+    """The operations of a vertex that compute something, wiring left out."""
+    nodes = [n for n in vertex.prediction if n.op != "getitem"]
+    computing = [n for n in nodes if not (n.op in OPS and OPS[n.op].wiring)]
+    return computing or nodes[-1:]
+
+
+def short(op: str) -> str:
+    """The operation's name as people say it."""
+    return op.split(".")[1].strip("_") if "." in op else op
+
+
+def prediction(vertex: Vertex) -> str:
+    """v̂ as an equation of the vertex's parents."""
+    text = ""
+    for n in working(vertex):
+        own = OPS[n.op].equation if n.op in OPS and OPS[n.op].equation else f"{short(n.op)}(x)"
+        inner = text if text and n is not working(vertex)[0] else ""
+        text = re.sub(r"\bx\b", f"({inner})" if " " in inner and own != f"{short(n.op)}(x)" else inner, own) if inner else own
+    return text if len(text) <= LONGEST else " ∘ ".join(short(n.op) for n in reversed(working(vertex)))
+
+
+def message(child: Vertex, parent: str) -> str:
+    """What `child` sends to `parent`, with ε[child] for its error."""
+    text = f"ε[{child.name}]"
+    nodes = working(child)
+    for i, n in enumerate(reversed(nodes)):
+        text = _adjoint(n, text, child, parent, last=i == len(nodes) - 1)
+    return text if len(text) <= LONGEST else f"Jᵀ ε[{child.name}]"
+
+
+def _adjoint(n: Node, e: str, child: Vertex, parent: str, last: bool) -> str:
+    argument = next((k for k, a in n.args.items() if a == parent), None) if last else None
+    if n.op in ADJOINTS:
+        forms = ADJOINTS[n.op]
+        return forms.get(argument or "", next(iter(forms.values()))).format(e=e)
+    definition = OPS.get(n.op)
+    if definition and definition.formula is not None:
+        symbol = y if argument == "other" else x
+        slope = sp.diff(definition.formula(n), symbol)
+        if slope == 1 or slope == -1:
+            return e if slope == 1 else f"−{e}"
+        text = str(slope)
+        return f"({text}) ⊙ {e}" if len(text) < LONGEST // 2 else f"{short(n.op)}′ ⊙ {e}"
+    if family_of(n.op) == "linear" and definition and definition.wiring:
+        return e
+    return f"J[{short(n.op)}]ᵀ {e}"

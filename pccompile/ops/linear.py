@@ -1,0 +1,264 @@
+"""Linear operations: the message is the adjoint. Most of them move entries about and compute nothing: wiring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pccompile.ir import Dim, Node, Ref, TensorType
+from pccompile.ops.builder import Builder
+from pccompile.ops.registry import OpDef, Sample, define
+
+
+def _x(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def linear(name: str, rule: Any, *samples: Sample, spell: Any = None, wiring: bool = True, equation: str = "") -> None:
+    """Define a linear operation of `self` by its adjoint: rule(b, node, err) is the message to `self`."""
+    define(
+        OpDef(name, "linear", lambda b, n, e: {"self": rule(b, n, e)}, spell=spell, wiring=wiring, samples=samples, equation=equation)
+    )
+
+
+def rewrite(name: str, expand: Any) -> None:
+    """Define an operation by others."""
+    define(OpDef(name, "linear", expand=expand))
+
+
+def axis(dim: Any, rank: int) -> int:
+    """A dimension counted from the front."""
+    return int(dim) % max(rank, 1)
+
+
+def _back(b: Builder, n: Node, e: Ref) -> Ref:
+    return b.view(e, b.shape(n["self"]))
+
+
+def _inverse(b: Builder, n: Node, e: Ref) -> Ref:
+    dims: Sequence[int] = n["dims"]  # type: ignore[assignment]
+    rank = len(dims)
+    return b("aten.permute.default", e, tuple(sorted(range(rank), key=lambda i: dims[i] % rank)))
+
+
+def _reduced(b: Builder, n: Node, e: Ref) -> Ref:
+    return b.reduce_to(e, b.type(n["self"]))
+
+
+def reduced_dims(b: Builder, n: Node) -> tuple[int, ...]:
+    """The dimensions over which a reduction runs."""
+    rank = len(b.shape(n["self"]))
+    dims = n.args.get("dim")
+    if dims is None or dims == ():
+        return tuple(range(rank))
+    return tuple(axis(d, rank) for d in (dims if isinstance(dims, tuple) else (dims,)))
+
+
+def restore(b: Builder, n: Node, e: Ref) -> Ref:
+    """`e`, the shape of a reduction's result, repeated to the shape of its argument."""
+    shape = b.shape(n["self"])
+    if not n.args.get("keepdim", False):
+        dims = reduced_dims(b, n)
+        e = b.view(e, tuple(1 if i in dims else d for i, d in enumerate(shape)))
+    return b.expand_to(e, shape)
+
+
+def _mean(b: Builder, n: Node, e: Ref) -> Ref:
+    count = b.numel(b.shape(n["self"])[d] for d in reduced_dims(b, n))
+    return restore(b, n, b("aten.div.Tensor", e, count))
+
+
+def _text(template: str) -> Any:
+    return lambda t, a: template.format(**t)
+
+
+for view in ("reshape", "view", "unsqueeze", "flatten"):
+    name = f"aten.{view}.{'using_ints' if view == 'flatten' else 'default'}"
+    if view == "reshape":
+        linear(name, _back, lambda: (_x(4, 6), (2, 12)), spell=_text("{self}.reshape({shape})"))
+    elif view == "unsqueeze":
+        linear(name, _back, lambda: (_x(4, 6), 1), spell=_text("{self}.unsqueeze({dim})"))
+    else:
+        rewrite(name, lambda b, n: b.view(n["self"], n.tensor.shape))
+for name in ("aten.squeeze.dim", "aten.squeeze.dims", "aten.squeeze.default", "aten.unflatten.int", "aten._unsafe_view.default",
+             "aten.view_as.default", "aten.reshape_as.default"):  # fmt: skip
+    rewrite(name, lambda b, n: b.view(n["self"], n.tensor.shape))
+for name in ("aten.clone.default", "aten.contiguous.default", "aten.alias.default", "aten.lift_fresh_copy.default"):
+    rewrite(name, lambda b, n: n["self"])
+
+linear("aten.permute.default", _inverse, lambda: (_x(2, 3, 4), (2, 0, 1)), spell=_text("{self}.permute({dims})"))
+linear(
+    "aten.transpose.int",
+    lambda b, n, e: b("aten.transpose.int", e, n["dim0"], n["dim1"]),
+    lambda: (_x(2, 3, 4), 0, -1),
+    spell=_text("{self}.transpose({dim0}, {dim1})"),
+)
+linear("aten.t.default", lambda b, n, e: b("aten.t.default", e), lambda: (_x(2, 3),), spell=_text("{self}.t()"))
+rewrite("aten.numpy_T.default", lambda b, n: b("aten.permute.default", n["self"], tuple(reversed(range(len(n.tensor.shape))))))
+rewrite("aten.mT.default", lambda b, n: b("aten.transpose.int", n["self"], -2, -1))
+linear(
+    "aten.expand.default",
+    _reduced,
+    lambda: (_x(4, 1), (4, 3)),
+    lambda: (_x(3), (2, 4, 3)),
+    spell=_text("{self}.expand({size})"),
+)
+linear("aten._to_copy.default", _reduced, lambda: (_x(4, 3),), spell=_text("{self}.to({dtype})"))
+for name in ("aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten.type_as.default", "aten.to.other"):
+    rewrite(
+        name,
+        lambda b, n: (
+            n["self"] if b.type(n["self"]).dtype == n.tensor.dtype else b("aten._to_copy.default", n["self"], dtype=n.tensor.dtype)
+        ),
+    )
+linear(
+    "aten.select.int",
+    lambda b, n, e: b("aten.select_backward.default", e, b.shape(n["self"]), n["dim"], n["index"]),
+    lambda: (_x(4, 3), 1, -1),
+    spell=_text("{self}.select({dim}, {index})"),
+)
+
+
+def _slice(t: Any, a: Any) -> str:
+    if isinstance(a["dim"], int) and a["dim"] >= 0:
+        stop = "" if a["end"] is None or (isinstance(a["end"], int) and a["end"] >= 2**62) else t["end"]
+        step = "" if a["step"] == 1 else f":{t['step']}"
+        return f"{t['self']}[{':, ' * a['dim']}{'' if a['start'] in (None, 0) else t['start']}:{stop}{step}]"
+    return f"torch.ops.aten.slice.Tensor({t['self']}, {t['dim']}, {t['start']}, {t['end']}, {t['step']})"
+
+
+linear(
+    "aten.slice.Tensor",
+    lambda b, n, e: b(
+        "aten.slice_backward.default",
+        e,
+        b.shape(n["self"]),
+        n["dim"],
+        0 if n["start"] is None else n["start"],
+        2**63 - 1 if n["end"] is None else n["end"],
+        n["step"],
+    ),
+    lambda: (_x(4, 6), 1, 1, 5, 2),
+    lambda: (_x(4, 6), 0, 1),
+    spell=_slice,
+)
+
+
+def _pieces(b: Builder, n: Node, sizes: Sequence[Dim], dim: Any) -> tuple[Ref, ...]:
+    rank = len(b.shape(n["self"]))
+    start: Any = 0
+    found = []
+    for size in sizes:
+        found.append(b("aten.slice.Tensor", n["self"], axis(dim, rank), start, start + size))
+        start = start + size
+    return tuple(found)
+
+
+def _split(b: Builder, n: Node) -> tuple[Ref, ...]:
+    assert isinstance(n.type, tuple)
+    dim = axis(n["dim"], len(b.shape(n["self"])))
+    return _pieces(b, n, [t.shape[dim] for t in n.type if isinstance(t, TensorType)], dim)
+
+
+for name in ("aten.split.Tensor", "aten.split.sizes", "aten.split_with_sizes.default", "aten.chunk.default",
+             "aten.tensor_split.sections", "aten.tensor_split.indices"):  # fmt: skip
+    rewrite(name, _split)
+
+
+def _unbind(b: Builder, n: Node) -> tuple[Ref, ...]:
+    assert isinstance(n.type, tuple)
+    return tuple(b("aten.select.int", n["self"], axis(n["dim"], len(b.shape(n["self"]))), i) for i in range(len(n.type)))
+
+
+rewrite("aten.unbind.int", _unbind)
+rewrite(
+    "aten.narrow.default",
+    lambda b, n: b("aten.slice.Tensor", n["self"], axis(n["dim"], len(n.tensor.shape)), n["start"], n["start"] + n["length"]),
+)
+
+
+def _cat_rule(b: Builder, n: Node, e: Ref) -> dict[str, Any]:
+    tensors: Sequence[Ref] = n["tensors"]  # type: ignore[assignment]
+    dim = axis(n["dim"], len(n.tensor.shape))
+    start: Any = 0
+    parts: list[Ref | None] = []
+    for t in tensors:
+        shape = b.shape(t)
+        if len(shape) != len(n.tensor.shape):  # torch lets an empty one-dimensional tensor stand anywhere
+            parts.append(None)
+            continue
+        wanted = t in b.wants
+        parts.append(b("aten.slice.Tensor", e, dim, start, start + shape[dim]) if wanted else None)
+        start = start + shape[dim]
+    return {"tensors": tuple(parts)}
+
+
+def _stack_rule(b: Builder, n: Node, e: Ref) -> dict[str, Any]:
+    tensors: Sequence[Ref] = n["tensors"]  # type: ignore[assignment]
+    dim = axis(n["dim"], len(n.tensor.shape))
+    return {"tensors": tuple(b("aten.select.int", e, dim, i) if t in b.wants else None for i, t in enumerate(tensors))}
+
+
+define(
+    OpDef(
+        "aten.cat.default",
+        "linear",
+        _cat_rule,
+        spell=_text("torch.cat({tensors}, {dim})"),
+        samples=(lambda: ([_x(2, 3), _x(4, 3)], 0), lambda: ([_x(2, 3), _x(2, 1), _x(2, 3)], -1)),
+    )
+)
+define(
+    OpDef(
+        "aten.stack.default",
+        "linear",
+        _stack_rule,
+        spell=_text("torch.stack({tensors}, {dim})"),
+        samples=(lambda: ([_x(2, 3), _x(2, 3)], 1),),
+    )
+)
+linear("aten.sum.default", restore, lambda: (_x(4, 3),), wiring=False, spell=_text("{self}.sum()"))
+linear("aten.sum.dim_IntList", restore, lambda: (_x(4, 3, 2), (0, 2)), lambda: (_x(4, 3), (-1,), True), wiring=False)
+linear("aten.mean.default", _mean, lambda: (_x(4, 3),), wiring=False, spell=_text("{self}.mean()"))
+linear("aten.mean.dim", _mean, lambda: (_x(4, 3, 2), (0, 2)), lambda: (_x(4, 3), (-1,), True), wiring=False)
+
+
+def _pad(b: Builder, n: Node, e: Ref) -> Ref:
+    return b("aten.constant_pad_nd.default", e, tuple(-p for p in n["pad"]), 0)  # type: ignore[attr-defined]
+
+
+linear("aten.constant_pad_nd.default", _pad, lambda: (_x(2, 3), (1, 2)), lambda: (_x(4, 5), (1, -1, 2, 0)), wiring=False)
+linear("aten.flip.default", lambda b, n, e: b("aten.flip.default", e, n["dims"]), lambda: (_x(4, 3), (0,)))
+linear("aten.tril.default", lambda b, n, e: b("aten.tril.default", e, n["diagonal"]), lambda: (_x(4, 4),))
+linear("aten.triu.default", lambda b, n, e: b("aten.triu.default", e, n["diagonal"]), lambda: (_x(4, 4),))
+linear(
+    "aten.index_select.default",
+    lambda b, n, e: b("aten.index_add.default", b.zeros(b.type(n["self"])), n["dim"], n["index"], e),
+    lambda: (_x(4, 3), 0, torch.tensor([1, 1, 3])),
+    wiring=False,
+)
+linear(
+    "aten.gather.default",
+    lambda b, n, e: b("aten.scatter_add.default", b.zeros(b.type(n["self"])), n["dim"], n["index"], e),
+    lambda: (_x(4, 3), 1, torch.tensor([[0, 1], [2, 2], [1, 0], [0, 0]])),
+    wiring=False,
+)
+
+
+def _embedding(b: Builder, n: Node, e: Ref) -> dict[str, Any]:
+    rows = b.shape(n["weight"])[0]
+    padding = n["padding_idx"]
+    return {"weight": b("aten.embedding_dense_backward.default", e, n["indices"], rows, padding, n["scale_grad_by_freq"])}
+
+
+define(
+    OpDef(
+        "aten.embedding.default",
+        "linear",
+        _embedding,
+        spell=lambda t, a: f"F.embedding({t['indices']}, {t['weight']})",
+        samples=(lambda: (_x(5, 3), torch.tensor([[0, 4], [1, 1]])), lambda: (_x(5, 3), torch.tensor([2, 0]), 2)),
+    )
+)

@@ -1,0 +1,243 @@
+"""Operations that are linear in each argument. For a parameter the message is Hebbian: presynaptic value × error."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from pccompile.ir import Node, Ref
+from pccompile.ops.builder import Builder
+from pccompile.ops.linear import rewrite
+from pccompile.ops.registry import OpDef, define
+
+
+def _x(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def flat(b: Builder, x: Ref) -> Ref:
+    """`x` as a matrix: all dimensions but the last in one."""
+    shape = b.shape(x)
+    return x if len(shape) == 2 else b.view(x, (b.numel(shape[:-1]), shape[-1]))
+
+
+def transposed(b: Builder, x: Ref) -> Ref:
+    """The matrix `x`, or each matrix of a batch, transposed."""
+    return b("aten.t.default", x) if len(b.shape(x)) == 2 else b("aten.transpose.int", x, -2, -1)
+
+
+def product(b: Builder, x: Ref, y: Ref) -> Ref:
+    """The matrix product; of each pair where there is a batch."""
+    if len(b.shape(x)) == len(b.shape(y)) == 2:
+        return b("aten.mm.default", x, y)
+    return b("aten.matmul.default", x, y)
+
+
+def _linear(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
+    x, weight, bias = (n[a] for a in ("input", "weight", "bias"))
+    if len(b.shape(weight)) == 1:
+        e = b("aten.unsqueeze.default", e, -1)
+        weight = b.view(weight, (1, *b.shape(weight)))  # type: ignore[arg-type]
+    messages: dict[str, Ref | None] = {}
+    rows = e if len(b.shape(e)) == 2 else flat(b, b.view(e, (1, *b.shape(e))) if len(b.shape(e)) == 1 else e)
+    if x in b.wants:
+        messages["input"] = b.view(b("aten.mm.default", rows, weight), b.shape(x))
+    if n["weight"] in b.wants:
+        inputs = flat(b, x if len(b.shape(x)) > 1 else b.view(x, (1, *b.shape(x))))  # type: ignore[arg-type]
+        messages["weight"] = b.view(b("aten.mm.default", transposed(b, rows), inputs), b.shape(n["weight"]))
+    if bias in b.wants:
+        messages["bias"] = b.view(b.sum(rows, (0,)), b.shape(bias))
+    return messages
+
+
+define(
+    OpDef(
+        "aten.linear.default",
+        "multilinear",
+        _linear,
+        spell=lambda t, a: f"F.linear({t['input']}, {t['weight']}{'' if a['bias'] is None else ', ' + t['bias']})",
+        equation="W x + b",
+        samples=(lambda: (_x(5, 3), _x(4, 3), _x(4)), lambda: (_x(2, 5, 3), _x(4, 3)), lambda: (_x(3), _x(4, 3), _x(4))),
+    )
+)
+
+
+def _mm(first: str, second: str) -> Any:
+    def rule(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
+        x, y = n[first], n[second]
+        return {
+            first: product(b, e, transposed(b, y)) if x in b.wants else None,  # type: ignore[arg-type]
+            second: product(b, transposed(b, x), e) if y in b.wants else None,  # type: ignore[arg-type]
+        }
+
+    return rule
+
+
+def _matmul(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
+    x, y = n["self"], n["other"]
+    ranks = len(b.shape(x)), len(b.shape(y))
+    x = b("aten.unsqueeze.default", x, 0) if ranks[0] == 1 else x
+    y = b("aten.unsqueeze.default", y, -1) if ranks[1] == 1 else y
+    if ranks[0] == 1:
+        e = b("aten.unsqueeze.default", e, len(b.shape(e)) if ranks[1] == 1 else len(b.shape(e)) - 1)
+    if ranks[1] == 1:
+        e = b("aten.unsqueeze.default", e, -1)
+    messages: dict[str, Ref | None] = {}
+    if n["self"] in b.wants:
+        messages["self"] = b.view(b.reduce_to(product(b, e, transposed(b, y)), b.type(x)), b.shape(n["self"]))  # type: ignore[arg-type]
+    if n["other"] in b.wants:
+        pull = b("aten.mm.default", transposed(b, flat(b, x)), flat(b, e)) if len(b.shape(y)) == 2 < len(b.shape(x)) \
+            else product(b, transposed(b, x), e)  # type: ignore[arg-type]  # fmt: skip
+        messages["other"] = b.view(b.reduce_to(pull, b.type(y)), b.shape(n["other"]))
+    return messages
+
+
+for name, first, second, shapes in (
+    ("aten.mm.default", "self", "mat2", ((5, 3), (3, 4))),
+    ("aten.bmm.default", "self", "mat2", ((2, 5, 3), (2, 3, 4))),
+):
+    define(
+        OpDef(
+            name,
+            "multilinear",
+            _mm(first, second),
+            spell=lambda t, a: f"{t['self']} @ {t['mat2']}",
+            equation="x y",
+            samples=(lambda shapes=shapes: tuple(_x(*s) for s in shapes),),  # type: ignore[misc]
+        )
+    )
+define(
+    OpDef(
+        "aten.matmul.default",
+        "multilinear",
+        _matmul,
+        spell=lambda t, a: f"{t['self']} @ {t['other']}",
+        equation="x y",
+        samples=(
+            lambda: (_x(5, 3), _x(3, 4)),
+            lambda: (_x(2, 5, 3), _x(3, 4)),
+            lambda: (_x(2, 1, 5, 3), _x(4, 3, 2)),
+            lambda: (_x(3), _x(3, 4)),
+            lambda: (_x(5, 3), _x(3)),
+            lambda: (_x(3), _x(3)),
+            lambda: (_x(2, 5, 3), _x(3)),
+        ),
+    )
+)
+rewrite(
+    "aten.addmm.default",
+    lambda b, n: _scaled_sum(b, n["self"], b("aten.mm.default", n["mat1"], n["mat2"]), n["beta"], n["alpha"]),
+)
+rewrite(
+    "aten.baddbmm.default",
+    lambda b, n: _scaled_sum(b, n["self"], b("aten.bmm.default", n["batch1"], n["batch2"]), n["beta"], n["alpha"]),
+)
+
+
+def _scaled_sum(b: Builder, start: Any, term: Ref, beta: Any, alpha: Any) -> Ref:
+    term = term if alpha == 1 else b.mul(term, alpha)
+    if beta == 0:
+        return term
+    return b("aten.add.Tensor", start if beta == 1 else b.mul(start, beta), term)
+
+
+def _convolution(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
+    x, weight, bias = (n[a] for a in ("input", "weight", "bias"))
+    want = (x in b.wants, weight in b.wants, bias in b.wants)
+    sizes = None if bias is None else b.shape(bias)
+    options = [n[a] for a in ("stride", "padding", "dilation", "transposed", "output_padding", "groups")]
+
+    def part(i: int) -> Ref:
+        mask = (True, False, False) if i == 0 else (False, want[1], want[2])
+        return b.get(b("aten.convolution_backward.default", e, x, weight, sizes, *options, mask), i)
+
+    return {a: part(i) if want[i] else None for i, a in enumerate(("input", "weight", "bias"))}
+
+
+def _spell_convolution(t: Any, a: Any) -> str:
+    rank, extra = len(a["stride"]), ""
+    defaults = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
+    for key, default in defaults.items():
+        if any(v != default for v in a[key]):
+            one = a[key][0] if len(set(a[key])) == 1 else t[key]
+            extra += f", {key}={one}"
+    extra += f", groups={t['groups']}" if a["groups"] != 1 else ""
+    bias = f", {t['bias']}" if a["bias"] is not None else ""
+    return f"F.conv{'_transpose' if a['transposed'] else ''}{rank}d({t['input']}, {t['weight']}{bias}{extra})"
+
+
+define(
+    OpDef(
+        "aten.convolution.default",
+        "multilinear",
+        _convolution,
+        spell=_spell_convolution,
+        equation="W ∗ x + b",
+        samples=(
+            lambda: (_x(2, 3, 6, 5), _x(4, 3, 3, 3), _x(4), [2, 1], [1, 0], [1, 1], False, [0, 0], 1),
+            lambda: (_x(2, 4, 6), _x(4, 2, 3), None, [1], [1], [2], False, [0], 2),
+            lambda: (_x(2, 4, 5, 4), _x(4, 3, 2, 2), _x(3), [2, 2], [0, 0], [1, 1], True, [1, 1], 1),
+        ),
+    )
+)
+
+
+def _spread(value: Any, rank: int) -> tuple[Any, ...]:
+    values = tuple(value) if isinstance(value, tuple) else (value,)
+    return values * rank if len(values) == 1 else values
+
+
+def _conv(rank: int, transpose: bool) -> Any:
+    def expand(b: Builder, n: Node) -> Ref:
+        x: Any = n["input"]
+        batched = len(b.shape(x)) == rank + 2
+        x = x if batched else b("aten.unsqueeze.default", x, 0)
+        stride, padding, dilation = (_spread(n[a], rank) for a in ("stride", "padding", "dilation"))
+        out_padding = _spread(n["output_padding"], rank) if transpose else (0,) * rank
+        y = b("aten.convolution.default", x, n["weight"], n["bias"], stride, padding, dilation, transpose, out_padding, n["groups"])
+        return y if batched else b.view(y, n.tensor.shape)
+
+    return expand
+
+
+for rank in (1, 2, 3):
+    rewrite(f"aten.conv{rank}d.default", _conv(rank, False))
+    rewrite(f"aten.conv_transpose{rank}d.{'input' if rank > 1 else 'default'}", _conv(rank, True))
+
+
+def _attention(b: Builder, n: Node) -> Ref:
+    """Scaled dot-product attention, written out: softmax(q kᵀ · scale + mask) v."""
+    q, k, v = (n[a] for a in ("query", "key", "value"))
+    if n["enable_gqa"]:
+        repeat = b.shape(q)[-3] // b.shape(k)[-3]  # type: ignore[operator]
+        k, v = (b("aten.repeat_interleave.self_int", t, repeat, -3) for t in (k, v))
+    scale = n["scale"] if n["scale"] is not None else 1 / math.sqrt(b.shape(q)[-1])  # type: ignore[arg-type]
+    scores = b.mul(b("aten.matmul.default", q, b("aten.transpose.int", k, -2, -1)), scale)
+    softmax, mask = "aten._softmax.default", n["attn_mask"]
+    if n["is_causal"]:
+        rows, columns = b.shape(scores)[-2:]
+        ones = b("aten.ones.default", (rows, columns), dtype=torch.bool, device=_device())
+        scores = b("aten.masked_fill.Scalar", scores, b("aten.logical_not.default", b("aten.tril.default", ones)), -math.inf)
+    elif mask is not None:
+        softmax = "aten._safe_softmax.default"
+        if b.type(mask).dtype == torch.bool:
+            scores = b("aten.masked_fill.Scalar", scores, b("aten.logical_not.default", mask), -math.inf)
+        else:
+            scores = b("aten.add.Tensor", scores, mask)
+    weights = b(softmax, scores, -1, False) if softmax == "aten._softmax.default" else b(softmax, scores, -1)
+    if n["dropout_p"]:
+        from pccompile.ops.random import dropped
+
+        weights = dropped(b, weights, n["dropout_p"])
+    return b("aten.matmul.default", weights, v)
+
+
+def _device() -> Any:
+    from pccompile.ir import DEVICE
+
+    return DEVICE
+
+
+rewrite("aten.scaled_dot_product_attention.default", _attention)

@@ -1,0 +1,109 @@
+"""What an operation is: its family, its rule, how it is written, how it is tested. One OpDef each, nothing elsewhere."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from pccompile.ir import DEVICE, Arg, Node, Ref, TensorType, Type
+
+if TYPE_CHECKING:
+    from pccompile.ops.builder import Builder
+
+Family = Literal["elementwise", "linear", "multilinear", "selection", "composite", "context", "traced"]
+Message = Ref | None | tuple["Ref | None", ...]
+Rule = Callable[["Builder", Node, Any], Mapping[str, Message]]
+Sample = Callable[[], tuple[Any, ...]]
+"""Makes the operator's positional arguments, float tensors in float64."""
+
+
+@dataclass(frozen=True)
+class OpDef:
+    """One operation of the dialect.
+
+    rule(b, node, err)    writes J_iᵀ err for each argument i that carries an error, as operations, with the builder `b`
+    expand(b, node)       writes the operation in terms of others; an operation with `expand` is gone after canonicalisation
+    spell(texts, args)    Python source of the call, from the source of each argument; None: the generic spelling
+    wiring                moves entries about and computes nothing: it gets no value and no error of its own
+    equation              what a reader sees, `x` and `y` for the arguments
+    samples               arguments for the test that runs every operation
+    parameters, infer     for operations that torch does not have: argument names, and the result's type
+    helper                source of functions that the generated file needs to run it
+    formula(node)         the sympy expression of an elementwise operation
+    random                draws numbers: once for each prediction
+    """
+
+    name: str
+    family: Family
+    rule: Rule | None = None
+    expand: Callable[[Builder, Node], Message] | None = None
+    spell: Callable[[Mapping[str, Any], Mapping[str, Arg]], str] | None = None
+    wiring: bool = False
+    equation: str = ""
+    samples: tuple[Sample, ...] = ()
+    parameters: tuple[str, ...] = ()
+    infer: Callable[[Mapping[str, Arg], Callable[[Ref], TensorType]], Type] | None = None
+    helper: str = ""
+    random: bool = False
+    formula: Callable[[Node], Any] | None = None
+
+
+OPS: dict[str, OpDef] = {}
+
+
+def define(op: OpDef) -> OpDef:
+    """Register `op`. Raises ValueError where its name is taken."""
+    if op.name in OPS:
+        raise ValueError(f"{op.name} is defined twice")
+    OPS[op.name] = op
+    return op
+
+
+def family_of(op: str) -> Family:
+    """The family of the operation called `op`; 'traced' where no file defines it."""
+    return OPS[op].family if op in OPS else "traced"
+
+
+@functools.cache
+def overload(name: str) -> torch._ops.OpOverload:
+    """The torch operator called `name`, such as "aten.mul.Tensor"."""
+    namespace, packet, which = name.split(".")
+    found = getattr(getattr(getattr(torch.ops, namespace), packet), which)
+    assert isinstance(found, torch._ops.OpOverload)
+    return found
+
+
+@functools.cache
+def schema(name: str) -> tuple[tuple[str, Any], ...]:
+    """Argument names of an operation with their defaults (`...` where there is none)."""
+    if name == "getitem":
+        return (("of", ...), ("index", ...))
+    if name in OPS and OPS[name].parameters:
+        return tuple((p, ...) for p in OPS[name].parameters)
+    arguments = overload(name)._schema.arguments
+    return tuple((a.name, a.default_value if a.has_default_value() else ...) for a in arguments)
+
+
+IGNORED = {"layout", "pin_memory", "memory_format", "non_blocking"}
+"""Arguments that say where bytes lie, not what they are."""
+
+
+def bind(name: str, args: Iterable[Arg], kwargs: Mapping[str, Arg]) -> dict[str, Arg]:
+    """Every argument of a call to the operation `name`, by name and with defaults filled in."""
+    parameters = schema(name)
+    given = dict(zip((p for p, _ in parameters), args, strict=False)) | dict(kwargs)
+    bound: dict[str, Arg] = {}
+    for parameter, default in parameters:
+        value = given.get(parameter, default)
+        if value is ...:
+            raise TypeError(f"{name}: argument {parameter} is missing")
+        if parameter in IGNORED:
+            value = None
+        elif parameter == "device" and value is not None:
+            value = DEVICE
+        bound[parameter] = tuple(value) if isinstance(value, list) else value
+    return bound

@@ -1,0 +1,179 @@
+"""Operations from a traced function, and the rule of any operation by tracing its vector-Jacobian product.
+
+Tracing happens at compile time and yields ATen operations: nothing of autograd is left when the program runs.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pccompile.ir import Arg, Node, Ref, TensorType, refs
+from pccompile.ops.builder import Builder
+from pccompile.ops.registry import OPS, Message, overload
+from pccompile.ops.typer import split_arguments
+
+
+def fx_arg(b: Builder, arg: Any, env: Mapping[fx.Node, Arg]) -> Arg:
+    """An argument of an fx node as an argument of ours."""
+    if isinstance(arg, fx.Node):
+        return env[arg]
+    if isinstance(arg, list | tuple):
+        return tuple(fx_arg(b, a, env) for a in arg)
+    if isinstance(arg, torch.SymInt | torch.SymFloat):
+        return b.typer.dim(arg)
+    return arg
+
+
+def inline(b: Builder, graph: fx.Graph, arguments: Sequence[Arg], constants: Mapping[str, torch.Tensor]) -> list[Arg]:
+    """Append the operations of a traced function to `b`; return what it returns."""
+    env: dict[fx.Node, Arg] = {}
+    given = iter(arguments)
+    for n in graph.nodes:
+        value = n.meta.get("val")
+        if n.op == "placeholder":
+            env[n] = next(given)
+        elif n.op == "get_attr":
+            env[n] = constant(b, constants[n.target])
+        elif n.op == "output":
+            return [fx_arg(b, a, env) for a in n.args[0]]
+        elif isinstance(value, torch.SymInt | torch.SymFloat):
+            env[n] = b.typer.dim(value)
+        elif n.target is operator.getitem:
+            env[n] = b.get(env[n.args[0]], n.args[1])  # type: ignore[arg-type]
+        else:
+            args = [fx_arg(b, a, env) for a in n.args]
+            kwargs = {k: fx_arg(b, a, env) for k, a in n.kwargs.items()}
+            env[n] = canonical(b, str(n.target), args, kwargs)
+    raise AssertionError("a traced function returns")
+
+
+def constant(b: Builder, tensor: torch.Tensor) -> Ref:
+    """A small tensor that a trace met, as an operation."""
+    if tensor.numel() != 1:
+        raise NotImplementedError("a traced rule holds a tensor of its own")
+    from pccompile.ir import DEVICE
+
+    shape = tuple(tensor.shape)
+    return b("aten.full.default", shape, tensor.item(), dtype=tensor.dtype, device=DEVICE)
+
+
+def canonical(b: Builder, op: str, args: Sequence[Arg], kwargs: Mapping[str, Arg]) -> Ref:
+    """Append a traced operation as the dialect has it: views become reshapes, bookkeeping copies vanish."""
+    if op in ("aten.view.default", "aten._unsafe_view.default"):
+        return b.view(args[0], args[1])  # type: ignore[arg-type]
+    if op in ("aten.detach.default", "aten.alias.default", "aten.clone.default", "aten.contiguous.default"):
+        return args[0]  # type: ignore[return-value]
+    return b(op, *args, **kwargs)
+
+
+def trace(function: Callable[..., Any], fakes: Sequence[Any], mode: Any) -> fx.GraphModule:
+    """`function` on fake tensors, as a functional graph of ATen operations.
+
+    Traced twice where a derivative formula writes in place: differentiating inside functionalisation is not allowed.
+    """
+    with mode, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = make_fx(function, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+        if any(_writes(n) for n in traced.graph.nodes):
+            functional = torch.func.functionalize(traced, remove="mutations_and_views")
+            traced = make_fx(functional, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+    traced.graph.eliminate_dead_code()
+    return traced
+
+
+def _writes(n: fx.Node) -> bool:
+    return isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable
+
+
+def decompose(b: Builder, node: Node) -> Message:
+    """Append `node`, whose operator torch composes of others, as those others; return its result or results."""
+    names = list(dict.fromkeys(node.inputs))
+    traced = trace(lambda *xs: _leaves(_call(b, node, dict(zip(names, xs, strict=True)))), _fakes(b, names), b.typer.mode)
+    results = inline(b, traced.graph, names, _constants(traced))
+    if isinstance(node.type, tuple):
+        return tuple(results)  # type: ignore[arg-type]
+    return results[0]  # type: ignore[return-value]
+
+
+def traced_rule(b: Builder, node: Node, err: Any) -> Mapping[str, Message]:
+    """The messages of any operation: its vector-Jacobian product, traced through torch's own derivative formulas."""
+    names = list(dict.fromkeys(node.inputs))
+    errors = [e for e in (err if isinstance(err, tuple) else (err,)) if e is not None]
+    active = [n for n in names if n in b.wants]
+
+    def product(*tensors: torch.Tensor) -> list[torch.Tensor]:
+        values = {n: t.detach() for n, t in zip(names, tensors, strict=False)}
+        with torch.enable_grad():
+            for n in active:
+                values[n] = values[n].requires_grad_()
+            results = _leaves(_call(b, node, values))
+            if isinstance(err, tuple):
+                results = [r for r, e in zip(results, err, strict=False) if e is not None]
+            used = [r.requires_grad for r in results]
+            cotangents = tensors[len(names) :]
+            got = torch.autograd.grad(
+                [r for r, u in zip(results, used, strict=True) if u],
+                [values[n] for n in active],
+                [c for c, u in zip(cotangents, used, strict=True) if u],
+                allow_unused=True,
+            )
+        missing.extend(n for n, g in zip(active, got, strict=True) if g is None)
+        return [g for g in got if g is not None]
+
+    missing: list[str] = []
+    fakes = _fakes(b, [*names, *errors])
+    traced = trace(product, fakes, b.typer.mode)
+    found = [n for n in active if n not in missing]
+    sent = dict(zip(found, inline(b, traced.graph, [*names, *errors], _constants(traced)), strict=True))
+    return _by_argument(node, sent)
+
+
+def _by_argument(node: Node, sent: Mapping[str, Arg]) -> dict[str, Message]:
+    """Messages by argument from messages by name: a name that is read twice sends its one message through its first place."""
+    left = dict(sent)
+    return {k: _take(a, left) for k, a in node.args.items() if any(r in sent for r in refs([a]))}
+
+
+def _take(arg: Arg, left: dict[str, Arg]) -> Any:
+    if isinstance(arg, tuple):
+        return tuple(_take(a, left) for a in arg)
+    return left.pop(arg, None) if isinstance(arg, Ref) else None
+
+
+def _call(b: Builder, node: Node, values: Mapping[str, Any]) -> Any:
+    target = overload(node.op)
+
+    def value(arg: Arg) -> Any:
+        if isinstance(arg, Ref):
+            return values[arg]
+        return [value(a) for a in arg] if isinstance(arg, tuple) else b.typer.value(arg, b.types)
+
+    positional, named = split_arguments(target, {k: value(a) for k, a in node.args.items()})
+    return target(*positional, **named)
+
+
+def _leaves(result: Any) -> list[torch.Tensor]:
+    return [result] if isinstance(result, torch.Tensor) else [r for r in result if isinstance(r, torch.Tensor)]
+
+
+def _fakes(b: Builder, names: Sequence[str]) -> list[torch.Tensor]:
+    return [b.typer.fake(b.type(n)) for n in names]
+
+
+def _constants(traced: fx.GraphModule) -> dict[str, torch.Tensor]:
+    return {n.target: getattr(traced, n.target) for n in traced.graph.nodes if n.op == "get_attr"}
+
+
+def is_composite(op: str) -> bool:
+    """Whether torch composes this operator of others, so that it has no derivative formula of its own."""
+    return op not in OPS and op.startswith("aten.") and overload(op)._can_decompose()
+
+
+__all__ = ["TensorType", "canonical", "decompose", "fx_arg", "inline", "is_composite", "trace", "traced_rule"]

@@ -1,0 +1,110 @@
+"""Types of results, from torch's own shape functions run on fake tensors: nothing here knows a shape rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from pccompile.ir import DEVICE, Arg, Dim, Ref, TensorType, Type
+from pccompile.ops.registry import OPS, overload
+
+
+class Typer:
+    """Infers types within one compilation, whose free dimensions it knows.
+
+    `mode` is the fake-tensor mode of the imported program; `names` maps its shape symbols to the graph's dimension names.
+    """
+
+    def __init__(self, mode: FakeTensorMode | None = None, names: Mapping[sympy.Symbol, sympy.Symbol] | None = None) -> None:
+        self.mode = mode or FakeTensorMode(shape_env=ShapeEnv())
+        self.names = dict(names or {})
+        self.symbols = {v: k for k, v in self.names.items()}
+        self.device = torch.device("cpu")
+        self._fakes: dict[TensorType, torch.Tensor] = {}
+        self._results: dict[Any, Type] = {}
+
+    def dim(self, size: Any) -> Dim:
+        """A torch size as a Dim."""
+        if isinstance(size, int):
+            return size
+        expr = size.node.expr.xreplace(self.names)
+        return int(expr) if expr.is_Integer else expr
+
+    def size(self, dim: Dim) -> Any:
+        """A Dim as a torch size."""
+        if isinstance(dim, int):
+            return dim
+        env = self.mode.shape_env
+        assert env is not None
+        expr = dim.xreplace(self.symbols)
+        return env.create_symintnode(expr, hint=None)
+
+    def type_of(self, tensor: torch.Tensor) -> TensorType:
+        """The type of a fake or real tensor."""
+        return TensorType(tuple(map(self.dim, tensor.shape)), tensor.dtype)
+
+    def fake(self, type_: TensorType) -> torch.Tensor:
+        """A fake tensor of type `type_`."""
+        if type_ not in self._fakes:
+            with self.mode:
+                size = [self.size(d) for d in type_.shape]
+                self._fakes[type_] = torch.empty(size, dtype=type_.dtype, device=self.device)
+        return self._fakes[type_]
+
+    def value(self, arg: Arg, types: Mapping[str, Type]) -> Any:
+        """What torch is called with for `arg`: a fake tensor for a name, sizes for dimensions."""
+        if isinstance(arg, Ref):
+            type_ = types[arg]
+            assert isinstance(type_, TensorType)
+            return self.fake(type_)
+        if isinstance(arg, tuple):
+            return [self.value(a, types) for a in arg]
+        if isinstance(arg, sympy.Expr):
+            return self.size(arg)
+        return self.device if arg is DEVICE else arg
+
+    def infer(self, op: str, args: Mapping[str, Arg], types: Mapping[str, Type]) -> Type:
+        """The type of `op(args)`."""
+        if op == "getitem":
+            whole, index = types[args["of"]], args["index"]  # type: ignore[index]
+            assert isinstance(whole, tuple) and isinstance(index, int)
+            part = whole[index]
+            assert part is not None
+            return part
+        definition = OPS.get(op)
+        if definition and definition.infer:
+            return definition.infer(args, lambda r: types[r])  # type: ignore[arg-type, return-value]
+        key = (op, tuple(_key(a, types) for a in args.values()))
+        if key not in self._results:
+            self._results[key] = self._run(op, args, types)
+        return self._results[key]
+
+    def _run(self, op: str, args: Mapping[str, Arg], types: Mapping[str, Type]) -> Type:
+        target = overload(op)
+        values = {k: self.value(a, types) for k, a in args.items()}
+        positional, named = split_arguments(target, values)
+        with self.mode, torch.no_grad():
+            out = target(*positional, **named)
+        if isinstance(out, torch.Tensor):
+            return self.type_of(out)
+        return tuple(self.type_of(t) if isinstance(t, torch.Tensor) else None for t in out)
+
+
+def split_arguments(target: torch._ops.OpOverload, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Positional and keyword arguments for a call of `target`, from all of them by name."""
+    positional = [values[a.name] for a in target._schema.arguments if not a.kwarg_only]
+    named = {a.name: values[a.name] for a in target._schema.arguments if a.kwarg_only and values[a.name] is not None}
+    return positional, named
+
+
+def _key(arg: Arg, types: Mapping[str, Type]) -> Any:
+    if isinstance(arg, Ref):
+        return types[arg]
+    if isinstance(arg, tuple):
+        return tuple(_key(a, types) for a in arg)
+    return (type(arg), arg)
