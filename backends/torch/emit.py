@@ -67,7 +67,9 @@ class _File:
         self.given = "targets" if self.moving else "output_errors"
         self.defaults = "".join(f", {k}={v!r}" for k, v in program.arguments.items())
         self.passed = "".join(f", {k}" for k in program.arguments)
-        self.reserved = {*ARGUMENTS, *program.arguments, *self.pc.graph.dims}
+        functions = (self.lowered.predict, self.lowered.infer, self.lowered.learn, self.lowered.sweep)
+        kernels = {equations.short(s.op) for f in functions for s in f.statements() if "." in s.op}
+        self.reserved = {*ARGUMENTS, *program.arguments, *self.pc.graph.dims, *kernels}
         namer = Namer(self.reserved)
         self.names = {r: namer(self.lowered.labels[r]) for r in self.lowered.context}
         self.dims: set[str] = set()

@@ -9,6 +9,7 @@ from pccompile.backends.torch.lower import lower_loss
 from pccompile.backends.torch.optimise import without_dead
 from pccompile.backends.torch.printer import Printer
 from pccompile.backends.torch.spell import Speller
+from pccompile.ops import equations
 
 if TYPE_CHECKING:
     from pccompile.backends.torch.emit import Loss
@@ -31,7 +32,8 @@ def clamp_lines(loss: Loss | None, indices: Sequence[int], count: int, speller: 
     f, labels = lower_loss(loss.pc, texts, loss.constants)
     f = without_dead(f)
     speller.dims, speller.device = set(), False
-    printer = Printer(f, labels, {}, {}, speller, lambda vertex: "", [*reserved, *loss.pc.graph.dims])
+    kernels = {equations.short(s.op) for s in f.statements() if "." in s.op}
+    printer = Printer(f, labels, {}, {}, speller, lambda vertex: "", [*reserved, *loss.pc.graph.dims, *kernels])
     lines = printer.run({})
     head = ["@torch.no_grad()", "def clamp(outputs, targets):", '    """The loss, and minus its gradient at each output."""']
     if speller.device or any("device=device" in c for c in loss.constants.values()):

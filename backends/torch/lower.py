@@ -85,6 +85,9 @@ class _Lowering:
     def predict(self) -> Function:
         """The forward sweep, in the order of the graph; then the buffers' new values."""
         w = self.w
+        saved: dict[str, set[int]] = {}
+        for r in (r for v in self.pc.vertices for r in v.rules if r.op == "getitem"):
+            saved.setdefault(str(r["of"]), set()).add(r["index"])  # type: ignore[arg-type]
         for n in self.graph.nodes:
             args = {k: map_refs(a, self._forward) for k, a in n.args.items()}
             vertex = self.made_by.get(n.name)
@@ -93,6 +96,8 @@ class _Lowering:
             if vertex:
                 value = self.slots[vertex, "prediction"] = w.name(value, f"prediction_{vertex}")
             self.env[n.name] = value
+            for index in sorted(saved.get(n.name, ())):
+                w.call("getitem", {"of": value, "index": index}, f"{n.name}_{index}")
         for v in self.pc.vertices:
             if not v.prediction:
                 w.vertex = v.name

@@ -59,7 +59,9 @@ class Speller:
         if definition and definition.helper:
             self.helpers[op] = definition.helper
         if definition and definition.spell:
-            texts = {k: _inside(self.arg(a, text), a) for k, a in args.items()}
+            texts: dict[str, Any] = {k: _inside(self.arg(a, text), a) for k, a in args.items()}
+            if op == "pcc.map":
+                texts["args"] = [self.arg(a, text) for a in args["args"]]  # type: ignore[attr-defined]
             spelled = definition.spell(texts, args)
             self.modules |= {m for m in ("math", "F") if f"{m}." in spelled}
             return spelled

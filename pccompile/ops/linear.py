@@ -163,6 +163,7 @@ def _split(b: Builder, n: Node) -> tuple[Ref, ...]:
 
 
 for name in ("aten.split.Tensor", "aten.split.sizes", "aten.split_with_sizes.default", "aten.chunk.default",
+             "aten.unsafe_split.Tensor", "aten.unsafe_split_with_sizes.default", "aten.unsafe_chunk.default",
              "aten.tensor_split.sections", "aten.tensor_split.indices"):  # fmt: skip
     rewrite(name, _split)
 

@@ -82,7 +82,7 @@ def trace(function: Callable[..., Any], fakes: Sequence[Any], mode: Any) -> fx.G
         warnings.simplefilter("ignore")
         traced = make_fx(function, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
         if any(_writes(n) for n in traced.graph.nodes):
-            functional = torch.func.functionalize(traced, remove="mutations_and_views")
+            functional = torch.func.functionalize(traced, remove="mutations")
             traced = make_fx(functional, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
     traced.graph.eliminate_dead_code()
     return traced
@@ -164,7 +164,8 @@ def _leaves(result: Any) -> list[torch.Tensor]:
 
 
 def _fakes(b: Builder, names: Sequence[str]) -> list[torch.Tensor]:
-    return [b.typer.fake(b.type(n)) for n in names]
+    with b.typer.mode:
+        return [torch.empty_like(b.typer.fake(b.type(n))) for n in names]  # one object each: a trace tells them apart by it
 
 
 def _constants(traced: fx.GraphModule) -> dict[str, torch.Tensor]:
@@ -173,7 +174,9 @@ def _constants(traced: fx.GraphModule) -> dict[str, torch.Tensor]:
 
 def is_composite(op: str) -> bool:
     """Whether torch composes this operator of others, so that it has no derivative formula of its own."""
-    return op not in OPS and op.startswith("aten.") and overload(op)._can_decompose()
+    if op in OPS or not op.startswith("aten."):
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(overload(op).name(), "CompositeImplicitAutograd")
 
 
 __all__ = ["TensorType", "canonical", "decompose", "fx_arg", "inline", "is_composite", "trace", "traced_rule"]

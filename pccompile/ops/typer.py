@@ -92,7 +92,7 @@ class Typer:
             out = target(*positional, **named)
         if isinstance(out, torch.Tensor):
             return self.type_of(out)
-        return tuple(self.type_of(t) if isinstance(t, torch.Tensor) else None for t in out)
+        return tuple(self.type_of(t) if isinstance(t, torch.Tensor) else None for t in out or ())
 
 
 def split_arguments(target: torch._ops.OpOverload, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
