@@ -31,7 +31,7 @@ def insert_vertices(graph: Graph, *, granularity: str = "op") -> PCGraph:
     vertices = [plan.vertex(n, inner) for n in graph.nodes if n.name in plan.carrying and n.name not in inner]
     read = {p for v in vertices for p in v.parents}
     outputs = []
-    for o in graph.outputs:
+    for o in dict.fromkeys(graph.outputs):
         if o not in plan.carrying:
             continue
         if o in plan.nodes and o not in read:

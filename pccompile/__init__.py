@@ -1,1 +1,39 @@
+"""pccompile turns any differentiable model into predictive-coding form.
 
+    pc = pccompile.compile(model, (x,))
+    loss = criterion(pc(x), y); loss.backward()      # predictive-coding gradients in the model's own parameters
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pccompile.api import compile, register_elementwise
+    from pccompile.diagnostics import CompileError
+    from pccompile.frontends.onnx import load_onnx
+    from pccompile.module import PCModule
+
+__version__ = "0.1.0"
+_WHERE = {
+    "CompileError": "pccompile.diagnostics",
+    "PCModule": "pccompile.module",
+    "compile": "pccompile.api",
+    "load_onnx": "pccompile.frontends.onnx",
+    "register_elementwise": "pccompile.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are first used: torch takes seconds."""
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'pccompile' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_WHERE]
+
+
+__all__ = ["CompileError", "PCModule", "compile", "load_onnx", "register_elementwise"]

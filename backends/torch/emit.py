@@ -110,7 +110,7 @@ class _File:
         self.speller.dims, self.speller.device = set(), False
         f = self.lowered.predict
         printer = Printer(f, self.lowered.labels, {}, self.names, self.speller, self.forward_heading, self.reserved)
-        lines = printer.run(self._late_dims())
+        lines = printer.run(self.late_dims())
         dims = self.dims | (self.speller.dims & set(self.pc.graph.dims))
         outputs = "".join(f"{printer.spell(f.results[o])}, " for o in self.pc.graph.outputs).strip()
         context = _wrapped([*(self.names[r] for r in self.lowered.context), *sorted(self.dims)], "[", "]")
@@ -127,12 +127,12 @@ class _File:
             f"    return ({outputs}), {context}",
         ]
 
-    def _late_dims(self) -> dict[str, list[tuple[str, int]]]:
-        """For each operation's result whose size is known only when it has run, the lengths to read off it."""
-        found: dict[str, list[tuple[str, int]]] = {}
+    def late_dims(self) -> dict[Ref, list[tuple[str, int]]]:
+        """For each value whose size is known only when it has been computed, the lengths to read off it."""
+        found: dict[Ref, list[tuple[str, int]]] = {}
         for name, source in self.pc.graph.dims.items():
-            if source.tensor not in self.pc.graph.leaves:
-                found.setdefault(source.tensor, []).append((name, source.axis))
+            if source.tensor in self.lowered.made:
+                found.setdefault(self.lowered.made[source.tensor], []).append((name, source.axis))
         return found
 
     def body(self, name: str, f: Function, given: str) -> Callable[[], list[str]]:

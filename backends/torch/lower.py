@@ -15,7 +15,10 @@ from pccompile.ir import Arg, Do, Graph, PCGraph, Program, Ref, Repeat, Step, ma
 
 @dataclass
 class Lowered:
-    """The functions of a generated file; `context` is what prediction hands on, `labels` what values are called."""
+    """The functions of a generated file.
+
+    `labels` says what values are called, `made` where prediction has the values of the graph, `context` what it hands on.
+    """
 
     program: Program
     predict: Function
@@ -23,6 +26,7 @@ class Lowered:
     learn: Function
     sweep: Function
     labels: dict[Ref, str]
+    made: dict[str, Ref] = field(default_factory=dict)
     context: list[Ref] = field(default_factory=list)
 
 
@@ -38,7 +42,7 @@ def lower(program: Program, record: bool = False) -> Lowered:
     learn = lowering.learn(program)
     lowering.restore(start)
     sweep = lowering.sweep(program.sweep) if program.sweep else Function()
-    return Lowered(program, predict, infer, learn, sweep, lowering.w.labels)
+    return Lowered(program, predict, infer, learn, sweep, lowering.w.labels, lowering.env)
 
 
 def lower_loss(pc: PCGraph, texts: Mapping[str, str], constants: Mapping[str, str]) -> tuple[Function, dict[Ref, str]]:

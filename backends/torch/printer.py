@@ -60,8 +60,8 @@ class Printer:
         self.unpacked: set[Ref] = set()
         self.vertex = ""
 
-    def run(self, late_dims: Mapping[str, Sequence[tuple[str, int]]]) -> list[str]:
-        """The body, without the return statement. late_dims: lengths to read off a value once it is there, by its label."""
+    def run(self, late_dims: Mapping[Ref, Sequence[tuple[str, int]]]) -> list[str]:
+        """The body, without the return statement. late_dims: lengths to read off a value once it is there."""
         self.late_dims = late_dims
         self.block(self.f.lines, 1, self.kept)
         return self.text
@@ -145,7 +145,7 @@ class Printer:
             return
         expression = self.expression(s)
         self.line(depth, f"{self.own_name(s.target)} = {expression}")
-        for name, axis in self.late_dims.get(self.labels[s.target], ()):
+        for name, axis in self.late_dims.get(s.target, ()):
             self.line(depth, f"{name} = {self.names[s.target]}.shape[{axis}]")
 
     def own_name(self, value: Ref) -> str:

@@ -1,6 +1,6 @@
 """Operations, one file a family. Importing this package registers all of them."""
 
-from pccompile.ops import composite, elementwise, linear, multilinear, pointwise, random, selection
+from pccompile.ops import composite, elementwise, linear, multilinear, pointwise, random, recurrent, selection
 from pccompile.ops.builder import Builder
 from pccompile.ops.elementwise import Formula, user_elementwise
 from pccompile.ops.registry import OPS, Family, OpDef, bind, define, family_of, overload, schema
@@ -26,6 +26,7 @@ __all__ = [
     "overload",
     "pointwise",
     "random",
+    "recurrent",
     "schema",
     "selection",
     "traced_rule",

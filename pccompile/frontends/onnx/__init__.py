@@ -1,8 +1,8 @@
-"""ONNX files as trainable modules: `load_onnx` reads one, `torch.export` then turns it into the one dialect of the rest.
+"""ONNX files as trainable modules: `load_onnx` reads one, `torch.export` then turns it into the dialect of the rest.
 
-While the module runs, each ONNX node's operations are annotated (`torch.fx.traceback.annotate`), which survives torch.export
-and `run_decompositions`: `node.meta["custom"]["onnx"]` holds the ONNX node's name and op_type, and the module path, file and
-line that torch's own exporter had noted. `location_of(node)` reads it.
+While the module runs, each ONNX node's operations are annotated (`torch.fx.traceback.annotate`), which survives
+torch.export and `run_decompositions`: `node.meta["custom"]["onnx"]` holds the ONNX node's name and op_type, and the
+module path, file and line that torch's own exporter had noted. `location_of(node)` reads it.
 """
 
 from pccompile.frontends.onnx import (  # each enters its operators into the registry

@@ -76,7 +76,7 @@ def total_mask(
     total: Tensor | None = None
     if mask is not None:
         mask = widened(mask, k.shape[2])
-        total = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, float("-inf")) if mask.dtype is torch.bool else mask
+        total = shutting(~mask, q.dtype) if mask.dtype is torch.bool else mask
     keys = torch.arange(k.shape[2])
     shut: list[Tensor] = []
     if lengths is not None:
@@ -91,9 +91,14 @@ def total_mask(
     if after >= 0:
         shut.append(keys > queries + after)
     for closed in shut:
-        bias = torch.zeros(closed.shape, dtype=q.dtype).masked_fill(closed, float("-inf"))
+        bias = shutting(closed, q.dtype)
         total = bias if total is None else total + bias
     return total
+
+
+def shutting(closed: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bias that shuts out what is `closed`."""
+    return torch.zeros(closed.shape, dtype=dtype).masked_fill(closed, float("-inf"))
 
 
 def written_out(
@@ -119,10 +124,7 @@ def written_out(
 def rotary_embedding(node: Node, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None) -> Tensor:
     """x with pairs of features turned by angles that grow with position."""
     flat = x.dim() == 3
-    if flat:
-        x = x.reshape(x.shape[0], x.shape[1], node.get("num_heads"), -1)
-    else:
-        x = x.transpose(1, 2)
+    x = x.reshape(x.shape[0], x.shape[1], node.get("num_heads"), -1) if flat else x.transpose(1, 2)
     width = node.get("rotary_embedding_dim", 0) or x.shape[-1]
     if positions is not None:
         cos, sin = cos[positions], sin[positions]

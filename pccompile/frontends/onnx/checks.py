@@ -13,7 +13,9 @@ from pccompile.frontends.onnx.tensors import first_line, type_name
 from pccompile.frontends.onnx.values import DTYPES
 
 STRUCTURAL = frozenset({"Constant"})
-STRINGS = frozenset({"StringNormalizer", "StringConcat", "StringSplit", "RegexFullMatch", "TfIdfVectorizer", "LabelEncoder"})
+STRINGS = frozenset(
+    {"StringNormalizer", "StringConcat", "StringSplit", "RegexFullMatch", "TfIdfVectorizer", "LabelEncoder"}
+)
 QUANTIZED = ("Quantize", "QLinear", "Integer", "QGemm", "QAttention")
 
 
@@ -94,7 +96,7 @@ def label(node: onnx.NodeProto) -> str:
 
 
 def sort_nodes(graph: onnx.GraphProto) -> list[str]:
-    """Put the nodes of `graph` into an order in which each comes after what it reads; the names of those that cannot."""
+    """The nodes that no order suits, the others being put each after what it reads."""
     waiting: dict[str, list[int]] = {}
     makers = {o: i for i, n in enumerate(graph.node) for o in n.output if o}
     missing = []
@@ -193,7 +195,10 @@ def check_operators(model: onnx.ModelProto, found: Collector) -> None:
         names = listing(label(n) for n in nodes)
         origin = next((i for n in nodes for i in n.input if i), "")
         source = f"; reads {origin}" if origin else ""
-        found.add(f"no rule for {title} ({'node' if len(nodes) == 1 else 'nodes'} {names}{source})", hint=hint(domain, op_type))
+        found.add(
+            f"no rule for {title} ({'node' if len(nodes) == 1 else 'nodes'} {names}{source})",
+            hint=hint(domain, op_type),
+        )
 
 
 def hint(domain: str, op_type: str) -> str:

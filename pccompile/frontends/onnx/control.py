@@ -14,6 +14,7 @@ from pccompile.frontends.onnx.values import Value, as_host, as_tensor, host_of
 
 Runner = Callable[[Any, list[Value]], list[Value]]
 MOST_ITERATIONS = 10_000
+FIX = "make it a constant: load_onnx(..., constants={input name: value}) fixes an input"
 
 
 @operator("If", control=True)
@@ -32,16 +33,16 @@ def both(node: Node, run: Runner, condition: Tensor) -> list[Value]:
         pairs = list(zip(run(node.get("then_branch"), []), run(node.get("else_branch"), []), strict=True))
     except CompileError as error:
         raise CompileError(
-            f"the condition of If depends on the data and a branch does not run on these inputs: {error.problems[0].what}",
-            hint="make it a constant: load_onnx(..., constants={input name: value}) fixes an input",
+            f"the condition of If depends on the data, and a branch fails on these inputs: {error.problems[0].what}",
+            hint=FIX,
         ) from None
     results: list[Value] = []
     for yes, no in pairs:
         a, b = as_tensor(yes), as_tensor(no)
-        if a.dim() != b.dim() or any(isinstance(m, int) and isinstance(n, int) and m != n for m, n in zip(a.shape, b.shape, strict=True)):
+        if a.dim() != b.dim() or any(m != n for m, n in zip(a.shape, b.shape, strict=True)):
+            shapes = f"{list(a.shape)} and {list(b.shape)}"
             raise CompileError(
-                f"the condition of If depends on the data, and its branches differ in shape: {list(a.shape)} and {list(b.shape)}",
-                hint="make it a constant: load_onnx(..., constants={input name: value}) fixes an input",
+                f"the condition of If depends on the data, its branches differ in shape: {shapes}", hint=FIX
             )
         results.append(torch.where(condition.reshape(()), a, b))
     return results
@@ -97,5 +98,3 @@ def scan(node: Node, run: Runner, *values: Value) -> list[Value]:
         for items, flipped, axis in zip(collected, flips, places, strict=True)
     ]
     return [*state, *stacked]
-
-

@@ -69,8 +69,8 @@ def conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = 
     if symmetric and all(e < max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
         return TRANSPOSED[rank](x, weight, bias, stride, [p for p, _ in pads], extra, group, dilation)
     full = TRANSPOSED[rank](x, weight, None, stride, 0, 0, group, dilation)
-    cut = [width for (before, after), more in zip(reversed(pads), reversed(extra), strict=True) for width in (-before, more - after)]
-    full = F.pad(full, cut)
+    pairs = zip(reversed(pads), reversed(extra), strict=True)
+    full = F.pad(full, [width for (before, after), more in pairs for width in (-before, more - after)])
     return full if bias is None else full + bias.reshape(-1, *[1] * rank)
 
 
@@ -97,13 +97,13 @@ def transposed_padding(
 @operator("Col2Im")
 def col2im(node: Node, x: Tensor, image: Host, block: Host) -> Tensor:
     """Patches added back into an image."""
-    size, kernel = integers(image), integers(block)
+    size, kernel = integers(image), tuple(integers(block))
     rank = len(size)
     if rank != 2:
         raise CompileError(f"Col2Im in {rank} dimensions; torch has it in 2", node.location)
     pads = node.get("pads") or [0] * 4
-    dilation, stride = node.get("dilations") or [1, 1], node.get("strides") or [1, 1]
-    padded = [size[i] + pads[i] + pads[i + 2] for i in range(2)]
+    dilation, stride = tuple(node.get("dilations") or (1, 1)), tuple(node.get("strides") or (1, 1))
+    padded = tuple(size[i] + pads[i] + pads[i + 2] for i in range(2))
     result = F.fold(x, padded, kernel, dilation, 0, stride)
     return result[:, :, pads[0] : pads[0] + size[0], pads[1] : pads[1] + size[1]]
 

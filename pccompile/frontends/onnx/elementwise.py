@@ -110,8 +110,8 @@ def divide(node: Node, a: Operand, b: Operand) -> Any:
 @operator("Pow")
 def power(node: Node, base: Operand, exponent: Operand) -> Any:
     """`base` to the power of `exponent`, in the type of `base`."""
-    result = torch.pow(base, exponent)
-    return result.to(base.dtype) if isinstance(base, Tensor) else result
+    result: Any = base**exponent
+    return result.to(base.dtype) if isinstance(base, Tensor) and result.dtype is not base.dtype else result
 
 
 @operator("Mod")
@@ -148,8 +148,8 @@ def mean(node: Node, *values: Tensor) -> Tensor:
 def bit_shift(node: Node, x: Tensor, count: Tensor) -> Tensor:
     """Bits moved to the left or the right."""
     wide, by = x.to(torch.int64), count.to(torch.int64)
-    shifted = torch.bitwise_left_shift(wide, by) if node.get("direction") == "LEFT" else torch.bitwise_right_shift(wide, by)
-    return shifted.to(x.dtype)
+    shift = torch.bitwise_left_shift if node.get("direction") == "LEFT" else torch.bitwise_right_shift
+    return shift(wide, by).to(x.dtype)
 
 
 @operator("IsInf")
@@ -245,7 +245,7 @@ def selu(node: Node, x: Tensor) -> Tensor:
     alpha, gamma = node.get("alpha", 1.6732632), node.get("gamma", 1.0507010)
     if abs(alpha - 1.6732632) < 1e-6 and abs(gamma - 1.0507010) < 1e-6:
         return F.selu(x)
-    return gamma * F.elu(x, alpha)
+    return torch.mul(F.elu(x, alpha), gamma)
 
 
 @operator("Gelu")

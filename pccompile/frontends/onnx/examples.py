@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -22,6 +23,10 @@ BATCH = 2
 GUESSES = (8, 64, 16, 32, 128, 224, 512, 1024, 4096, 16000)
 """Sizes for what a file leaves open, tried until the graph runs."""
 
+AUDIO = ("audio", "wave", "wav", "signal", "pcm", "samples", "speech")
+TIME = ("seq", "time", "len", "frame")
+LENGTHS = ("len", "lens", "length", "lengths")
+
 PASSING = frozenset({"Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Flatten", "Expand", "Clip"})
 
 
@@ -31,64 +36,87 @@ def example_inputs(module: OnnxModule, shapes: Mapping[str, Sequence[int]], seed
     if absent:
         raise CompileError(f"there is no input {absent[0]}; inputs are {', '.join(t.name for t in module.input_types)}")
     readers = uses(module.graph)
-    open_sizes = any(not isinstance(s, int) for t in module.input_types if t.name not in shapes for s in t.shape or ("?",))
+    types = [t for t in module.input_types if t.name not in shapes]
+    free = any(not isinstance(s, int) for t in types for s in t.shape or ("?",))
     failure: CompileError | None = None
-    for guess in GUESSES if open_sizes else GUESSES[:1]:
+    tried: dict[str, list[int]] = {}
+    for batch, guess in itertools.product((BATCH, 1), GUESSES if free else GUESSES[:1]):
+        tried = {t.name: list(shapes.get(t.name) or sizes(t, guess, batch)) for t in module.input_types}
         generator = torch.Generator().manual_seed(seed)
-        inputs = tuple(
-            draw(module, entry, shapes.get(entry.name) or sizes(entry, guess), readers, generator)
-            for entry in module.input_types
-        )
+        inputs = tuple(draw(module, entry, tried, readers, generator) for entry in module.input_types)
         try:
             with torch.no_grad():
                 module(*inputs)
             return inputs
         except CompileError as error:
             failure = failure or error
+        if not free:
+            break
     assert failure is not None
-    tried = [f"{t.name} {list(i.shape)}" for t, i in zip(module.input_types, inputs, strict=True)]
     raise CompileError(
-        f"no input sizes were found that the model runs on, the last tried being {', '.join(tried)}: "
-        f"{failure.problems[0].what}",
+        f"no input sizes were found that the model runs on, the last tried being {tried}: {failure.problems[0].what}",
         failure.problems[0].where,
         hint="give the sizes: shapes={input name: [...]}",
     )
 
 
-def sizes(entry: InputType, guess: int) -> list[int]:
-    """A size for each axis: what the file says, 2 for batches, small numbers for channels, `guess` for the rest."""
+def sizes(entry: InputType, guess: int, batch: int) -> list[int]:
+    """A size for each axis: what the file says, small numbers for batches and channels, `guess` for the rest."""
+    name = entry.name.lower()
+    if any(word in name for word in AUDIO):
+        guess = max(guess * 64, 4000)
     if entry.shape is None:
-        return [BATCH, guess]
+        return [batch, guess]
     result = []
     for axis, size in enumerate(entry.shape):
+        label = size.lower() if isinstance(size, str) else ""
         if isinstance(size, int):
             result.append(size)
-        elif "batch" in size.lower() or (axis == 0 and not any(w in size.lower() for w in ("seq", "time", "len"))):
-            result.append(BATCH)
-        elif axis == 1 and len(entry.shape) == 4 and ("channel" in size.lower() or size == "?"):
+        elif "batch" in label or axis == batch_axis(entry):
+            result.append(batch)
+        elif axis == 1 and len(entry.shape) == 4 and ("channel" in label or label == "?"):
             result.append(3)
-        elif axis >= 2 and len(entry.shape) == 4 and guess < 64:
-            result.append(64)
+        elif axis >= 2 and len(entry.shape) == 4:
+            result.append(max(guess, 64))
         else:
             result.append(guess)
     return result
 
 
+def batch_axis(entry: InputType) -> int:
+    """The axis that samples lie along, as far as the file tells; -1 if none is open.
+
+    The first one, unless its name says time; the second of a recurrent state, whose first axis has a fixed size.
+    """
+    shape = entry.shape or ("?",)
+    named = [i for i, s in enumerate(shape) if isinstance(s, str) and "batch" in s.lower()]
+    if named:
+        return named[0]
+    if len(shape) == 0 or any(not isinstance(shape[0], int) and w in str(shape[0]).lower() for w in TIME):
+        return -1
+    if not isinstance(shape[0], int):
+        return 0
+    return 1 if len(shape) == 3 and not isinstance(shape[1], int) and isinstance(shape[2], int) else -1
+
+
 def draw(
-    module: OnnxModule, entry: InputType, shape: Sequence[int], readers: Readers, generator: torch.Generator
+    module: OnnxModule,
+    entry: InputType,
+    shapes: Mapping[str, list[int]],
+    readers: Readers,
+    generator: torch.Generator,
 ) -> Tensor:
     """Random numbers for one input."""
+    name, shape = entry.name.lower(), shapes[entry.name]
+    if "mask" in name:
+        return torch.ones(shape, dtype=entry.dtype)
     if entry.dtype.is_floating_point or entry.dtype.is_complex:
-        if "mask" in entry.name.lower():
-            return torch.ones(list(shape), dtype=entry.dtype)
-        return torch.randn(list(shape), generator=generator, dtype=torch.float32).to(entry.dtype)
-    if "mask" in entry.name.lower():
-        return torch.ones(list(shape), dtype=entry.dtype)
-    if "len" in entry.name.lower().split("_")[-1]:
-        longest = max((s for t in module.input_types if t.dtype is not entry.dtype for s in sizes(t, 8)[1:2]), default=1)
-        return torch.full(list(shape), longest, dtype=entry.dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float32).to(entry.dtype)
+    if name.endswith(LENGTHS):
+        others = [s[1] for n, s in shapes.items() if n != entry.name and len(s) > 1]
+        return torch.full(shape, max(others, default=1), dtype=entry.dtype)
     limit = 2 if entry.dtype is torch.bool else index_range(module, entry.name, readers)
-    return torch.randint(0, limit, list(shape), generator=generator).to(entry.dtype)
+    return torch.randint(0, limit, shape, generator=generator).to(entry.dtype)
 
 
 def index_range(module: OnnxModule, name: str, readers: Readers, depth: int = 6) -> int:
@@ -125,9 +153,16 @@ def randomize(module: OnnxModule, seed: int = 0) -> None:
         for part in module.graph.subgraphs():
             for constant in part.constants.values():
                 tensor = lookup(module, constant.path) if constant.path else None
-                if tensor is None or not tensor.is_floating_point() or tensor.numel() < 2 or tensor.min() != tensor.max():
+                if (
+                    tensor is None
+                    or not tensor.is_floating_point()
+                    or tensor.numel() < 2
+                    or tensor.min() != tensor.max()
+                ):
                     continue
-                slot = next(((n.op_type, i) for n, i in readers.get(constant.name, ()) if "Normalization" in n.op_type), None)
+                slot = next(
+                    ((n.op_type, i) for n, i in readers.get(constant.name, ()) if "Normalization" in n.op_type), None
+                )
                 if constant.kind == "parameter" or (slot and slot[0] == "BatchNormalization"):
                     tensor.copy_(redrawn(tensor, slot[1] if slot else -1, generator))
 

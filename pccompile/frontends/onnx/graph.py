@@ -18,12 +18,18 @@ from pccompile.frontends.onnx.registry import Node, find
 from pccompile.frontends.onnx.tensors import array_of
 from pccompile.frontends.onnx.values import DTYPES, Host, product
 
-VIEWS = frozenset({"Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Cast", "Expand", "Concat", "Mul"})
+VIEWS = frozenset(
+    {"Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Cast", "Expand", "Concat", "Mul"}
+)
 """Operators through which a constant still counts as feeding a weight."""
 
-ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Equal", "Less", "Greater", "Clip", "Mod"})
+ELEMENTWISE = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Equal", "Less", "Greater", "Clip", "Mod"}
+)
 
-GENERATED = re.compile(r"^(\d+|(.*[/.:_])?(Constant|constant|const|val|scalar_tensor|onnx::\w+|ortshared)(_?\w*)|_?to_copy.*)$")
+GENERATED = re.compile(
+    r"^(\d+|(.*[/.:_])?(Constant|constant|const|val|scalar_tensor|onnx::\w+|ortshared)(_?\w*)|_?to_copy.*)$"
+)
 """Names that exporters invent for the numbers in formulas."""
 
 LARGEST_FOLD = 2**28
@@ -169,13 +175,17 @@ def fold_constant_shapes(graph: Graph) -> None:
     In a file that has more of them than weights, such as the light test networks, they all stand for weights.
     """
     readers = uses(graph)
-    kept_weights = sum(c.initializer and c.dtype.is_floating_point and c.array.size > 1 for c in graph.constants.values())
+    kept_weights = sum(
+        c.initializer and c.dtype.is_floating_point and c.array.size > 1 for c in graph.constants.values()
+    )
     filled = [n for n in graph.nodes if n.op_type == "ConstantOfShape" and n.inputs[0] in graph.constants]
     emptied = len(filled) >= 8 and len(filled) > kept_weights
     for part in graph.subgraphs():
         kept = []
         for node in part.nodes:
-            sizes = part.constants.get(node.inputs[0]) if node.op_type == "ConstantOfShape" and not node.domain else None
+            sizes = (
+                part.constants.get(node.inputs[0]) if node.op_type == "ConstantOfShape" and not node.domain else None
+            )
             weight = sizes is not None and (emptied or feeds_weight(node.outputs[0], readers, statistics=True))
             if sizes is None or not weight or not 0 <= product(sizes.array.tolist()) <= LARGEST_FOLD:
                 kept.append(node)
@@ -205,7 +215,11 @@ def feeds_weight(
         operator = find(node.domain, node.op_type)
         if operator is not None and (index in operator.weights or (statistics and index in operator.statistics)):
             return True
-        if depth and node.op_type in VIEWS and any(feeds_weight(o, readers, statistics, depth - 1) for o in node.outputs):
+        if (
+            depth
+            and node.op_type in VIEWS
+            and any(feeds_weight(o, readers, statistics, depth - 1) for o in node.outputs)
+        ):
             return True
     return False
 
@@ -259,5 +273,3 @@ def location(proto: onnx.NodeProto, name: str) -> Location:
     if frames:
         file, line = frames[-1][0], int(frames[-1][1])
     return Location(str(module), file, line)
-
-

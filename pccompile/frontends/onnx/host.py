@@ -292,7 +292,12 @@ REDUCTIONS: dict[str, Callable[[list[Any]], Any]] = {
 def reduce(node: Node, data: Host, axes: Host | None = None) -> Array | None:
     """The sum, product or extremum of a vector."""
     chosen = axes.tolist() if axes is not None else node.get("axes")
-    if data.array.ndim != 1 or data.array.size == 0 or not small(data) or (data.dtype.is_floating_point and not data.symbolic):
+    if (
+        data.array.ndim != 1
+        or data.array.size == 0
+        or not small(data)
+        or (data.dtype.is_floating_point and not data.symbolic)
+    ):
         return None
     if chosen == [] and node.get("noop_with_empty_axes", 0):
         return data.array
@@ -335,6 +340,12 @@ def non_zero(node: Node, data: Host) -> Host | None:
 @host_rule("CumSum")
 def cumulative_sum(node: Node, data: Host, axis: Host) -> Array | None:
     """Running sums of a vector of integers."""
-    if data.array.ndim != 1 or node.get("exclusive") or node.get("reverse") or data.dtype.is_floating_point or not small(data):
+    if (
+        data.array.ndim != 1
+        or node.get("exclusive")
+        or node.get("reverse")
+        or data.dtype.is_floating_point
+        or not small(data)
+    ):
         return None
     return np.cumsum(objects(data.array))

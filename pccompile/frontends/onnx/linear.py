@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +21,7 @@ def gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     result = result if alpha == 1.0 else alpha * result
     if c is None or beta == 0.0:
         return result
-    return result + (c if beta == 1.0 else beta * c)
+    return torch.add(result, c if beta == 1.0 else beta * c)
 
 
 @operator("MatMul", weights=(0, 1))
@@ -41,7 +39,7 @@ def einsum(node: Node, *values: Tensor) -> Tensor:
 @operator("Det")
 def determinant(node: Node, x: Tensor) -> Tensor:
     """The determinant of each matrix."""
-    return torch.linalg.det(x)
+    return torch.det(x)
 
 
 @operator("FusedMatMul", domain="com.microsoft", weights=(0, 1))
@@ -49,5 +47,5 @@ def fused_matmul(node: Node, a: Tensor, b: Tensor) -> Tensor:
     """alpha A B, A and B transposed on request."""
     a = a.transpose(-1, -2) if node.get("transA", 0) else a
     b = b.transpose(-1, -2) if node.get("transB", 0) else b
-    result: Any = torch.matmul(a, b)
-    return result if node.get("alpha", 1.0) == 1.0 else node.get("alpha") * result
+    result = torch.matmul(a, b)
+    return result if node.get("alpha", 1.0) == 1.0 else torch.mul(result, node.get("alpha"))

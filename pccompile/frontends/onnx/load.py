@@ -150,7 +150,8 @@ def has_body(domain: str, op_type: str, version: int) -> bool:
         schema = onnx.defs.get_schema(op_type, version, "" if domain == "ai.onnx" else domain)
     except onnx.defs.SchemaError:
         return False
-    return bool(schema.has_function or schema.has_context_dependent_function)
+    # absent from onnx's type stubs
+    return any(getattr(schema, flag) for flag in ("has_function", "has_context_dependent_function"))
 
 
 def input_type(entry: onnx.ValueInfoProto) -> InputType:

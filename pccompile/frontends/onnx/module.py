@@ -15,7 +15,7 @@ import torch.fx.traceback
 from torch import Tensor, nn
 
 from pccompile.diagnostics import CompileError, Location, Problem
-from pccompile.frontends.onnx.examples import example_inputs
+from pccompile.frontends.onnx.examples import batch_axis, example_inputs
 from pccompile.frontends.onnx.graph import Graph
 from pccompile.frontends.onnx.names import attach, lookup, parameter_paths
 from pccompile.frontends.onnx.registry import Node, find, host_result
@@ -76,7 +76,9 @@ class OnnxModule(nn.Module):
         names: list[str] = []
         for index, entry in enumerate(self.input_types):
             name = entry.name
-            fits = name.isidentifier() and not keyword.iskeyword(name) and name.isascii() and name not in ("self", *names)
+            fits = (
+                name.isidentifier() and not keyword.iskeyword(name) and name.isascii() and name not in ("self", *names)
+            )
             names.append(name if fits else f"input_{index}")
         return names if len(set(names)) == len(names) else [f"input_{i}" for i in range(len(names))]
 
@@ -84,7 +86,7 @@ class OnnxModule(nn.Module):
         return {k: v for k, v in self.__dict__.items() if k != "forward"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._install_signature()
 
     def run(self, *inputs: Tensor, **named: Tensor) -> Any:
@@ -98,6 +100,14 @@ class OnnxModule(nn.Module):
         """Random inputs that fit the graph; `shapes` overrides sizes by input name."""
         return example_inputs(self, shapes or {}, seed)
 
+    def dynamic_shapes(self, inputs: Sequence[Tensor]) -> tuple[dict[int, Any] | None, ...]:
+        """What `torch.export.export` takes to leave the batch size open, each input's own batch axis considered."""
+        axes = [batch_axis(entry) for entry in self.input_types]
+        return tuple(
+            {axis: torch.export.Dim.AUTO} if 0 <= axis < value.dim() else None
+            for axis, value in zip(axes, inputs, strict=True)
+        )
+
     def _bind(self, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> dict[str, Tensor]:
         names = self._argument_names()
         problems: list[Problem] = []
@@ -106,7 +116,9 @@ class OnnxModule(nn.Module):
         given = dict(zip(names, inputs, strict=False))
         for name, value in named.items():
             if name not in names or name in given:
-                problems.append(Problem(f"input {name} is {'given twice' if name in given else 'not one of the model'}"))
+                problems.append(
+                    Problem(f"input {name} is {'given twice' if name in given else 'not one of the model'}")
+                )
             given[name] = value
         bound: dict[str, Tensor] = {}
         for name, entry in zip(names, self.input_types, strict=True):
@@ -123,14 +135,11 @@ class OnnxModule(nn.Module):
         """The outputs of `graph`, given the values that it and its subgraphs read."""
         for constant in graph.constants.values():
             tensor = lookup(self, constant.path) if constant.path else None
-            known = constant.kind != "parameter" and constant.array.size == (tensor.numel() if tensor is not None else -1)
-            if tensor is None or known:
-                values[constant.name] = Host(constant.array, constant.dtype, tensor)
-            else:
-                values[constant.name] = tensor
+            known = tensor is None or (constant.kind == "buffer" and constant.array.size == tensor.numel())
+            values[constant.name] = Host(constant.array, constant.dtype, tensor) if known else tensor
         for node, finished in zip(graph.nodes, graph.last_reads, strict=True):
             with torch.fx.traceback.annotate(node.annotation):
-                results = self._apply(node, values)
+                results = self._run_node(node, values)
             for name, value in zip(node.outputs, results, strict=False):
                 if name:
                     values[name] = value
@@ -139,7 +148,7 @@ class OnnxModule(nn.Module):
                     values.pop(name, None)
         return [values[name] for name in graph.outputs]
 
-    def _apply(self, node: Node, values: dict[str, Value]) -> list[Value]:
+    def _run_node(self, node: Node, values: dict[str, Value]) -> list[Value]:
         """The outputs of one node; whatever goes wrong names the node."""
         arguments = [values[name] if name else None for name in node.inputs]
         while arguments and arguments[-1] is None and not node.inputs[len(arguments) - 1]:

@@ -1,4 +1,4 @@
-"""Initializer names as paths of parameters. Names are data: one that could not stand as an attribute path is escaped."""
+"""Initializer names as paths of parameters. Names are data: what could not stand as an attribute path is escaped."""
 
 from __future__ import annotations
 
@@ -63,8 +63,7 @@ def lookup(owner: nn.Module, path: str) -> Tensor:
         child = owner._modules[name]
         assert child is not None
         owner = child
-    found = owner._parameters.get(last)
-    if found is None:
-        found = owner._buffers[last]
+    found: Tensor | None = owner._parameters.get(last)
+    found = owner._buffers[last] if found is None else found
     assert found is not None
     return found

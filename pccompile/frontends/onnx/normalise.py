@@ -85,7 +85,7 @@ def local_response_normalization(node: Node, x: Tensor) -> Tensor:
     # torch puts the longer half of an even window in front, ONNX behind
     squares = F.pad((x * x).movedim(1, -1), [(size - 1) // 2, size // 2])
     means = squares.unfold(-1, size, 1).sum(-1).movedim(-1, 1) / size
-    return x / (offset + alpha * means) ** beta
+    return torch.div(x, (offset + alpha * means) ** beta)
 
 
 @operator("LpNormalization")

@@ -74,7 +74,8 @@ def max_pool(node: Node, x: Tensor) -> Any:
     values = values if values.dtype is dtype else values.to(dtype)
     if indices is None:
         return values
-    return values, flattened_places(node, x, indices, source, [p for p, _ in pads] if source is not x else [0] * rank)
+    before = [p for p, _ in pads] if source is not x else [0] * rank
+    return values, flattened_places(node, x, indices, source, before)
 
 
 def flattened_places(node: Node, x: Tensor, indices: Tensor, source: Tensor, before: list[Any]) -> Tensor:
@@ -134,7 +135,7 @@ def lp_pool(node: Node, x: Tensor) -> Tensor:
     wider = rounded_up(node, x, kernel, stride, dilation, pads)
     p = node.get("p", 2)
     total = window_sum(F.pad(x.abs() ** p, flat(wider)), kernel, stride, dilation)
-    return total ** (1.0 / p)
+    return torch.pow(total, 1.0 / p)
 
 
 @operator("GlobalAveragePool")
@@ -153,7 +154,7 @@ def global_max_pool(node: Node, x: Tensor) -> Tensor:
 def global_lp_pool(node: Node, x: Tensor) -> Tensor:
     """The p-norm over all spatial axes, which stay with size one."""
     p = node.get("p", 2)
-    return torch.sum(x.abs() ** p, list(range(2, x.dim())), keepdim=True) ** (1.0 / p)
+    return torch.pow(torch.sum(x.abs() ** p, list(range(2, x.dim())), keepdim=True), 1.0 / p)
 
 
 @operator("MaxUnpool")
@@ -173,4 +174,5 @@ def max_unpool(node: Node, x: Tensor, indices: Tensor, output_shape: Host | None
     if output_shape is None:
         return full
     wanted = output_shape.tolist()[2:]
-    return F.pad(full, [w for size, now in zip(reversed(wanted), reversed(natural), strict=True) for w in (0, size - now)])
+    pairs = zip(reversed(wanted), reversed(natural), strict=True)
+    return F.pad(full, [width for size, now in pairs for width in (0, size - now)])

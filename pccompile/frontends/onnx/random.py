@@ -13,8 +13,8 @@ def scaled(node: Node, draw: Tensor) -> Tensor:
     """A standard draw moved to what the node asks for."""
     if "Uniform" in node.op_type:
         low, high = node.get("low", 0.0), node.get("high", 1.0)
-        return draw * (high - low) + low
-    return draw * node.get("scale", 1.0) + node.get("mean", 0.0)
+        return torch.add(draw * (high - low), low)
+    return torch.add(draw * node.get("scale", 1.0), node.get("mean", 0.0))
 
 
 @operator("RandomNormal", "RandomUniform")

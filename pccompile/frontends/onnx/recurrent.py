@@ -1,7 +1,7 @@
 """Recurrent layers: LSTM, GRU and RNN in all their variants.
 
-A plain layer becomes torch's own, one operation for the whole sequence. The rest (clipping, peepholes, unusual activations,
-sequence lengths) is written out step by step. Weights may be computed: gradients reach them either way.
+A plain layer becomes torch's own, one operation for the whole sequence. The rest (clipping, peepholes, unusual
+activations, sequence lengths) is written out step by step. Weights may be computed: gradients reach them either way.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def activation(name: str, alpha: float | None, beta: float | None) -> Activation
         "leakyrelu": lambda x: F.leaky_relu(x, 0.01 if alpha is None else alpha),
         "thresholdedrelu": lambda x: F.threshold(x, a, 0.0),
         "scaledtanh": lambda x: a * torch.tanh((1.0 if beta is None else beta) * x),
-        "hardsigmoid": lambda x: torch.clamp((0.2 if alpha is None else alpha) * x + (0.5 if beta is None else beta), 0, 1),
+        "hardsigmoid": lambda x: torch.clamp(
+            (0.2 if alpha is None else alpha) * x + (0.5 if beta is None else beta), 0, 1
+        ),
         "elu": lambda x: F.elu(x, a),
     }
     if name.lower() not in table:
@@ -141,11 +143,13 @@ def plain(node: Node, lengths: Tensor | None, peephole: Tensor | None, names: tu
     if special or (node.op_type == "GRU" and not node.get("linear_before_reset", 0)):
         return ""
     if node.op_type == "RNN":
-        return {("tanh",): "rnn_tanh", ("relu",): "rnn_relu"}.get(names, "")
+        return {"tanh": "rnn_tanh", "relu": "rnn_relu"}.get(names[0], "")
     return node.op_type.lower() if names == DEFAULTS[node.op_type] else ""
 
 
-def torch_layer(node: Node, layer: str, x: Tensor, state: State, w: Tensor, r: Tensor, b: Tensor | None) -> tuple[Tensor, State]:
+def torch_layer(
+    node: Node, layer: str, x: Tensor, state: State, w: Tensor, r: Tensor, b: Tensor | None
+) -> tuple[Tensor, State]:
     """One direction by torch's own layer, its gates put in torch's order."""
     order = TORCH_GATES[node.op_type]
 
@@ -164,7 +168,14 @@ def torch_layer(node: Node, layer: str, x: Tensor, state: State, w: Tensor, r: T
 
 
 def run(
-    node: Node, x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, lengths: Tensor | None, states: State, peephole: Tensor | None
+    node: Node,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None,
+    lengths: Tensor | None,
+    states: State,
+    peephole: Tensor | None,
 ) -> tuple[Tensor, State]:
     """Outputs `[time, directions, batch, hidden]` and the last states `[directions, batch, hidden]`."""
     direction = node.get("direction", "forward")

@@ -78,7 +78,8 @@ def arg_extremum(node: Node, x: Tensor) -> Tensor:
     find = torch.argmax if node.op_type == "ArgMax" else torch.argmin
     if not node.get("select_last_index", 0):
         return find(x, axis, keepdim=keep)
-    return x.shape[axis] - 1 - find(x.flip(axis), axis, keepdim=keep)
+    last: Tensor = x.shape[axis] - 1 - find(x.flip(axis), axis, keepdim=keep)
+    return last
 
 
 @operator("CumSum")

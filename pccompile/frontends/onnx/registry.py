@@ -39,7 +39,13 @@ class Node:
     def annotation(self) -> dict[str, dict[str, Any]]:
         """What is attached to every traced operation of this node, under the key `onnx`."""
         place = self.location
-        known = {"name": self.name, "op_type": self.op_type, "module": place.module, "file": place.file, "line": place.line}
+        known = {
+            "name": self.name,
+            "op_type": self.op_type,
+            "module": place.module,
+            "file": place.file,
+            "line": place.line,
+        }
         return {"onnx": known}
 
     def get(self, name: str, default: Any = None) -> Any:

@@ -1,7 +1,7 @@
 """Resizing by interpolation.
 
-What torch's `interpolate` does is left to it. Everything else is separable: along each axis a matrix of weights, which the
-host computes from the sizes, is multiplied on, or rows are picked where each output reads one input.
+What torch's `interpolate` does is left to it. Everything else is separable: along each axis a matrix of weights, which
+the host computes from the sizes, is multiplied on, or rows are picked where each output reads one input.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def resize(
 ) -> Tensor:
     """x with other sizes along some axes."""
     if node.opset < 11:  # the scales were the second input, and the coordinates asymmetric
-        return resized(node, x, range(x.dim()), (roi or Host(np.ones(0), torch.float32)).tolist(), None, None, "asymmetric", "floor")
+        return resized(node, x, range(x.dim()), roi.tolist() if roi else None, None, None, "asymmetric", "floor")
     axes = [normal_axis(a, x.dim()) for a in node.get("axes") or range(x.dim())]
     factors = scales.tolist() if scales is not None and scales.array.size else None
     wanted = sizes.tolist() if sizes is not None and sizes.array.size else None
@@ -63,7 +63,7 @@ def resized(
         raise CompileError("Resize has neither scales nor sizes", node.location)
     else:
         wanted = [x.shape[a] if f == 1 else math.floor(x.shape[a] * f) for a, f in zip(axes, factors, strict=True)]
-    moved = [i for i, a in enumerate(axes) if not (is_one(factors[i]) and same(wanted[i], x.shape[a])) or region is not None]
+    moved = [i for i, a in enumerate(axes) if region or not (is_one(factors[i]) and same(wanted[i], x.shape[a]))]
     whole = {axes[i]: (wanted[i], factors[i]) for i in moved}
     done = by_torch(node, x, whole, coordinates, rounding)
     if done is not None:
@@ -123,7 +123,14 @@ def by_torch(
 
 
 def along_axis(
-    node: Node, x: Tensor, axis: int, size: int, factor: float, corners: tuple[float, float], coordinates: str, rounding: str
+    node: Node,
+    x: Tensor,
+    axis: int,
+    size: int,
+    factor: float,
+    corners: tuple[float, float],
+    coordinates: str,
+    rounding: str,
 ) -> Tensor:
     """x interpolated along one axis."""
     length = int(x.shape[axis])
@@ -136,9 +143,10 @@ def along_axis(
         kernel = linear if mode == "linear" else cubic(node.get("cubic_coeff_a", -0.75))
         spread = min(factor, 1.0) if node.get("antialias", 0) else 1.0
         reach = 1 if mode == "linear" else 2
-        matrix = weights(places, length, kernel, reach, spread, bool(node.get("exclude_outside", 0)))
-        y = torch.matmul(x.movedim(axis, -1).to(torch.promote_types(x.dtype, torch.float32)), torch.from_numpy(matrix.T).to(x.dtype if x.dtype.is_floating_point else torch.float32))
-        y = y.movedim(-1, axis).to(x.dtype)
+        matrix = torch.from_numpy(weights(places, length, kernel, reach, spread, bool(node.get("exclude_outside", 0))))
+        exact = x if x.dtype.is_floating_point else x.to(torch.float32)
+        y = torch.matmul(exact.movedim(axis, -1), matrix.t().to(exact.dtype)).movedim(-1, axis)
+        y = y if x.dtype.is_floating_point else y.to(x.dtype)
     if outside.any():
         shape = [-1 if a == axis else 1 for a in range(x.dim())]
         y = torch.where(torch.from_numpy(outside).reshape(shape), node.get("extrapolation_value", 0.0), y)
@@ -182,7 +190,7 @@ def source_places(
 
 def linear(distance: Array) -> Array:
     """The triangle."""
-    return np.clip(1 - np.abs(distance), 0, None)
+    return np.asarray(np.clip(1 - np.abs(distance), 0, None))
 
 
 def cubic(a: float) -> Callable[[Array], Array]:
@@ -192,7 +200,7 @@ def cubic(a: float) -> Callable[[Array], Array]:
         d = np.abs(distance)
         near = (a + 2) * d**3 - (a + 3) * d**2 + 1
         far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
-        return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+        return np.asarray(np.where(d <= 1, near, np.where(d < 2, far, 0.0)))
 
     return kernel
 

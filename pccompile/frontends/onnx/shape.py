@@ -232,7 +232,7 @@ def eye_like(node: Node, x: Tensor) -> Tensor:
     rows, columns = x.shape
     dtype = DTYPES[node.get("dtype")] if node.get("dtype") else x.dtype
     column, row = torch.arange(columns)[None, :], torch.arange(rows)[:, None]
-    return (column - row == node.get("k", 0)).to(dtype)
+    return torch.eq(column - row, node.get("k", 0)).to(dtype)
 
 
 @operator("ReverseSequence")

@@ -13,7 +13,8 @@ from pccompile.frontends.onnx.values import DTYPES, Host, normal_axis
 
 def as_complex(x: Tensor) -> Tensor:
     """`[..., 1]` real or `[..., 2]` complex numbers as torch's complex type, or as real ones."""
-    return torch.view_as_complex(x.contiguous()) if x.shape[-1] == 2 else x.squeeze(-1)
+    result: Tensor = torch.view_as_complex(x.contiguous()) if x.shape[-1] == 2 else x.squeeze(-1)
+    return result
 
 
 @operator("DFT")
@@ -25,7 +26,8 @@ def discrete_fourier_transform(node: Node, x: Tensor, length: Host | None = None
     onesided, inverse = bool(node.get("onesided", 0)), bool(node.get("inverse", 0))
     source = as_complex(x)
     if inverse and onesided:
-        return torch.fft.irfft(source, size, along).unsqueeze(-1)
+        real: Tensor = torch.fft.irfft(source, size, along)
+        return real.unsqueeze(-1)
     if inverse:
         return torch.view_as_real(torch.fft.ifft(source, size, along))
     if onesided:

@@ -17,7 +17,9 @@ def array_of(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray[Any, A
     """The numbers of `tensor`; raises CompileError where they are absent, cut short, or outside `folder`."""
     where = Location(tensor.name)
     if tensor.data_type not in DTYPES:
-        raise CompileError(f"tensor {tensor.name} holds {type_name(tensor.data_type)}, which has no gradient here", where)
+        raise CompileError(
+            f"tensor {tensor.name} holds {type_name(tensor.data_type)}, which has no gradient here", where
+        )
     if any(d < 0 for d in tensor.dims):
         raise CompileError(f"tensor {tensor.name} has a negative size: {list(tensor.dims)}", where)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:

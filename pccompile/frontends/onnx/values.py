@@ -131,7 +131,11 @@ NUMPY: dict[torch.dtype, Any] = {
 
 def tracing(tensor: Tensor) -> bool:
     """Whether `tensor` stands for unknown numbers, so that they must not be read."""
-    return torch.compiler.is_exporting() or torch.compiler.is_compiling() or type(tensor) not in (Tensor, torch.nn.Parameter)
+    return (
+        torch.compiler.is_exporting()
+        or torch.compiler.is_compiling()
+        or type(tensor) not in (Tensor, torch.nn.Parameter)
+    )
 
 
 def as_host(value: Value, what: str) -> Host:

@@ -1,0 +1,63 @@
+"""A loss function in predictive-coding form: its value, and the errors that it gives a model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pccompile.backends.torch import Loss
+from pccompile.diagnostics import CompileError
+from pccompile.driver import Imported, import_model, to_vertices
+from pccompile.runtime import Interface
+
+LARGEST = 4096
+"""A loss may hold tensors, such as class weights, of so many entries: they are written into the generated file."""
+
+
+class _LossModule(nn.Module):
+    def __init__(self, loss: Callable[..., Tensor], interface: Interface) -> None:
+        super().__init__()
+        self.loss, self.interface = loss, interface
+
+    def forward(self, outputs: tuple[Tensor, ...], target: Any) -> Tensor:
+        """The loss of the model's flat outputs."""
+        return self.loss(self.interface.assemble(outputs), target)
+
+
+def compile_loss(loss: Callable[..., Tensor], interface: Interface, outputs: Sequence[Tensor], target: Any) -> Loss:
+    """`loss(output, target)` as a part of a program. `outputs` and `target` are examples.
+
+    Raises CompileError where the loss is not a scalar or cannot be captured.
+    """
+    flat = tuple(o.detach() for o in outputs)
+    with torch.no_grad():
+        value = loss(interface.assemble(flat), target)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise CompileError("the loss is not a single number", hint="reduce it, for example with .mean() or .sum()")
+    imported = import_model(_LossModule(loss, interface), (flat, target))
+    if imported.graph.params:
+        raise CompileError("the loss has parameters of its own", hint="make it a part of the model")
+    names = imported.inputs
+    own, given = names[: len(flat)], names[len(flat) :]
+    wanted = frozenset(n for n in own if n is not None and imported.graph.inputs[n].differentiable)
+    graph = replace(imported.graph, wanted=wanted)
+    _, pc = to_vertices(replace(imported, graph=graph), "op")
+    return Loss(pc, own, given, {name: literal(imported, name) for name in pc.graph.buffers})
+
+
+def literal(imported: Imported, name: str) -> str:
+    """A tensor of the loss as Python source."""
+    tensor = imported.tensors[name]
+    if tensor.numel() > LARGEST:
+        raise CompileError(f"the loss holds a tensor of {tensor.numel()} entries", hint="pass it as part of the target")
+    return f"torch.tensor({tensor.tolist()!r}, dtype={tensor.dtype}, device=device)"
+
+
+def targets_of(target: Any) -> list[Tensor]:
+    """The tensors of a target, flat."""
+    return [t for t in pytree.tree_leaves(target) if isinstance(t, Tensor)]

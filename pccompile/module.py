@@ -1,0 +1,307 @@
+"""A compiled model where an nn.Module is expected: `loss.backward()` runs predictive coding instead of backpropagation.
+
+The parameters go through autograd as arguments of one function, and their gradients come back as its results. So
+whatever listens to autograd (optimizers, DistributedDataParallel's hooks, clipping, accumulation) works unchanged.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils import _pytree as pytree
+
+from pccompile.diagnostics import CompileError
+from pccompile.driver import Compiled, Hook, Imported, Options, compile_imported, import_model
+from pccompile.frontends.exported import Locate
+from pccompile.losses import compile_loss, targets_of
+from pccompile.runtime import Interface, Runtime, reaching
+
+Criterion = Callable[..., Tensor]
+
+
+@dataclass
+class _Traced:
+    """The model as it was captured in one mode for one form of call."""
+
+    mode: tuple[bool, ...]
+    dtypes: tuple[torch.dtype, ...]
+    imported: Imported
+    interface: Interface
+    programs: dict[Any, Runtime] = field(default_factory=dict)
+
+
+class PCModule(nn.Module):
+    """`model` with predictive-coding gradients: the same Parameter objects, the same state_dict.
+
+    A call in a new form (another shape where dimensions are fixed, another dtype, train instead of eval mode) compiles
+    the model again; the dimensions that the first compilation left free, the batch as a rule, do not.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        options: Options,
+        loss: Criterion | None = None,
+        dynamic_shapes: Any = None,
+        locate: Locate | None = None,
+        recapture: bool = True,
+        hook: Hook | None = None,
+    ) -> None:
+        super().__init__()
+        self.__dict__["model"] = model
+        self._share()
+        self.options, self.criterion = options, loss
+        self._dynamic_shapes, self._locate, self._recapture = dynamic_shapes, locate, recapture
+        self._hook: Hook = hook or (lambda stage, result, seconds: None)
+        self._traces: list[_Traced] = []
+        self._last: Runtime | None = None
+
+    def _share(self) -> None:
+        """Hold the model's own tables of parameters, buffers and submodules, so that the two can never differ."""
+        model: nn.Module = self.__dict__["model"]
+        for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            self.__dict__[table] = model.__dict__[table]
+        self.training = model.training
+
+    def train(self, mode: bool = True) -> PCModule:
+        """Set training mode, here and in the model."""
+        self.__dict__["model"].train(mode)
+        self.training = mode
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PCModule:
+        twin = self.__new__(type(self))
+        memo[id(self)] = twin
+        nn.Module.__init__(twin)
+        twin.__dict__.update({k: v for k, v in self.__dict__.items() if k not in _OWN_TABLES and k != "model"})
+        twin.__dict__["model"] = copy.deepcopy(self.__dict__["model"], memo)
+        twin._traces, twin._last = [], None
+        twin._share()
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        hidden = {"_traces": [], "_last": None, "_hook": None}
+        return {k: hidden.get(k, v) for k, v in self.__dict__.items() if k not in _OWN_TABLES}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(state)
+        self._hook = lambda stage, result, seconds: None
+        self._share()
+
+    # compiling
+
+    def prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, record: bool = False) -> Runtime:
+        """The program for a call with these arguments, compiled if there is none yet. Raises CompileError."""
+        return self._runtime(args, dict(kwargs or {}), record=record)
+
+    def _runtime(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any = None, target: Any = None, record: bool = False) -> Runtime:
+        traced = self._traced(args, kwargs)
+        graph = traced.imported.graph
+        tensors = traced.interface.bind(args, kwargs)
+        wanted = frozenset(p for p in graph.params if traced.imported.tensors[p].requires_grad and graph.params[p].differentiable)
+        wanted |= {name for name, t in tensors.items() if t.requires_grad}
+        target_types = tuple((t.dtype, t.dim()) for t in targets_of(target)) if loss is not None else ()
+        key = (wanted or frozenset(p for p in graph.params if graph.params[p].differentiable), loss, target_types, record)
+        if key not in traced.programs:
+            traced.programs[key] = self._compile(traced, key[0], args, kwargs, loss, target, record)
+        self._last = traced.programs[key]
+        return traced.programs[key]
+
+    def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Traced:
+        model: nn.Module = self.__dict__["model"]
+        mode = tuple(m.training for m in model.modules())
+        dtypes = tuple(dict.fromkeys(p.dtype for p in model.parameters()))
+        reason = ""
+        for traced in self._traces:
+            if traced.mode == mode and traced.dtypes == dtypes:
+                reason = traced.interface.mismatch(args, kwargs)
+                if not reason:
+                    return traced
+        if self._traces and not self._recapture:
+            what = reason or "this program was captured in one mode and dtype"
+            raise CompileError(what, hint="compile the nn.Module itself to call it in several forms")
+        imported = import_model(model, args, kwargs, self._dynamic_shapes if not self._traces else None, self._locate, self._hook)
+        return self.adopt(imported, args, kwargs)
+
+    def adopt(self, imported: Imported, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Traced:
+        """Take an imported model as what calls of this form run."""
+        model: nn.Module = self.__dict__["model"]
+        leaves = pytree.tree_leaves((args, dict(kwargs)))
+        mode = tuple(m.training for m in model.modules())
+        dtypes = tuple(dict.fromkeys(p.dtype for p in model.parameters()))
+        traced = _Traced(mode, dtypes, imported, Interface.of(imported, leaves))
+        self._traces.append(traced)
+        return traced
+
+    def _compile(
+        self, traced: _Traced, wanted: frozenset[str], args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any, target: Any, record: bool
+    ) -> Runtime:
+        options = self.options
+        if record and options.algorithm == "fixed-prediction":
+            options = replace(options, settings={**options.settings, "lowering": "relax"})
+        imported = replace(traced.imported, graph=replace(traced.imported.graph, wanted=wanted))
+        compiled_loss = None
+        if loss is not None:
+            plain = self._runtime(args, kwargs)
+            outputs, _ = self._predict(plain, plain.interface.bind(args, kwargs), probe=True)
+            compiled_loss = compile_loss(loss, traced.interface, outputs, target)
+        compiled = compile_imported(imported, options, compiled_loss, record, self._hook)
+        name = f"{type(self.__dict__['model']).__name__} {options.algorithm}"
+        return Runtime(compiled.source, traced.interface, reaching(compiled), name, compiled)
+
+    # running
+
+    def tables(self, runtime: Runtime) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The model's parameters and buffers as the generated functions take them."""
+        assert runtime.compiled is not None
+        imported = runtime.compiled.imported
+        graph = imported.graph
+        live = self._live_buffers()
+        params = {graph.origin[p]: imported.tensors[p] for p in graph.params}
+        buffers = {graph.origin[b]: live.get(graph.origin[b], imported.tensors[b]) for b in graph.buffers}
+        return params, buffers
+
+    def _live_buffers(self) -> dict[str, Tensor]:
+        return dict(self.__dict__["model"].named_buffers(remove_duplicate=False))
+
+    def _predict(self, runtime: Runtime, inputs: dict[str, Tensor], probe: bool = False) -> tuple[tuple[Tensor, ...], list[Any]]:
+        params, buffers = self.tables(runtime)
+        if probe:  # an example forward pass leaves no trace: neither in the buffers nor in the random stream
+            buffers = {k: b.clone() for k, b in buffers.items()}
+            with torch.random.fork_rng():
+                outputs, context = runtime.function("predict")(params, buffers, inputs)
+        else:
+            outputs, context = runtime.function("predict")(params, buffers, inputs)
+        return outputs, context
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns, with predictive coding as its backward pass."""
+        runtime = self._runtime(args, kwargs)
+        return runtime.interface.assemble(self._run(runtime, runtime.interface.bind(args, kwargs)))
+
+    def _run(self, runtime: Runtime, inputs: dict[str, Tensor], targets: list[Tensor] | None = None) -> tuple[Tensor, ...]:
+        params, _ = self.tables(runtime)
+        sources = [params.get(key) if not key.startswith("input ") else inputs[key[6:]] for key in runtime.source.gradients]
+        result: tuple[Tensor, ...] = _Bridge.apply(self, runtime, inputs, targets, *sources)  # type: ignore[no-untyped-call]
+        return result
+
+    def loss(self, *args: Any, target: Any, **kwargs: Any) -> Tensor:
+        """The loss that the model was compiled with, as a scalar for `backward()`.
+
+        The loss takes part in inference, which algorithms need whose predictions move (strict). Without a loss it is
+        the squared error ½‖target − output‖², summed. Gradients scale with what flows into the scalar; inference itself
+        does not, so a loss scaler leaves the result unchanged.
+        """
+        runtime = self._runtime(args, kwargs, self.criterion, target)
+        inputs = runtime.interface.bind(args, kwargs)
+        return self._run(runtime, inputs, targets_of(target))[0]
+
+    # reading
+
+    @property
+    def compiled(self) -> Compiled:
+        """All stages of the program that was compiled or used last."""
+        if self._last is None or self._last.compiled is None:
+            raise CompileError("nothing has been compiled yet", hint="call the model once, or compile it with example arguments")
+        return self._last.compiled
+
+    @property
+    def source(self) -> str:
+        """The generated file."""
+        return self.compiled.source.text
+
+    @property
+    def graph(self) -> Any:
+        """The predictive-coding graph: vertices with their predictions, errors and messages."""
+        return self.compiled.pc
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and buffers under the names that the generated file uses, ties written once."""
+        assert self._last is not None
+        params, buffers = self.tables(self._last)
+        return {**{k: v.detach() for k, v in params.items()}, **buffers}
+
+    def save(self, folder: str | Path, name: str = "model") -> tuple[Path, Path]:
+        """Write `name_pc.py` and `name_pc.safetensors` into `folder`; return their paths.
+
+        Raises CompileError rather than overwrite a file that pccompile did not generate.
+        """
+        from pccompile.files import save_generated
+
+        return save_generated(self.source, self.state(), Path(folder), name)
+
+
+_OWN_TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+class _Bridge(torch.autograd.Function):
+    """Prediction forwards, inference and learning backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, pc: PCModule, runtime: Runtime, inputs: dict[str, Tensor], targets: Any, *sources: Tensor) -> Any:
+        detached = {k: t.detach() for k, t in inputs.items()}
+        outputs, context = pc._predict(runtime, detached)
+        ctx.pc, ctx.runtime, ctx.targets = pc, runtime, targets
+        ctx.is_tensor = [isinstance(c, Tensor) for c in context]
+        ctx.rest = [c for c in context if not isinstance(c, Tensor)]
+        ctx.set_materialize_grads(False)
+        kept = [c for c in context if isinstance(c, Tensor)]
+        clamped = [outputs[i] for i in runtime.source.errors]
+        ctx.like = [torch.empty(0, dtype=o.dtype, device=o.device).expand(0) for o in clamped], [o.shape for o in clamped]
+        if targets is None:
+            ctx.save_for_backward(*kept, *(o.detach() for o in clamped if runtime.source.moving))
+            ctx.mark_non_differentiable(*(o for o in outputs if not o.is_floating_point() and not o.is_complex()))
+            return tuple(o if all(o is not p for p in outputs[:i]) else o.detach() for i, o in enumerate(outputs))
+        loss, errors = runtime.clamp(outputs, targets)
+        ctx.save_for_backward(*kept, *errors)
+        return (loss,)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        runtime: Runtime = ctx.runtime
+        none = (None,) * 4
+        if all(g is None for g in grads):
+            return (*none, *(None for _ in runtime.source.gradients))
+        tensors, rest = iter(ctx.saved_tensors), iter(ctx.rest)
+        context = [next(tensors) if tensor else next(rest) for tensor in ctx.is_tensor]
+        saved = list(tensors)
+        params, _ = ctx.pc.tables(runtime)
+        moving, scale = runtime.source.moving, None
+        if ctx.targets is None:
+            arrived = [_arrived(runtime, i, grads) for i in range(len(runtime.source.errors))]
+            used = {i for i, g in enumerate(arrived) if g is not None}
+            full = [like.new_zeros(shape) if g is None else g for g, like, shape in zip(arrived, *ctx.like, strict=True)]
+            given = [o - g for o, g in zip(saved, full, strict=True)] if moving else [-g for g in full]
+        else:
+            used, scale = set(range(len(runtime.source.errors))), grads[0]
+            given = ctx.targets if moving else saved
+        with torch.autocast(given[0].device.type, enabled=False):
+            gradients = runtime.function("infer_and_learn")(params, context, given)
+        found: list[Tensor | None] = []
+        for key in runtime.source.gradients:
+            g = gradients[key] if runtime.reaching[key] & used else None
+            found.append(g if g is None or scale is None or _is_one(scale) else g * scale)
+        return (*none, *found)
+
+
+def _arrived(runtime: Runtime, index: int, grads: tuple[Tensor | None, ...]) -> Tensor | None:
+    """What the loss sent to a clamped output, which may stand at several places in the model's result."""
+    name = runtime.source.outputs[runtime.source.errors[index]]
+    sent = [g for g, o in zip(grads, runtime.source.outputs, strict=True) if o == name and g is not None]
+    total = sent[0] if sent else None
+    for g in sent[1:]:
+        total = total + g
+    return total
+
+
+def _is_one(scale: Tensor) -> bool:
+    return scale.device.type == "cpu" and bool(scale == 1)

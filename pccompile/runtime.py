@@ -1,0 +1,134 @@
+"""A generated file, loaded: what is called when a compiled model runs."""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pccompile.backends.torch import Source
+from pccompile.diagnostics import CompileError
+from pccompile.driver import Compiled
+from pccompile.frontends.exported import Imported
+from pccompile.ir import Ref, TensorType
+
+
+def load(source: str, name: str) -> dict[str, Any]:
+    """The functions of a generated file. `name` is what tracebacks and debuggers call it."""
+    filename = f"<pccompile {name}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    scope: dict[str, Any] = {"__name__": "pccompile_generated"}
+    exec(compile(source, filename, "exec"), scope)
+    return scope
+
+
+@dataclass
+class Interface:
+    """How a model is called: which leaves of its arguments are tensors, and how its result is put together.
+
+    `types` are the input types by name, `inputs` a name or None for each leaf of the arguments, `results` for each leaf
+    of the result a position among the graph's outputs, or a constant.
+    """
+
+    types: Mapping[str, TensorType]
+    inputs: tuple[str | None, ...]
+    constants: tuple[Any, ...]
+    results: tuple[tuple[bool, Any], ...]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+
+    @classmethod
+    def of(cls, imported: Imported, leaves: Sequence[Any]) -> Interface:
+        """The interface of an imported model that was traced with `leaves`."""
+        position = {o: i for i, o in enumerate(imported.graph.outputs)}
+        results = tuple((True, position[o]) if isinstance(o, Ref) else (False, o) for o in imported.outputs)
+        constants = tuple(None if name else leaf for name, leaf in zip(imported.inputs, leaves, strict=True))
+        return cls(imported.graph.inputs, imported.inputs, constants, results, imported.in_spec, imported.out_spec)
+
+    def mismatch(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+        """Why a call does not fit, in the model's own names; '' if it does."""
+        leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+        if spec != self.in_spec:
+            return f"the arguments have another structure: expected {len(self.inputs)} leaves, got {len(leaves)}"
+        known: dict[str, int] = {}
+        for name, leaf, constant in zip(self.inputs, leaves, self.constants, strict=True):
+            if name is None:
+                if type(leaf) is not type(constant) or leaf != constant:
+                    return f"an argument that is no tensor was {constant!r} and is {leaf!r}"
+                continue
+            type_ = self.types[name]
+            if not isinstance(leaf, Tensor):
+                return f"input {name}: expected a tensor {type_}, got {type(leaf).__name__}"
+            if leaf.dtype != type_.dtype or leaf.dim() != len(type_.shape):
+                return f"input {name}: expected {type_}, got {TensorType(tuple(leaf.shape), leaf.dtype)}"
+            for axis, (size, dim) in enumerate(zip(leaf.shape, type_.shape, strict=True)):
+                if (isinstance(dim, int) and size != dim) or known.setdefault(str(dim), size) != size:
+                    return f"input {name}: expected {dim} entries in dimension {axis} of {type_}, got {size}"
+        return ""
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The tensors of a call, by name."""
+        leaves = pytree.tree_leaves((args, dict(kwargs)))
+        return {name: leaf for name, leaf in zip(self.inputs, leaves, strict=True) if name is not None}
+
+    def assemble(self, outputs: Sequence[Tensor]) -> Any:
+        """The model's result, from the graph's outputs."""
+        return pytree.tree_unflatten([outputs[v] if found else v for found, v in self.results], self.out_spec)
+
+
+@dataclass
+class Runtime:
+    """The functions of one compiled program, and what they return.
+
+    `reaching` says which of the clamped outputs each gradient depends on, so that a parameter that none of the outputs
+    used in a loss reaches gets no gradient, as with autograd.
+    """
+
+    source: Source
+    interface: Interface
+    reaching: Mapping[str, frozenset[int]]
+    name: str
+    compiled: Compiled | None = None
+    _scope: dict[str, Any] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_scope": {}, "compiled": None, "interface": None}
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """One of the file's functions."""
+        if not self._scope:
+            self._scope = load(self.source.text, self.name)
+        found: Callable[..., Any] = self._scope[name]
+        return found
+
+    def clamp(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The loss, and the errors that it gives the outputs."""
+        result: tuple[Tensor, list[Tensor]] = self.function("clamp")(outputs, targets)
+        return result
+
+
+def reaching(compiled: Compiled) -> dict[str, frozenset[int]]:
+    """For each gradient, the clamped outputs that it depends on."""
+    pc = compiled.pc
+    children = pc.children()
+    found: dict[str, frozenset[int]] = {}
+    for v in reversed(pc.vertices):
+        own = frozenset((pc.outputs.index(v.name),)) if v.name in pc.outputs else frozenset[int]()
+        found[v.name] = own.union(*(found[c.name] for c in children[v.name]))
+    keys = {name: pc.graph.origin[name] if name in pc.graph.params else f"input {name}" for name in pc.graph.wanted}
+    return {key: frozenset[int]().union(*(found[c.name] for c in children[name])) for name, key in keys.items()}
+
+
+def check_devices(tensors: Mapping[str, Tensor]) -> None:
+    """Raise CompileError where a model is spread over several devices."""
+    devices = {t.device for t in tensors.values()}
+    if len(devices) > 1:
+        raise CompileError(f"the model is on several devices: {', '.join(sorted(map(str, devices)))}", hint="move it to one")
+
+
+__all__ = ["Interface", "Runtime", "check_devices", "load", "reaching", "torch"]
