@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,10 @@ from pccompile.driver import Compiled, Hook, Imported, Options, compile_imported
 from pccompile.frontends.exported import Locate
 from pccompile.losses import compile_loss, targets_of
 from pccompile.runtime import Interface, Runtime, reaching
+
+if TYPE_CHECKING:
+    from pccompile.report.tables import Page
+    from pccompile.report.trace import Trace
 
 Criterion = Callable[..., Tensor]
 
@@ -98,9 +102,16 @@ class PCModule(nn.Module):
 
     # compiling
 
-    def prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, record: bool = False) -> Runtime:
+    def prepare(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None = None,
+        record: bool = False,
+        loss: Criterion | None = None,
+        target: Any = None,
+    ) -> Runtime:
         """The program for a call with these arguments, compiled if there is none yet. Raises CompileError."""
-        return self._runtime(args, dict(kwargs or {}), record=record)
+        return self._runtime(args, dict(kwargs or {}), loss, target, record)
 
     def _runtime(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any = None, target: Any = None, record: bool = False) -> Runtime:
         traced = self._traced(args, kwargs)
@@ -112,7 +123,8 @@ class PCModule(nn.Module):
         key = (wanted or frozenset(p for p in graph.params if graph.params[p].differentiable), loss, target_types, record)
         if key not in traced.programs:
             traced.programs[key] = self._compile(traced, key[0], args, kwargs, loss, target, record)
-        self._last = traced.programs[key]
+        if not record:
+            self._last = traced.programs[key]
         return traced.programs[key]
 
     def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Traced:
@@ -222,6 +234,24 @@ class PCModule(nn.Module):
     def graph(self) -> Any:
         """The predictive-coding graph: vertices with their predictions, errors and messages."""
         return self.compiled.pc
+
+    def infer(self, args: tuple[Any, ...] | Tensor, kwargs: Mapping[str, Any] | None = None, **settings: Any) -> Trace:
+        """Values, errors and energies at each inference step: `report.trace.infer` says what `settings` may be."""
+        from pccompile.report.trace import infer
+
+        return infer(self, args, kwargs, **settings)
+
+    def explain(self, vertex: str | None = None) -> Page:
+        """Where a vertex comes from, its equations, local rules and generated code; without a name, all vertices."""
+        from pccompile.report.explain import explain
+
+        return explain(self, vertex)
+
+    def summary(self) -> Page:
+        """Algorithm, size, rules by family, predicted gradient error, and what to look out for."""
+        from pccompile.report.summary import summary
+
+        return summary(self)
 
     def state(self) -> dict[str, Tensor]:
         """Parameters and buffers under the names that the generated file uses, ties written once."""

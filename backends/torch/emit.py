@@ -19,6 +19,7 @@ ARGUMENTS = ("params", "buffers", "inputs", "outputs", "context", "output_errors
              "loss", "device", "record", "predict", "clamp", "infer", "learn", "infer_and_learn", "step", "torch", "math",
              "F")  # fmt: skip
 SWEEP = "infer_and_learn"
+RECORD = ", record=lambda shown: None"
 WIDTH = 120
 
 
@@ -51,7 +52,8 @@ class Loss:
 def emit(program: Program, loss: Loss | None = None, record: bool = False) -> Source:
     """The file for `program`, with squared error where there is no `loss`.
 
-    record: let `infer` take a function `record` that it calls with all errors (and values) after each step.
+    record: let `predict` and `infer` take a function `record`, which `predict` calls with each vertex's prediction, and
+    `infer` after each step with each vertex's error (where predictions move, with predictions and values too).
     """
     return _File(program, loss, record).source()
 
@@ -77,7 +79,7 @@ class _File:
     def source(self) -> Source:
         """The whole file. Its functions are written first, since they decide what it needs at its top."""
         has_sweep = bool(self.lowered.sweep.lines)
-        record = ", record=None" if self.record else ""
+        record = RECORD if self.record else ""
         bodies = [
             self.body("infer", self.lowered.infer, self.given + self.defaults + record),
             self.body("learn", self.lowered.learn, "errors" + (", values" if self.moving else "")),
@@ -113,16 +115,19 @@ class _File:
         lines = printer.run(self.late_dims())
         dims = self.dims | (self.speller.dims & set(self.pc.graph.dims))
         outputs = "".join(f"{printer.spell(f.results[o])}, " for o in self.pc.graph.outputs).strip()
+        predictions = {k: printer.spell(v) for k, v in f.results.items() if k.startswith("prediction ")}
+        shown = [f"    record({_dictionary(predictions)})"] if self.record else []
         context = _wrapped([*(self.names[r] for r in self.lowered.context), *sorted(self.dims)], "[", "]")
         first = next((f"params[{quoted(self.pc.graph.origin[p])}]" for p in self.pc.graph.params), None)
         first = first or f"inputs[{quoted(next(iter(self.pc.graph.inputs)))}]"
         return [
             "@torch.no_grad()",
-            "def predict(params, buffers, inputs):",
+            f"def predict(params, buffers, inputs{RECORD if self.record else ''}):",
             f'    """{DOC["predict"]}"""',
             *self.device(first),
             *self.sizes(dims),
             *lines,
+            *shown,
             "",
             f"    return ({outputs}), {context}",
         ]

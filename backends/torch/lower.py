@@ -6,11 +6,11 @@ import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pccompile.backends.torch.pulls import Term, total
+from pccompile.backends.torch.pulls import Term, entries, size, total
 from pccompile.backends.torch.spell import quoted
 from pccompile.backends.torch.statements import Function, Loop, Statement
 from pccompile.backends.torch.writer import Writer
-from pccompile.ir import Arg, Do, Graph, PCGraph, Program, Ref, Repeat, Step, map_refs
+from pccompile.ir import Arg, Do, Graph, Node, PCGraph, Program, Ref, Repeat, Step, Vertex, map_refs
 
 
 @dataclass
@@ -31,9 +31,11 @@ class Lowered:
 
 
 def lower(program: Program, record: bool = False) -> Lowered:
-    """All phases of `program`; with `record`, loops show their errors and values after each step."""
+    """All phases of `program`; with `record`, prediction and loops show what they compute."""
     lowering = _Lowering(program, record)
     predict = lowering.predict()
+    if record:
+        predict.results |= {f"prediction {v}": lowering.slots[v, "prediction"] for v in program.pc.names}
     start = lowering.snapshot()
     infer = lowering.infer(program.infer, "error")
     if program.state:
@@ -72,6 +74,8 @@ class _Lowering:
         self.slots: dict[tuple[str, str], Ref] = {}
         self.env: dict[str, Ref] = {}
         self.texts: Mapping[str, str] = {}
+        self.vertex_size = {v.name: entries(v.type) for v in self.pc.vertices}
+        self.by_name: dict[str, dict[str, Node]] = {}
 
     def snapshot(self) -> tuple[dict[tuple[str, str], Ref], dict[object, Ref]]:
         return dict(self.slots), dict(self.w.known)
@@ -97,6 +101,7 @@ class _Lowering:
             vertex = self.made_by.get(n.name)
             w.vertex = vertex or ""
             value = w.call(n.op, args, n.name)
+            w.sizes[value] = size(n)
             if vertex:
                 value = self.slots[vertex, "prediction"] = w.name(value, f"prediction_{vertex}")
             self.env[n.name] = value
@@ -153,7 +158,8 @@ class _Lowering:
             for d in loop.body:
                 self.do(d)
             state.update({label: self.slots[key] for label, key in carried.items()})
-            shown = {f"{s} {v}": self.slots[v, s] for s in ("error", self.program.state) for v in self.pc.names if (v, s) in self.slots}
+            kinds = ("error", "prediction", self.program.state) if self.program.state else ("error",)
+            shown = {f"{s} {v}": self.slots[v, s] for s in kinds for v in self.pc.names if (v, s) in self.slots}
         if self.record:
             line = self.w.lines[-1]
             assert isinstance(line, Loop)
@@ -167,6 +173,8 @@ class _Lowering:
         equation = ast.parse(d.equation, mode="eval").body
         value = self.evaluate(d, equation)
         assert isinstance(value, Ref), d
+        if d.vertex in self.vertices:
+            self.w.sizes[value] = self.vertex_size[d.vertex]
         bare = isinstance(equation, ast.Name) and equation.id not in ("pull", "predict", "clamp", "zero", "seed")
         self.slots[d.vertex, d.slot] = value if bare else self.w.name(value, f"{d.slot}_{d.vertex}")
 
@@ -195,12 +203,46 @@ class _Lowering:
         raise ValueError(f"{d}: equations are sums and products")
 
     def negative(self, value: Arg) -> Ref:
-        """−value; a factor that it was just multiplied by takes the sign."""
+        """−value. A factor that it was just multiplied by takes the sign, or an error that is smaller than the result."""
         assert isinstance(value, Ref)
-        made = self.w.made.get(value)
+        w, made = self.w, self.w.made.get(value)
         if made and made.op == "aten.mul.Tensor" and isinstance(made.args["other"], float):
-            return self.w("aten.mul.Tensor", made.args["self"], -made.args["other"])
-        return self.w("aten.neg.default", value)
+            return w("aten.mul.Tensor", made.args["self"], -made.args["other"])
+        if made and (error := self._small_error(made)):
+            return self._with_error(made, error, w("aten.neg.default", error, label=f"minus_{w.labels[error]}"))
+        return w("aten.neg.default", value)
+
+    def _small_error(self, made: Statement) -> Ref | None:
+        """The error that a weight's message is linear in, where it has fewer entries than the message."""
+        w = self.w
+        if made.op == "getitem":
+            made = w.made[made.args["of"]]  # type: ignore[index]
+            error, large = made.args.get("grad_output"), made.args.get("weight")
+            if made.op != "aten.convolution_backward.default":
+                return None
+        elif made.op == "aten.mm.default" and w.made[made.args["self"]].op == "aten.t.default":  # type: ignore[index]
+            error, large = w.made[made.args["self"]].args["self"], made.target  # type: ignore[index]
+        elif made.op == "aten.sum.dim_IntList":
+            error = made.args["self"]
+            return error if w.known.get(("aten.neg.default", ((Ref, error),))) else None  # type: ignore[return-value]
+        else:
+            return None
+        known = isinstance(error, Ref) and error in w.sizes and large in w.sizes
+        return error if known and w.sizes[error] < w.sizes[large] else None  # type: ignore[index, return-value]
+
+    def _with_error(self, made: Statement, error: Ref, other: Ref) -> Ref:
+        """The statement `made`, written again with `other` in the place of `error`."""
+
+        def swap(ref: Ref) -> Ref:
+            inner = self.w.made.get(ref)
+            if ref == error:
+                return other
+            if inner and error in inner.reads and inner.op in ("aten.t.default", "aten.convolution_backward.default"):
+                return self._with_error(inner, error, other)
+            return ref
+
+        args = {k: map_refs(a, swap) for k, a in made.args.items()}
+        return self.w.call(made.op, args, self.w.labels[made.target])
 
     def term(self, d: Do, name: str) -> Arg:
         """What a name in an equation stands for."""
@@ -239,12 +281,18 @@ class _Lowering:
             if not weights:
                 continue
             err, gain = self.sent(child.name, weights)
-            nodes = {n.name: n for n in child.message(d.vertex)}
+            nodes = self.nodes_of(child)
             terms.append(Term(child, child.messages[d.vertex], err, self.parents(child.name, d.at), nodes, self.w, gain))
         if not terms:
             like = self.slots.get((d.vertex, "prediction")) or self._forward(Ref(d.vertex))
             return self.w("aten.zeros_like.default", like, label=f"zero_{d.vertex}")
         return total(self.w, terms)
+
+    def nodes_of(self, vertex: Vertex) -> dict[str, Node]:
+        """A vertex's operations by name."""
+        if vertex.name not in self.by_name:
+            self.by_name[vertex.name] = {n.name: n for n in (*vertex.prediction, *vertex.rules)}
+        return self.by_name[vertex.name]
 
     def sent(self, child: str, weights: Mapping[str, float]) -> tuple[Ref, float]:
         """The error that a child's message is made of, and a factor that is left for later."""

@@ -71,20 +71,20 @@ class Printer:
         return self.inlined[value] if value in self.inlined else self.names[value]
 
     def block(self, lines: Sequence[Line], depth: int, kept: set[Ref]) -> None:
-        """Print `lines`, freeing what is dead at each change of vertex."""
+        """Print `lines`, freeing each value when it has been read for the last time."""
         last = self.last_reads(lines)
         own = {s.target for s in lines if isinstance(s, Statement)} | (set(self.names) if depth == 1 else set())
+        ending: dict[int, list[Ref]] = {}
+        for r, i in last.items():
+            ending.setdefault(i, []).append(r)
         dead: list[Ref] = []
         for i, line in enumerate(lines):
-            vertex = line.vertex if isinstance(line, Statement) else ""
-            if vertex != self.vertex:
-                self.free(dead, depth)
-                dead = []
+            self.free(dead, depth)
             if isinstance(line, Loop):
                 self.loop(line, depth)
             else:
                 self.statement(line, i, depth, last, kept)
-            dead += [r for r, j in last.items() if j == i and r in own and r not in kept and i + 1 < len(lines)]
+            dead = [r for r in ending.get(i, ()) if r in own and r not in kept and i + 1 < len(lines)]
 
     def last_reads(self, lines: Sequence[Line]) -> dict[Ref, int]:
         """Where each value is read for the last time; an inlined value is read where its reader is."""
@@ -175,14 +175,14 @@ class Printer:
 
     def in_place(self, s: Statement, i: int, depth: int, last: Mapping[Ref, int], kept: set[Ref]) -> bool:
         """Print an addition as an accumulation, or a scaling in place, where the operand's memory is ours alone."""
-        if s.op not in ("aten.add.Tensor", "aten.neg.default", "aten.mul.Tensor") or s.target in self.names:
+        if s.op not in ("aten.add.Tensor", "aten.neg.default", "aten.mul.Tensor") or s.target in self.names or self.fixed:
             return False
         operand = s.args["self"]
         if not isinstance(operand, Ref) or operand in self.inlined or operand in kept or last[operand] != i:
             return False
         source = self.made.get(operand)
         here = self.block_of.get(operand) == self.block_of[s.target] and source is not None and fresh(source, self.made)
-        if not here or len(self.readers[operand]) > 1 or self.labels[operand].startswith(("error_", "prediction_", "part", "value_")):
+        if not here or len(self.readers[operand]) > 1 or self.labels[operand].startswith(("prediction_", "value_")):
             return False
         if s.op == "aten.add.Tensor" and s.args["alpha"] == 1 and isinstance(s.args["other"], Ref):
             other = s.args["other"]

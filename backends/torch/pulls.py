@@ -7,11 +7,14 @@ a weight that is used at many time steps into one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from pccompile.backends.torch.writer import Writer
-from pccompile.ir import ERROR, Arg, Node, Ref, Vertex, map_refs
+from pccompile.ir import DEVICE, ERROR, Arg, Dim, Node, Ref, TensorType, Vertex, map_refs
 
 TAILS = frozenset(
     (
@@ -63,7 +66,22 @@ class Term:
         node = self.nodes[name]
         value = self.w.call(node.op, {k: map_refs(a, self.write) for k, a in node.args.items()}, node.name)
         self.read[name] = value
+        self.w.sizes[value] = size(node)
         return value
+
+
+BATCH = 16
+"""What a free length counts for where sizes are compared."""
+
+
+def size(node: Node) -> int:
+    """About how many entries the result of `node` has."""
+    return entries(node.type) if isinstance(node.type, TensorType) else 0
+
+
+def entries(type_: TensorType) -> int:
+    """About how many entries a tensor of that type has."""
+    return math.prod(d if isinstance(d, int) else BATCH for d in type_.shape)
 
 
 def total(w: Writer, terms: Sequence[Term]) -> Ref:
@@ -118,9 +136,9 @@ def _tail(t: Term) -> object:
     if n is None or n.name in t.read:
         return None
     if n.op == "aten.slice_backward.default" and n["step"] == 1:
-        return ("piece", n.op, n["input_sizes"], n["dim"])
+        return ("piece", n.op, n["input_sizes"], n["dim"], n.tensor.dtype)
     if n.op == "aten.select_backward.default":
-        return ("piece", n.op, n["input_sizes"], n["dim"])
+        return ("piece", n.op, n["input_sizes"], n["dim"], n.tensor.dtype)
     if n.op in TAILS:
         return ("shared", n.op, _fixed_args(n, (_operand(n),)), _shape_of(t, n))
     if n.op == "aten.mm.default":
@@ -160,22 +178,48 @@ def _pieces(w: Writer, group: Sequence[Term]) -> Ref:
         end = None if selects else size if isinstance(n["end"], int) and n["end"] > 2**62 else n["end"]
         spans.setdefault((start, end), []).append(t)
     order = sorted(spans, key=lambda s: s[0] if isinstance(s[0], int) else 2**62)
-    if selects:
-        tiles = [s[0] for s in order] == list(range(size)) if isinstance(size, int) else False
-    else:
-        edges = [0, *(s[1] for s in order)]
-        tiles = all(s[0] == e for s, e in zip(order, edges, strict=False)) and edges[-1] == size
     if len(spans) == 1:
         return _shared_piece(w, group)
-    if not tiles:
+    if not _apart(order, size, selects):
         result = None
         for span in order:
             part = _shared_piece(w, spans[span])
             result = part if result is None else w("aten.add.Tensor", result, part, label="pull")
         assert result is not None
         return result
-    parts = tuple(_sum(w, [t.at(t.node["grad_output"]) for t in spans[s] if t.node]) for s in order)  # type: ignore[arg-type]
-    return w("aten.stack.default" if selects else "aten.cat.default", parts, dim, label="pieces")
+    parts: list[Ref] = []
+    edge: object = 0
+    for start, end in order:
+        parts += _gap(w, sizes, dim, edge, start, selects, nodes[0].tensor.dtype)  # type: ignore[arg-type]
+        parts.append(_sum(w, [t.at(t.node["grad_output"]) for t in spans[start, end] if t.node]))  # type: ignore[arg-type]
+        edge = start + 1 if selects else end  # type: ignore[operator]
+    parts += _gap(w, sizes, dim, edge, size, selects, nodes[0].tensor.dtype)  # type: ignore[arg-type]
+    return w("aten.stack.default" if selects else "aten.cat.default", tuple(parts), dim, label="pieces")
+
+
+def _apart(order: Sequence[tuple[object, object]], size: object, selects: bool) -> bool:
+    """Whether pieces lie side by side or apart, in places that are known."""
+    if selects:
+        return isinstance(size, int)
+    if all(isinstance(e, int) for span in order for e in span) and isinstance(size, int):
+        return all(a[1] <= b[0] for a, b in zip(order, order[1:], strict=False))  # type: ignore[operator]
+    edges = [0, *(span[1] for span in order)]
+    return all(span[0] == e for span, e in zip(order, edges, strict=False)) and edges[-1] == size
+
+
+def _gap(w: Writer, sizes: Sequence[Dim], dim: int, start: int, end: int, selects: bool, dtype: torch.dtype) -> list[Ref]:
+    """Zeros for the places from `start` to `end`, which no piece covers."""
+    if start == end:
+        return []
+    dim %= len(sizes)
+    if selects:
+        shape = (*sizes[:dim], *sizes[dim + 1 :])
+        return [_zeros(w, shape, dtype)] * (end - start)
+    return [_zeros(w, (*sizes[:dim], end - start, *sizes[dim + 1 :]), dtype)]
+
+
+def _zeros(w: Writer, shape: tuple[Dim, ...], dtype: torch.dtype) -> Ref:
+    return w("aten.zeros.default", shape, dtype=dtype, device=DEVICE, label="zeros")
 
 
 def _shared_piece(w: Writer, group: Sequence[Term]) -> Ref:

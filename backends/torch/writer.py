@@ -11,13 +11,17 @@ from pccompile.ops import OPS, bind
 
 
 class Writer:
-    """Appends statements to one function after another; `labels` says what a reader should see a value called."""
+    """Appends statements to one function after another.
+
+    `labels` says what a reader should see a value called, `sizes` about how many entries it has, where that is known.
+    """
 
     def __init__(self) -> None:
         self.lines: list[Line] = []
         self.labels: dict[Ref, str] = {}
         self.known: dict[object, Ref] = {}
         self.made: dict[Ref, Statement] = {}
+        self.sizes: dict[Ref, int] = {}
         self.vertex = ""
         self._outer: list[Line] | None = None
         self._inner: set[Ref] = set()
@@ -69,9 +73,12 @@ class Writer:
         for lines in (self.lines, self._outer):
             last = lines[-1] if lines else None
             if isinstance(last, Statement) and last.target == value and last.op != "leaf":
-                self.labels[value] = label
                 last.vertex = self.vertex
-                return value
+                while value in self.made and (value == last.target or self.labels[value] == "pull"):
+                    self.labels[value] = label
+                    first = self.made[value].args.get("self")
+                    value = first if self.made[value].op == "aten.add.Tensor" and isinstance(first, Ref) else Ref("")
+                return last.target
         return self.write("alias", {"of": value}, label)
 
     @contextmanager

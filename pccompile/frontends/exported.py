@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import re
 import warnings
@@ -53,7 +54,7 @@ def export(
     Raises CompileError where torch.export cannot capture the model.
     """
     kwargs = dict(kwargs or {})
-    attempts = [dynamic_shapes] if dynamic_shapes is not None else [_free_batch(args, kwargs), None]
+    attempts = [dynamic_shapes] if dynamic_shapes is not None else [_free_batch(model, args, kwargs), None]
     for i, shapes in enumerate(attempts):
         try:
             with warnings.catch_warnings():
@@ -67,13 +68,19 @@ def export(
     raise AssertionError
 
 
-def _free_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _free_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Dimension 0 of every tensor argument, to be free where the model allows it."""
+
     def free(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] > 1:
             return {0: ExportDim.AUTO}
         return None
 
-    return pytree.tree_map(free, args), pytree.tree_map(free, kwargs)
+    try:
+        arguments = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    except TypeError as e:
+        raise CompileError(f"{type(model).__name__}.forward {e}", hint="give the example arguments that forward takes") from e
+    return pytree.tree_map(free, dict(arguments))
 
 
 def _refused(model: nn.Module, error: Exception) -> CompileError:

@@ -1,6 +1,19 @@
 """Operations, one file a family. Importing this package registers all of them."""
 
-from pccompile.ops import composite, elementwise, linear, multilinear, pointwise, random, recurrent, selection
+from pccompile.ops import (
+    activations,
+    composite,
+    elementwise,
+    indexing,
+    linear,
+    multilinear,
+    pointwise,
+    random,
+    recurrent,
+    selection,
+    special,
+    steps,
+)
 from pccompile.ops.builder import Builder
 from pccompile.ops.elementwise import Formula, user_elementwise
 from pccompile.ops.registry import OPS, Family, OpDef, bind, define, family_of, overload, schema
@@ -14,12 +27,14 @@ __all__ = [
     "Formula",
     "OpDef",
     "Typer",
+    "activations",
     "bind",
     "composite",
     "decompose",
     "define",
     "elementwise",
     "family_of",
+    "indexing",
     "is_composite",
     "linear",
     "multilinear",
@@ -29,6 +44,8 @@ __all__ = [
     "recurrent",
     "schema",
     "selection",
+    "special",
+    "steps",
     "traced_rule",
     "user_elementwise",
 ]

@@ -8,8 +8,7 @@ import torch
 
 from pccompile.ir import Node, Ref
 from pccompile.ops.builder import Builder
-from pccompile.ops.linear import rewrite
-from pccompile.ops.registry import OpDef, Sample, define
+from pccompile.ops.registry import OpDef, Sample, define, rewrite
 
 
 def _x(*shape: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ a kernel for the message, the torch backend calls it instead (`kernel`): the two
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +15,12 @@ import torch
 
 from pccompile.ir import Arg, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
-from pccompile.ops.expressions import (
-    out,
-    softplus,
-    stable,
-    torch_code,
-    x,
-    y,
-)
+from pccompile.ops.expressions import out, stable, torch_code, x, y
 from pccompile.ops.registry import OpDef, Sample, define, overload
 
 Kernel = Callable[[Builder, Node, Ref], Ref]
 Formulate = Callable[[Node], sp.Expr]
+Symbols = Sequence[tuple[sp.Symbol, str]]
 
 
 @dataclass(frozen=True)
@@ -39,23 +33,26 @@ class Formula:
         return str(self.expr)
 
 
+OPERANDS = ("self", "other", "exponent")
+
+
 def arguments(name: str) -> tuple[tuple[sp.Symbol, str], ...]:
     """The symbols of an elementwise operation's expression and the schema arguments that they stand for.
 
-    The first two tensor arguments are `x` and `y`; every other argument goes by its own name.
+    The first two tensors, or numbers in their place, are `x` and `y`; every other argument goes by its own name.
     """
     found, tensors = [], [x, y]
     for a in overload(name)._schema.arguments:
-        tensor = str(a.type) in ("Tensor", "Optional[Tensor]")
-        found.append((tensors.pop(0) if tensor and tensors else sp.Symbol(a.name, real=True), a.name))
+        operand = str(a.type) in ("Tensor", "Optional[Tensor]") or a.name in OPERANDS
+        found.append((tensors.pop(0) if operand and tensors else sp.Symbol(a.name, real=True), a.name))
     return tuple(found)
 
 
 def elementwise(
     name: str,
-    expr: sp.Expr | Callable[[Node], sp.Expr],
+    expr: sp.Expr | Formulate,
     *,
-    kernel: Kernel | None = None,
+    kernel: Kernel | Mapping[sp.Symbol, Kernel] | None = None,
     slopes: Mapping[sp.Symbol, sp.Expr] | None = None,
     spell: Callable[[Mapping[str, Any], Mapping[str, Arg]], str] | None = None,
     samples: tuple[Sample, ...] = (),
@@ -63,7 +60,8 @@ def elementwise(
 ) -> OpDef:
     """Define the operation `name` as `expr`, or as `expr(node)` where an option decides.
 
-    `slopes` state derivatives better than sympy would, by the result `out`; `kernel` is ATen's own message.
+    `slopes` state derivatives better than sympy would, by the result `out`; `kernel` is ATen's own message, one for
+    each argument where it is a mapping.
     """
     symbols = arguments(name)
     default = samples or (_sample(sum(s in (x, y) for s, _ in symbols)),)
@@ -74,28 +72,39 @@ def elementwise(
     )
 
 
-def _rule(symbols: Any, formula: Formulate, slopes: Mapping[sp.Symbol, sp.Expr], kernel: Kernel | None) -> Any:
+def _rule(symbols: Symbols, formula: Formulate, slopes: Mapping[sp.Symbol, sp.Expr], kernel: Any) -> Any:
     def rule(b: Builder, node: Node, err: Ref) -> dict[str, Ref | None]:
-        expr = formula(node)
-        values = {s: node[a] for s, a in symbols if s in expr.free_symbols or isinstance(node[a], Ref)} | {out: Ref(node.name)}
+        values = {s: node[a] for s, a in symbols if node[a] is not None} | {out: Ref(node.name)}
         messages: dict[str, Ref | None] = {}
         for symbol, argument in symbols:
-            if symbol not in (x, y) or not isinstance(node[argument], Ref) or node[argument] not in b.wants:
+            if not isinstance(node[argument], Ref) or node[argument] not in b.wants:
                 continue
-            if kernel is not None:
-                messages[argument] = kernel(b, node, err)
+            own = kernel.get(symbol) if isinstance(kernel, Mapping) else kernel
+            if own is not None:
+                messages[argument] = own(b, node, err)
             else:
-                slope = slopes[symbol] if symbol in slopes else sp.diff(expr, symbol)
-                messages[argument] = times_slope(b, err, slope, values)
+                messages[argument] = times_slope(b, err, slope_of(formula(node), symbol, slopes), values)
         return messages
 
     return rule
 
 
+def slope_of(expr: sp.Expr, symbol: sp.Symbol, slopes: Mapping[sp.Symbol, sp.Expr]) -> sp.Expr:
+    """The derivative of `expr` by `symbol`, as stated or else as sympy finds it."""
+    return slopes[symbol] if symbol in slopes else sp.diff(expr, symbol)
+
+
+def number(value: Any) -> sp.Expr:
+    """A Python number as sympy has it: whole ones exactly, others in full precision."""
+    if isinstance(value, float) and value.is_integer():
+        return sp.Integer(int(value))
+    return sp.Float(value, 17) if isinstance(value, float) else sp.sympify(value)
+
+
 def times_slope(b: Builder, err: Ref, slope: sp.Expr, values: Mapping[sp.Symbol, Arg]) -> Ref | None:
     """err · slope, the slope as an operation of its own so that it can be hoisted; None where it is zero."""
-    numbers = {s: v for s, v in values.items() if not isinstance(v, Ref) and s in slope.free_symbols}
-    slope = slope.xreplace({s: sp.Float(v, 17) if isinstance(v, float) else sp.sympify(v) for s, v in numbers.items()})
+    numbers = {s: number(v) for s, v in values.items() if isinstance(v, bool | int | float)}
+    slope = sp.sympify(slope).xreplace(numbers)
     if slope == 0:
         return None
     if slope in (1, -1):
@@ -104,12 +113,14 @@ def times_slope(b: Builder, err: Ref, slope: sp.Expr, values: Mapping[sp.Symbol,
         return b.mul(err, float(slope))
     if slope.is_Symbol:
         return b.mul(err, values[slope])
-    used = sorted((s for s in values if s in slope.free_symbols), key=str)
+    used = sorted((s for s in values if s in slope.free_symbols), key=lambda s: (not isinstance(values[s], Ref), str(s)))
+    if not isinstance(values[used[0]], Ref):
+        return b.mul(err, slope.xreplace({s: values[s] for s in used}))
     return b.mul(err, b("pcc.map", Formula(slope), tuple(s.name for s in used), tuple(values[s] for s in used)))
 
 
 def _map_type(args: Mapping[str, Arg], type_of: Callable[[Ref], TensorType]) -> TensorType:
-    types = [type_of(a) for a in args["args"]]  # type: ignore[attr-defined]
+    types = [type_of(a) for a in args["args"] if isinstance(a, Ref)]  # type: ignore[attr-defined]
     shape: tuple[Any, ...] = ()
     for t in types:
         n = max(len(shape), len(t.shape))
@@ -163,4 +174,4 @@ def user_elementwise(op: object, formula: Callable[..., sp.Expr]) -> OpDef:
     )
 
 
-__all__ = ["Formula", "elementwise", "softplus", "stable", "times_slope", "user_elementwise"]
+__all__ = ["Formula", "arguments", "elementwise", "slope_of", "times_slope", "user_elementwise"]

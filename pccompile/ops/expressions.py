@@ -17,16 +17,20 @@ x, y, out = sp.symbols("x y out", real=True)
 """First and second argument of an elementwise operation, and its result."""
 
 
-def atom(name: str, spelling: str, slope: Callable[[sp.Expr, sp.Expr], sp.Expr]) -> type[sp.Function]:
-    """A function of one argument. `slope(argument, result)` is its derivative."""
-    return type(
-        name,
-        (sp.Function,),
-        {"nargs": 1, "spelling": spelling, "fdiff": lambda self, argindex=1: sp.sympify(slope(self.args[0], self))},
-    )
+def atom(name: str, spelling: str, *slopes: Callable[..., Any]) -> type[sp.Function]:
+    """A function of as many arguments as it has slopes: slopes[i](*arguments, result) is the derivative by the i-th."""
+
+    def fdiff(self: sp.Function, argindex: int = 1) -> sp.Expr:
+        return sp.sympify(slopes[argindex - 1](*self.args, self))
+
+    return type(name, (sp.Function,), {"nargs": len(slopes), "spelling": spelling, "fdiff": fdiff})
 
 
-step = atom("step", "({0} > 0)", lambda a, s: 0)
+def _flat(*_: sp.Expr) -> int:
+    return 0
+
+
+step = atom("step", "({0} > 0)", _flat)
 relu = atom("relu", "torch.relu({0})", lambda a, s: step(a))
 sigmoid = atom("sigmoid", "torch.sigmoid({0})", lambda a, s: s * sigmoid(-a))
 softplus = atom("softplus", "F.softplus({0}, 1.0, 1e6)", lambda a, s: sigmoid(a))
@@ -37,13 +41,41 @@ erf = atom("erf", "torch.erf({0})", lambda a, s: 2 / sp.sqrt(sp.pi) * sp.exp(-a 
 erfc = atom("erfc", "torch.erfc({0})", lambda a, s: -2 / sp.sqrt(sp.pi) * sp.exp(-a * a))
 erfinv = atom("erfinv", "torch.erfinv({0})", lambda a, s: sp.sqrt(sp.pi) / 2 * sp.exp(s * s))
 ndtr = atom("ndtr", "torch.special.ndtr({0})", lambda a, s: sp.exp(-a * a / 2) / sp.sqrt(2 * sp.pi))
+erfcx = atom("erfcx", "torch.special.erfcx({0})", lambda a, s: 2 * a * s - 2 / sp.sqrt(sp.pi))
+log_ndtr = atom("log_ndtr", "torch.special.log_ndtr({0})", lambda a, s: sp.sqrt(2 / sp.pi) / erfcx(-a / sp.sqrt(2)))
+ndtri = atom("ndtri", "torch.special.ndtri({0})", lambda a, s: sp.sqrt(2 * sp.pi) * sp.exp(s * s / 2))
+hypot = atom("hypot", "torch.hypot({0}, {1})", lambda a, b, s: a / s, lambda a, b, s: b / s)
 hypot1 = atom("hypot1", "torch.hypot({0}, torch.ones_like({0}))", lambda a, s: a / s)
+atan2 = atom("atan2", "torch.atan2({0}, {1})", lambda a, b, s: b / (a * a + b * b), lambda a, b, s: -a / (a * a + b * b))
+logaddexp = atom("logaddexp", "torch.logaddexp({0}, {1})", lambda a, b, s: sigmoid(a - b), lambda a, b, s: sigmoid(b - a))
+xlogy = atom("xlogy", "torch.xlogy({0}, {1})", lambda a, b, s: sp.log(b), lambda a, b, s: a / b)
+xlog1py = atom("xlog1py", "torch.special.xlog1py({0}, {1})", lambda a, b, s: log1p(b), lambda a, b, s: a / (1 + b))
 lgamma = atom("lgamma", "torch.lgamma({0})", lambda a, s: digamma(a))
 digamma = atom("digamma", "torch.digamma({0})", lambda a, s: trigamma(a))
 trigamma = atom("trigamma", "torch.polygamma(1, {0})", lambda a, s: sp.polygamma(2, a))
-sign = atom("sgn", "torch.sign({0})", lambda a, s: 0)
+i0 = atom("i0", "torch.special.i0({0})", lambda a, s: i1(a))
+i1 = atom("i1", "torch.special.i1({0})", lambda a, s: i0(a) - _i1_ratio(a))
+i0e = atom("i0e", "torch.special.i0e({0})", lambda a, s: i1e(a) - sign(a) * s)
+i1e = atom("i1e", "torch.special.i1e({0})", lambda a, s: i0e(a) - s * sign(a) - _i1e_ratio(a))
+_ratio = "torch.where({0} == 0, 0.5, torch.special.{1}({0}) / torch.where({0} == 0, 1, {0}))"
+_i1_ratio = atom("i1_ratio", _ratio.replace("{1}", "i1"), _flat)
+_i1e_ratio = atom("i1e_ratio", _ratio.replace("{1}", "i1e"), _flat)
+sinc = atom("sinc", "torch.sinc({0})", lambda a, s: sinc_slope(a))
+sinc_slope = atom(
+    "sinc_slope",
+    "torch.where({0} == 0, 0, (torch.cos(math.pi * {0}) - torch.sinc({0})) / torch.where({0} == 0, 1, {0}))",
+    _flat,
+)
+sign = atom("sgn", "torch.sign({0})", _flat)
 magnitude = atom("magnitude", "torch.abs({0})", lambda a, s: sign(a))
-floor = atom("floor_", "torch.floor({0})", lambda a, s: 0)
+floor = atom("floor_", "torch.floor({0})", _flat)
+ceil = atom("ceil_", "torch.ceil({0})", _flat)
+trunc = atom("trunc", "torch.trunc({0})", _flat)
+rounded = atom("round", "torch.round({0})", _flat)
+heaviside = atom("step_at", "torch.heaviside({0}, {1})", _flat, _flat)
+divided_down = atom("divided_down", "torch.div({0}, {1}, rounding_mode='floor')", _flat, _flat)
+divided_to_zero = atom("divided_to_zero", "torch.div({0}, {1}, rounding_mode='trunc')", _flat, _flat)
+copysign = atom("copysign", "torch.copysign({0}, {1})", lambda a, b, s: sign(a) * sign(s), _flat)
 
 _STOCK = {
     "exp": "torch.exp",

@@ -9,7 +9,7 @@ import torch
 
 from pccompile.ir import Dim, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
-from pccompile.ops.registry import OpDef, Sample, define
+from pccompile.ops.registry import OpDef, Sample, define, rewrite
 
 
 def _x(*shape: int) -> torch.Tensor:
@@ -21,11 +21,6 @@ def linear(name: str, rule: Any, *samples: Sample, spell: Any = None, wiring: bo
     define(
         OpDef(name, "linear", lambda b, n, e: {"self": rule(b, n, e)}, spell=spell, wiring=wiring, samples=samples, equation=equation)
     )
-
-
-def rewrite(name: str, expand: Any) -> None:
-    """Define an operation by others."""
-    define(OpDef(name, "linear", expand=expand))
 
 
 def axis(dim: Any, rank: int) -> int:
@@ -234,32 +229,66 @@ linear("aten.constant_pad_nd.default", _pad, lambda: (_x(2, 3), (1, 2)), lambda:
 linear("aten.flip.default", lambda b, n, e: b("aten.flip.default", e, n["dims"]), lambda: (_x(4, 3), (0,)))
 linear("aten.tril.default", lambda b, n, e: b("aten.tril.default", e, n["diagonal"]), lambda: (_x(4, 4),))
 linear("aten.triu.default", lambda b, n, e: b("aten.triu.default", e, n["diagonal"]), lambda: (_x(4, 4),))
+
+
+def _cumsum(b: Builder, n: Node, e: Ref) -> Ref:
+    """Each entry's error and those of all entries after it."""
+    if not b.shape(e):
+        return e
+    dims = (n["dim"],)
+    return b("aten.flip.default", b("aten.cumsum.default", b("aten.flip.default", e, dims), n["dim"]), dims)
+
+
+linear("aten.cumsum.default", _cumsum, lambda: (_x(4, 3), 1), wiring=False)
 linear(
-    "aten.index_select.default",
-    lambda b, n, e: b("aten.index_add.default", b.zeros(b.type(n["self"])), n["dim"], n["index"], e),
-    lambda: (_x(4, 3), 0, torch.tensor([1, 1, 3])),
-    wiring=False,
+    "aten.diagonal.default",
+    lambda b, n, e: b("aten.diagonal_backward.default", e, b.shape(n["self"]), n["offset"], n["dim1"], n["dim2"]),
+    lambda: (_x(4, 3),),
+    lambda: (_x(2, 4, 3), 1, 0, -1),
 )
 linear(
-    "aten.gather.default",
-    lambda b, n, e: b("aten.scatter_add.default", b.zeros(b.type(n["self"])), n["dim"], n["index"], e),
-    lambda: (_x(4, 3), 1, torch.tensor([[0, 1], [2, 2], [1, 0], [0, 0]])),
-    wiring=False,
+    "aten.roll.default",
+    lambda b, n, e: b("aten.roll.default", e, tuple(-s for s in n["shifts"]), n["dims"]),  # type: ignore[attr-defined]
+    lambda: (_x(4, 3), (1, -1), (0, 1)),
+    lambda: (_x(4, 3), (2,)),
 )
 
 
-def _embedding(b: Builder, n: Node, e: Ref) -> dict[str, Any]:
-    rows = b.shape(n["weight"])[0]
-    padding = n["padding_idx"]
-    return {"weight": b("aten.embedding_dense_backward.default", e, n["indices"], rows, padding, n["scale_grad_by_freq"])}
+def _repeat(b: Builder, n: Node, e: Ref) -> Ref:
+    """The sum over all copies: each axis split into copies and entries."""
+    repeats: Any = n["repeats"]
+    shape = (1,) * (len(repeats) - len(b.shape(n["self"]))) + b.shape(n["self"])
+    copies = [2 * i for i, r in enumerate(repeats) if r != 1]
+    split = tuple(d for pair in zip(repeats, shape, strict=True) for d in pair)
+    return b.view(b.sum(b.view(e, split), copies), b.shape(n["self"]))
 
 
-define(
-    OpDef(
-        "aten.embedding.default",
-        "linear",
-        _embedding,
-        spell=lambda t, a: f"F.embedding({t['indices']}, {t['weight']})",
-        samples=(lambda: (_x(5, 3), torch.tensor([[0, 4], [1, 1]])), lambda: (_x(5, 3), torch.tensor([2, 0]), 2)),
+linear("aten.repeat.default", _repeat, lambda: (_x(3, 2), (2, 1, 3)), lambda: (_x(3, 2), (1, 2)), spell=_text("{self}.repeat({repeats})"))
+for there, back in (("pixel_shuffle", "pixel_unshuffle"), ("pixel_unshuffle", "pixel_shuffle")):
+    factor = f"{'up' if there == 'pixel_shuffle' else 'down'}scale_factor"
+    linear(
+        f"aten.{there}.default",
+        lambda b, n, e, back=back, factor=factor: b(f"aten.{back}.default", e, n[factor]),
+        lambda: (_x(2, 8, 4, 6), 2),
     )
+linear(
+    "aten.unfold.default",
+    lambda b, n, e: b("aten.unfold_backward.default", e, b.shape(n["self"]), n["dimension"], n["size"], n["step"]),
+    lambda: (_x(4, 7), 1, 3, 2),
+    wiring=False,
+)
+
+
+WINDOW = ("kernel_size", "dilation", "padding", "stride")
+linear(
+    "aten.im2col.default",
+    lambda b, n, e: b("aten.col2im.default", e, b.shape(n["self"])[-2:], *(n[a] for a in WINDOW)),
+    lambda: (_x(2, 3, 5, 6), (2, 3), (1, 1), (1, 0), (2, 1)),
+    wiring=False,
+)
+linear(
+    "aten.col2im.default",
+    lambda b, n, e: b("aten.im2col.default", e, *(n[a] for a in WINDOW)),
+    lambda: (_x(2, 12, 12), (5, 4), (2, 2), (1, 1), (0, 0), (1, 1)),
+    wiring=False,
 )

@@ -1,17 +1,39 @@
-"""The elementwise operations of torch, each one expression."""
+"""Arithmetic and the elementary functions, each one expression."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import sympy as sp
 import torch
 
-from pccompile.ir import Ref
-from pccompile.ops.elementwise import elementwise
-from pccompile.ops.expressions import erf, expm1, floor, log1p, magnitude, ndtr, out, relu, sigmoid, sign, softplus, tanh, x, y
+from pccompile.ir import Node, Ref
+from pccompile.ops.builder import Builder
+from pccompile.ops.elementwise import elementwise, times_slope
+from pccompile.ops.expressions import (
+    atan2,
+    copysign,
+    divided_down,
+    divided_to_zero,
+    expm1,
+    hypot,
+    log1p,
+    logaddexp,
+    magnitude,
+    out,
+    sigmoid,
+    x,
+    y,
+)
 from pccompile.ops.registry import Sample
+from pccompile.ops.trace import traced_rule
+
+
+def normal(*shape: int) -> torch.Tensor:
+    """Standard normal numbers in float64."""
+    return torch.randn(shape, dtype=torch.float64)
 
 
 def infix(symbol: str) -> Any:
@@ -26,86 +48,146 @@ def _scaled(symbol: str) -> Any:
     return spell
 
 
-def _pairs(*more: Any) -> tuple[Sample, ...]:
+def _reflected(t: Mapping[str, Any], a: Mapping[str, Any]) -> str:
+    return f"{t['other']} - {t['self']}" if a["alpha"] == 1 else f"{t['other']} - {t['alpha']} * {t['self']}"
+
+
+def pairs(*more: Any) -> tuple[Sample, ...]:
     """Two tensors of one shape, and a broadcast pair each way."""
 
     def pair(left: tuple[int, ...], right: tuple[int, ...]) -> Sample:
-        return lambda: (torch.randn(left).double(), torch.randn(right).double(), *more)
+        return lambda: (normal(*left), normal(*right), *more)
 
     return pair((4, 3), (4, 3)), pair((4, 3), (3,)), pair((4, 1), (2, 1, 3))
 
 
-def _positive() -> tuple[torch.Tensor]:
-    return (torch.rand(4, 3).double() + 0.1,)
+def number(value: float, *more: Any) -> tuple[Sample, ...]:
+    """A tensor and a number."""
+    return (lambda: (normal(4, 3), value, *more),)
 
 
-alpha, beta, threshold, negative_slope, exponent = sp.symbols("alpha beta threshold negative_slope exponent", real=True)
-minimum, maximum = sp.symbols("min max", real=True)
-root = sp.sqrt(2 / sp.pi)
+def within(low: float, high: float) -> tuple[Sample, ...]:
+    """A tensor with entries between `low` and `high`."""
+    return (lambda: (torch.rand(4, 3, dtype=torch.float64) * (high - low) + low,),)
 
-for which in ("Tensor", "Scalar"):
-    elementwise(f"aten.add.{which}", x + alpha * y, spell=_scaled("+"), samples=_pairs(), equation="x + y")
-    elementwise(f"aten.sub.{which}", x - alpha * y, spell=_scaled("-"), samples=_pairs(), equation="x − y")
-    elementwise(f"aten.mul.{which}", x * y, spell=infix("*"), samples=_pairs())
+
+POSITIVE = within(0.1, 1.1)
+alpha, value, weight = sp.symbols("alpha value weight", real=True)
+
+
+def _over(*factors: Any) -> Any:
+    """The message err / (argument · factors)."""
+
+    def kernel(b: Builder, n: Node, e: Ref) -> Ref:
+        below: Any = n["other"] if "other" in n.args else n["self"]
+        for f in factors:
+            below = b.mul(below, f)
+        return b("aten.div.Tensor", e, below)
+
+    return kernel
+
+
+def _modes(pair: Sample) -> tuple[Sample, ...]:
+    return tuple(lambda m=m: (*pair(), {"rounding_mode": m}) for m in (None, "floor", "trunc"))  # type: ignore[misc]
+
+
+QUOTIENTS = {None: x / y, "floor": divided_down(x, y), "trunc": divided_to_zero(x, y)}
+ONE = sp.Integer(1)
+
+for which, samples in (("Tensor", pairs()), ("Scalar", number(1.5))):
+    other = samples if which == "Scalar" else samples + number(1.5)  # torch takes numbers for these
+    doubled = number(1.5, 2) if which == "Scalar" else pairs({"alpha": 2})
+    elementwise(f"aten.add.{which}", x + alpha * y, spell=_scaled("+"), samples=other + doubled, equation="x + y")
+    elementwise(f"aten.sub.{which}", x - alpha * y, spell=_scaled("-"), samples=other + doubled, equation="x − y")
     elementwise(
-        f"aten.div.{which}", x / y, slopes={x: 1 / y, y: -out / y}, spell=infix("/"), samples=_pairs(), equation="x / y"
+        f"aten.rsub.{which}", y - alpha * x, spell=_reflected, samples=samples + (doubled if which == "Scalar" else ()), equation="y − x"
     )
-elementwise("aten.rsub.Scalar", sp.Symbol("other", real=True) - x, spell=lambda t, a: f"{t['other']} - {t['self']}",
-            samples=(lambda: (torch.randn(4, 3).double(), 1.5),))  # fmt: skip
+    elementwise(f"aten.mul.{which}", x * y, spell=infix("*"), samples=other)
+    elementwise(
+        f"aten.div.{which}",
+        x / y,
+        slopes={x: 1 / y, y: -out / y},
+        kernel={x: _over()},
+        spell=infix("/"),
+        samples=other,
+        equation="x / y",
+    )
+    elementwise(f"aten.div.{which}_mode", lambda n: QUOTIENTS[n["rounding_mode"]], samples=_modes(samples[0]), equation="x / y")  # type: ignore[index]
+    for name, quotient in (("remainder", QUOTIENTS["floor"]), ("fmod", QUOTIENTS["trunc"])):
+        elementwise(
+            f"aten.{name}.{which}", x - y * quotient, slopes={x: ONE, y: -quotient}, samples=samples, equation=f"{name}(x, y)"
+        )
+    elementwise(f"aten.copysign.{which}", copysign(x, y), samples=samples, equation="|x| sign(y)")
+elementwise("aten.addcmul.default", x + value * y * sp.Symbol("tensor2", real=True),
+            samples=(lambda: (normal(4, 3), normal(3), normal(4, 1), {"value": 0.5}),))  # fmt: skip
+elementwise("aten.addcdiv.default", x + value * y / sp.Symbol("tensor2", real=True),
+            samples=(lambda: (normal(4, 3), normal(3), normal(4, 1), {"value": 0.5}),))  # fmt: skip
+elementwise("aten.lerp.Scalar", x + weight * (y - x), slopes={x: 1 - weight, y: weight}, samples=(lambda: (normal(4, 3), normal(3), 0.3),))
+elementwise(
+    "aten.lerp.Tensor",
+    x + weight * (y - x),
+    slopes={x: 1 - weight, y: weight, weight: y - x},
+    samples=(lambda: (normal(4, 3), normal(3), normal(4, 1)),),
+)
 elementwise("aten.neg.default", -x, spell=lambda t, a: f"-{t['self']}")
-elementwise("aten.exp.default", sp.exp(x), slopes={x: out})
-elementwise("aten.expm1.default", expm1(x), slopes={x: out + 1})
-elementwise("aten.log.default", sp.log(x), slopes={x: 1 / x}, samples=(_positive,))
-elementwise("aten.log1p.default", log1p(x), samples=(_positive,))
-elementwise("aten.sqrt.default", sp.sqrt(x), slopes={x: 1 / (2 * out)}, samples=(_positive,), equation="√x")
-elementwise("aten.rsqrt.default", 1 / sp.sqrt(x), slopes={x: -out * out * out / 2}, samples=(_positive,))
-elementwise("aten.reciprocal.default", 1 / x, slopes={x: -out * out}, samples=(_positive,))
+elementwise("aten.reciprocal.default", 1 / x, slopes={x: -out * out}, samples=POSITIVE)
 elementwise("aten.square.default", x**2, slopes={x: 2 * x})
+elementwise("aten.sqrt.default", sp.sqrt(x), slopes={x: 1 / (2 * out)}, samples=POSITIVE, equation="√x")
+elementwise("aten.rsqrt.default", 1 / sp.sqrt(x), slopes={x: -out * out * out / 2}, samples=POSITIVE)
 elementwise("aten.abs.default", magnitude(x), equation="|x|")
+elementwise("aten.deg2rad.default", x * sp.pi / 180)
+elementwise("aten.rad2deg.default", x * 180 / sp.pi)
+elementwise("aten.hypot.default", hypot(x, y), slopes={x: x / out, y: y / out}, samples=pairs())
+elementwise("aten.atan2.default", atan2(x, y), samples=pairs())
+
+
+def _power_of_number(b: Builder, n: Node, e: Ref) -> Any:
+    base: Any = n["self"]
+    if base <= 0:
+        return traced_rule(b, n, e)["exponent"]
+    return times_slope(b, e, out * sp.Float(math.log(base)), {out: Ref(n.name)})
+
+
+elementwise(
+    "aten.pow.Tensor_Scalar",
+    x**y,
+    slopes={x: y * x ** (y - 1)},
+    spell=lambda t, a: f"{t['self']} ** {t['exponent']}",
+    samples=(*number(3), *number(2), *number(0), *(lambda p=p: (*POSITIVE[0](), p) for p in (2.5, -1, 0.5))),  # type: ignore[misc]
+)
+elementwise("aten.pow.Scalar", x**y, kernel={y: _power_of_number}, samples=(lambda: (2, normal(4, 3)), lambda: (0, *POSITIVE[0]())))
+elementwise(
+    "aten.pow.Tensor_Tensor",
+    x**y,
+    slopes={
+        x: sp.Piecewise((0, sp.Eq(y, 0)), (y * x ** (y - 1), True)),
+        y: sp.Piecewise((0, sp.Eq(x, 0) & (y >= 0)), (out * sp.log(x), True)),
+    },
+    samples=(lambda: (*POSITIVE[0](), normal(3)), lambda: (torch.tensor([0.0, 2.0]).double(), torch.tensor([2.0, 0.0]).double())),
+)
+elementwise("aten.exp.default", sp.exp(x), slopes={x: out})
+elementwise("aten.exp2.default", 2**x, slopes={x: out * sp.log(2)})
+elementwise("aten.expm1.default", expm1(x), slopes={x: out + 1})
+elementwise("aten.log.default", sp.log(x), kernel=_over(), samples=POSITIVE)
+elementwise("aten.log2.default", sp.log(x) / sp.log(2), kernel=_over(math.log(2)), samples=POSITIVE, equation="log₂(x)")
+elementwise("aten.log10.default", sp.log(x) / sp.log(10), kernel=_over(math.log(10)), samples=POSITIVE, equation="log₁₀(x)")
+elementwise("aten.log1p.default", log1p(x), samples=POSITIVE)
+elementwise("aten.logaddexp.default", logaddexp(x, y), samples=pairs())
+elementwise(
+    "aten.logaddexp2.default",
+    logaddexp(x * sp.log(2), y * sp.log(2)) / sp.log(2),
+    slopes={x: sigmoid((x - y) * sp.log(2)), y: sigmoid((y - x) * sp.log(2))},
+    samples=pairs(),
+    equation="log₂(2ˣ + 2ʸ)",
+)
 elementwise("aten.sin.default", sp.sin(x))
 elementwise("aten.cos.default", sp.cos(x))
 elementwise("aten.tan.default", sp.tan(x), slopes={x: 1 + out * out})
+elementwise("aten.asin.default", sp.asin(x), samples=within(-0.9, 0.9))
+elementwise("aten.acos.default", sp.acos(x), samples=within(-0.9, 0.9))
 elementwise("aten.atan.default", sp.atan(x))
-elementwise("aten.erf.default", erf(x))
-elementwise("aten.sign.default", sign(x))
-elementwise("aten.floor.default", floor(x))
-
-elementwise("aten.relu.default", relu(x), kernel=lambda b, n, e: b("aten.threshold_backward.default", e, Ref(n.name), 0))
-elementwise("aten.tanh.default", tanh(x), slopes={x: 1 - out**2}, kernel=lambda b, n, e: b("aten.tanh_backward.default", e, Ref(n.name)))
-elementwise(
-    "aten.sigmoid.default",
-    sigmoid(x),
-    slopes={x: out * (1 - out)},
-    kernel=lambda b, n, e: b("aten.sigmoid_backward.default", e, Ref(n.name)),
-    equation="σ(x)",
-)
-elementwise(
-    "aten.silu.default", x * sigmoid(x), kernel=lambda b, n, e: b("aten.silu_backward.default", e, n["self"]), equation="x σ(x)"
-)
-elementwise(
-    "aten.mish.default", x * tanh(softplus(x)), kernel=lambda b, n, e: b("aten.mish_backward.default", e, n["self"])
-)
-elementwise(
-    "aten.leaky_relu.default",
-    sp.Piecewise((x, x > 0), (negative_slope * x, True)),
-    kernel=lambda b, n, e: b("aten.leaky_relu_backward.default", e, n["self"], n["negative_slope"], False),
-)
-elementwise(
-    "aten.hardtanh.default",
-    sp.Piecewise((sp.Symbol("min_val", real=True), x <= sp.Symbol("min_val", real=True)),
-                 (sp.Symbol("max_val", real=True), x >= sp.Symbol("max_val", real=True)), (x, True)),
-    kernel=lambda b, n, e: b("aten.hardtanh_backward.default", e, n["self"], n["min_val"], n["max_val"]),
-)  # fmt: skip
-elementwise(
-    "aten.hardswish.default",
-    sp.Piecewise((0, x <= -3), (x, x >= 3), (x * (x + 3) / 6, True)),
-    kernel=lambda b, n, e: b("aten.hardswish_backward.default", e, n["self"]),
-)
-elementwise(
-    "aten.gelu.default",
-    lambda n: x * ndtr(x) if n["approximate"] == "none" else x / 2 * (1 + tanh(root * (x + sp.Float("0.044715") * x**3))),
-    kernel=lambda b, n, e: b("aten.gelu_backward.default", e, n["self"], approximate=n["approximate"]),
-    spell=lambda t, a: f"F.gelu({t['self']})" if a["approximate"] == "none" else f"F.gelu({t['self']}, approximate='tanh')",
-    samples=(lambda: (torch.randn(4, 3).double(),), lambda: (torch.randn(4, 3).double(), {"approximate": "tanh"})),
-    equation="x Φ(x)",
-)
+elementwise("aten.sinh.default", sp.sinh(x))
+elementwise("aten.cosh.default", sp.cosh(x))
+elementwise("aten.asinh.default", sp.asinh(x))
+elementwise("aten.acosh.default", sp.acosh(x), slopes={x: 1 / sp.sqrt(x**2 - 1)}, samples=within(1.1, 3))
+elementwise("aten.atanh.default", sp.atanh(x), samples=within(-0.9, 0.9))

@@ -6,8 +6,7 @@ from typing import Any
 
 from pccompile.ir import Node, Ref
 from pccompile.ops.builder import Builder
-from pccompile.ops.linear import rewrite
-from pccompile.ops.registry import OpDef, define
+from pccompile.ops.registry import OpDef, define, rewrite
 
 for name in (
     "aten.bernoulli.p",

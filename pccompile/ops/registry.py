@@ -18,7 +18,7 @@ Family = Literal["elementwise", "linear", "multilinear", "selection", "composite
 Message = Ref | None | tuple["Ref | None", ...]
 Rule = Callable[["Builder", Node, Any], Mapping[str, Message]]
 Sample = Callable[[], tuple[Any, ...]]
-"""Makes the operator's positional arguments, float tensors in float64."""
+"""Makes an operator's arguments, float tensors in float64. Where the last is a dict, it holds keyword arguments."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ def define(op: OpDef) -> OpDef:
         raise ValueError(f"{op.name} is defined twice")
     OPS[op.name] = op
     return op
+
+
+def rewrite(name: str, expand: Callable[[Builder, Node], Any], family: Family = "composite") -> OpDef:
+    """Define the operation `name` by others: expand(b, node) writes them."""
+    return define(OpDef(name, family, expand=expand))
 
 
 def family_of(op: str) -> Family:

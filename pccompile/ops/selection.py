@@ -8,8 +8,8 @@ import torch
 
 from pccompile.ir import Node, Ref
 from pccompile.ops.builder import Builder
-from pccompile.ops.linear import axis, rewrite
-from pccompile.ops.registry import OpDef, define
+from pccompile.ops.linear import axis
+from pccompile.ops.registry import OpDef, define, rewrite
 
 
 def _x(*shape: int) -> torch.Tensor:

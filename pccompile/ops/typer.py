@@ -98,7 +98,8 @@ class Typer:
 def split_arguments(target: torch._ops.OpOverload, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """Positional and keyword arguments for a call of `target`, from all of them by name."""
     positional = [values[a.name] for a in target._schema.arguments if not a.kwarg_only]
-    named = {a.name: values[a.name] for a in target._schema.arguments if a.kwarg_only and values[a.name] is not None}
+    keyword = [a for a in target._schema.arguments if a.kwarg_only]
+    named = {a.name: values[a.name] for a in keyword if values[a.name] is not None or not a.has_default_value()}
     return positional, named
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from onnx import helper
-from onnx_frontend.build import model, perceptron
 
+from onnx_frontend.build import model, perceptron
 from pccompile.frontends.onnx import load_onnx
 
 node = helper.make_node
@@ -19,7 +19,8 @@ node = helper.make_node
 def chain(names):
     """x times each of several vectors."""
     nodes = [
-        node("Mul", [f"v{i}" if i else "x", n], [f"v{i + 1}" if i + 1 < len(names) else "y"]) for i, n in enumerate(names)
+        node("Mul", [f"v{i}" if i else "x", n], [f"v{i + 1}" if i + 1 < len(names) else "y"])
+        for i, n in enumerate(names)
     ]
     weights = {n: np.full(3, 2.0 + i, np.float32) for i, n in enumerate(names)}
     return model(nodes, {"x": ["batch", 3]}, {"y": ["batch", 3]}, weights)
@@ -32,7 +33,7 @@ def test_keys_are_the_initializers_names():
     module.load_state_dict({k: v + 1 for k, v in module.state_dict().items()})
 
 
-@pytest.mark.parametrize("name", ["onnx::MatMul_12", "/m/layer.0/Constant_output_0", "0", "wеight", "a..b"[:1], "x" * 100_000])
+@pytest.mark.parametrize("name", ["onnx::MatMul_12", "/m/layer.0/Constant_output_0", "0", "wеight", "x" * 100_000])
 def test_odd_names_stay_as_they_are(name):
     module = load_onnx(chain([name]))
     assert list(module.state_dict()) == [name]
@@ -51,12 +52,13 @@ HOSTILE = [
     ["state_dict.x"],
     ["a.__class__.x"],
     ["__class__"],
-    ['weight\n"quo\'te'],
+    ["weight\n\"quo'te"],
     ['__import__("os").system("touch /tmp/pwned")'],
     ["class"],
     ["{x}"],
     ["a b", "a\tb", "a\u202eb"],
     ["self"],
+    ["torch", "pytree", "inf", "None", "nan", "device"],
     ["a/b", "a_b", "a.b_"],
 ]
 
@@ -90,7 +92,7 @@ def test_a_weight_used_twice_is_one_parameter():
     module = load_onnx(model(nodes, {"x": ["n", 3]}, {"y": ["n", 3]}, {"w": np.ones((3, 4), np.float32)}))
     assert [n for n, _ in module.named_parameters()] == ["w"]
     module(torch.ones(2, 3)).sum().backward()
-    assert torch.allclose(module.get_parameter("w").grad, torch.full((3, 4), 14.0))
+    assert torch.allclose(module.get_parameter("w").grad, torch.full((3, 4), 12.0))
 
 
 def test_initializers_that_are_also_inputs():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import onnx
 from onnx import defs
 
-from pccompile.diagnostics import Collector, Location, Problem, listing
+from pccompile.diagnostics import Collector, CompileError, Location, Problem, listing
 from pccompile.frontends.onnx.registry import find
-from pccompile.frontends.onnx.tensors import first_line, type_name
+from pccompile.frontends.onnx.tensors import first_line, type_name, verify
 from pccompile.frontends.onnx.values import DTYPES
 
 STRUCTURAL = frozenset({"Constant"})
@@ -165,11 +166,19 @@ def check_types(model: onnx.ModelProto, found: Collector) -> None:
                 hint="cut the model where it has become numbers",
             )
     for graph in graphs_of(model.graph):
-        for tensor in graph.initializer:
-            if tensor.data_type not in DTYPES:
-                found.add(f"initializer {tensor.name} holds {type_name(tensor.data_type)}, which has no gradient here")
         for sparse in graph.sparse_initializer:
             found.add(f"initializer {sparse.values.name} is sparse", hint="store it as a dense tensor")
+
+
+def check_tensors(model: onnx.ModelProto, folder: Path | None, found: Collector) -> None:
+    """Every weight must be there, in full, and nowhere but in the model's folder."""
+    for graph in graphs_of(model.graph):
+        attributes = [a.t for n in graph.node for a in n.attribute if a.type == onnx.AttributeProto.TENSOR]
+        for tensor in (*graph.initializer, *attributes):
+            try:
+                verify(tensor, folder)
+            except CompileError as error:
+                found.problems.extend(p for p in error.problems if p not in found.problems)
 
 
 def graphs_of(graph: onnx.GraphProto) -> Iterable[onnx.GraphProto]:
@@ -230,9 +239,10 @@ def check_attributes(model: onnx.ModelProto, found: Collector) -> None:
             found.add(first_line(error), Location(label(node)))
 
 
-def problems_of(model: onnx.ModelProto) -> list[Problem]:
+def problems_of(model: onnx.ModelProto, folder: Path | None) -> list[Problem]:
     """Everything that keeps `model` from being loaded."""
     found = Collector()
     for check in (check_structure, check_types, check_operators):
         check(model, found)
+    check_tensors(model, folder, found)
     return found.problems

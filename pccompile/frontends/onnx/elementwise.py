@@ -171,7 +171,7 @@ def where(node: Node, condition: Tensor, a: Operand, b: Operand) -> Tensor:
     return torch.where(condition, a, b)
 
 
-@operator("Clip")
+@operator("Clip", statistics=(1, 2))
 def clip(node: Node, x: Tensor, low: Value = None, high: Value = None) -> Tensor:
     """Elements limited to a range; the limits are inputs, or attributes up to opset 10."""
     bounds = [bound(node, x, v, name) for v, name in ((low, "min"), (high, "max"))]

@@ -16,21 +16,24 @@ import torch
 from pccompile.diagnostics import Location
 from pccompile.frontends.onnx.registry import Node, find
 from pccompile.frontends.onnx.tensors import array_of
-from pccompile.frontends.onnx.values import DTYPES, Host, product
+from pccompile.frontends.onnx.values import DTYPES, NUMPY, Host, product
 
-VIEWS = frozenset(
-    {"Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Cast", "Expand", "Concat", "Mul"}
-)
+VIEWS = frozenset({"Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Cast", "Expand", "Concat"})
 """Operators through which a constant still counts as feeding a weight."""
 
-ELEMENTWISE = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Equal", "Less", "Greater", "Clip", "Mod"}
+FORMULAS = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mod", "Where", "Clip", "Expand", "CastLike"}
+    | {"Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"}
 )
+"""Operators whose single numbers are part of a formula, if their names are made up."""
 
 GENERATED = re.compile(
-    r"^(\d+|(.*[/.:_])?(Constant|constant|const|val|scalar_tensor|onnx::\w+|ortshared)(_?\w*)|_?to_copy.*)$"
+    r"\d+|(.*[/.:_])?(Constant|constant|const|val|scalar_tensor|onnx::\w+|ortshared|_to_copy|clone)(_?\w*)|.*_cast(_\d+)?"
 )
-"""Names that exporters invent for the numbers in formulas."""
+"""Names that exporters make up for the numbers in formulas."""
+
+TYPES = frozenset({"to", "dtype", "output_datatype", "stash_type", "softmax_precision"})
+"""Attributes that name an element type."""
 
 LARGEST_FOLD = 2**28
 
@@ -215,11 +218,8 @@ def feeds_weight(
         operator = find(node.domain, node.op_type)
         if operator is not None and (index in operator.weights or (statistics and index in operator.statistics)):
             return True
-        if (
-            depth
-            and node.op_type in VIEWS
-            and any(feeds_weight(o, readers, statistics, depth - 1) for o in node.outputs)
-        ):
+        further = node.outputs if depth and node.op_type in VIEWS else ()
+        if any(feeds_weight(o, readers, statistics, depth - 1) for o in further):
             return True
     return False
 
@@ -246,13 +246,39 @@ def role(constant: Constant, readers: dict[str, list[tuple[Node, int]]], outputs
         return "host"
     if not finite(constant.array):
         return "host" if count == 1 else "buffer"
-    if feeds_weight(constant.name, readers) and (constant.initializer or count > 1):
+    if neutral(constant, {n.op_type for n, _, _ in slots}):
+        return "buffer"
+    formula = count == 1 and {n.op_type for n, _, _ in slots} <= FORMULAS and GENERATED.fullmatch(constant.name)
+    if feeds_weight(constant.name, readers) and (count > 1 or (constant.initializer and not formula)):
         return "parameter"
-    formula = count == 1 and {n.op_type for n, _, _ in slots} <= ELEMENTWISE and GENERATED.match(constant.name)
     exponent = any(n.op_type == "Pow" and i == 1 for n, i, _ in slots) and count == 1
     if constant.initializer and not formula and not exponent:
         return "parameter"
     return "host" if count <= 64 else "buffer"
+
+
+def neutral(constant: Constant, readers: set[str]) -> bool:
+    """Whether this is the scale of ones or the shift of zeros of a normalisation without weights of its own."""
+    if not all("Normalization" in op_type for op_type in readers) or not GENERATED.fullmatch(constant.name):
+        return False
+    return constant.array.size > 0 and (bool((constant.array == 0).all()) or bool((constant.array == 1).all()))
+
+
+def with_floats(graph: Graph, dtype: torch.dtype) -> None:
+    """Turn all floating-point numbers of `graph` into `dtype`."""
+    code = next(c for c, d in DTYPES.items() if d is dtype)
+    for part in graph.subgraphs():
+        for constant in part.constants.values():
+            if constant.dtype.is_floating_point:
+                constant.array, constant.dtype = constant.array.astype(NUMPY[dtype]), dtype
+        for node in part.nodes:
+            if node.op_type == "ConstantOfShape":
+                node.attributes.setdefault("value", Host(np.zeros(1, np.float32), torch.float32))
+            for key, value in node.attributes.items():
+                if isinstance(value, Host) and value.dtype.is_floating_point:
+                    node.attributes[key] = Host(value.array.astype(NUMPY[dtype]), dtype)
+                elif key in TYPES and value in DTYPES and DTYPES[value].is_floating_point:
+                    node.attributes[key] = code
 
 
 def finite(array: np.ndarray[Any, Any]) -> bool:
@@ -270,6 +296,7 @@ def location(proto: onnx.NodeProto, name: str) -> Location:
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         pass
     frames = re.findall(r'File "([^"\n]*)", line (\d{1,9})', notes.get("pkg.torch.onnx.stack_trace", ""))
+    own = [f for f in frames if "/site-packages/torch/" not in f[0]]
     if frames:
-        file, line = frames[-1][0], int(frames[-1][1])
+        file, line = (own or frames)[-1][0], int((own or frames)[-1][1])
     return Location(str(module), file, line)

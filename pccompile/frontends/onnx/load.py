@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from pccompile.diagnostics import Collector, CompileError, Problem
 from pccompile.frontends.onnx import checks
-from pccompile.frontends.onnx.graph import build
+from pccompile.frontends.onnx.graph import build, with_floats
 from pccompile.frontends.onnx.module import InputType, OnnxModule
 from pccompile.frontends.onnx.registry import find
 from pccompile.frontends.onnx.tensors import first_line
@@ -30,17 +31,23 @@ OLDEST_OPSET = 7
 
 
 def load_onnx(
-    source: str | os.PathLike[str] | bytes | onnx.ModelProto, *, constants: Mapping[str, Any] | None = None
+    source: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    *,
+    constants: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> OnnxModule:
     """A trainable module that runs an ONNX graph.
 
     `source` is a path, the bytes of a file, or a ModelProto. `constants` fixes inputs to numbers, such as a sampling
-    rate that decides which branch of the model runs. Raises CompileError with everything that is wrong.
+    rate that decides which branch of the model runs. `dtype` (float32 or float64) replaces every floating-point type of
+    the file, for verification in double precision or for training a half-precision file. Raises CompileError with
+    everything that is wrong.
     """
     model, folder = read(source)
     found = Collector()
     checks.check_structure(model, found)
     checks.check_types(model, found)
+    checks.check_tensors(model, folder, found)
     found.raise_if_any()
     model = prepared(model)
     checks.check_structure(model, found)
@@ -51,19 +58,22 @@ def load_onnx(
     opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
     held = {i.name for i in model.graph.initializer}
     types = [input_type(i) for i in model.graph.input if i.name not in held]
-    fixed = fixed_inputs(types, constants or {})
     graph = build(model.graph, opsets, folder)
+    if dtype is not None:
+        with_floats(graph, dtype)
+        types = [replace(t, dtype=dtype) if t.dtype.is_floating_point else t for t in types]
+    fixed = fixed_inputs(types, constants or {})
     return OnnxModule(graph, [t for t in types if t.name not in fixed], fixed)
 
 
 def unsupported(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> list[Problem]:
     """Everything that keeps a model from being loaded, without raising."""
     try:
-        model, _ = read(source)
-        problems = checks.problems_of(model)
+        model, folder = read(source)
+        problems = checks.problems_of(model, folder)
         if problems and any("no rule" not in p.what for p in problems):
             return problems
-        return checks.problems_of(prepared(model))
+        return checks.problems_of(prepared(model), folder)
     except CompileError as error:
         return list(error.problems)
 

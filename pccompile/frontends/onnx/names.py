@@ -8,6 +8,9 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+RESERVED = ("self", "torch", "pytree")
+"""Names that the code which torch.fx prints uses itself."""
+
 SAFE = re.compile(r"[\w/:\-+@#~ ]+")
 
 
@@ -34,7 +37,7 @@ def parameter_paths(names: Iterable[str], owner: nn.Module) -> dict[str, str]:
 def natural(name: str, modules: set[str], owner: nn.Module) -> bool:
     """Whether torch can hold a parameter under exactly this name."""
     segments = name.split(".")
-    plain = all(SAFE.fullmatch(s) and not keyword.iskeyword(s) for s in segments)
+    plain = all(SAFE.fullmatch(s) and not keyword.iskeyword(s) and s not in RESERVED for s in segments)
     return plain and name not in modules and not any(hasattr(owner, s) for s in segments)
 
 

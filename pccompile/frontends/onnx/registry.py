@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from pccompile.diagnostics import NOWHERE, CompileError, Location
 from pccompile.frontends.onnx.values import Host, Value, as_host, as_operand, as_tensor, host_of
@@ -80,18 +81,19 @@ class Operator:
         """What the function returns for `values`, each brought to where its annotation wants it."""
         if len(values) > len(self.kinds) and not self.variadic:
             raise CompileError(f"{node.op_type} takes at most {len(self.kinds)} inputs, {len(values)} are given")
-        arguments = [self.coerce(node, i, v) for i, v in enumerate(values)]
+        rank = max((v.dim() for v in values if isinstance(v, Tensor)), default=0)
+        arguments = [self.coerce(node, i, v, rank) for i, v in enumerate(values)]
         return self.function(node, run, *arguments) if self.control else self.function(node, *arguments)
 
-    def coerce(self, node: Node, index: int, value: Value) -> Any:
-        """`value` as its annotation wants it."""
+    def coerce(self, node: Node, index: int, value: Value, rank: int) -> Any:
+        """`value` as its annotation wants it, beside tensors of at most `rank` axes."""
         if value is None:
             return None
         match self.kind(index):
             case "Tensor":
                 return as_tensor(value)
             case "Operand":
-                return as_operand(value)
+                return as_operand(value, rank)
             case "Host":
                 return as_host(value, f"input {index} of {node.op_type}")
         return value

@@ -13,8 +13,8 @@ from pccompile.diagnostics import CompileError, Location
 from pccompile.frontends.onnx.values import DTYPES, product
 
 
-def array_of(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray[Any, Any]:
-    """The numbers of `tensor`; raises CompileError where they are absent, cut short, or outside `folder`."""
+def verify(tensor: onnx.TensorProto, folder: Path | None) -> None:
+    """Raise CompileError if the numbers of `tensor` are absent, cut short, or outside `folder`."""
     where = Location(tensor.name)
     if tensor.data_type not in DTYPES:
         raise CompileError(
@@ -23,18 +23,25 @@ def array_of(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray[Any, A
     if any(d < 0 for d in tensor.dims):
         raise CompileError(f"tensor {tensor.name} has a negative size: {list(tensor.dims)}", where)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return external(tensor, folder)
-    if tensor.raw_data and len(tensor.raw_data) != expected_bytes(tensor):
+        external_place(tensor, folder)
+    elif tensor.raw_data and len(tensor.raw_data) != expected_bytes(tensor):
         raise CompileError(
             f"tensor {tensor.name} of shape {list(tensor.dims)} should have {expected_bytes(tensor)} bytes, "
             f"the file has {len(tensor.raw_data)}",
             where,
         )
+
+
+def array_of(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray[Any, Any]:
+    """The numbers of `tensor`; raises CompileError where there are none."""
+    verify(tensor, folder)
     try:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            return external(tensor, folder)
         array: np.ndarray[Any, Any] = numpy_helper.to_array(tensor)
         return array
     except Exception as error:
-        raise CompileError(f"tensor {tensor.name} cannot be read: {first_line(error)}", where) from None
+        raise CompileError(f"tensor {tensor.name} cannot be read: {first_line(error)}", Location(tensor.name)) from None
 
 
 def expected_bytes(tensor: onnx.TensorProto) -> int:
@@ -42,8 +49,8 @@ def expected_bytes(tensor: onnx.TensorProto) -> int:
     return int(product(tensor.dims)) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
-def external(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray[Any, Any]:
-    """The numbers of a tensor that is stored in another file of the model's folder."""
+def external_place(tensor: onnx.TensorProto, folder: Path | None) -> tuple[Path, int]:
+    """The file that a tensor is stored in, and where in it; raises CompileError if it cannot be there."""
     where = Location(tensor.name)
     entries = {e.key: e.value for e in tensor.external_data}
     name = entries.get("location", "")
@@ -64,12 +71,18 @@ def external(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray[Any, A
             f"which has {path.stat().st_size}",
             where,
         )
+    return path, offset
+
+
+def external(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray[Any, Any]:
+    """The numbers of a tensor that is stored in another file of the model's folder."""
+    path, offset = external_place(tensor, folder)
     with path.open("rb") as file:
         file.seek(offset)
         content = onnx.TensorProto()
         content.dims.extend(tensor.dims)
         content.data_type = tensor.data_type
-        content.raw_data = file.read(wanted)
+        content.raw_data = file.read(expected_bytes(tensor))
     array: np.ndarray[Any, Any] = numpy_helper.to_array(content)
     return array
 

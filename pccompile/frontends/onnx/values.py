@@ -162,9 +162,9 @@ def as_tensor(value: Value) -> Tensor:
     raise CompileError("a tensor is expected, a sequence or nothing is given")
 
 
-def as_operand(value: Value) -> Operand:
-    """`value` as a plain number where it is a known scalar, which torch broadcasts without a tensor; else a tensor."""
-    if isinstance(value, Host) and value.array.ndim == 0 and value.dtype.is_floating_point:
+def as_operand(value: Value, rank: int) -> Operand:
+    """`value` as a plain number where it is a known scalar beside a tensor of `rank` axes; else a tensor."""
+    if isinstance(value, Host) and value.dtype.is_floating_point and value.array.size == 1 and value.array.ndim <= rank:
         number: float = value.item()
         return number
     return as_tensor(value)

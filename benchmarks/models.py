@@ -1,0 +1,53 @@
+"""The networks that the benchmarks time: those of the test zoo, at sizes where a step takes milliseconds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from zoo import ZOO  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A network with its input, target and loss. `chain`: its vertices at layer granularity form a chain."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[], tuple[Tensor, ...]]
+    target: Callable[[], Tensor]
+    loss: Callable[..., Tensor] = F.cross_entropy
+    chain: bool = False
+
+
+def mlp() -> nn.Module:
+    """784-256-256-10 with tanh."""
+    return nn.Sequential(nn.Linear(784, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 10))
+
+
+def _labels(count: int, classes: int = 10) -> Callable[[], Tensor]:
+    return lambda: torch.randint(classes, (count,))
+
+
+def _from_zoo(name: str) -> Bench:
+    case, draw = ZOO[name], torch.Generator().manual_seed(0)
+    return Bench(
+        name, case.build, lambda: case.inputs(draw, torch.float32), lambda: case.target(draw, torch.float32), case.loss
+    )
+
+
+BENCHES = {
+    "mlp": Bench("mlp", mlp, lambda: (torch.randn(128, 784),), _labels(128), chain=True),
+    "cnn": Bench("cnn", ZOO["paper_cnn"].build, lambda: (torch.randn(64, 3, 32, 32),), _labels(64), chain=True),
+    "resnet18": Bench("resnet18", ZOO["resnet18"].build, lambda: (torch.randn(8, 3, 64, 64),), _labels(8)),
+    "lstm": _from_zoo("unrolled_lstm_50"),
+    "transformer": _from_zoo("encoder"),
+}

@@ -1,0 +1,120 @@
+"""Time and memory of one training gradient, as a ratio to autograd: interleaved in one run, medians, one thread.
+
+    python benchmarks/speed.py [names …] [--compile] [--memory] [--repeats N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from models import BENCHES, Bench
+
+from pccompile.driver import Options
+from pccompile.losses import targets_of
+from pccompile.module import PCModule
+
+Step = Callable[[], Any]
+
+
+def autograd_step(bench: Bench, model: torch.nn.Module, x: tuple[torch.Tensor, ...], y: torch.Tensor, forward: Any = None) -> Step:
+    """Forward, loss and gradients by autograd. `forward` replaces the loss of the model's output, e.g. compiled."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    run = forward or (lambda x, y: bench.loss(model(*x), y))
+
+    def step() -> Any:
+        loss = run(x, y)
+        return loss.detach(), torch.autograd.grad(loss, params)
+
+    return step
+
+
+def program_step(bench: Bench, model: torch.nn.Module, x: Any, y: Any, compiled: bool = False, **options: Any) -> Step:
+    """The same by the generated file's `step`."""
+    algorithm = options.pop("algorithm", "exact")
+    pc = PCModule(model, Options(algorithm, None, options), bench.loss)
+    runtime = pc._runtime(x, {}, bench.loss, y)
+    params, buffers = pc.tables(runtime)
+    params = {k: p.detach() for k, p in params.items()}
+    inputs, targets = runtime.interface.bind(x, {}), targets_of(y)
+    run = runtime.function("step")
+    if compiled:
+        run = torch.compile(run, fullgraph=True)
+    return lambda: run(params, buffers, inputs, targets)
+
+
+def interleaved(steps: dict[str, Step], repeats: int) -> dict[str, float]:
+    """The median seconds of each step, all of them taken in turns."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        for _ in range(3):
+            step()
+    for _ in range(repeats):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def peak(step: Step) -> int:
+    """The most bytes of tensors that are alive at once in a step, beyond what was alive before."""
+    step()
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        result = step()
+    del result
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    alive = most = 0
+    for e in sorted(events, key=lambda e: e.start_ns()):
+        alive += e.nbytes()
+        most = max(most, alive)
+    return most
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=list(BENCHES))
+    parser.add_argument("--compile", action="store_true", help="also under torch.compile (minutes of compilation)")
+    parser.add_argument("--relax", action="store_true", help="also the T-step relaxation")
+    parser.add_argument("--repeats", type=int, default=60)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    header = "| network | eager autograd ms | exact | closed form T=100 |" + " relax T=100 |" * options.relax
+    header += " compiled autograd ms | compiled exact |" * options.compile + " peak memory |"
+    print(header)
+    print("|---" * (header.count("|") - 1) + "|")
+    for name in options.names:
+        print(row(BENCHES[name], options), flush=True)
+
+
+def row(bench: Bench, options: argparse.Namespace) -> str:
+    """One line of the table."""
+    torch.manual_seed(0)
+    model, x, y = bench.build(), bench.inputs(), bench.target()
+    steps = {
+        "eager": autograd_step(bench, model, x, y),
+        "exact": program_step(bench, model, x, y),
+        "closed": program_step(bench, model, x, y, algorithm="fixed-prediction", steps=100, rate=0.1),
+    }
+    if options.relax:
+        steps["relax"] = program_step(bench, model, x, y, algorithm="fixed-prediction", steps=100, rate=0.1, lowering="relax")
+    times = interleaved(steps, options.repeats)
+    cells = [bench.name, f"{1e3 * times['eager']:.2f}", *(f"{times[k] / times['eager']:.3f}" for k in steps if k != "eager")]
+    if options.compile:
+        forward = torch.compile(lambda x, y: bench.loss(model(*x), y), fullgraph=True)
+        pair = {
+            "eager": autograd_step(bench, model, x, y, forward),
+            "exact": program_step(bench, model, x, y, compiled=True),
+        }
+        times = interleaved(pair, options.repeats)
+        cells += [f"{1e3 * times['eager']:.2f}", f"{times['exact'] / times['eager']:.3f}"]
+    cells.append(f"{peak(steps['exact']) / peak(steps['eager']):.3f}")
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

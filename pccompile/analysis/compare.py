@@ -1,0 +1,82 @@
+"""How far two gradients, or two outputs, are apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROUNDING = 256
+"""A difference of so many units of rounding of the largest gradient is none: some gradients are 0 up to rounding."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One tensor against what it should be.
+
+    relative_error is ‖a − b‖ / ‖b‖ (0 where both are 0), cosine that of the angle between them, max_abs the largest
+    difference of two entries, norm is ‖b‖. `agrees` is None where the two are not expected to be equal.
+    """
+
+    name: str
+    relative_error: float
+    cosine: float
+    max_abs: float
+    norm: float
+    agrees: bool | None = None
+    note: str = ""
+
+
+def difference(name: str, found: Tensor | None, expected: Tensor | None) -> Difference:
+    """`found` against `expected`; None stands for no gradient at all, which only None equals."""
+    if found is None or expected is None:
+        missing = (found is None) != (expected is None)
+        note = "none in either" if not missing else "missing" if found is None else "should be missing"
+        wrong = math.inf if missing else 0.0
+        return Difference(name, wrong, math.nan, wrong, 0.0, note=note)
+    a, b = _flat(found), _flat(expected)
+    if a.shape != b.shape:
+        return Difference(name, math.inf, math.nan, math.inf, _norm(b), note=f"{list(found.shape)} for {list(expected.shape)}")
+    finite = b.isfinite()
+    note = "" if bool(finite.all()) else "not finite in the reference"
+    agreed = ~finite & ((a == b) | (a.isnan() & b.isnan()))
+    a, b = a.masked_fill(agreed, 0), b.masked_fill(agreed, 0)
+    delta = a - b
+    error, norm = _norm(delta), _norm(b)
+    relative = (error / norm if norm else 0.0 if error == 0 else math.inf) if math.isfinite(error) else math.inf
+    product = _norm(a) * norm
+    cosine = float(torch.dot(a, b)) / product if product else math.nan
+    return Difference(name, relative, cosine, float(delta.abs().max()) if delta.numel() else 0.0, norm, note=note)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor.detach()
+    tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return tensor.cpu().double().reshape(-1)
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor))
+
+
+def differences(found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None]) -> list[Difference]:
+    """Each gradient of `found` against the one of the same name in `expected`."""
+    return [difference(name, found.get(name), e) for name, e in expected.items()]
+
+
+def agrees(d: Difference, tolerance: float, largest: float, dtype: torch.dtype) -> bool:
+    """Whether a difference is within the relative `tolerance`, or within rounding of the `largest` norm around."""
+    return d.relative_error <= tolerance or (nothing(d, largest, dtype) and d.max_abs <= floor(largest, dtype))
+
+
+def nothing(d: Difference, largest: float, dtype: torch.dtype) -> bool:
+    """Whether a gradient is 0 but for rounding, as that of a bias in front of a normalisation."""
+    return 0 <= d.norm <= floor(largest, dtype) and math.isfinite(d.max_abs) and not d.note
+
+
+def floor(largest: float, dtype: torch.dtype) -> float:
+    """What rounding leaves where sums as large as `largest` cancel."""
+    return ROUNDING * torch.finfo(dtype).eps * largest

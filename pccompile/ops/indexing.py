@@ -1,0 +1,189 @@
+"""Reading and writing at given indices: reading is linear, its adjoint adds up what each entry was read for."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pccompile.ir import Arg, Node, Ref
+from pccompile.ops.builder import Builder
+from pccompile.ops.linear import linear
+from pccompile.ops.registry import OpDef, define, rewrite
+
+
+def _x(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def _i(*entries: Any) -> torch.Tensor:
+    return torch.tensor(entries)
+
+
+linear(
+    "aten.index_select.default",
+    lambda b, n, e: b("aten.index_add.default", b.zeros(b.type(n["self"])), n["dim"], n["index"], e),
+    lambda: (_x(4, 3), 0, _i(1, 1, 3)),
+    wiring=False,
+)
+linear(
+    "aten.gather.default",
+    lambda b, n, e: b("aten.scatter_add.default", b.zeros(b.type(n["self"])), n["dim"], n["index"], e),
+    lambda: (_x(4, 3), 1, _i([0, 1], [2, 2], [1, 0], [0, 0])),
+    wiring=False,
+)
+
+
+def _embedding(b: Builder, n: Node, e: Ref) -> dict[str, Any]:
+    rows = b.shape(n["weight"])[0]
+    padding = n["padding_idx"]
+    return {"weight": b("aten.embedding_dense_backward.default", e, n["indices"], rows, padding, n["scale_grad_by_freq"])}
+
+
+define(
+    OpDef(
+        "aten.embedding.default",
+        "linear",
+        _embedding,
+        spell=lambda t, a: f"F.embedding({t['indices']}, {t['weight']})",
+        samples=(lambda: (_x(5, 3), _i([0, 4], [1, 1])), lambda: (_x(5, 3), _i(2, 0), 2)),
+    )
+)
+
+
+def _parts(text: str) -> list[str]:
+    """The sources of a list's entries."""
+    body = ast.parse(text, mode="eval").body
+    assert isinstance(body, ast.List)
+    return [ast.unparse(entry) for entry in body.elts]
+
+
+def _spell_index(t: Mapping[str, Any], a: Mapping[str, Arg]) -> str:
+    return f"{t['self']}[{', '.join(':' if p == 'None' else p for p in _parts(t['indices']))}]"
+
+
+def _spell_put(t: Mapping[str, Any], a: Mapping[str, Any]) -> str:
+    """torch.index_put takes no None."""
+    function = "torch.ops.aten.index_put" if None in a["indices"] else "torch.index_put"
+    return f"{function}({t['self']}, {t['indices']}, {t['values']}, {t['accumulate']})"
+
+
+def _index(b: Builder, n: Node, e: Ref) -> dict[str, Ref]:
+    return {"self": b("aten.index_put.default", b.zeros(b.type(n["self"])), n["indices"], e, True)}
+
+
+def _index_put(b: Builder, n: Node, e: Ref) -> dict[str, Ref]:
+    messages = {"values": b("aten.index.Tensor", e, n["indices"])} if n["values"] in b.wants else {}
+    zero = b("aten.zeros.default", (), dtype=b.type(e).dtype, device=_device())
+    return messages | {"self": e if n["accumulate"] else b("aten.index_put.default", e, n["indices"], zero, False)}
+
+
+def _device() -> Any:
+    from pccompile.ir import DEVICE
+
+    return DEVICE
+
+
+define(
+    OpDef(
+        "aten.index.Tensor",
+        "linear",
+        _index,
+        spell=_spell_index,
+        samples=(
+            lambda: (_x(4, 3), [None, _i(0, 2, 2, 1)]),
+            lambda: (_x(4, 3), [_i(3, 3, 0)]),
+            lambda: (_x(2, 4, 3), [_i([0], [1]), None, _i(2, 2)]),
+            lambda: (_x(4, 3, 2), [_i(3, 3, 0), _i(1, 1, 2)]),
+        ),
+    )
+)
+rewrite("aten._unsafe_index.Tensor", lambda b, n: b("aten.index.Tensor", n["self"], n["indices"]))
+define(
+    OpDef(
+        "aten.index_put.default",
+        "linear",
+        _index_put,
+        spell=_spell_put,
+        samples=(
+            lambda: (_x(4, 3), [None, _i(0, 2)], _x(4, 2)),
+            lambda: (_x(4, 3), [_i(3, 3, 0)], _x(3), True),
+            lambda: (_x(4, 3), [_i(3, 1)], _x(2, 1)),
+        ),
+    )
+)
+rewrite(
+    "aten._unsafe_index_put.default",
+    lambda b, n: b("aten.index_put.default", n["self"], n["indices"], n["values"], n["accumulate"]),
+)
+
+
+def _index_add(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
+    source = None
+    if n["source"] in b.wants:
+        source = b("aten.index_select.default", e, n["dim"], n["index"])
+        source = source if n["alpha"] == 1 else b.mul(source, n["alpha"])
+    return {"self": e, "source": source}
+
+
+define(
+    OpDef(
+        "aten.index_add.default",
+        "linear",
+        _index_add,
+        samples=(lambda: (_x(4, 3), 1, _i(0, 0), _x(4, 2)), lambda: (_x(4, 3), 0, _i(3), _x(1, 3), {"alpha": 2})),
+    )
+)
+
+
+def _written(keep: bool) -> Any:
+    """Messages of a scatter: what was written over is not read any more, unless it was added to."""
+
+    def rule(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
+        place = (n["dim"], n["index"])
+        messages: dict[str, Ref | None] = {"self": e if keep else b("aten.scatter.value", e, *place, 0)}
+        if n.args.get("src") in b.wants:
+            messages["src"] = b("aten.gather.default", e, *place)
+        return messages
+
+    return rule
+
+
+PLACES = ([0, 1], [2, 0], [1, 0], [0, 2])
+for name, source, keep in (
+    ("aten.scatter.src", lambda: _x(4, 2), False),
+    ("aten.scatter.value", lambda: 1.5, False),
+    ("aten.scatter_add.default", lambda: _x(4, 2), True),
+):
+    define(
+        OpDef(
+            name,
+            "linear",
+            _written(keep),
+            samples=(lambda source=source: (_x(4, 3), 1, _i(*PLACES), source()),),  # type: ignore[misc]
+        )
+    )
+
+
+def _masked_select(b: Builder, n: Node, e: Ref) -> dict[str, Ref]:
+    like = b("aten.expand.default", b.zeros(b.type(n["self"])), _joint(b, n))
+    return {"self": b("aten.masked_scatter.default", like, n["mask"], e)}
+
+
+def _joint(b: Builder, n: Node) -> Any:
+    """The shape that a tensor and its mask broadcast to."""
+    both = b("aten.logical_or.default", n["self"], n["mask"])
+    return b.shape(both)
+
+
+define(
+    OpDef(
+        "aten.masked_select.default",
+        "linear",
+        _masked_select,
+        samples=(lambda: (_x(4, 3), torch.tensor([True, False, True])), lambda: (_x(3), torch.tensor([[True, False, True], [False, True, True]]))),
+    )
+)
+

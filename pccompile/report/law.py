@@ -1,0 +1,96 @@
+"""Fixed-prediction gradients against their law: what T steps of size η leave of each path is known beforehand."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pccompile.algorithms import ALGORITHMS
+from pccompile.algorithms.law import gradient_error, path_lengths, weight
+from pccompile.analysis.compare import differences
+from pccompile.report.gradients import Bench, Gradients
+
+SECONDS = 60.0
+"""What a further program may take to run."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A comparison of two results that must be equal: the worst relative difference and how large it may be."""
+
+    what: str
+    found: float
+    tolerance: float
+    passed: bool
+
+
+def predicted_errors(bench: Bench) -> tuple[dict[str, float], float, str]:
+    """The relative error that each gradient must have, where all of its paths have one length; a bound; the settings."""
+    pc = bench.pc.prepare(bench.args, bench.kwargs).compiled
+    assert pc is not None
+    steps, rate = settings_of(bench)
+    lengths, children = path_lengths(pc.pc), pc.pc.children()
+    names = {id(p): k for k, p in bench.parameters().items()}
+    found = {}
+    for param, tensor in pc.imported.tensors.items():
+        distinct = {k for c in children.get(param, ()) for k in lengths[c.name]}
+        if id(tensor) in names and len(distinct) == 1:
+            found[names[id(tensor)]] = abs(1 - weight(steps, rate, distinct.pop()))
+    return found, gradient_error(pc.pc, steps, rate), f"{steps} steps of size {rate:g}"
+
+
+def settings_of(bench: Bench) -> tuple[int, float]:
+    """Steps and rate of a fixed-prediction program, tolerances resolved."""
+    compiled = bench.pc.prepare(bench.args, bench.kwargs).compiled
+    assert compiled is not None
+    settings = {k: v for k, v in bench.pc.options.settings.items() if v is not None}
+    arguments = ALGORITHMS["fixed-prediction"](compiled.pc, **{**settings, "lowering": "relax"}).arguments
+    return int(arguments["steps"]), float(arguments["rate"])
+
+
+def consistency(
+    bench: Bench, wanted: Gradients, found: Gradients, tolerance: float, settings: str
+) -> tuple[tuple[Check, ...], list[str]]:
+    """Two results that hold on any graph, whatever T and η.
+
+    With η = 1, as many steps as the longest path has edges give autograd's gradients. And taking the steps gives what the
+    closed form gives.
+    """
+    compiled = bench.pc.prepare(bench.args, bench.kwargs).compiled
+    assert compiled is not None
+    start = time.monotonic()
+    bench.predictive_coding()
+    sweep = time.monotonic() - start
+    longest = max(max(ks) for ks in path_lengths(compiled.pc).values() if ks)
+    steps, rate = settings_of(bench)
+    checks, notes = [], []
+    if sweep * longest < SECONDS:
+        limit = bench.gradients_of(bench.other_program(steps=longest, rate=1.0, lowering="relax"))
+        checks.append(_check(f"{longest} steps of size 1 against autograd", limit, wanted, tolerance))
+    else:
+        notes.append(f"{longest} steps of size 1 were not compared with autograd: that takes too long here")
+    taken = min(steps, max(1, int(SECONDS / max(sweep, 1e-3))))
+    if taken < steps:
+        notes.append(f"taking the steps was compared with the closed form for {taken} of the {steps} steps: more take too long here")
+    relaxed = bench.gradients_of(bench.other_program(steps=taken, rate=rate, lowering="relax"))
+    closed = bench.gradients_of(bench.other_program(steps=taken, rate=rate, lowering="closed-form"))
+    checks.append(_check(f"{taken} steps of size {rate:g} taken against their closed form", relaxed, closed, tolerance))
+    if taken == steps:
+        checks.append(_check(f"the compiled program against the {settings}", found, relaxed, tolerance))
+    return tuple(checks), notes
+
+
+def _check(what: str, found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], tolerance: float) -> Check:
+    """The worst difference, relative to the gradient's norm or, for gradients that are next to nothing, to the largest one's."""
+    compared = differences({k: found.get(k) for k in expected}, expected)
+    largest = max((d.norm for d in compared), default=0.0)
+    worst = 0.0
+    for d in compared:
+        absolute = d.relative_error * d.norm if d.norm else d.max_abs
+        scale = max(d.norm, 1e-3 * largest)
+        worst = max(worst, math.inf if math.isinf(d.relative_error) and d.norm == 0 and d.note else absolute / scale if scale else absolute)
+    return Check(f"{what}", worst, tolerance, worst <= tolerance)

@@ -1,0 +1,97 @@
+"""What another runtime makes of an ONNX file: onnxruntime, or the slow reference of the onnx package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor
+
+from pccompile.diagnostics import CompileError, printable
+from pccompile.frontends.onnx import OnnxModule
+from pccompile.frontends.onnx.names import lookup
+
+INSTALL = 'pip install "pccompile[check]"'
+
+
+def require_onnxruntime() -> None:
+    """Raise CompileError where onnxruntime is not installed."""
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        raise CompileError("--verify compares ONNX files with onnxruntime, which is not installed", hint=INSTALL) from None
+
+
+def constant_weights(module: OnnxModule) -> list[str]:
+    """The weights, of more than one entry, that are one number throughout: gradients through them mean nothing."""
+    weights = {n: lookup(module, path) for n, path in module.parameter_names.items()}
+    return [n for n, w in weights.items() if w.dim() > 1 and w.numel() > 1 and bool((w == w.reshape(-1)[0]).all())]
+
+
+def outputs(path: Path, module: OnnxModule, inputs: Sequence[Tensor], redrawn: bool) -> tuple[list[Tensor] | None, str, list[str]]:
+    """The file's outputs, who computed them, and what a reader must know; None where nobody could.
+
+    redrawn: use the weights of `module`, which differ from the file's.
+    """
+    feed = {t.name: np.ascontiguousarray(x.detach().cpu().numpy()) for t, x in zip(module.input_types, inputs, strict=True)}
+    notes: list[str] = []
+    model: onnx.ModelProto | None = None
+    if redrawn:
+        model = with_weights(onnx.load(path), module)
+        if model is None:
+            return None, "", ["the forward pass was not compared with onnxruntime: the re-drawn weights do not fit into the file"]
+    for name, run in (("onnxruntime", _onnxruntime), ("onnx.reference", _reference)):
+        try:
+            found = run(model if model is not None else path, list(module.output_names), feed)
+        except Exception as e:
+            line = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            notes.append(f"{name} cannot run the file: {printable(line, 160)}")
+            continue
+        if all(isinstance(f, np.ndarray | np.generic) for f in found):
+            return [torch.from_numpy(np.array(f)) for f in found], name, notes
+        notes.append(f"{name} returns what is no tensor")
+    return None, "", notes
+
+
+def _onnxruntime(model: onnx.ModelProto | Path, names: list[str], feed: Mapping[str, Any]) -> Sequence[Any]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    known = {i.name for i in session.get_inputs()}
+    return session.run(names, {k: v for k, v in feed.items() if k in known})  # type: ignore[no-any-return]
+
+
+def _reference(model: onnx.ModelProto | Path, names: list[str], feed: Mapping[str, Any]) -> Sequence[Any]:
+    from onnx.reference import ReferenceEvaluator
+
+    source = str(model) if isinstance(model, Path) else model
+    found = ReferenceEvaluator(source).run(names, dict(feed))
+    return list(found)
+
+
+def with_weights(model: onnx.ModelProto, module: OnnxModule) -> onnx.ModelProto | None:
+    """`model` with the weights that `module` has now, as initializers; None where it does not know them all."""
+    kept = {c.name: lookup(module, c.path) for c in module.graph.constants.values() if c.path}
+    graph = model.graph
+    made = {o for n in graph.node for o in n.output} | {i.name for i in graph.initializer}
+    if not set(kept) <= made or any(len(n.output) > 1 and set(n.output) & set(kept) for n in graph.node):
+        return None
+    nodes = [n for n in graph.node if not set(n.output) & set(kept)]
+    initializers = [i for i in graph.initializer if i.name not in kept]
+    initializers += [numpy_helper.from_array(t.detach().cpu().numpy(), name) for name, t in kept.items()]
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    del changed.graph.node[:], changed.graph.initializer[:]
+    changed.graph.node.extend(nodes)
+    changed.graph.initializer.extend(initializers)
+    return changed

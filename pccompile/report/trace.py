@@ -1,0 +1,176 @@
+"""A recording of inference: values, errors and energy of each vertex at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pccompile.diagnostics import CompileError, printable
+from pccompile.report.losses import Criterion, clamp, cloned
+from pccompile.report.tables import Page, Table, count, number
+
+if TYPE_CHECKING:
+    from pccompile.module import PCModule
+    from pccompile.runtime import Runtime
+
+Shown = dict[str, Tensor]
+LINES = 12
+"""So many vertices get a line of their own in a plot."""
+
+
+@dataclass(frozen=True, repr=False)
+class Trace:
+    r"""Inference, step by step. Each tensor's first dimension is the step, 0 being the feedforward state.
+
+    values, errors   by vertex, [steps + 1, ...]; v = v̂ + ε
+    energy           by vertex, ½ εᵀε summed, [steps + 1]
+    loss             [steps + 1], constant where predictions stay
+    free_energy      [steps + 1]: the hidden vertices' energy and the loss where predictions follow the values, else the
+                     energy of all vertices, the clamped outputs among them
+    """
+
+    algorithm: str
+    arguments: Mapping[str, float]
+    values: Mapping[str, Tensor]
+    errors: Mapping[str, Tensor]
+    loss: Tensor
+    free_energy: Tensor
+    energy: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """How many inference steps were taken."""
+        return len(self.free_energy) - 1
+
+    def __repr__(self) -> str:
+        first, last = float(self.free_energy[0]), float(self.free_energy[-1])
+        settings = "".join(f", {k}={v:g}" for k, v in self.arguments.items())
+        return f"Trace({self.algorithm}{settings}: {count(len(self.values), 'vertex', 'vertices')}, free energy {first:.4g} → {last:.4g})"
+
+    def __str__(self) -> str:
+        return str(self._page())
+
+    def __rich__(self) -> Any:
+        return self._page()
+
+    def _page(self) -> Page:
+        rows = tuple(
+            (name, "×".join(map(str, v.shape[1:])) or "1", number(float(e[0])), number(float(e[-1])))
+            for (name, v), e in zip(self.values.items(), self.energy.values(), strict=True)
+        )
+        return Page((repr(self), Table(("vertex", "shape", ">energy at 0", f">at step {self.steps}"), rows)))
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw the energies over the steps to `path`, whose suffix is the format. Raises CompileError without matplotlib."""
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise CompileError("matplotlib is not installed", hint='pip install "pccompile[demo]"') from None
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.subplots()
+        steps = range(self.steps + 1)
+        largest = sorted(self.energy, key=lambda name: -float(self.energy[name].max()))[:LINES]
+        for name in self.energy:
+            if name in largest:
+                axes.plot(steps, self.energy[name].tolist(), linewidth=1, label=printable(name, 40).replace("$", r"\$"))
+        axes.plot(steps, self.free_energy.tolist(), color="black", linewidth=2, label="free energy")
+        axes.set_yscale("symlog", linthresh=max(float(self.free_energy.abs().max()) * 1e-6, 1e-30))
+        axes.set(xlabel="inference step", ylabel="energy", title=self.algorithm)
+        axes.legend(fontsize="x-small", ncols=2)
+        figure.savefig(path)
+        return Path(path)
+
+
+def infer(
+    pc: PCModule,
+    args: tuple[Any, ...] | Tensor,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: Any,
+    loss: Criterion | None = None,
+    steps: int | None = None,
+    rate: float | None = None,
+) -> Trace:
+    """What inference does for one batch; the model's buffers and the random stream stay as they are.
+
+    loss: loss(output, target); by default the one that the model was compiled with, or squared error. It clamps the
+    outputs at −∂L/∂v̂; where predictions follow the values it is compiled into inference.
+    steps, rate: instead of what the model was compiled with. Raises CompileError.
+    """
+    args = (args,) if isinstance(args, Tensor) else tuple(args)
+    loss = loss or pc.criterion
+    moving = pc.prepare(args, kwargs).source.moving
+    runtime = pc.prepare(args, kwargs, record=True, loss=loss if moving else None, target=target)
+    assert runtime.compiled is not None
+    known = runtime.compiled.program.arguments
+    given = {k: v for k, v in (("steps", steps), ("rate", rate)) if v is not None}
+    if unknown := sorted(set(given) - set(known)):
+        raise CompileError(f"{pc.options.algorithm} takes no {' and no '.join(unknown)}", hint="its inference is one sweep")
+    if (steps is not None and steps < 0) or (rate is not None and not rate > 0):
+        raise CompileError(f"inference cannot take {steps if steps is not None else known['steps']} steps of size {rate or 0}")
+    return _Recorder(pc, runtime, {**known, **given}).run(args, dict(kwargs or {}), loss, target)
+
+
+class _Recorder:
+    def __init__(self, pc: PCModule, runtime: Runtime, arguments: dict[str, Any]) -> None:
+        self.pc, self.runtime, self.arguments = pc, runtime, arguments
+        assert runtime.compiled is not None
+        self.graph = runtime.compiled.pc
+        self.shown: list[Shown] = []
+
+    def record(self, shown: Shown) -> None:
+        self.shown.append({k: v.detach().clone() for k, v in shown.items()})
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Criterion | None, target: Any) -> Trace:
+        params, buffers = self.pc.tables(self.runtime)
+        inputs = {k: t.detach() for k, t in self.runtime.interface.bind(args, kwargs).items()}
+        with torch.random.fork_rng():
+            outputs, context = self.runtime.function("predict")(params, cloned(buffers), inputs, record=self.record)
+        first = {k.removeprefix("prediction "): v for k, v in self.shown.pop().items()}
+        infer = self.runtime.function("infer")
+        if self.runtime.source.moving:
+            targets = [t for t in pytree.tree_leaves(target) if isinstance(t, Tensor)]
+            return self.moving(lambda **how: infer(params, context, targets, **how), outputs, targets)
+        value, errors = clamp(self.runtime, outputs, loss, target)
+        found = infer(params, context, errors, **self.arguments, **({"record": self.record} if self.arguments else {}))
+        return self.fixed(first, dict(zip(self.graph.outputs, errors, strict=True)), found, value)
+
+    def fixed(self, first: Shown, clamped: Shown, found: Shown, loss: Tensor) -> Trace:
+        """Predictions stay: the errors start at 0, those of the outputs where the loss puts them."""
+        shown = [{k.removeprefix("error "): v for k, v in s.items()} for s in self.shown] or ([found] if not self.arguments else [])
+        start = {name: clamped.get(name, torch.zeros_like(p)) for name, p in first.items()}
+        errors = {name: torch.stack([start[name], *(s[name] for s in shown)]) for name in first}
+        values = {name: first[name] + errors[name] for name in first}
+        energy = {name: _energy(e) for name, e in errors.items()}
+        total = torch.stack(list(energy.values())).sum(0)
+        return self.trace(values, errors, energy, loss.double().cpu().expand(len(total)), total)
+
+    def moving(self, infer: Callable[..., Any], outputs: tuple[Tensor, ...], targets: list[Tensor]) -> Trace:
+        """Predictions follow the values: what a step shows belongs to the state that it starts from, hence one step more."""
+        infer(**{**self.arguments, "steps": self.arguments["steps"] + 1}, record=self.record)
+        errors = {n: torch.stack([s[f"error {n}"] for s in self.shown]) for n in self.graph.names}
+        predictions = {n: torch.stack([s[f"prediction {n}"] for s in self.shown]) for n in self.graph.names}
+        values = {n: predictions[n] + errors[n] for n in self.graph.names}
+        energy = {n: _energy(e) for n, e in errors.items()}
+        losses = []
+        for step in range(len(self.shown)):
+            present = list(outputs)
+            for position, name in zip(self.runtime.source.errors, self.graph.outputs, strict=True):
+                present[position] = predictions[name][step]
+            losses.append(self.runtime.clamp(present, targets)[0].double().cpu())
+        loss = torch.stack(losses)
+        hidden = [energy[v.name] for v in self.graph.latent]
+        return self.trace(values, errors, energy, loss, torch.stack([*hidden, loss]).sum(0))
+
+    def trace(self, values: Shown, errors: Shown, energy: Shown, loss: Tensor, total: Tensor) -> Trace:
+        return Trace(self.pc.options.algorithm, self.arguments, values, errors, loss, total, energy)
+
+
+def _energy(errors: Tensor) -> Tensor:
+    return 0.5 * errors.abs().double().square().reshape(len(errors), -1).sum(1).cpu()

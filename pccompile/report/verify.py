@@ -1,0 +1,194 @@
+"""Whether a compiled model computes what the model computes, and learns what its algorithm should make it learn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pccompile.analysis.compare import Difference, agrees, difference, differences, nothing
+from pccompile.diagnostics import EXIT_VERIFY
+from pccompile.report.gradients import Bench, double_bench
+from pccompile.report.law import Check, consistency, predicted_errors
+from pccompile.report.losses import Criterion
+from pccompile.report.tables import Page, Table, count, number
+
+if TYPE_CHECKING:
+    from pccompile.module import PCModule
+
+EQUAL_BACKPROP = frozenset({"exact"})
+"""Algorithms whose gradients are those of backpropagation."""
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+FORWARD = 1e-4
+"""Another runtime adds in another order: so much relative difference is float32 rounding in a deep network."""
+
+ROWS = 30
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The outputs against those of `reference`, the worst of them."""
+
+    reference: str
+    relative_error: float
+    max_abs: float
+    tolerance: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was compared. `passed` is False where a comparison that must hold does not.
+
+    parameters: each gradient against autograd's. checks: further comparisons that the algorithm's law allows.
+    tolerance: relative, for gradients. notes: what a reader has to know, such as the precision.
+    """
+
+    algorithm: str
+    forward: Forward
+    parameters: tuple[Difference, ...]
+    checks: tuple[Check, ...]
+    tolerance: float
+    notes: tuple[str, ...]
+    predicted: Mapping[str, float]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that must agree agrees."""
+        return self.forward.passed and all(p.agrees is not False for p in self.parameters) and all(c.passed for c in self.checks)
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line returns."""
+        return 0 if self.passed else EXIT_VERIFY
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON takes it; what is no number is null."""
+        plain = {**asdict(replace(self, parameters=(), checks=(), predicted={})), "passed": self.passed}
+        plain["parameters"] = [{**asdict(p), "predicted": self.predicted.get(p.name)} for p in self.parameters]
+        plain["checks"] = [asdict(c) for c in self.checks]
+        return _finite(plain)  # type: ignore[no-any-return]
+
+    def __str__(self) -> str:
+        return str(self._page())
+
+    def __rich__(self) -> Page:
+        return self._page()
+
+    def _page(self) -> Page:
+        f = self.forward
+        lines = [
+            f"{_word(f.passed)}  forward: relative difference {number(f.relative_error)} to {f.reference} (at most {f.tolerance:g})"
+        ]
+        lines += [f"{_word(c.passed)}  {c.what}: {number(c.found)} (at most {c.tolerance:g})" for c in self.checks]
+        judged = [p for p in self.parameters if p.agrees is not None]
+        failed = [p for p in judged if not p.agrees]
+        if judged:
+            worst = max((abs(p.relative_error - self.predicted.get(p.name, 0)) for p in judged if not p.note), default=0.0)
+            what = "distance from the predicted error" if self.predicted else "relative error"
+            text = f"gradients of {count(len(judged), 'parameter')}: worst {what} {number(worst)} (tolerance {self.tolerance:g})"
+            text += f", {count(len(failed), 'differs', 'differ')}" if failed else ""
+            lines.append(f"{_word(not failed)}  {text}")
+        lines += [f"note: {note}" for note in self.notes]
+        return Page((*self._table(), *lines))
+
+    def _table(self) -> tuple[Table | str, ...]:
+        """The worst gradients, failures first."""
+        order = sorted(self.parameters, key=lambda p: (p.agrees is not False, -_known(p.relative_error)))
+        head = ("parameter", ">relative error", *((">predicted",) if self.predicted else ()), ">cosine", ">largest", ">norm", "")
+        rows = []
+        for p in order[:ROWS]:
+            law = (number(self.predicted.get(p.name, math.nan)),) if self.predicted else ()
+            verdict = "" if p.agrees is None else "ok" if p.agrees else "DIFFERS"
+            words = " ".join(filter(None, (verdict, p.note)))
+            rows.append((p.name, number(p.relative_error), *law, number(p.cosine, 6), number(p.max_abs), number(p.norm), words))
+        more = len(self.parameters) - ROWS
+        return (Table(head, tuple(rows)), *((f"… and {more} parameters with smaller errors",) if more > 0 else ()), "")
+
+
+def verify(
+    pc: PCModule,
+    args: tuple[Any, ...] | Tensor,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: Any = None,
+    loss: Criterion | None = None,
+    tolerance: float | None = None,
+    seed: int = 0,
+    expected: Sequence[Tensor] | None = None,
+    reference: str = "the model run by torch",
+    notes: Sequence[str] = (),
+) -> VerifyReport:
+    """Compare the forward pass with the model's own, and the gradients with autograd's; the model stays as it is.
+
+    target, loss: by default normal numbers and the loss that the model was compiled with, or squared error.
+    tolerance: relative, for gradients; by default 1e-10, or 1e-5 where the model does not run in float64.
+    expected, reference: outputs of another runtime, and its name. Raises CompileError.
+    """
+    args, kwargs = ((args,) if isinstance(args, Tensor) else tuple(args)), dict(kwargs or {})
+    bench, said = double_bench(pc, args, kwargs, loss, target, seed)
+    forward = _forward(Bench(pc, args, kwargs, loss, target, seed), expected, reference)
+    limit = TOLERANCE.get(bench.dtype, 1e-2) if tolerance is None else tolerance
+    wanted, found = bench.autograd(), bench.predictive_coding()
+    compared = differences(found, wanted)
+    largest = max((d.norm for d in compared), default=0.0)
+    compared = [replace(d, note=d.note or ("0 up to rounding" if nothing(d, largest, bench.dtype) else "")) for d in compared]
+    predicted: dict[str, float] = {}
+    checks: tuple[Check, ...] = ()
+    said = [*notes, *said]
+    if pc.options.algorithm in EQUAL_BACKPROP:
+        compared = [replace(d, agrees=agrees(d, limit, largest, bench.dtype)) for d in compared]
+    elif pc.options.algorithm == "fixed-prediction":
+        predicted, bound, settings = predicted_errors(bench)
+        checks, more = consistency(bench, wanted, found, limit, settings)
+        compared = [_by_law(d, predicted, limit, largest, bench.dtype) for d in compared]
+        said += [f"{settings}: predicted relative error at most {number(bound, 3)} on each path", *more]
+    else:
+        said.append(f"{pc.options.algorithm} is not backpropagation, by design: cosines are reported, gradients are not judged")
+    return VerifyReport(pc.options.algorithm, forward, tuple(compared), checks, limit, tuple(said), predicted)
+
+
+def _by_law(d: Difference, predicted: Mapping[str, float], limit: float, largest: float, dtype: torch.dtype) -> Difference:
+    """A gradient all of whose paths have one length must have the predicted error; others are judged by the checks."""
+    if d.name not in predicted or not d.norm:
+        return replace(d, agrees=agrees(d, limit, largest, dtype)) if not d.norm else d
+    excess = replace(d, relative_error=abs(d.relative_error - predicted[d.name]))
+    return replace(d, agrees=agrees(excess, 10 * limit, largest, dtype))
+
+
+def _forward(bench: Bench, expected: Sequence[Tensor] | None, reference: str) -> Forward:
+    """The outputs in the model's own precision against `expected`, or against those of the model."""
+    found = _tensors(bench.run(bench.pc))
+    others = list(expected) if expected is not None else _tensors(bench.run(bench.pc.__dict__["model"]))
+    limit = FORWARD if expected is not None else TOLERANCE.get(bench.dtype, 1e-2)
+    if len(found) != len(others):
+        return Forward(reference, math.inf, math.inf, limit, False)
+    worst = [difference(str(i), a, b) for i, (a, b) in enumerate(zip(found, others, strict=True))]
+    error = max((d.relative_error for d in worst), default=0.0)
+    return Forward(reference, error, max((d.max_abs for d in worst), default=0.0), limit, error <= limit)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [o.detach() for o in pytree.tree_leaves(output) if isinstance(o, Tensor)]
+
+
+def _word(passed: bool) -> str:
+    return "pass" if passed else "FAIL"
+
+
+def _known(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

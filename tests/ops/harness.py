@@ -1,0 +1,143 @@
+"""A tiny executor: one operation with its rule, spelled as in a generated file and run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pccompile.backends.torch.spell import Speller
+from pccompile.ir import Node, Ref, Type, live
+from pccompile.ops import OPS, Builder, Typer, bind, overload, traced_rule
+from pccompile.ops.registry import Sample
+from pccompile.ops.typer import split_arguments
+
+
+@dataclass
+class Run:
+    """What an operation yields when its spelling runs, and when torch itself runs it and differentiates it."""
+
+    node: Node
+    values: dict[str, Any]
+    results: list[Any]
+    expected: list[Any]
+    messages: list[Tensor]
+    gradients: list[Tensor]
+    builder: Builder
+
+
+def arguments(sample: Sample, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> tuple[list[Any], dict[str, Any]]:
+    """A sample's arguments in another precision and scale; where the last is a dict, it holds keyword arguments."""
+    torch.manual_seed(7)
+    made = list(sample())
+    kwargs = made.pop() if made and isinstance(made[-1], dict) else {}
+    return [_cast(a, dtype, scale) for a in made], kwargs
+
+
+def _cast(a: Any, dtype: torch.dtype, scale: float) -> Any:
+    if isinstance(a, list | tuple):
+        return [_cast(i, dtype, scale) for i in a]
+    return (a * scale).to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a
+
+
+def run(name: str, args: list[Any], kwargs: dict[str, Any], reference: Callable[..., Any] | None = None) -> Run:
+    """Run `name` and its messages, both as spelled and by autograd."""
+    tensors: dict[str, Tensor] = {}
+    bound = bind(name, [_named(a, tensors) for a in args], {k: _named(a, tensors) for k, a in kwargs.items()})
+    typer = Typer()
+    types: dict[str, Type] = {k: typer.type_of(t) for k, t in tensors.items()}
+    node = Node("result", name, bound, typer.infer(name, bound, types))
+    b = Builder(types, typer, "r_")
+    b.add(node)
+    statistics = {bound.get(k) for k in ("running_mean", "running_var")}
+    leaves = [k for k, t in tensors.items() if t.is_floating_point() and k not in statistics]
+    expected, gradients, errors = differentiate(reference or overload(name), name, bound, tensors, leaves)
+    b.wants = {k for k, g in zip(leaves, gradients, strict=True) if g is not None} | {"result"}
+    given = {f"err{i}": e for i, e in enumerate(errors) if e is not None}
+    b.types.update({k: typer.type_of(e) for k, e in given.items()})
+    refs = tuple(Ref(f"err{i}") if e is not None else None for i, e in enumerate(errors))
+    arrived = messages(b, node, refs if isinstance(node.type, tuple) else refs[0])
+    values = execute(live(b.nodes, ["result", *arrived.values()]), {**tensors, **given})
+    found = [values[arrived[k]] if k in arrived else torch.zeros_like(tensors[k]) for k in leaves if k in b.wants]
+    whole = values["result"]
+    return Run(
+        node,
+        values,
+        list(whole) if isinstance(whole, list | tuple) else [whole],
+        expected,
+        found,
+        [g for g in gradients if g is not None],
+        b,
+    )
+
+
+def _named(a: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(a, list | tuple):
+        return tuple(_named(i, tensors) for i in a)
+    if not isinstance(a, Tensor):
+        return a
+    name = Ref(f"t{len(tensors)}")
+    tensors[name] = a
+    return name
+
+
+def _tensors(a: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(a, Ref):
+        return tensors[a]
+    return [_tensors(i, tensors) for i in a] if isinstance(a, tuple) else a
+
+
+def differentiate(
+    function: Callable[..., Any], name: str, bound: dict[str, Any], tensors: dict[str, Tensor], leaves: list[str]
+) -> tuple[list[Any], list[Tensor | None], list[Tensor | None]]:
+    """Results of torch's own operator, its gradients, and the random errors that they are gradients of."""
+    own = {k: t.detach().clone().requires_grad_(k in leaves) for k, t in tensors.items()}
+    values = {k: _tensors(a, own) for k, a in bound.items()}
+    positional, named = split_arguments(overload(name), values) if name.startswith("aten.") else (list(values.values()), {})
+    with torch.enable_grad():
+        whole = function(*positional, **named)
+        results = list(whole) if isinstance(whole, list | tuple) else [whole]
+        errors = [torch.randn_like(r) if isinstance(r, Tensor) and r.requires_grad else None for r in results]
+        live = [(r, e) for r, e in zip(results, errors, strict=True) if e is not None]
+        gradients: list[Tensor | None] = [None] * len(leaves)
+        if live:
+            gradients = list(torch.autograd.grad([r for r, _ in live], [own[k] for k in leaves], [e for _, e in live], allow_unused=True))
+    return [r.detach() if isinstance(r, Tensor) else r for r in results], gradients, errors
+
+
+def messages(b: Builder, node: Node, err: Any) -> dict[str, Ref]:
+    """The message that each tensor gets, broadcasting undone."""
+    definition = OPS.get(node.op)
+    rule = definition.rule if definition and definition.rule else traced_rule
+    arrived: dict[str, Ref] = {}
+
+    def deliver(argument: Any, message: Any) -> None:
+        if isinstance(argument, tuple):
+            for a, m in zip(argument, message or (None,) * len(argument), strict=True):
+                deliver(a, m)
+        elif isinstance(argument, Ref) and message is not None and argument in b.wants:
+            reduced = b.reduce_to(message, b.type(argument))
+            arrived[argument] = b("aten.add.Tensor", arrived[argument], reduced) if argument in arrived else reduced
+
+    for argument, message in rule(b, node, err).items():
+        deliver(node[argument], message)
+    return arrived
+
+
+def execute(nodes: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of `nodes`, by running their source."""
+    speller = Speller()
+    lines = [f"{n.name} = {speller.call(n.op, n.args, str)}" for n in nodes]
+    names = [f"{name} = torch.ops.{op}" for op, name in speller.kernels.items()]
+    space = {"torch": torch, "F": F, "math": math, "device": torch.device("cpu"), **values}
+    with torch.no_grad():
+        exec("\n".join([*speller.helpers.values(), *names, *lines]), space)
+    return space
+
+
+__all__ = ["Run", "arguments", "differentiate", "execute", "run"]
