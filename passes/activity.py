@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pccompile.ir import Graph, Node, TensorType
 from pccompile.ops import family_of
+from pccompile.ops.functions import STOP
 
-STOPS = frozenset(("pccompile.stop_gradient.default",))
+STOPS = frozenset((STOP,))
 
 
 def differentiable(node: Node) -> bool:

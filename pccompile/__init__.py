@@ -14,14 +14,19 @@ if TYPE_CHECKING:
     from pccompile.diagnostics import CompileError
     from pccompile.frontends.onnx import load_onnx
     from pccompile.module import PCModule
+    from pccompile.report.trace import Trace
+    from pccompile.report.verify import VerifyReport, verify
 
 __version__ = "0.1.0"
 _WHERE = {
     "CompileError": "pccompile.diagnostics",
     "PCModule": "pccompile.module",
+    "Trace": "pccompile.report.trace",
+    "VerifyReport": "pccompile.report.verify",
     "compile": "pccompile.api",
     "load_onnx": "pccompile.frontends.onnx",
     "register_elementwise": "pccompile.api",
+    "verify": "pccompile.report.verify",
 }
 
 
@@ -36,4 +41,4 @@ def __dir__() -> list[str]:
     return [*globals(), *_WHERE]
 
 
-__all__ = ["CompileError", "PCModule", "compile", "load_onnx", "register_elementwise"]
+__all__ = ["CompileError", "PCModule", "Trace", "VerifyReport", "compile", "load_onnx", "register_elementwise", "verify"]

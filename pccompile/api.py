@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from pccompile.diagnostics import CompileError, printable
 from pccompile.driver import Hook, Options
 from pccompile.frontends.exported import import_program
-from pccompile.frontends.onnx import load_onnx
+from pccompile.frontends.onnx import OnnxModule, load_onnx
 from pccompile.frontends.onnx import location_of as onnx_location
 from pccompile.module import PCModule
 from pccompile.ops import user_elementwise
@@ -46,12 +46,13 @@ def compile(
     if isinstance(args, Tensor):
         args = (args,)
     if isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2":
-        model = _load_program(Path(model))
+        model = load_program(Path(model))
     if isinstance(model, ExportedProgram):
         return _from_program(model, options, loss, hook)
     locate = None
     if not isinstance(model, nn.Module):
         model = load_onnx(model)
+    if isinstance(model, OnnxModule):
         locate = onnx_location
         args = model.example_inputs() if args is None else args
     if args is None and kwargs is None:
@@ -61,7 +62,8 @@ def compile(
     return pc
 
 
-def _load_program(path: Path) -> ExportedProgram:
+def load_program(path: Path) -> ExportedProgram:
+    """The exported program in a .pt2 file. Raises CompileError."""
     try:
         return torch.export.load(str(path))
     except Exception as e:

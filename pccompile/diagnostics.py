@@ -46,6 +46,10 @@ class CompileError(Exception):
         super().__init__("\n".join(map(str, self.problems)))
 
 
+class UsageError(Exception):
+    """A command line that says something impossible; the model is not to blame."""
+
+
 class Collector:
     """Gathers problems so that a user sees all of them at once."""
 

@@ -263,7 +263,7 @@ DOC = {
     "predict": "Feed forward. Returns the outputs, and what inference and learning read of the predictions.",
     "infer": "Settle the errors. Returns the error of each vertex.",
     "learn": "The local weight updates. Returns the free-energy gradient of each parameter.",
-    SWEEP: "Infer and learn in one sweep, dropping each error when it has been read. Empties `context`.",
+    SWEEP: "Infer and learn in one sweep on −ε, dropping each error when it has been read. Empties `context`.",
 }
 
 __all__ = ["Loss", "Ref", "Source", "emit"]

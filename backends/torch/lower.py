@@ -6,7 +6,7 @@ import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pccompile.backends.torch.pulls import Term, entries, size, total
+from pccompile.backends.torch.pulls import Term, total
 from pccompile.backends.torch.spell import quoted
 from pccompile.backends.torch.statements import Function, Loop, Statement
 from pccompile.backends.torch.writer import Writer
@@ -74,7 +74,6 @@ class _Lowering:
         self.slots: dict[tuple[str, str], Ref] = {}
         self.env: dict[str, Ref] = {}
         self.texts: Mapping[str, str] = {}
-        self.vertex_size = {v.name: entries(v.type) for v in self.pc.vertices}
         self.by_name: dict[str, dict[str, Node]] = {}
 
     def snapshot(self) -> tuple[dict[tuple[str, str], Ref], dict[object, Ref]]:
@@ -101,7 +100,6 @@ class _Lowering:
             vertex = self.made_by.get(n.name)
             w.vertex = vertex or ""
             value = w.call(n.op, args, n.name)
-            w.sizes[value] = size(n)
             if vertex:
                 value = self.slots[vertex, "prediction"] = w.name(value, f"prediction_{vertex}")
             self.env[n.name] = value
@@ -173,8 +171,6 @@ class _Lowering:
         equation = ast.parse(d.equation, mode="eval").body
         value = self.evaluate(d, equation)
         assert isinstance(value, Ref), d
-        if d.vertex in self.vertices:
-            self.w.sizes[value] = self.vertex_size[d.vertex]
         bare = isinstance(equation, ast.Name) and equation.id not in ("pull", "predict", "clamp", "zero", "seed")
         self.slots[d.vertex, d.slot] = value if bare else self.w.name(value, f"{d.slot}_{d.vertex}")
 
@@ -203,46 +199,12 @@ class _Lowering:
         raise ValueError(f"{d}: equations are sums and products")
 
     def negative(self, value: Arg) -> Ref:
-        """−value. A factor that it was just multiplied by takes the sign, or an error that is smaller than the result."""
+        """−value; a factor that it was just multiplied by takes the sign."""
         assert isinstance(value, Ref)
-        w, made = self.w, self.w.made.get(value)
+        made = self.w.made.get(value)
         if made and made.op == "aten.mul.Tensor" and isinstance(made.args["other"], float):
-            return w("aten.mul.Tensor", made.args["self"], -made.args["other"])
-        if made and (error := self._small_error(made)):
-            return self._with_error(made, error, w("aten.neg.default", error, label=f"minus_{w.labels[error]}"))
-        return w("aten.neg.default", value)
-
-    def _small_error(self, made: Statement) -> Ref | None:
-        """The error that a weight's message is linear in, where it has fewer entries than the message."""
-        w = self.w
-        if made.op == "getitem":
-            made = w.made[made.args["of"]]  # type: ignore[index]
-            error, large = made.args.get("grad_output"), made.args.get("weight")
-            if made.op != "aten.convolution_backward.default":
-                return None
-        elif made.op == "aten.mm.default" and w.made[made.args["self"]].op == "aten.t.default":  # type: ignore[index]
-            error, large = w.made[made.args["self"]].args["self"], made.target  # type: ignore[index]
-        elif made.op == "aten.sum.dim_IntList":
-            error = made.args["self"]
-            return error if w.known.get(("aten.neg.default", ((Ref, error),))) else None  # type: ignore[return-value]
-        else:
-            return None
-        known = isinstance(error, Ref) and error in w.sizes and large in w.sizes
-        return error if known and w.sizes[error] < w.sizes[large] else None  # type: ignore[index, return-value]
-
-    def _with_error(self, made: Statement, error: Ref, other: Ref) -> Ref:
-        """The statement `made`, written again with `other` in the place of `error`."""
-
-        def swap(ref: Ref) -> Ref:
-            inner = self.w.made.get(ref)
-            if ref == error:
-                return other
-            if inner and error in inner.reads and inner.op in ("aten.t.default", "aten.convolution_backward.default"):
-                return self._with_error(inner, error, other)
-            return ref
-
-        args = {k: map_refs(a, swap) for k, a in made.args.items()}
-        return self.w.call(made.op, args, self.w.labels[made.target])
+            return self.w("aten.mul.Tensor", made.args["self"], -made.args["other"])
+        return self.w("aten.neg.default", value)
 
     def term(self, d: Do, name: str) -> Arg:
         """What a name in an equation stands for."""
@@ -295,15 +257,16 @@ class _Lowering:
         return self.by_name[vertex.name]
 
     def sent(self, child: str, weights: Mapping[str, float]) -> tuple[Ref, float]:
-        """The error that a child's message is made of, and a factor that is left for later."""
-        if len(weights) == 1:
-            ((slot, gain),) = weights.items()
-            return self.slots[child, slot], gain
-        parts = [self.w("aten.mul.Tensor", self.slots[child, slot], gain, label=slot) for slot, gain in weights.items()]
-        value = parts[0]
-        for part in parts[1:]:
-            value = self.w("aten.add.Tensor", value, part, label=f"error_{child}")
-        return value, 1.0
+        """The error that a child's message is made of, and a factor that is left for later.
+
+        A weighted sum of parts is taken as a weighted mean, one kernel a part; the sum of the weights is the factor.
+        """
+        (first, gain), *rest = weights.items()
+        value = self.slots[child, first]
+        for slot, weight in rest:
+            gain += weight
+            value = self.w("aten.lerp.Scalar", value, self.slots[child, slot], weight / gain, label=f"mean_{slot}")
+        return value, gain
 
     def clamp(self, d: Do) -> Ref:
         """Minus the loss gradient at an output: given, or evaluated anew where the predictions move."""

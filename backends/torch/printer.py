@@ -117,7 +117,7 @@ class Printer:
             return True
         if self.block_of[reader.target] != self.block_of[s.target] or reader.op in ("alias", "copy"):
             return False
-        if self.labels[s.target].startswith(("error_", "prediction_", "value_")):
+        if self.labels[s.target].startswith(("error_", "minus_error_", "prediction_", "value_")):
             return False
         wired = s.op in OPS and OPS[s.op].wiring
         single = reader.op == "getitem" and s.op != "getitem"

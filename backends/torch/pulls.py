@@ -7,14 +7,13 @@ a weight that is used at many time steps into one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from pccompile.backends.torch.writer import Writer
-from pccompile.ir import DEVICE, ERROR, Arg, Dim, Node, Ref, TensorType, Vertex, map_refs
+from pccompile.ir import DEVICE, ERROR, Arg, Dim, Node, Ref, Vertex, map_refs
 
 TAILS = frozenset(
     (
@@ -66,22 +65,7 @@ class Term:
         node = self.nodes[name]
         value = self.w.call(node.op, {k: map_refs(a, self.write) for k, a in node.args.items()}, node.name)
         self.read[name] = value
-        self.w.sizes[value] = size(node)
         return value
-
-
-BATCH = 16
-"""What a free length counts for where sizes are compared."""
-
-
-def size(node: Node) -> int:
-    """About how many entries the result of `node` has."""
-    return entries(node.type) if isinstance(node.type, TensorType) else 0
-
-
-def entries(type_: TensorType) -> int:
-    """About how many entries a tensor of that type has."""
-    return math.prod(d if isinstance(d, int) else BATCH for d in type_.shape)
 
 
 def total(w: Writer, terms: Sequence[Term]) -> Ref:

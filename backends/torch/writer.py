@@ -11,17 +11,13 @@ from pccompile.ops import OPS, bind
 
 
 class Writer:
-    """Appends statements to one function after another.
-
-    `labels` says what a reader should see a value called, `sizes` about how many entries it has, where that is known.
-    """
+    """Appends statements to one function after another; `labels` says what a reader should see a value called."""
 
     def __init__(self) -> None:
         self.lines: list[Line] = []
         self.labels: dict[Ref, str] = {}
         self.known: dict[object, Ref] = {}
         self.made: dict[Ref, Statement] = {}
-        self.sizes: dict[Ref, int] = {}
         self.vertex = ""
         self._outer: list[Line] | None = None
         self._inner: set[Ref] = set()

@@ -30,13 +30,17 @@ def learn(pc: PCGraph, at: str = "prediction", carries: Carries = "error") -> It
         yield Do(name, "gradient", "-pull", at, carries)
 
 
-def sweep(pc: PCGraph, inference: Sequence[Do], carries: Carries = "error") -> Iterator[Do]:
-    """`inference`, each parameter's gradient following as soon as the last of its vertices has its error."""
+def sweep(pc: PCGraph, inference: Sequence[Do], carries: Carries) -> Iterator[Do]:
+    """`inference` on −ε, each parameter's gradient following as soon as the last of its vertices has its error.
+
+    The rules are linear in the errors, so turning the sign of the outputs' errors turns that of the messages, and what
+    arrives at a parameter is its gradient: no pass over the weights is spent on the sign.
+    """
     children = pc.children()
     last = {d.vertex: i for i, d in enumerate(inference)}
     after: dict[int, list[Do]] = {}
     for name in learners(pc):
-        after.setdefault(max(last[c.name] for c in children[name]), []).append(Do(name, "gradient", "-pull", "prediction", carries))
+        after.setdefault(max(last[c.name] for c in children[name]), []).append(Do(name, "gradient", "pull", "prediction", carries))
     for i, d in enumerate(inference):
         yield d
         yield from after.get(i, ())

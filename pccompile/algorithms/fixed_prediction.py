@@ -10,24 +10,29 @@ part once and weights it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+
 from pccompile.algorithms.common import clamped, learn, sweep
 from pccompile.algorithms.law import gradient_error, path_lengths, steps_for, weight
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Do, PCGraph, Program, Repeat
 
 LOWERINGS = ("closed-form", "relax")
+MOST_PARTS = 3000
+"""The longest closed form that is chosen by itself: each part is a few lines of the generated file."""
 
 
 def schedule(
-    pc: PCGraph, steps: int | None = None, rate: float = 0.1, tolerance: float | None = None, lowering: str = "closed-form"
+    pc: PCGraph, steps: int | None = None, rate: float = 0.1, tolerance: float | None = None, lowering: str | None = None
 ) -> Program:
     """`steps` inference steps of size `rate`; or as many as a relative gradient error of `tolerance` needs.
 
-    With neither, 100 steps. Raises CompileError for a rate outside (0, 2), where inference does not converge.
+    With neither, 100 steps. lowering: "closed-form" or "relax"; by default the closed form, unless its program would be
+    very long, as on deep recurrent graphs with paths of a hundred lengths. Raises CompileError for a rate outside (0, 2), where inference does not converge.
     """
     if not 0 < rate < 2:
         raise CompileError(f"rate {rate} does not converge", hint="fixed-prediction inference converges for 0 < rate < 2")
-    if lowering not in LOWERINGS:
+    if lowering not in (None, *LOWERINGS):
         raise CompileError(f"unknown lowering {lowering!r}", hint=f"one of {', '.join(LOWERINGS)}")
     if steps is not None and steps < 0:
         raise CompileError(f"steps is {steps}", hint="a number of inference steps, 0 or more")
@@ -36,10 +41,13 @@ def schedule(
     lengths = path_lengths(pc)
     longest = max(max(ks) for ks in lengths.values() if ks)
     facts = (
-        f"{steps} steps of size {rate:g}: predicted relative gradient error at most {gradient_error(pc, steps, rate):.3g} "
-        f"(longest path {longest} edges, which carries {weight(steps, rate, longest):.4g})",
+        f"{steps} steps of size {rate:g}: predicted gradient error {gradient_error(pc, steps, rate):.3g} "
+        f"(what is missing on the longest path, {longest} edges, which carries {weight(steps, rate, longest):.4g})",
     )
-    if lowering == "closed-form":
+    parts = sum(k <= steps for ks in lengths.values() for k in ks)
+    if lowering is None and parts > MOST_PARTS:
+        facts = (*facts, f"relaxed step by step: the closed form would have {parts} parts")
+    elif lowering in (None, "closed-form"):
         return _closed_form(pc, steps, rate, facts)
     start = (*clamped(pc), *(Do(v.name, "error", "zero") for v in pc.latent))
     relax = tuple(Do(v.name, "error", "error + rate * (pull - error)") for v in pc.latent)
@@ -52,29 +60,30 @@ def schedule(
 def _closed_form(pc: PCGraph, steps: int, rate: float, facts: tuple[str, ...]) -> Program:
     """Each error as a weighted sum of parts, one for each path length; a part is propagated once."""
     lengths = {v: [k for k in ks if weight(steps, rate, k) > 0] for v, ks in path_lengths(pc).items()}
-    children = pc.children()
-    parts: list[Do] = [Do(name, "part0", "clamp") for name in pc.outputs]
-    weights = {name: {f"part{k}": weight(steps, rate, k) for k in ks} for name, ks in lengths.items()}
-    for v in reversed(pc.latent):
-        for k in lengths[v.name]:
-            senders = {c.name: {f"part{k - 1}": 1.0} for c in children[v.name] if k - 1 in lengths[c.name]}
-            parts.append(Do(v.name, f"part{k}", "pull", carries=senders))
     infer: list[Do] = []
-    for d in parts:
+    for d in _parts(pc, lengths, "part", "clamp"):
         infer.append(d)
         if d.slot == f"part{lengths[d.vertex][-1]}":
-            infer.append(Do(d.vertex, "error", _weighted(weights[d.vertex])))
+            infer.append(Do(d.vertex, "error", _weighted(lengths[d.vertex], steps, rate)))
     infer += [Do(v.name, "error", "zero") for v in pc.latent if not lengths[v.name]]
-    inference = [d for d in infer if d.slot != "error"]
-    return Program(
-        pc,
-        "fixed-prediction",
-        tuple(infer),
-        tuple(learn(pc)),
-        tuple(sweep(pc, inference, weights)) if all(lengths.values()) else (),
-        facts=facts,
-    )
+    together: tuple[Do, ...] = ()
+    if all(lengths.values()):
+        weights = {v: {f"minus_part{k}": weight(steps, rate, k) for k in ks} for v, ks in lengths.items()}
+        together = tuple(sweep(pc, tuple(_parts(pc, lengths, "minus_part", "-clamp")), weights))
+    return Program(pc, "fixed-prediction", tuple(infer), tuple(learn(pc)), together, facts=facts)
 
 
-def _weighted(terms: dict[str, float]) -> str:
-    return " + ".join(slot if w == 1 else f"{w!r} * {slot}" for slot, w in terms.items())
+def _parts(pc: PCGraph, lengths: Mapping[str, Sequence[int]], slot: str, start: str) -> Iterator[Do]:
+    """Every part, from the outputs backwards: what arrives over paths of k edges is what the children have over k − 1."""
+    children = pc.children()
+    for name in pc.outputs:
+        yield Do(name, f"{slot}0", start)
+    for v in reversed(pc.latent):
+        for k in lengths[v.name]:
+            senders = {c.name: {f"{slot}{k - 1}": 1.0} for c in children[v.name] if k - 1 in lengths[c.name]}
+            yield Do(v.name, f"{slot}{k}", "pull", carries=senders)
+
+
+def _weighted(lengths: Sequence[int], steps: int, rate: float) -> str:
+    weights = {k: weight(steps, rate, k) for k in lengths}
+    return " + ".join(f"part{k}" if w == 1 else f"{w!r} * part{k}" for k, w in weights.items())

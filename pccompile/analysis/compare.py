@@ -39,7 +39,9 @@ def difference(name: str, found: Tensor | None, expected: Tensor | None) -> Diff
         return Difference(name, wrong, math.nan, wrong, 0.0, note=note)
     a, b = _flat(found), _flat(expected)
     if a.shape != b.shape:
-        return Difference(name, math.inf, math.nan, math.inf, _norm(b), note=f"{list(found.shape)} for {list(expected.shape)}")
+        return Difference(
+            name, math.inf, math.nan, math.inf, _norm(b), note=f"{list(found.shape)} for {list(expected.shape)}"
+        )
     finite = b.isfinite()
     note = "" if bool(finite.all()) else "not finite in the reference"
     agreed = ~finite & ((a == b) | (a.isnan() & b.isnan()))

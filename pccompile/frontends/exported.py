@@ -20,10 +20,12 @@ from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import NOWHERE, Collector, CompileError, Location
 from pccompile.frontends.functional import functionalise, op_name
+from pccompile.frontends.intercept import author_gradients, refuse_backward_hooks
 from pccompile.frontends.regions import inline_regions
 from pccompile.ir import DEVICE, Arg, Dim, Graph, Node, Ref, Source, TensorType, Type
 from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer, bind
+from pccompile.ops.functions import FUNCTION, call_of
 
 Locate = Callable[[fx.Node], Location | None]
 
@@ -54,10 +56,11 @@ def export(
     Raises CompileError where torch.export cannot capture the model.
     """
     kwargs = dict(kwargs or {})
+    refuse_backward_hooks(model)
     attempts = [dynamic_shapes] if dynamic_shapes is not None else [_free_batch(model, args, kwargs), None]
     for i, shapes in enumerate(attempts):
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), author_gradients():
                 warnings.simplefilter("ignore")
                 return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         except CompileError:
@@ -256,7 +259,10 @@ class _Importer:
         else:
             args = [self._arg(a) for a in n.args]
             kwargs = {k: self._arg(a) for k, a in n.kwargs.items()}
-            self._append(n, op, bind(op, args, kwargs))
+            bound = bind(op, args, kwargs)
+            if op == FUNCTION:
+                bound["key"] = call_of(bound["key"])  # type: ignore[arg-type]
+            self._append(n, op, bound)
 
     def _size(self, n: fx.Node, value: Any) -> None:
         if isinstance(value, int | float | bool):

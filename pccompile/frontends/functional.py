@@ -7,7 +7,6 @@ done here. What writes through a view that is still read goes through torch's ow
 
 from __future__ import annotations
 
-import functools
 import operator
 from typing import Any
 
@@ -120,25 +119,6 @@ def _renaming_is_enough(nodes: list[fx.Node], position: dict[fx.Node, int]) -> b
         if any(v.op == "placeholder" or any(position[u] > position[n] for u in v.users) for v in views):
             return False
     return True
-
-
-@functools.cache
-def stop_gradient() -> torch._ops.OpOverload:
-    """An operator that copies its argument and through which no error passes.
-
-    `aten.detach` would not do: any decomposition turns it into `aten.alias`, and the stop is lost without a word.
-    """
-
-    @torch.library.custom_op("pccompile::stop_gradient", mutates_args=())
-    def barrier(x: torch.Tensor) -> torch.Tensor:
-        return x.clone()
-
-    @barrier.register_fake
-    def _(x: torch.Tensor) -> torch.Tensor:
-        return torch.empty_like(x)
-
-    overload: torch._ops.OpOverload = torch.ops.pccompile.stop_gradient.default
-    return overload
 
 
 def functionalise(program: ExportedProgram) -> tuple[ExportedProgram, dict[fx.Node, fx.Node]]:

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from pccompile.frontends.functional import stop_gradient
+from pccompile.ops.functions import stop_gradient
 
 PLAIN = ("tag_activation_checkpoint", "wrap_activation_checkpoint", "invoke_subgraph")
 

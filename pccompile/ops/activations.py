@@ -21,7 +21,7 @@ def option(name: str) -> sp.Symbol:
 
 
 alpha, beta, scale, input_scale, threshold, value, slope, lambd, low, high = map(
-    option, "alpha beta scale input_scale threshold value negative_slope lambd min_val max_val".split()
+    option, ["alpha", "beta", "scale", "input_scale", "threshold", "value", "negative_slope", "lambd", "min_val", "max_val"]
 )
 ROOT = sp.sqrt(2 / sp.pi)
 
@@ -35,9 +35,14 @@ def _with(*options: Any) -> tuple[Sample, ...]:
     return (lambda: (normal(4, 3), *options),)
 
 
-elementwise("aten.relu.default", relu(x), kernel=lambda b, n, e: b("aten.threshold_backward.default", e, Ref(n.name), 0))
 elementwise(
-    "aten.tanh.default", tanh(x), slopes={x: 1 - out**2}, kernel=lambda b, n, e: b("aten.tanh_backward.default", e, Ref(n.name))
+    "aten.relu.default", relu(x), kernel=lambda b, n, e: b("aten.threshold_backward.default", e, Ref(n.name), 0)
+)
+elementwise(
+    "aten.tanh.default",
+    tanh(x),
+    slopes={x: 1 - out**2},
+    kernel=lambda b, n, e: b("aten.tanh_backward.default", e, Ref(n.name)),
 )
 elementwise(
     "aten.sigmoid.default",
@@ -50,9 +55,13 @@ elementwise("aten.silu.default", x * sigmoid(x), kernel=_backward("silu"), equat
 elementwise("aten.mish.default", x * tanh(softplus(x)), kernel=_backward("mish"))
 elementwise(
     "aten.gelu.default",
-    lambda n: x * ndtr(x) if n["approximate"] == "none" else x / 2 * (1 + tanh(ROOT * (x + sp.Float("0.044715") * x**3))),
+    lambda n: (
+        x * ndtr(x) if n["approximate"] == "none" else x / 2 * (1 + tanh(ROOT * (x + sp.Float("0.044715") * x**3)))
+    ),
     kernel=lambda b, n, e: b("aten.gelu_backward.default", e, n["self"], approximate=n["approximate"]),
-    spell=lambda t, a: f"F.gelu({t['self']})" if a["approximate"] == "none" else f"F.gelu({t['self']}, approximate='tanh')",
+    spell=lambda t, a: (
+        f"F.gelu({t['self']})" if a["approximate"] == "none" else f"F.gelu({t['self']}, approximate='tanh')"
+    ),
     samples=_with() + _with({"approximate": "tanh"}),
     equation="x Φ(x)",
 )
@@ -63,7 +72,9 @@ elementwise(
     samples=_with() + _with(3, 1.5),
     equation="softplus(x)",
 )
-elementwise("aten.log_sigmoid.default", -softplus(-x), spell=lambda t, a: f"F.logsigmoid({t['self']})", equation="log σ(x)")
+elementwise(
+    "aten.log_sigmoid.default", -softplus(-x), spell=lambda t, a: f"F.logsigmoid({t['self']})", equation="log σ(x)"
+)
 rewrite(
     "aten.log_sigmoid_forward.default",
     lambda b, n: (b("aten.log_sigmoid.default", n["self"]), b("aten.zeros_like.default", n["self"])),
@@ -93,7 +104,9 @@ elementwise(
 elementwise(
     "aten.elu.default",
     sp.Piecewise((scale * x, x > 0), (scale * alpha * expm1(input_scale * x), True)),
-    kernel=lambda b, n, e: b("aten.elu_backward.default", e, n["alpha"], n["scale"], n["input_scale"], False, n["self"]),
+    kernel=lambda b, n, e: b(
+        "aten.elu_backward.default", e, n["alpha"], n["scale"], n["input_scale"], False, n["self"]
+    ),
     samples=_with() + _with(1.5, 2.0, 0.5),
     equation="elu(x)",
 )
@@ -156,8 +169,10 @@ define(
         "context",
         parameters=("x", "lower", "upper"),
         infer=_like_x,
-        spell=lambda t, a: f"torch.ops.aten.rrelu_with_noise_functional({t['x']}, torch.empty_like({t['x']}), "
-        f"{t['lower']}, {t['upper']}, True)[1]",
+        spell=lambda t, a: (
+            f"torch.ops.aten.rrelu_with_noise_functional({t['x']}, torch.empty_like({t['x']}), "
+            f"{t['lower']}, {t['upper']}, True)[1]"
+        ),
         random=True,
     )
 )

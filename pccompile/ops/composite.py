@@ -9,6 +9,7 @@ import torch
 from pccompile.ir import Node, Ref
 from pccompile.ops.builder import Builder
 from pccompile.ops.registry import OpDef, Sample, define, rewrite
+from pccompile.ops.trace import traced_rule
 
 
 def _x(*shape: int) -> torch.Tensor:
@@ -26,7 +27,9 @@ def normalisation(name: str, kernel: Any, *samples: Sample) -> None:
     The mask is the full one wherever a message goes to the input, since the kernel needs the same sums for all three.
     """
 
-    def rule(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> dict[str, Ref | None]:
+    def rule(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> Any:
+        if any(e is not None for e in errors[1:]):  # its statistics are read as well
+            return traced_rule(b, n, errors)
         mask = tuple(n.args.get(a) in b.wants for a in ("input", "weight", "bias"))
         call = kernel(b, n, errors[0], mask)
         return {a: b.get(call, i) for i, a in enumerate(("input", "weight", "bias")) if mask[i]}
@@ -38,7 +41,17 @@ def _batch_norm_kernel(training: bool) -> Any:
     def kernel(b: Builder, n: Node, e: Ref, mask: tuple[bool, ...]) -> Ref:
         saved = (b.get(Ref(n.name), 1), b.get(Ref(n.name), 2))
         running = (None, None) if training else (n["running_mean"], n["running_var"])
-        return b("aten.native_batch_norm_backward.default", e, n["input"], n["weight"], *running, *saved, training, n["eps"], mask)
+        return b(
+            "aten.native_batch_norm_backward.default",
+            e,
+            n["input"],
+            n["weight"],
+            *running,
+            *saved,
+            training,
+            n["eps"],
+            mask,
+        )
 
     return kernel
 
@@ -79,13 +92,24 @@ rewrite("aten.batch_norm.default", _batch_norm)
 
 def _layer_norm_kernel(b: Builder, n: Node, e: Ref, mask: tuple[bool, ...]) -> Ref:
     saved = (b.get(Ref(n.name), 1), b.get(Ref(n.name), 2))
-    return b("aten.native_layer_norm_backward.default", e, n["input"], n["normalized_shape"], *saved, n["weight"], n["bias"], mask)
+    return b(
+        "aten.native_layer_norm_backward.default",
+        e,
+        n["input"],
+        n["normalized_shape"],
+        *saved,
+        n["weight"],
+        n["bias"],
+        mask,
+    )
 
 
 normalisation("aten.native_layer_norm.default", _layer_norm_kernel, lambda: (_x(4, 3, 5), [5], _x(5), _x(5), 1e-5))
 rewrite(
     "aten.layer_norm.default",
-    lambda b, n: b.get(b("aten.native_layer_norm.default", n["input"], n["normalized_shape"], n["weight"], n["bias"], n["eps"]), 0),
+    lambda b, n: b.get(
+        b("aten.native_layer_norm.default", n["input"], n["normalized_shape"], n["weight"], n["bias"], n["eps"]), 0
+    ),
 )
 
 
@@ -95,7 +119,9 @@ def _group_norm_kernel(b: Builder, n: Node, e: Ref, mask: tuple[bool, ...]) -> R
     return b("aten.native_group_norm_backward.default", e, n["input"], *saved, n["weight"], *sizes, mask)
 
 
-normalisation("aten.native_group_norm.default", _group_norm_kernel, lambda: (_x(2, 4, 3), _x(4), _x(4), 2, 4, 3, 2, 1e-5))
+normalisation(
+    "aten.native_group_norm.default", _group_norm_kernel, lambda: (_x(2, 4, 3), _x(4), _x(4), 2, 4, 3, 2, 1e-5)
+)
 
 
 def _group_norm(b: Builder, n: Node) -> Ref:
@@ -153,26 +179,40 @@ composite("aten.nll_loss2d_forward.default", _nll_rule("aten.nll_loss2d_backward
           lambda: (_x(2, 3, 2, 2), torch.randint(3, (2, 2, 2)), None, 1, -100))  # fmt: skip
 
 
-def _mse_rule(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
-    x, target = n["self"], n["target"]
-    return {
-        "self": b("aten.mse_loss_backward.default", e, x, target, n["reduction"]) if x in b.wants else None,
-        "target": b("aten.mse_loss_backward.default", e, target, x, n["reduction"]) if target in b.wants else None,
-    }
+def _symmetric(name: str, *options: str) -> None:
+    """Define a loss of self − target, whose kernel serves both with the roles exchanged."""
+    kernel = f"{name}_backward.default"
+
+    def rule(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
+        x, target = n["self"], n["target"]
+        rest = (n["reduction"], *(n[o] for o in options))
+        return {
+            "self": b(kernel, e, x, target, *rest) if x in b.wants else None,
+            "target": b(kernel, e, target, x, *rest) if target in b.wants else None,
+        }
+
+    function = name.removeprefix("aten.")
+
+    def spell(t: Any, a: Any) -> str:
+        more = "".join(f", {o}={t[o]}" for o in options)
+        return f"F.{function}({t['self']}, {t['target']}, reduction='{('none', 'mean', 'sum')[a['reduction']]}'{more})"
+
+    reductions = tuple(lambda r=r: (_x(4, 3), _x(4, 3), r) for r in (0, 1, 2))  # type: ignore[misc]
+    composite(f"{name}.default", rule, *reductions, spell=spell)
 
 
-composite("aten.mse_loss.default", _mse_rule, lambda: (_x(4, 3), _x(4, 3)), spell=lambda t, a: _mse(t, a))
-
-
-def _mse(t: Any, a: Any) -> str:
-    return f"F.mse_loss({t['self']}, {t['target']}, reduction='{('none', 'mean', 'sum')[a['reduction']]}')"
+_symmetric("aten.mse_loss")
+_symmetric("aten.smooth_l1_loss", "beta")
+_symmetric("aten.huber_loss", "delta")
 
 
 def _avg_pool(rank: int) -> None:
     name = f"aten.avg_pool{rank}d"
 
     def rule(b: Builder, n: Node, e: Ref) -> dict[str, Ref]:
-        options = [n[a] for a in ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")]
+        options = [
+            n[a] for a in ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+        ]
         return {"self": b(f"{name}_backward.default", e, n["self"], *options)}
 
     composite(f"{name}.default", rule, lambda: (_x(2, 3, *(5,) * rank), [2] * rank))

@@ -16,9 +16,10 @@ import torch
 from pccompile.ir import Arg, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
 from pccompile.ops.expressions import out, stable, torch_code, x, y
-from pccompile.ops.registry import OpDef, Sample, define, overload
+from pccompile.ops.registry import OpDef, Rule, Sample, define, overload
+from pccompile.ops.trace import unless_complex
 
-Kernel = Callable[[Builder, Node, Ref], Ref]
+Kernel = Callable[[Builder, Node, Ref], Ref | None]
 Formulate = Callable[[Node], sp.Expr]
 Symbols = Sequence[tuple[sp.Symbol, str]]
 
@@ -72,7 +73,7 @@ def elementwise(
     )
 
 
-def _rule(symbols: Symbols, formula: Formulate, slopes: Mapping[sp.Symbol, sp.Expr], kernel: Any) -> Any:
+def _rule(symbols: Symbols, formula: Formulate, slopes: Mapping[sp.Symbol, sp.Expr], kernel: Any) -> Rule:
     def rule(b: Builder, node: Node, err: Ref) -> dict[str, Ref | None]:
         values = {s: node[a] for s, a in symbols if node[a] is not None} | {out: Ref(node.name)}
         messages: dict[str, Ref | None] = {}
@@ -86,7 +87,7 @@ def _rule(symbols: Symbols, formula: Formulate, slopes: Mapping[sp.Symbol, sp.Ex
                 messages[argument] = times_slope(b, err, slope_of(formula(node), symbol, slopes), values)
         return messages
 
-    return rule
+    return unless_complex(rule)
 
 
 def slope_of(expr: sp.Expr, symbol: sp.Symbol, slopes: Mapping[sp.Symbol, sp.Expr]) -> sp.Expr:
@@ -113,7 +114,9 @@ def times_slope(b: Builder, err: Ref, slope: sp.Expr, values: Mapping[sp.Symbol,
         return b.mul(err, float(slope))
     if slope.is_Symbol:
         return b.mul(err, values[slope])
-    used = sorted((s for s in values if s in slope.free_symbols), key=lambda s: (not isinstance(values[s], Ref), str(s)))
+    used = sorted(
+        (s for s in values if s in slope.free_symbols), key=lambda s: (not isinstance(values[s], Ref), str(s))
+    )
     if not isinstance(values[used[0]], Ref):
         return b.mul(err, slope.xreplace({s: values[s] for s in used}))
     return b.mul(err, b("pcc.map", Formula(slope), tuple(s.name for s in used), tuple(values[s] for s in used)))

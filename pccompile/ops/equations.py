@@ -39,7 +39,11 @@ def prediction(vertex: Vertex) -> str:
     for n in working(vertex):
         own = OPS[n.op].equation if n.op in OPS and OPS[n.op].equation else f"{short(n.op)}(x)"
         inner = text if text and n is not working(vertex)[0] else ""
-        text = re.sub(r"\bx\b", f"({inner})" if " " in inner and own != f"{short(n.op)}(x)" else inner, own) if inner else own
+        text = (
+            re.sub(r"\bx\b", f"({inner})" if " " in inner and own != f"{short(n.op)}(x)" else inner, own)
+            if inner
+            else own
+        )
     return text if len(text) <= LONGEST else " ∘ ".join(short(n.op) for n in reversed(working(vertex)))
 
 

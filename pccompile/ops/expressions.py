@@ -8,6 +8,7 @@ expression is ever simplified.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import sympy as sp
 from sympy.printing.str import StrPrinter
@@ -30,6 +31,11 @@ def _flat(*_: sp.Expr) -> int:
     return 0
 
 
+def _at_zero(a: sp.Expr, slope: sp.Expr) -> sp.Expr:
+    """`slope`, and its limit ½ where it would divide by zero."""
+    return sp.Piecewise((slope, magnitude(a) > 1e-30), (sp.Rational(1, 2), True))
+
+
 step = atom("step", "({0} > 0)", _flat)
 relu = atom("relu", "torch.relu({0})", lambda a, s: step(a))
 sigmoid = atom("sigmoid", "torch.sigmoid({0})", lambda a, s: s * sigmoid(-a))
@@ -46,20 +52,21 @@ log_ndtr = atom("log_ndtr", "torch.special.log_ndtr({0})", lambda a, s: sp.sqrt(
 ndtri = atom("ndtri", "torch.special.ndtri({0})", lambda a, s: sp.sqrt(2 * sp.pi) * sp.exp(s * s / 2))
 hypot = atom("hypot", "torch.hypot({0}, {1})", lambda a, b, s: a / s, lambda a, b, s: b / s)
 hypot1 = atom("hypot1", "torch.hypot({0}, torch.ones_like({0}))", lambda a, s: a / s)
-atan2 = atom("atan2", "torch.atan2({0}, {1})", lambda a, b, s: b / (a * a + b * b), lambda a, b, s: -a / (a * a + b * b))
-logaddexp = atom("logaddexp", "torch.logaddexp({0}, {1})", lambda a, b, s: sigmoid(a - b), lambda a, b, s: sigmoid(b - a))
+atan2 = atom(
+    "atan2", "torch.atan2({0}, {1})", lambda a, b, s: b / (a * a + b * b), lambda a, b, s: -a / (a * a + b * b)
+)
+logaddexp = atom(
+    "logaddexp", "torch.logaddexp({0}, {1})", lambda a, b, s: sigmoid(a - b), lambda a, b, s: sigmoid(b - a)
+)
 xlogy = atom("xlogy", "torch.xlogy({0}, {1})", lambda a, b, s: sp.log(b), lambda a, b, s: a / b)
 xlog1py = atom("xlog1py", "torch.special.xlog1py({0}, {1})", lambda a, b, s: log1p(b), lambda a, b, s: a / (1 + b))
 lgamma = atom("lgamma", "torch.lgamma({0})", lambda a, s: digamma(a))
 digamma = atom("digamma", "torch.digamma({0})", lambda a, s: trigamma(a))
 trigamma = atom("trigamma", "torch.polygamma(1, {0})", lambda a, s: sp.polygamma(2, a))
 i0 = atom("i0", "torch.special.i0({0})", lambda a, s: i1(a))
-i1 = atom("i1", "torch.special.i1({0})", lambda a, s: i0(a) - _i1_ratio(a))
+i1 = atom("i1", "torch.special.i1({0})", lambda a, s: _at_zero(a, i0(a) - s / a))
 i0e = atom("i0e", "torch.special.i0e({0})", lambda a, s: i1e(a) - sign(a) * s)
-i1e = atom("i1e", "torch.special.i1e({0})", lambda a, s: i0e(a) - s * sign(a) - _i1e_ratio(a))
-_ratio = "torch.where({0} == 0, 0.5, torch.special.{1}({0}) / torch.where({0} == 0, 1, {0}))"
-_i1_ratio = atom("i1_ratio", _ratio.replace("{1}", "i1"), _flat)
-_i1e_ratio = atom("i1e_ratio", _ratio.replace("{1}", "i1e"), _flat)
+i1e = atom("i1e", "torch.special.i1e({0})", lambda a, s: _at_zero(a, i0e(a) - s * (sign(a) + 1 / a)))
 sinc = atom("sinc", "torch.sinc({0})", lambda a, s: sinc_slope(a))
 sinc_slope = atom(
     "sinc_slope",
@@ -92,7 +99,15 @@ _STOCK = {
     "acosh": "torch.acosh",
     "atanh": "torch.atanh",
 }
-_ATOMS = {sp.tanh: tanh, sp.erf: erf, sp.erfc: erfc, sp.Abs: magnitude, sp.sign: sign, sp.loggamma: lgamma, sp.floor: floor}
+_ATOMS = {
+    sp.tanh: tanh,
+    sp.erf: erf,
+    sp.erfc: erfc,
+    sp.Abs: magnitude,
+    sp.sign: sign,
+    sp.loggamma: lgamma,
+    sp.floor: floor,
+}
 
 
 def stable(expr: sp.Expr) -> sp.Expr:

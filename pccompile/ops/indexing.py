@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pccompile.ir import Arg, Node, Ref
+from pccompile.ir import DEVICE, Arg, Node, Ref
 from pccompile.ops.builder import Builder
 from pccompile.ops.linear import linear
 from pccompile.ops.registry import OpDef, define, rewrite
@@ -39,7 +39,9 @@ linear(
 def _embedding(b: Builder, n: Node, e: Ref) -> dict[str, Any]:
     rows = b.shape(n["weight"])[0]
     padding = n["padding_idx"]
-    return {"weight": b("aten.embedding_dense_backward.default", e, n["indices"], rows, padding, n["scale_grad_by_freq"])}
+    return {
+        "weight": b("aten.embedding_dense_backward.default", e, n["indices"], rows, padding, n["scale_grad_by_freq"])
+    }
 
 
 define(
@@ -76,14 +78,8 @@ def _index(b: Builder, n: Node, e: Ref) -> dict[str, Ref]:
 
 def _index_put(b: Builder, n: Node, e: Ref) -> dict[str, Ref]:
     messages = {"values": b("aten.index.Tensor", e, n["indices"])} if n["values"] in b.wants else {}
-    zero = b("aten.zeros.default", (), dtype=b.type(e).dtype, device=_device())
+    zero = b("aten.zeros.default", (), dtype=b.type(e).dtype, device=DEVICE)
     return messages | {"self": e if n["accumulate"] else b("aten.index_put.default", e, n["indices"], zero, False)}
-
-
-def _device() -> Any:
-    from pccompile.ir import DEVICE
-
-    return DEVICE
 
 
 define(
@@ -183,7 +179,9 @@ define(
         "aten.masked_select.default",
         "linear",
         _masked_select,
-        samples=(lambda: (_x(4, 3), torch.tensor([True, False, True])), lambda: (_x(3), torch.tensor([[True, False, True], [False, True, True]]))),
+        samples=(
+            lambda: (_x(4, 3), torch.tensor([True, False, True])),
+            lambda: (_x(3), torch.tensor([[True, False, True], [False, True, True]])),
+        ),
     )
 )
-

@@ -19,7 +19,15 @@ def _x(*shape: int) -> torch.Tensor:
 def linear(name: str, rule: Any, *samples: Sample, spell: Any = None, wiring: bool = True, equation: str = "") -> None:
     """Define a linear operation of `self` by its adjoint: rule(b, node, err) is the message to `self`."""
     define(
-        OpDef(name, "linear", lambda b, n, e: {"self": rule(b, n, e)}, spell=spell, wiring=wiring, samples=samples, equation=equation)
+        OpDef(
+            name,
+            "linear",
+            lambda b, n, e: {"self": rule(b, n, e)},
+            spell=spell,
+            wiring=wiring,
+            samples=samples,
+            equation=equation,
+        )
     )
 
 
@@ -91,7 +99,10 @@ linear(
     spell=_text("{self}.transpose({dim0}, {dim1})"),
 )
 linear("aten.t.default", lambda b, n, e: b("aten.t.default", e), lambda: (_x(2, 3),), spell=_text("{self}.t()"))
-rewrite("aten.numpy_T.default", lambda b, n: b("aten.permute.default", n["self"], tuple(reversed(range(len(n.tensor.shape))))))
+rewrite(
+    "aten.numpy_T.default",
+    lambda b, n: b("aten.permute.default", n["self"], tuple(reversed(range(len(n.tensor.shape))))),
+)
 rewrite("aten.mT.default", lambda b, n: b("aten.transpose.int", n["self"], -2, -1))
 linear(
     "aten.expand.default",
@@ -105,7 +116,9 @@ for name in ("aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten.ty
     rewrite(
         name,
         lambda b, n: (
-            n["self"] if b.type(n["self"]).dtype == n.tensor.dtype else b("aten._to_copy.default", n["self"], dtype=n.tensor.dtype)
+            n["self"]
+            if b.type(n["self"]).dtype == n.tensor.dtype
+            else b("aten._to_copy.default", n["self"], dtype=n.tensor.dtype)
         ),
     )
 linear(
@@ -165,13 +178,17 @@ for name in ("aten.split.Tensor", "aten.split.sizes", "aten.split_with_sizes.def
 
 def _unbind(b: Builder, n: Node) -> tuple[Ref, ...]:
     assert isinstance(n.type, tuple)
-    return tuple(b("aten.select.int", n["self"], axis(n["dim"], len(b.shape(n["self"]))), i) for i in range(len(n.type)))
+    return tuple(
+        b("aten.select.int", n["self"], axis(n["dim"], len(b.shape(n["self"]))), i) for i in range(len(n.type))
+    )
 
 
 rewrite("aten.unbind.int", _unbind)
 rewrite(
     "aten.narrow.default",
-    lambda b, n: b("aten.slice.Tensor", n["self"], axis(n["dim"], len(n.tensor.shape)), n["start"], n["start"] + n["length"]),
+    lambda b, n: b(
+        "aten.slice.Tensor", n["self"], axis(n["dim"], len(n.tensor.shape)), n["start"], n["start"] + n["length"]
+    ),
 )
 
 
@@ -225,7 +242,9 @@ def _pad(b: Builder, n: Node, e: Ref) -> Ref:
     return b("aten.constant_pad_nd.default", e, tuple(-p for p in n["pad"]), 0)  # type: ignore[attr-defined]
 
 
-linear("aten.constant_pad_nd.default", _pad, lambda: (_x(2, 3), (1, 2)), lambda: (_x(4, 5), (1, -1, 2, 0)), wiring=False)
+linear(
+    "aten.constant_pad_nd.default", _pad, lambda: (_x(2, 3), (1, 2)), lambda: (_x(4, 5), (1, -1, 2, 0)), wiring=False
+)
 linear("aten.flip.default", lambda b, n, e: b("aten.flip.default", e, n["dims"]), lambda: (_x(4, 3), (0,)))
 linear("aten.tril.default", lambda b, n, e: b("aten.tril.default", e, n["diagonal"]), lambda: (_x(4, 4),))
 linear("aten.triu.default", lambda b, n, e: b("aten.triu.default", e, n["diagonal"]), lambda: (_x(4, 4),))
@@ -263,7 +282,13 @@ def _repeat(b: Builder, n: Node, e: Ref) -> Ref:
     return b.view(b.sum(b.view(e, split), copies), b.shape(n["self"]))
 
 
-linear("aten.repeat.default", _repeat, lambda: (_x(3, 2), (2, 1, 3)), lambda: (_x(3, 2), (1, 2)), spell=_text("{self}.repeat({repeats})"))
+linear(
+    "aten.repeat.default",
+    _repeat,
+    lambda: (_x(3, 2), (2, 1, 3)),
+    lambda: (_x(3, 2), (1, 2)),
+    spell=_text("{self}.repeat({repeats})"),
+)
 for there, back in (("pixel_shuffle", "pixel_unshuffle"), ("pixel_unshuffle", "pixel_shuffle")):
     factor = f"{'up' if there == 'pixel_shuffle' else 'down'}scale_factor"
     linear(

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from pccompile.ir import Node, Ref
+from pccompile.ir import DEVICE, Node, Ref
 from pccompile.ops.builder import Builder
+from pccompile.ops.random import dropped
 from pccompile.ops.registry import OpDef, define, rewrite
+from pccompile.ops.trace import unless_complex
 
 
 def _x(*shape: int) -> torch.Tensor:
@@ -55,10 +57,14 @@ define(
     OpDef(
         "aten.linear.default",
         "multilinear",
-        _linear,
+        unless_complex(_linear),
         spell=lambda t, a: f"F.linear({t['input']}, {t['weight']}{'' if a['bias'] is None else ', ' + t['bias']})",
         equation="W x + b",
-        samples=(lambda: (_x(5, 3), _x(4, 3), _x(4)), lambda: (_x(2, 5, 3), _x(4, 3)), lambda: (_x(3), _x(4, 3), _x(4))),
+        samples=(
+            lambda: (_x(5, 3), _x(4, 3), _x(4)),
+            lambda: (_x(2, 5, 3), _x(4, 3)),
+            lambda: (_x(3), _x(4, 3), _x(4)),
+        ),
     )
 )
 
@@ -101,7 +107,7 @@ for name, first, second, shapes in (
         OpDef(
             name,
             "multilinear",
-            _mm(first, second),
+            unless_complex(_mm(first, second)),
             spell=lambda t, a: f"{t['self']} @ {t['mat2']}",
             equation="x y",
             samples=(lambda shapes=shapes: tuple(_x(*s) for s in shapes),),  # type: ignore[misc]
@@ -111,7 +117,7 @@ define(
     OpDef(
         "aten.matmul.default",
         "multilinear",
-        _matmul,
+        unless_complex(_matmul),
         spell=lambda t, a: f"{t['self']} @ {t['other']}",
         equation="x y",
         samples=(
@@ -147,12 +153,8 @@ def _convolution(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
     want = (x in b.wants, weight in b.wants, bias in b.wants)
     sizes = None if bias is None else b.shape(bias)
     options = [n[a] for a in ("stride", "padding", "dilation", "transposed", "output_padding", "groups")]
-
-    def part(i: int) -> Ref:
-        mask = (True, False, False) if i == 0 else (False, want[1], want[2])
-        return b.get(b("aten.convolution_backward.default", e, x, weight, sizes, *options, mask), i)
-
-    return {a: part(i) if want[i] else None for i, a in enumerate(("input", "weight", "bias"))}
+    call = b("aten.convolution_backward.default", e, x, weight, sizes, *options, want)
+    return {a: b.get(call, i) if want[i] else None for i, a in enumerate(("input", "weight", "bias"))}
 
 
 def _spell_convolution(t: Any, a: Any) -> str:
@@ -171,7 +173,7 @@ define(
     OpDef(
         "aten.convolution.default",
         "multilinear",
-        _convolution,
+        unless_complex(_convolution),
         spell=_spell_convolution,
         equation="W ∗ x + b",
         samples=(
@@ -195,7 +197,18 @@ def _conv(rank: int, transpose: bool) -> Any:
         x = x if batched else b("aten.unsqueeze.default", x, 0)
         stride, padding, dilation = (_spread(n[a], rank) for a in ("stride", "padding", "dilation"))
         out_padding = _spread(n["output_padding"], rank) if transpose else (0,) * rank
-        y = b("aten.convolution.default", x, n["weight"], n["bias"], stride, padding, dilation, transpose, out_padding, n["groups"])
+        y = b(
+            "aten.convolution.default",
+            x,
+            n["weight"],
+            n["bias"],
+            stride,
+            padding,
+            dilation,
+            transpose,
+            out_padding,
+            n["groups"],
+        )
         return y if batched else b.view(y, n.tensor.shape)
 
     return expand
@@ -217,8 +230,10 @@ def _attention(b: Builder, n: Node) -> Ref:
     softmax, mask = "aten._softmax.default", n["attn_mask"]
     if n["is_causal"]:
         rows, columns = b.shape(scores)[-2:]
-        ones = b("aten.ones.default", (rows, columns), dtype=torch.bool, device=_device())
-        scores = b("aten.masked_fill.Scalar", scores, b("aten.logical_not.default", b("aten.tril.default", ones)), -math.inf)
+        ones = b("aten.ones.default", (rows, columns), dtype=torch.bool, device=DEVICE)
+        scores = b(
+            "aten.masked_fill.Scalar", scores, b("aten.logical_not.default", b("aten.tril.default", ones)), -math.inf
+        )
     elif mask is not None:
         softmax = "aten._safe_softmax.default"
         if b.type(mask).dtype == torch.bool:
@@ -227,16 +242,8 @@ def _attention(b: Builder, n: Node) -> Ref:
             scores = b("aten.add.Tensor", scores, mask)
     weights = b(softmax, scores, -1, False) if softmax == "aten._softmax.default" else b(softmax, scores, -1)
     if n["dropout_p"]:
-        from pccompile.ops.random import dropped
-
         weights = dropped(b, weights, n["dropout_p"])
     return b("aten.matmul.default", weights, v)
-
-
-def _device() -> Any:
-    from pccompile.ir import DEVICE
-
-    return DEVICE
 
 
 rewrite("aten.scaled_dot_product_attention.default", _attention)

@@ -11,7 +11,7 @@ import torch
 
 from pccompile.ir import Node, Ref
 from pccompile.ops.builder import Builder
-from pccompile.ops.elementwise import elementwise, times_slope
+from pccompile.ops.elementwise import Formula, elementwise, times_slope
 from pccompile.ops.expressions import (
     atan2,
     copysign,
@@ -43,7 +43,11 @@ def infix(symbol: str) -> Any:
 
 def _scaled(symbol: str) -> Any:
     def spell(t: Mapping[str, Any], a: Mapping[str, Any]) -> str:
-        return f"{t['self']} {symbol} {t['other']}" if a["alpha"] == 1 else f"{t['self']} {symbol} {t['alpha']} * {t['other']}"
+        return (
+            f"{t['self']} {symbol} {t['other']}"
+            if a["alpha"] == 1
+            else f"{t['self']} {symbol} {t['alpha']} * {t['other']}"
+        )
 
     return spell
 
@@ -87,6 +91,21 @@ def _over(*factors: Any) -> Any:
     return kernel
 
 
+def _divided(which: str) -> Any:
+    """The message of x / y; none where the quotient is rounded, since it is flat then."""
+
+    def kernel(b: Builder, n: Node, e: Ref) -> Ref | None:
+        if n["rounding_mode"] is not None:
+            return None
+        return (
+            _over()(b, n, e)
+            if which == "self"
+            else b.mul(e, b("pcc.map", Formula(-out / y), ("out", "y"), (Ref(n.name), n["other"])))
+        )
+
+    return kernel
+
+
 def _modes(pair: Sample) -> tuple[Sample, ...]:
     return tuple(lambda m=m: (*pair(), {"rounding_mode": m}) for m in (None, "floor", "trunc"))  # type: ignore[misc]
 
@@ -100,7 +119,11 @@ for which, samples in (("Tensor", pairs()), ("Scalar", number(1.5))):
     elementwise(f"aten.add.{which}", x + alpha * y, spell=_scaled("+"), samples=other + doubled, equation="x + y")
     elementwise(f"aten.sub.{which}", x - alpha * y, spell=_scaled("-"), samples=other + doubled, equation="x − y")
     elementwise(
-        f"aten.rsub.{which}", y - alpha * x, spell=_reflected, samples=samples + (doubled if which == "Scalar" else ()), equation="y − x"
+        f"aten.rsub.{which}",
+        y - alpha * x,
+        spell=_reflected,
+        samples=samples + (doubled if which == "Scalar" else ()),
+        equation="y − x",
     )
     elementwise(f"aten.mul.{which}", x * y, spell=infix("*"), samples=other)
     elementwise(
@@ -112,17 +135,32 @@ for which, samples in (("Tensor", pairs()), ("Scalar", number(1.5))):
         samples=other,
         equation="x / y",
     )
-    elementwise(f"aten.div.{which}_mode", lambda n: QUOTIENTS[n["rounding_mode"]], samples=_modes(samples[0]), equation="x / y")  # type: ignore[index]
+    elementwise(
+        f"aten.div.{which}_mode",
+        lambda n: QUOTIENTS[n["rounding_mode"]],
+        kernel={x: _divided("self"), y: _divided("other")},
+        samples=_modes(samples[0]),
+        equation="x / y",
+    )  # type: ignore[index]
     for name, quotient in (("remainder", QUOTIENTS["floor"]), ("fmod", QUOTIENTS["trunc"])):
         elementwise(
-            f"aten.{name}.{which}", x - y * quotient, slopes={x: ONE, y: -quotient}, samples=samples, equation=f"{name}(x, y)"
+            f"aten.{name}.{which}",
+            x - y * quotient,
+            slopes={x: ONE, y: -quotient},
+            samples=samples,
+            equation=f"{name}(x, y)",
         )
     elementwise(f"aten.copysign.{which}", copysign(x, y), samples=samples, equation="|x| sign(y)")
 elementwise("aten.addcmul.default", x + value * y * sp.Symbol("tensor2", real=True),
             samples=(lambda: (normal(4, 3), normal(3), normal(4, 1), {"value": 0.5}),))  # fmt: skip
 elementwise("aten.addcdiv.default", x + value * y / sp.Symbol("tensor2", real=True),
             samples=(lambda: (normal(4, 3), normal(3), normal(4, 1), {"value": 0.5}),))  # fmt: skip
-elementwise("aten.lerp.Scalar", x + weight * (y - x), slopes={x: 1 - weight, y: weight}, samples=(lambda: (normal(4, 3), normal(3), 0.3),))
+elementwise(
+    "aten.lerp.Scalar",
+    x + weight * (y - x),
+    slopes={x: 1 - weight, y: weight},
+    samples=(lambda: (normal(4, 3), normal(3), 0.3),),
+)
 elementwise(
     "aten.lerp.Tensor",
     x + weight * (y - x),
@@ -138,7 +176,16 @@ elementwise("aten.abs.default", magnitude(x), equation="|x|")
 elementwise("aten.deg2rad.default", x * sp.pi / 180)
 elementwise("aten.rad2deg.default", x * 180 / sp.pi)
 elementwise("aten.hypot.default", hypot(x, y), slopes={x: x / out, y: y / out}, samples=pairs())
-elementwise("aten.atan2.default", atan2(x, y), samples=pairs())
+AT_ORIGIN = sp.Eq(x**2 + y**2, 0)
+elementwise(
+    "aten.atan2.default",
+    atan2(x, y),
+    slopes={
+        x: sp.Piecewise((0, AT_ORIGIN), (y / (x**2 + y**2), True)),
+        y: sp.Piecewise((0, AT_ORIGIN), (-x / (x**2 + y**2), True)),
+    },
+    samples=pairs(),
+)
 
 
 def _power_of_number(b: Builder, n: Node, e: Ref) -> Any:
@@ -155,7 +202,12 @@ elementwise(
     spell=lambda t, a: f"{t['self']} ** {t['exponent']}",
     samples=(*number(3), *number(2), *number(0), *(lambda p=p: (*POSITIVE[0](), p) for p in (2.5, -1, 0.5))),  # type: ignore[misc]
 )
-elementwise("aten.pow.Scalar", x**y, kernel={y: _power_of_number}, samples=(lambda: (2, normal(4, 3)), lambda: (0, *POSITIVE[0]())))
+elementwise(
+    "aten.pow.Scalar",
+    x**y,
+    kernel={y: _power_of_number},
+    samples=(lambda: (2, normal(4, 3)), lambda: (0, *POSITIVE[0]())),
+)
 elementwise(
     "aten.pow.Tensor_Tensor",
     x**y,
@@ -163,14 +215,19 @@ elementwise(
         x: sp.Piecewise((0, sp.Eq(y, 0)), (y * x ** (y - 1), True)),
         y: sp.Piecewise((0, sp.Eq(x, 0) & (y >= 0)), (out * sp.log(x), True)),
     },
-    samples=(lambda: (*POSITIVE[0](), normal(3)), lambda: (torch.tensor([0.0, 2.0]).double(), torch.tensor([2.0, 0.0]).double())),
+    samples=(
+        lambda: (*POSITIVE[0](), normal(3)),
+        lambda: (torch.tensor([0.0, 2.0]).double(), torch.tensor([2.0, 0.0]).double()),
+    ),
 )
 elementwise("aten.exp.default", sp.exp(x), slopes={x: out})
 elementwise("aten.exp2.default", 2**x, slopes={x: out * sp.log(2)})
 elementwise("aten.expm1.default", expm1(x), slopes={x: out + 1})
 elementwise("aten.log.default", sp.log(x), kernel=_over(), samples=POSITIVE)
 elementwise("aten.log2.default", sp.log(x) / sp.log(2), kernel=_over(math.log(2)), samples=POSITIVE, equation="log₂(x)")
-elementwise("aten.log10.default", sp.log(x) / sp.log(10), kernel=_over(math.log(10)), samples=POSITIVE, equation="log₁₀(x)")
+elementwise(
+    "aten.log10.default", sp.log(x) / sp.log(10), kernel=_over(math.log(10)), samples=POSITIVE, equation="log₁₀(x)"
+)
 elementwise("aten.log1p.default", log1p(x), samples=POSITIVE)
 elementwise("aten.logaddexp.default", logaddexp(x, y), samples=pairs())
 elementwise(

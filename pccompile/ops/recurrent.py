@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
+from pccompile.diagnostics import CompileError
 from pccompile.ir import Arg, Node, Ref, TensorType, Type
 from pccompile.ops import recurrent_source as source
 from pccompile.ops.builder import Builder
 from pccompile.ops.random import dropped
-from pccompile.ops.registry import OpDef, define
+from pccompile.ops.registry import OpDef, define, rewrite
+from pccompile.ops.trace import decompose
 
 WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh")
 TypeOf = Callable[[Ref], TensorType]
@@ -97,11 +99,22 @@ def _lstm_sweep_type(args: Mapping[str, Arg], type_of: TypeOf) -> Type:
     return gates, state, state
 
 
-def _sequence(gates: int, *, cell: bool = False, bias: bool = True, reverse: bool = False) -> Callable[[], tuple[Any, ...]]:
+def _sequence(
+    gates: int, *, cell: bool = False, bias: bool = True, reverse: bool = False
+) -> Callable[[], tuple[Any, ...]]:
     """A sample: three steps of two sequences with four features, five hidden units."""
+
     def make() -> tuple[Any, ...]:
         biases = (_x(5 * gates), _x(5 * gates)) if bias else (None, None)
-        return (_x(3, 2, 4), _x(2, 5), *((_x(2, 5),) if cell else ()), _x(5 * gates, 4), _x(5 * gates, 5), *biases, reverse)
+        return (
+            _x(3, 2, 4),
+            _x(2, 5),
+            *((_x(2, 5),) if cell else ()),
+            _x(5 * gates, 4),
+            _x(5 * gates, 5),
+            *biases,
+            reverse,
+        )
 
     return make
 
@@ -228,8 +241,8 @@ class _Stack:
         self.extra = ("tanh",) if "tanh" in n.op else ("relu",) if "relu" in n.op else ()
         params: Any = n["params"]
         self.params: tuple[Ref, ...] = params
-        if len(params) != n["num_layers"] * self.directions * self.per_cell:  # type: ignore[operator]
-            raise NotImplementedError(f"{n.op} with proj_size; give it proj_size=0")
+        self.plain = len(params) == n["num_layers"] * self.directions * self.per_cell  # type: ignore[operator]
+        """Whether there is nothing but weights and biases: no projections, which torch writes out step by step."""
         self.ends: tuple[list[Ref], ...] = tuple([] for _ in range(states))
 
     def run(self) -> tuple[Ref, ...]:
@@ -242,7 +255,10 @@ class _Stack:
             x = self.dropped(x) if i else x
             outs = tuple(self.direction(x, i, d) for d in range(self.directions))
             x = outs[0] if len(outs) == 1 else b("aten.cat.default", outs, -1)
-        ends = tuple(b("aten.stack.default", tuple(e), 0) if len(e) > 1 else b("aten.unsqueeze.default", e[0], 0) for e in self.ends)
+        ends = tuple(
+            b("aten.stack.default", tuple(e), 0) if len(e) > 1 else b("aten.unsqueeze.default", e[0], 0)
+            for e in self.ends
+        )
         return (b("aten.transpose.int", x, 0, 1) if n["batch_first"] else x, *ends)
 
     def dropped(self, x: Ref) -> Ref:
@@ -273,24 +289,21 @@ class _Stack:
         return Ref(name)
 
 
-for name, layer, states in (
-    ("aten.lstm.input", "pcc.lstm_layer", 2),
-    ("aten.gru.input", "pcc.gru_layer", 1),
-    ("aten.rnn_tanh.input", "pcc.rnn_layer", 1),
-    ("aten.rnn_relu.input", "pcc.rnn_layer", 1),
-):
-    define(
-        OpDef(
-            name,
-            "composite",
-            expand=lambda b, n, layer=layer, states=states: _Stack(b, n, layer, states).run(),  # type: ignore[misc]
-        )
-    )
+def _expansion(layer: str, states: int) -> Callable[[Builder, Node], Any]:
+    def expand(b: Builder, n: Node) -> Any:
+        stack = _Stack(b, n, layer, states)
+        return stack.run() if stack.plain else decompose(b, n)
+
+    return expand
+
+
+for name, layer, states in (("lstm", "lstm", 2), ("gru", "gru", 1), ("rnn_tanh", "rnn", 1), ("rnn_relu", "rnn", 1)):
+    rewrite(f"aten.{name}.input", _expansion(f"pcc.{layer}_layer", states))
 
 
 def _packed(b: Builder, n: Node) -> Any:
-    raise NotImplementedError(f"{n.op}: packed sequences are not supported; pad them and mask the loss")
+    raise CompileError(f"{n.op} reads a packed sequence", n.where, "pad the sequences instead, and mask the loss")
 
 
-for name in ("aten.lstm.data", "aten.gru.data", "aten.rnn_tanh.data", "aten.rnn_relu.data"):
-    define(OpDef(name, "composite", expand=_packed))
+for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+    rewrite(f"aten.{name}.data", _packed)

@@ -42,11 +42,15 @@ def _positive() -> torch.Tensor:
 
 elementwise("aten.erf.default", erf(x))
 elementwise("aten.erfc.default", erfc(x))
-elementwise("aten.erfinv.default", erfinv(x), slopes={x: sp.sqrt(sp.pi) / 2 * sp.exp(out**2)}, samples=within(-0.9, 0.9))
+elementwise(
+    "aten.erfinv.default", erfinv(x), slopes={x: sp.sqrt(sp.pi) / 2 * sp.exp(out**2)}, samples=within(-0.9, 0.9)
+)
 elementwise("aten.special_erfcx.default", erfcx(x), slopes={x: 2 * x * out - 2 / sp.sqrt(sp.pi)})
 elementwise("aten.special_log_ndtr.default", log_ndtr(x), equation="log Φ(x)")
 elementwise("aten.special_ndtri.default", ndtri(x), slopes={x: sp.sqrt(2 * sp.pi) * sp.exp(out**2 / 2)}, samples=INSIDE)
-elementwise("aten.special_entr.default", -xlogy(x, x), slopes={x: -1 - sp.log(x)}, samples=POSITIVE, equation="−x log x")
+elementwise(
+    "aten.special_entr.default", -xlogy(x, x), slopes={x: -1 - sp.log(x)}, samples=POSITIVE, equation="−x log x"
+)
 
 
 def _logit(n: Node) -> sp.Expr:

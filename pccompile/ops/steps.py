@@ -46,8 +46,12 @@ def _bounds(*bounds: object) -> Sample:
 
 elementwise("aten.clamp.default", lambda n: _bounded(n, low), equation="clamp(x)",
             samples=(_bounds(-0.5, 0.7), _bounds(None, 0.3), _bounds(-0.2)))  # fmt: skip
-elementwise("aten.clamp_min.default", sp.Piecewise((low, x < low), (x, True)), samples=(_bounds(0.2),), equation="max(x, min)")
-elementwise("aten.clamp_max.default", sp.Piecewise((high, x > high), (x, True)), samples=(_bounds(0.2),), equation="min(x, max)")
+elementwise(
+    "aten.clamp_min.default", sp.Piecewise((low, x < low), (x, True)), samples=(_bounds(0.2),), equation="max(x, min)"
+)
+elementwise(
+    "aten.clamp_max.default", sp.Piecewise((high, x > high), (x, True)), samples=(_bounds(0.2),), equation="min(x, max)"
+)
 elementwise(
     "aten.clamp.Tensor",
     lambda n: _bounded(n, y),
@@ -61,7 +65,14 @@ elementwise(
 elementwise("aten.clamp_min.Tensor", sp.Piecewise((y, x < y), (x, True)), samples=pairs(), equation="max(x, y)")
 elementwise("aten.clamp_max.Tensor", sp.Piecewise((y, x > y), (x, True)), samples=pairs(), equation="min(x, y)")
 
-for name, expr in (("sign", sign(x)), ("sgn", sign(x)), ("floor", floor(x)), ("ceil", ceil(x)), ("trunc", trunc(x)), ("round", rounded(x))):
+for name, expr in (
+    ("sign", sign(x)),
+    ("sgn", sign(x)),
+    ("floor", floor(x)),
+    ("ceil", ceil(x)),
+    ("trunc", trunc(x)),
+    ("round", rounded(x)),
+):
     elementwise(f"aten.{name}.default", expr)
 decimals = sp.Symbol("decimals", real=True)
 elementwise("aten.round.decimals", rounded(x * 10**decimals) / 10**decimals, slopes={x: sp.Integer(0)},

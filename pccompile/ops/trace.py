@@ -14,9 +14,9 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pccompile.ir import Arg, Node, Ref, TensorType, refs
+from pccompile.ir import DEVICE, Arg, Node, Ref, TensorType, refs
 from pccompile.ops.builder import Builder
-from pccompile.ops.registry import OPS, Message, overload
+from pccompile.ops.registry import OPS, Message, Rule, overload
 from pccompile.ops.typer import split_arguments
 
 
@@ -58,8 +58,6 @@ def constant(b: Builder, tensor: torch.Tensor) -> Ref:
     """A small tensor that a trace met, as an operation."""
     if tensor.numel() != 1:
         raise NotImplementedError("a traced rule holds a tensor of its own")
-    from pccompile.ir import DEVICE
-
     shape = tuple(tensor.shape)
     return b("aten.full.default", shape, tensor.item(), dtype=tensor.dtype, device=DEVICE)
 
@@ -95,7 +93,9 @@ def _writes(n: fx.Node) -> bool:
 def decompose(b: Builder, node: Node) -> Message:
     """Append `node`, whose operator torch composes of others, as those others; return its result or results."""
     names = list(dict.fromkeys(node.inputs))
-    traced = trace(lambda *xs: _leaves(_call(b, node, dict(zip(names, xs, strict=True)))), _fakes(b, names), b.typer.mode)
+    traced = trace(
+        lambda *xs: _leaves(_call(b, node, dict(zip(names, xs, strict=True)))), _fakes(b, names), b.typer.mode
+    )
     results = inline(b, traced.graph, names, _constants(traced))
     if isinstance(node.type, tuple):
         return tuple(results)  # type: ignore[arg-type]
@@ -135,6 +135,18 @@ def traced_rule(b: Builder, node: Node, err: Any) -> Mapping[str, Message]:
     return _by_argument(node, sent)
 
 
+def unless_complex(rule: Rule) -> Rule:
+    """`rule`, or the traced rule where a number is complex: what has to be conjugated is then left to torch."""
+
+    def guarded(b: Builder, node: Node, err: Any) -> Mapping[str, Message]:
+        types = [b.types[name] for name in (*node.inputs, node.name) if name in b.types]
+        if any(isinstance(t, TensorType) and t.dtype.is_complex for t in types):
+            return traced_rule(b, node, err)
+        return rule(b, node, err)
+
+    return guarded
+
+
 def _by_argument(node: Node, sent: Mapping[str, Arg]) -> dict[str, Message]:
     """Messages by argument from messages by name: a name that is read twice sends its one message through its first place."""
     left = dict(sent)
@@ -165,7 +177,9 @@ def _leaves(result: Any) -> list[torch.Tensor]:
 
 def _fakes(b: Builder, names: Sequence[str]) -> list[torch.Tensor]:
     with b.typer.mode:
-        return [torch.empty_like(b.typer.fake(b.type(n))) for n in names]  # one object each: a trace tells them apart by it
+        return [
+            torch.empty_like(b.typer.fake(b.type(n))) for n in names
+        ]  # one object each: a trace tells them apart by it
 
 
 def _constants(traced: fx.GraphModule) -> dict[str, torch.Tensor]:
@@ -179,4 +193,14 @@ def is_composite(op: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(overload(op).name(), "CompositeImplicitAutograd")
 
 
-__all__ = ["TensorType", "canonical", "decompose", "fx_arg", "inline", "is_composite", "trace", "traced_rule"]
+__all__ = [
+    "TensorType",
+    "canonical",
+    "decompose",
+    "fx_arg",
+    "inline",
+    "is_composite",
+    "trace",
+    "traced_rule",
+    "unless_complex",
+]

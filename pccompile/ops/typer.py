@@ -20,7 +20,9 @@ class Typer:
     `mode` is the fake-tensor mode of the imported program; `names` maps its shape symbols to the graph's dimension names.
     """
 
-    def __init__(self, mode: FakeTensorMode | None = None, names: Mapping[sympy.Symbol, sympy.Symbol] | None = None) -> None:
+    def __init__(
+        self, mode: FakeTensorMode | None = None, names: Mapping[sympy.Symbol, sympy.Symbol] | None = None
+    ) -> None:
         self.mode = mode or FakeTensorMode(shape_env=ShapeEnv())
         self.names = dict(names or {})
         self.symbols = {v: k for k, v in self.names.items()}

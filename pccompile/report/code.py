@@ -9,50 +9,107 @@ from textwrap import dedent
 from pccompile.ir import Vertex
 from pccompile.ir.names import identifier
 
-FUNCTIONS = ("predict", "infer", "learn", "infer_and_learn")
+OPENING = re.compile(r"""\w+ = (?:inputs|buffers)\[['"][^\]]*\](?:\.shape\[\d+\])?$""")
 TARGET = re.compile(r"^\s*((?:\w+, )*\w+) (?:=|\+=) ")
-SLOT = re.compile(r"(?:prediction|value|error|multiplier|part\d+)_(\w+)")
+SLOT = re.compile(r"(?:minus_)?(?:prediction|value|error|multiplier|part\d+)_(\w+)")
 
 
-def functions(source: str) -> dict[str, list[list[str]]]:
-    """Each function's blocks: what stands between its empty lines."""
-    found: dict[str, list[list[str]]] = {}
-    current: list[list[str]] | None = None
+def functions(source: str) -> dict[str, list[str]]:
+    """The lines of each function."""
+    found: dict[str, list[str]] = {}
+    current: list[str] | None = None
     for line in source.splitlines():
         if line.startswith("def "):
-            current = found.setdefault(line[4 : line.index("(")], [[]])
+            current = found.setdefault(line[4 : line.index("(")], [])
         elif line and not line.startswith((" ", ")")):
             current = None
         elif current is not None:
-            if line:
-                current[-1].append(line)
-            else:
-                current.append([])
+            current.append(line)
     return found
 
 
-def lines_of(vertex: Vertex, source: str, vertices: Collection[str], parameters: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Function by function, the blocks that set a slot of `vertex` and the lines that learn its parameters."""
-    blocks = functions(source)
-    learning = "infer_and_learn" if any(_sets(b, vertex.name, vertices) for b in blocks.get("infer_and_learn", ())) else "learn"
+def lines_of(
+    vertex: Vertex, source: str, vertices: Collection[str], parameters: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Function by function, the lines that compute a slot of `vertex`, and those that learn its parameters."""
+    bodies = functions(source)
+    yield from _named("predict", _predicting(bodies.get("predict", []), vertex.name, vertices))
     gradients = tuple(f"gradient_{identifier(p)} = " for p in parameters)
-    for name in FUNCTIONS:
-        if name in ("learn", "infer_and_learn") and name != learning:
+    if bodies.get("infer_and_learn") and any(
+        _sets(b, vertex.name, vertices) for b in _blocks(bodies["infer_and_learn"])
+    ):
+        yield from _named("infer_and_learn", _settling(bodies["infer_and_learn"], vertex.name, vertices))
+        return
+    yield from _named("infer", _settling(bodies.get("infer", []), vertex.name, vertices))
+    yield from _named("learn", _learning(bodies.get("learn", []), gradients))
+
+
+def _named(name: str, lines: list[str]) -> Iterator[tuple[str, str]]:
+    kept = [ln for ln in lines if ln.strip() and not ln.strip().startswith(("#", "del ", "return", '"""'))]
+    if kept:
+        yield name, "\n".join(kept)
+
+
+def _predicting(lines: list[str], vertex: str, vertices: Collection[str]) -> list[str]:
+    """What stands between the previous vertex's prediction and the end of this one's."""
+    pending: list[str] = []
+    for line in lines:
+        pending.append(line.strip())
+        owners = [_owner(m[1], vertices) for t in _targets(line) if (m := SLOT.fullmatch(t))]
+        if vertex in owners:
+            return [ln for ln in pending if not OPENING.match(ln)]
+        if owners or _is_break(line):
+            pending = []
+    return []
+
+
+def _is_break(line: str) -> bool:
+    """Whether a line is none of the model's operations."""
+    return line.strip().startswith(('"""', "device = "))
+
+
+def _settling(lines: list[str], vertex: str, vertices: Collection[str]) -> list[str]:
+    """The blocks of this vertex, each without what follows its loop."""
+    found: list[str] = []
+    for block in _blocks(lines):
+        if _sets(block, vertex, vertices):
+            margin = len(block[0]) - len(block[0].lstrip())
+            own = [ln for ln in block if len(ln) - len(ln.lstrip()) >= margin]
+            found += dedent("\n".join(own)).splitlines()
+    return found
+
+
+def _learning(lines: list[str], gradients: tuple[str, ...]) -> list[str]:
+    """The lines that set these gradients, and those that they need."""
+    need: set[str] = set()
+    found: list[str] = []
+    for line in reversed(lines):
+        if line.strip().startswith(gradients) or need & set(_targets(line)):
+            need |= set(re.findall(r"\w+", line.partition(" = ")[2]))
+            found.insert(0, line.strip())
+    return found
+
+
+def _blocks(lines: list[str]) -> Iterator[list[str]]:
+    """What stands between empty lines, where it has a heading."""
+    block: list[str] = []
+    for line in [*lines, ""]:
+        if line:
+            block.append(line)
             continue
-        own = [line for block in blocks.get(name, ()) if _sets(block, vertex.name, vertices) and name != "learn" for line in block]
-        if name == "infer" and learning == "infer_and_learn":
-            continue  # the sweep has the same lines, and those that learn
-        own = own if name != "learn" else [ln for b in blocks.get(name, ()) for ln in b if ln.strip().startswith(gradients)]
-        text = dedent("\n".join(ln for ln in own if not ln.strip().startswith(("del ", "return"))))
-        if text:
-            yield name, text
+        if block and block[0].lstrip().startswith("#"):
+            yield block
+        block = []
+
+
+def _targets(line: str) -> list[str]:
+    match = TARGET.match(line)
+    return match[1].split(", ") if match else []
 
 
 def _sets(block: list[str], vertex: str, vertices: Collection[str]) -> bool:
-    """Whether a block belongs to `vertex`: it stands under a heading and sets one of the vertex's slots."""
-    if not any(line.strip().startswith("#") for line in block):
-        return False
-    targets = [t for line in block if (m := TARGET.match(line)) for t in m[1].split(", ")]
+    """Whether a block sets one of the vertex's slots."""
+    targets = [t for line in block for t in _targets(line)]
     return any(_owner(m[1], vertices) == vertex for t in targets if (m := SLOT.fullmatch(t)))
 
 

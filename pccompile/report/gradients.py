@@ -25,7 +25,15 @@ Gradients = dict[str, "Tensor | None"]
 class Bench:
     """One call of one compiled model, to be repeated from equal states: the same draws, the same running statistics."""
 
-    def __init__(self, pc: PCModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], loss: Criterion | None, target: Any, seed: int) -> None:
+    def __init__(
+        self,
+        pc: PCModule,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        loss: Criterion | None,
+        target: Any,
+        seed: int,
+    ) -> None:
         self.pc, self.args, self.kwargs, self.seed = pc, args, dict(kwargs), seed
         self.own = loss is None or loss is pc.criterion
         self.loss: Criterion = loss or pc.criterion or squared_error
@@ -120,8 +128,12 @@ def double_bench(
         twin.double()
         model = twin.__dict__["model"]
         if hasattr(model, "input_types"):  # an ONNX graph says what it takes
-            model.input_types = tuple(replace(t, dtype=torch.float64) if t.dtype.is_floating_point else t for t in model.input_types)
-        wide = Bench(twin, cast(args, torch.float64), cast(dict(kwargs), torch.float64), loss, cast(target, torch.float64), seed)
+            model.input_types = tuple(
+                replace(t, dtype=torch.float64) if t.dtype.is_floating_point else t for t in model.input_types
+            )
+        wide = Bench(
+            twin, cast(args, torch.float64), cast(dict(kwargs), torch.float64), loss, cast(target, torch.float64), seed
+        )
         wide.own = own.own
         wide.run(model)
         twin.prepare(wide.args, wide.kwargs)

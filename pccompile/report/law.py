@@ -75,7 +75,9 @@ def consistency(
         notes.append(f"{longest} steps of size 1 were not compared with autograd: that takes too long here")
     taken = min(steps, max(1, int(SECONDS / max(sweep, 1e-3))))
     if taken < steps:
-        notes.append(f"taking the steps was compared with the closed form for {taken} of the {steps} steps: more take too long here")
+        notes.append(
+            f"taking the steps was compared with the closed form for {taken} of the {steps} steps: more take too long here"
+        )
     relaxed = bench.gradients_of(bench.other_program(steps=taken, rate=rate, lowering="relax"))
     closed = bench.gradients_of(bench.other_program(steps=taken, rate=rate, lowering="closed-form"))
     checks.append(_check(f"{taken} steps of size {rate:g} taken against their closed form", relaxed, closed, tolerance))
@@ -84,7 +86,9 @@ def consistency(
     return tuple(checks), notes
 
 
-def _check(what: str, found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], tolerance: float) -> Check:
+def _check(
+    what: str, found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], tolerance: float
+) -> Check:
     """The worst difference, relative to the gradient's norm or, for gradients that are next to nothing, to the largest one's."""
     compared = differences({k: found.get(k) for k in expected}, expected)
     largest = max((d.norm for d in compared), default=0.0)
@@ -92,5 +96,12 @@ def _check(what: str, found: Mapping[str, Tensor | None], expected: Mapping[str,
     for d in compared:
         absolute = d.relative_error * d.norm if d.norm else d.max_abs
         scale = max(d.norm, 1e-3 * largest)
-        worst = max(worst, math.inf if math.isinf(d.relative_error) and d.norm == 0 and d.note else absolute / scale if scale else absolute)
+        worst = max(
+            worst,
+            math.inf
+            if math.isinf(d.relative_error) and d.norm == 0 and d.note
+            else absolute / scale
+            if scale
+            else absolute,
+        )
     return Check(f"{what}", worst, tolerance, worst <= tolerance)

@@ -23,7 +23,9 @@ def squared_error(output: Any, target: Any) -> Tensor:
     targets = [t for t in pytree.tree_leaves(target) if isinstance(t, Tensor)]
     outputs = floating(output)
     if len(targets) != len(outputs):
-        raise CompileError(f"{len(targets)} targets are given for {len(outputs)} outputs", hint="one for each floating-point output")
+        raise CompileError(
+            f"{len(targets)} targets are given for {len(outputs)} outputs", hint="one for each floating-point output"
+        )
     terms = [0.5 * (t - o).abs().square().sum() for t, o in zip(targets, outputs, strict=True)]
     return torch.stack([t.to(terms[0].dtype) for t in terms]).sum()
 
@@ -64,7 +66,9 @@ def cast(tree: Any, dtype: torch.dtype) -> Any:
     return pytree.tree_map(change, tree)
 
 
-def clamp(runtime: Runtime, outputs: Sequence[Tensor], loss: Criterion | None, target: Any) -> tuple[Tensor, list[Tensor]]:
+def clamp(
+    runtime: Runtime, outputs: Sequence[Tensor], loss: Criterion | None, target: Any
+) -> tuple[Tensor, list[Tensor]]:
     """The loss, and the errors −∂L/∂v̂ that it gives the outputs: by autograd of the loss alone, or by the program's own."""
     if loss is None:
         return runtime.clamp(outputs, [t for t in pytree.tree_leaves(target) if isinstance(t, Tensor)])

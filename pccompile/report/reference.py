@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -14,8 +15,14 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from pccompile.diagnostics import CompileError, printable
-from pccompile.frontends.onnx import OnnxModule
+from pccompile.frontends.onnx import OnnxModule, randomize
 from pccompile.frontends.onnx.names import lookup
+from pccompile.ops import OPS
+from pccompile.report.tables import count
+from pccompile.report.verify import VerifyReport, verify
+
+if TYPE_CHECKING:
+    from pccompile.module import PCModule
 
 INSTALL = 'pip install "pccompile[check]"'
 
@@ -25,7 +32,9 @@ def require_onnxruntime() -> None:
     try:
         import onnxruntime  # noqa: F401
     except ImportError:
-        raise CompileError("--verify compares ONNX files with onnxruntime, which is not installed", hint=INSTALL) from None
+        raise CompileError(
+            "--verify compares ONNX files with onnxruntime, which is not installed", hint=INSTALL
+        ) from None
 
 
 def constant_weights(module: OnnxModule) -> list[str]:
@@ -34,18 +43,26 @@ def constant_weights(module: OnnxModule) -> list[str]:
     return [n for n, w in weights.items() if w.dim() > 1 and w.numel() > 1 and bool((w == w.reshape(-1)[0]).all())]
 
 
-def outputs(path: Path, module: OnnxModule, inputs: Sequence[Tensor], redrawn: bool) -> tuple[list[Tensor] | None, str, list[str]]:
+def outputs(
+    path: Path, module: OnnxModule, inputs: Sequence[Tensor], redrawn: bool
+) -> tuple[list[Tensor] | None, str, list[str]]:
     """The file's outputs, who computed them, and what a reader must know; None where nobody could.
 
     redrawn: use the weights of `module`, which differ from the file's.
     """
-    feed = {t.name: np.ascontiguousarray(x.detach().cpu().numpy()) for t, x in zip(module.input_types, inputs, strict=True)}
+    feed = {
+        t.name: np.ascontiguousarray(x.detach().cpu().numpy()) for t, x in zip(module.input_types, inputs, strict=True)
+    }
     notes: list[str] = []
     model: onnx.ModelProto | None = None
     if redrawn:
         model = with_weights(onnx.load(path), module)
         if model is None:
-            return None, "", ["the forward pass was not compared with onnxruntime: the re-drawn weights do not fit into the file"]
+            return (
+                None,
+                "",
+                ["the forward pass was not compared with onnxruntime: the re-drawn weights do not fit into the file"],
+            )
     for name, run in (("onnxruntime", _onnxruntime), ("onnx.reference", _reference)):
         try:
             found = run(model if model is not None else path, list(module.output_names), feed)
@@ -95,3 +112,54 @@ def with_weights(model: onnx.ModelProto, module: OnnxModule) -> onnx.ModelProto 
     changed.graph.node.extend(nodes)
     changed.graph.initializer.extend(initializers)
     return changed
+
+
+def verify_file(pc: PCModule, path: Path, args: tuple[Tensor, ...], seed: int, **settings: Any) -> VerifyReport:
+    """`report.verify.verify` for a compiled ONNX file, its forward pass against another runtime's.
+
+    Weights that are one number throughout are drawn anew meanwhile.
+    """
+    module = pc.__dict__["model"]
+    assert isinstance(module, OnnxModule)
+    notes: list[str] = []
+    constant = constant_weights(module)
+    if constant:
+        notes.append(
+            f"{count(len(constant), 'weight')} of one number throughout {'was' if len(constant) == 1 else 'were'} drawn anew"
+        )
+    with redrawn(module, seed) if constant else nullcontext():
+        if any(n.op in OPS and OPS[n.op].random for n in pc.compiled.graph.nodes):
+            expected, name, said = (
+                None,
+                "",
+                ["the model draws random numbers: its outputs were compared with its own in torch"],
+            )
+        else:
+            expected, name, said = outputs(path, module, args, bool(constant))
+        if expected is None and not said:
+            said = ["no other runtime could run the file: its outputs were compared with its own in torch"]
+        return verify(
+            pc,
+            args,
+            seed=seed,
+            expected=expected,
+            reference=name or "the model run by torch",
+            notes=[*notes, *said],
+            **settings,
+        )
+
+
+@contextmanager
+def redrawn(module: OnnxModule, seed: int) -> Iterator[None]:
+    """Weights of one number throughout are random inside."""
+    tensors = [*module.parameters(), *module.buffers()]
+    before = [
+        (t, t.detach().reshape(-1)[0].clone()) for t in tensors if t.numel() > 1 and bool((t == t.reshape(-1)[0]).all())
+    ]
+    randomize(module, seed)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in before:
+                tensor.fill_(value)

@@ -27,7 +27,10 @@ class Table:
         rows = [self.titles, *(tuple(printable(c) for c in row) for row in self.rows)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(self.headings))]
         right = [h.startswith(">") for h in self.headings]
-        lines = ("  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)) for row in rows)
+        lines = (
+            "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+            for row in rows
+        )
         return "\n".join(line.rstrip() for line in lines)
 
     def __rich__(self) -> Any:
@@ -37,7 +40,9 @@ class Table:
 
         table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for heading in self.headings:
-            table.add_column(Text(heading.removeprefix(">")), justify="right" if heading.startswith(">") else "left", overflow="fold")
+            table.add_column(
+                Text(heading.removeprefix(">")), justify="right" if heading.startswith(">") else "left", overflow="fold"
+            )
         for row in self.rows:
             table.add_row(*(Text(printable(c)) for c in row))
         return table

@@ -111,9 +111,13 @@ def infer(
     known = runtime.compiled.program.arguments
     given = {k: v for k, v in (("steps", steps), ("rate", rate)) if v is not None}
     if unknown := sorted(set(given) - set(known)):
-        raise CompileError(f"{pc.options.algorithm} takes no {' and no '.join(unknown)}", hint="its inference is one sweep")
+        raise CompileError(
+            f"{pc.options.algorithm} takes no {' and no '.join(unknown)}", hint="its inference is one sweep"
+        )
     if (steps is not None and steps < 0) or (rate is not None and not rate > 0):
-        raise CompileError(f"inference cannot take {steps if steps is not None else known['steps']} steps of size {rate or 0}")
+        raise CompileError(
+            f"inference cannot take {steps if steps is not None else known['steps']} steps of size {rate or 0}"
+        )
     return _Recorder(pc, runtime, {**known, **given}).run(args, dict(kwargs or {}), loss, target)
 
 
@@ -143,7 +147,9 @@ class _Recorder:
 
     def fixed(self, first: Shown, clamped: Shown, found: Shown, loss: Tensor) -> Trace:
         """Predictions stay: the errors start at 0, those of the outputs where the loss puts them."""
-        shown = [{k.removeprefix("error "): v for k, v in s.items()} for s in self.shown] or ([found] if not self.arguments else [])
+        shown = [{k.removeprefix("error "): v for k, v in s.items()} for s in self.shown] or (
+            [found] if not self.arguments else []
+        )
         start = {name: clamped.get(name, torch.zeros_like(p)) for name, p in first.items()}
         errors = {name: torch.stack([start[name], *(s[name] for s in shown)]) for name in first}
         values = {name: first[name] + errors[name] for name in first}

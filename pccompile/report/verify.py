@@ -61,7 +61,11 @@ class VerifyReport:
     @property
     def passed(self) -> bool:
         """Whether everything that must agree agrees."""
-        return self.forward.passed and all(p.agrees is not False for p in self.parameters) and all(c.passed for c in self.checks)
+        return (
+            self.forward.passed
+            and all(p.agrees is not False for p in self.parameters)
+            and all(c.passed for c in self.checks)
+        )
 
     @property
     def exit_code(self) -> int:
@@ -90,7 +94,9 @@ class VerifyReport:
         judged = [p for p in self.parameters if p.agrees is not None]
         failed = [p for p in judged if not p.agrees]
         if judged:
-            worst = max((abs(p.relative_error - self.predicted.get(p.name, 0)) for p in judged if not p.note), default=0.0)
+            worst = max(
+                (abs(p.relative_error - self.predicted.get(p.name, 0)) for p in judged if not p.note), default=0.0
+            )
             what = "distance from the predicted error" if self.predicted else "relative error"
             text = f"gradients of {count(len(judged), 'parameter')}: worst {what} {number(worst)} (tolerance {self.tolerance:g})"
             text += f", {count(len(failed), 'differs', 'differ')}" if failed else ""
@@ -101,13 +107,23 @@ class VerifyReport:
     def _table(self) -> tuple[Table | str, ...]:
         """The worst gradients, failures first."""
         order = sorted(self.parameters, key=lambda p: (p.agrees is not False, -_known(p.relative_error)))
-        head = ("parameter", ">relative error", *((">predicted",) if self.predicted else ()), ">cosine", ">largest", ">norm", "")
+        head = (
+            "parameter",
+            ">relative error",
+            *((">predicted",) if self.predicted else ()),
+            ">cosine",
+            ">largest",
+            ">norm",
+            "",
+        )
         rows = []
         for p in order[:ROWS]:
             law = (number(self.predicted.get(p.name, math.nan)),) if self.predicted else ()
             verdict = "" if p.agrees is None else "ok" if p.agrees else "DIFFERS"
             words = " ".join(filter(None, (verdict, p.note)))
-            rows.append((p.name, number(p.relative_error), *law, number(p.cosine, 6), number(p.max_abs), number(p.norm), words))
+            rows.append(
+                (p.name, number(p.relative_error), *law, number(p.cosine, 6), number(p.max_abs), number(p.norm), words)
+            )
         more = len(self.parameters) - ROWS
         return (Table(head, tuple(rows)), *((f"… and {more} parameters with smaller errors",) if more > 0 else ()), "")
 
@@ -138,7 +154,9 @@ def verify(
     wanted, found = bench.autograd(), bench.predictive_coding()
     compared = differences(found, wanted)
     largest = max((d.norm for d in compared), default=0.0)
-    compared = [replace(d, note=d.note or ("0 up to rounding" if nothing(d, largest, bench.dtype) else "")) for d in compared]
+    compared = [
+        replace(d, note=d.note or ("0 up to rounding" if nothing(d, largest, bench.dtype) else "")) for d in compared
+    ]
     predicted: dict[str, float] = {}
     checks: tuple[Check, ...] = ()
     said = [*notes, *said]
@@ -150,11 +168,15 @@ def verify(
         compared = [_by_law(d, predicted, limit, largest, bench.dtype) for d in compared]
         said += [f"{settings}: predicted relative error at most {number(bound, 3)} on each path", *more]
     else:
-        said.append(f"{pc.options.algorithm} is not backpropagation, by design: cosines are reported, gradients are not judged")
+        said.append(
+            f"{pc.options.algorithm} is not backpropagation, by design: cosines are reported, gradients are not judged"
+        )
     return VerifyReport(pc.options.algorithm, forward, tuple(compared), checks, limit, tuple(said), predicted)
 
 
-def _by_law(d: Difference, predicted: Mapping[str, float], limit: float, largest: float, dtype: torch.dtype) -> Difference:
+def _by_law(
+    d: Difference, predicted: Mapping[str, float], limit: float, largest: float, dtype: torch.dtype
+) -> Difference:
     """A gradient all of whose paths have one length must have the predicted error; others are judged by the checks."""
     if d.name not in predicted or not d.norm:
         return replace(d, agrees=agrees(d, limit, largest, dtype)) if not d.norm else d

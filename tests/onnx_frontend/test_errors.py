@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 
 import numpy as np
 import onnx
@@ -263,3 +264,13 @@ def test_strings_in_weights():
     made = perceptron()
     made.graph.initializer.append(numpy_helper.from_array(np.array(["a", "b"], dtype=object), "words"))
     assert "tensor words holds string" in problems(made)[0]
+
+
+def test_damaged_bytes_are_an_error_or_a_model():
+    content, generator = perceptron().SerializeToString(), random.Random(0)
+    for _ in range(200):
+        damaged = bytearray(content)
+        for _ in range(generator.randint(1, 4)):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        with contextlib.suppress(CompileError):
+            load_onnx(bytes(damaged)).example_inputs()

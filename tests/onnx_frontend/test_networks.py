@@ -17,8 +17,8 @@ from pccompile.frontends.onnx import load_onnx, location_of, randomize
 
 onnxruntime = pytest.importorskip("onnxruntime")
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
-SMALL = ["squeezenet", "shufflenet", "inception_v1", "resnet50"]
-LARGE = ["bvlc_alexnet", "densenet121", "inception_v2", "vgg19", "zfnet512"]
+SMALL = ["squeezenet", "shufflenet"]
+LARGE = ["inception_v1", "resnet50", "bvlc_alexnet", "densenet121", "inception_v2", "vgg19", "zfnet512"]
 
 
 def reference(source, module, inputs, **constants):

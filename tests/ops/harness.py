@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import sympy as sp
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,24 +15,27 @@ from torch import Tensor
 from pccompile.backends.torch.spell import Speller
 from pccompile.ir import Node, Ref, Type, live
 from pccompile.ops import OPS, Builder, Typer, bind, overload, traced_rule
+from pccompile.ops.elementwise import number
+from pccompile.ops.expressions import torch_code
 from pccompile.ops.registry import Sample
 from pccompile.ops.typer import split_arguments
 
 
 @dataclass
 class Run:
-    """What an operation yields when its spelling runs, and when torch itself runs it and differentiates it."""
+    """What an operation and its messages are when their spelling runs, and what torch makes of them."""
 
     node: Node
     values: dict[str, Any]
     results: list[Any]
     expected: list[Any]
-    messages: list[Tensor]
-    gradients: list[Tensor]
-    builder: Builder
+    messages: dict[str, Tensor]
+    gradients: dict[str, Tensor]
 
 
-def arguments(sample: Sample, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> tuple[list[Any], dict[str, Any]]:
+def arguments(
+    sample: Sample, dtype: torch.dtype = torch.float64, scale: float = 1.0
+) -> tuple[list[Any], dict[str, Any]]:
     """A sample's arguments in another precision and scale; where the last is a dict, it holds keyword arguments."""
     torch.manual_seed(7)
     made = list(sample())
@@ -57,23 +61,27 @@ def run(name: str, args: list[Any], kwargs: dict[str, Any], reference: Callable[
     statistics = {bound.get(k) for k in ("running_mean", "running_var")}
     leaves = [k for k, t in tensors.items() if t.is_floating_point() and k not in statistics]
     expected, gradients, errors = differentiate(reference or overload(name), name, bound, tensors, leaves)
-    b.wants = {k for k, g in zip(leaves, gradients, strict=True) if g is not None} | {"result"}
+    b.wants = {*gradients, "result"}
     given = {f"err{i}": e for i, e in enumerate(errors) if e is not None}
     b.types.update({k: typer.type_of(e) for k, e in given.items()})
     refs = tuple(Ref(f"err{i}") if e is not None else None for i, e in enumerate(errors))
-    arrived = messages(b, node, refs if isinstance(node.type, tuple) else refs[0])
+    arrived = messages(b, node, refs if isinstance(node.type, tuple) else refs[0]) if given else {}
     values = execute(live(b.nodes, ["result", *arrived.values()]), {**tensors, **given})
-    found = [values[arrived[k]] if k in arrived else torch.zeros_like(tensors[k]) for k in leaves if k in b.wants]
+    found = {k: values[arrived[k]] if k in arrived else torch.zeros_like(tensors[k]) for k in gradients}
     whole = values["result"]
-    return Run(
-        node,
-        values,
-        list(whole) if isinstance(whole, list | tuple) else [whole],
-        expected,
-        found,
-        [g for g in gradients if g is not None],
-        b,
-    )
+    return Run(node, values, list(whole) if isinstance(whole, list | tuple) else [whole], expected, found, gradients)
+
+
+def evaluate(expr: sp.Expr, symbols: Any, ran: Run) -> Tensor:
+    """An elementwise operation's expression at its arguments, through the source that would be printed for it."""
+    values = {s: ran.node[a] for s, a in symbols if ran.node[a] is not None}
+    numbers = {s: number(v) for s, v in values.items() if not isinstance(v, str)}
+    names = {s.name: str(v) for s, v in values.items() if isinstance(v, str)}
+    expr = sp.sympify(expr).xreplace(numbers)
+    if expr.has(sp.zoo, sp.nan):
+        return torch.tensor(torch.nan, dtype=torch.float64)
+    source = torch_code(expr, names)
+    return torch.as_tensor(eval(source, {"torch": torch, "F": F, "math": math, **ran.values}), dtype=torch.float64)
 
 
 def _named(a: Any, tensors: dict[str, Tensor]) -> Any:
@@ -94,19 +102,24 @@ def _tensors(a: Any, tensors: dict[str, Tensor]) -> Any:
 
 def differentiate(
     function: Callable[..., Any], name: str, bound: dict[str, Any], tensors: dict[str, Tensor], leaves: list[str]
-) -> tuple[list[Any], list[Tensor | None], list[Tensor | None]]:
+) -> tuple[list[Any], dict[str, Tensor], list[Tensor | None]]:
     """Results of torch's own operator, its gradients, and the random errors that they are gradients of."""
     own = {k: t.detach().clone().requires_grad_(k in leaves) for k, t in tensors.items()}
     values = {k: _tensors(a, own) for k, a in bound.items()}
-    positional, named = split_arguments(overload(name), values) if name.startswith("aten.") else (list(values.values()), {})
+    positional, named = (
+        split_arguments(overload(name), values) if name.startswith("aten.") else (list(values.values()), {})
+    )
     with torch.enable_grad():
         whole = function(*positional, **named)
         results = list(whole) if isinstance(whole, list | tuple) else [whole]
         errors = [torch.randn_like(r) if isinstance(r, Tensor) and r.requires_grad else None for r in results]
-        live = [(r, e) for r, e in zip(results, errors, strict=True) if e is not None]
-        gradients: list[Tensor | None] = [None] * len(leaves)
-        if live:
-            gradients = list(torch.autograd.grad([r for r, _ in live], [own[k] for k in leaves], [e for _, e in live], allow_unused=True))
+        pairs = [(r, e) for r, e in zip(results, errors, strict=True) if e is not None]
+        if not pairs:
+            return results, {}, errors
+        found = torch.autograd.grad(
+            [r for r, _ in pairs], [own[k] for k in leaves], [e for _, e in pairs], allow_unused=True
+        )
+    gradients = {k: g for k, g in zip(leaves, found, strict=True) if g is not None}
     return [r.detach() if isinstance(r, Tensor) else r for r in results], gradients, errors
 
 
@@ -138,6 +151,3 @@ def execute(nodes: Any, values: dict[str, Any]) -> dict[str, Any]:
     with torch.no_grad():
         exec("\n".join([*speller.helpers.values(), *names, *lines]), space)
     return space
-
-
-__all__ = ["Run", "arguments", "differentiate", "execute", "run"]

@@ -17,7 +17,7 @@ STRUCTURAL = frozenset({"Constant"})
 STRINGS = frozenset(
     {"StringNormalizer", "StringConcat", "StringSplit", "RegexFullMatch", "TfIdfVectorizer", "LabelEncoder"}
 )
-QUANTIZED = ("Quantize", "QLinear", "Integer", "QGemm", "QAttention")
+QUANTIZED = ("Quantize", "Dequantize", "QLinear", "Integer", "QGemm", "QAttention")
 
 
 def check_structure(model: onnx.ModelProto, found: Collector) -> None:

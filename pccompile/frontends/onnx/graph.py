@@ -28,7 +28,7 @@ FORMULAS = frozenset(
 """Operators whose single numbers are part of a formula, if their names are made up."""
 
 GENERATED = re.compile(
-    r"\d+|(.*[/.:_])?(Constant|constant|const|val|scalar_tensor|onnx::\w+|ortshared|_to_copy|clone)(_?\w*)|.*_cast(_\d+)?"
+    r"\d+|(.*[/.:_])?(Constant|constant|const|val|scalar_tensor|onnx::|ortshared|_to_copy|clone)[\w.]*|.*_cast(_\d+)?"
 )
 """Names that exporters make up for the numbers in formulas."""
 
@@ -248,18 +248,26 @@ def role(constant: Constant, readers: dict[str, list[tuple[Node, int]]], outputs
         return "host" if count == 1 else "buffer"
     if neutral(constant, {n.op_type for n, _, _ in slots}):
         return "buffer"
-    formula = count == 1 and {n.op_type for n, _, _ in slots} <= FORMULAS and GENERATED.fullmatch(constant.name)
+    formula = count == 1 and {n.op_type for n, _, _ in slots} <= FORMULAS and generated(constant.name)
     if feeds_weight(constant.name, readers) and (count > 1 or (constant.initializer and not formula)):
         return "parameter"
     exponent = any(n.op_type == "Pow" and i == 1 for n, i, _ in slots) and count == 1
     if constant.initializer and not formula and not exponent:
         return "parameter"
+    # some exporters, Paddle's for one, write weights as Constant nodes under the weights' own names
+    if count > 1 and not generated(constant.name) and {n.op_type for n, _, _ in slots} <= FORMULAS | VIEWS:
+        return "parameter"
     return "host" if count <= 64 else "buffer"
+
+
+def generated(name: str) -> bool:
+    """Whether an exporter made this name up."""
+    return len(name) < 500 and GENERATED.fullmatch(name) is not None
 
 
 def neutral(constant: Constant, readers: set[str]) -> bool:
     """Whether this is the scale of ones or the shift of zeros of a normalisation without weights of its own."""
-    if not all("Normalization" in op_type for op_type in readers) or not GENERATED.fullmatch(constant.name):
+    if not all("Normalization" in op_type for op_type in readers) or not generated(constant.name):
         return False
     return constant.array.size > 0 and (bool((constant.array == 0).all()) or bool((constant.array == 1).all()))
 

@@ -113,7 +113,22 @@ def recognised(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """`model`, which must have a graph: other protobuf files parse as one without."""
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise CompileError(f"{name} is not an ONNX model: it holds no graph")
+    if garbled(model):
+        raise CompileError(f"{name} is damaged: it holds names that are not UTF-8 text")
     return model
+
+
+def garbled(message: Any) -> bool:
+    """Whether a text in a protobuf message is not UTF-8; protobuf then returns it as bytes."""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        entries = [value] if isinstance(value, (str, bytes)) or hasattr(value, "ListFields") else value
+        if field.type == field.TYPE_STRING and any(isinstance(v, bytes) for v in entries):
+            return True
+        if field.type == field.TYPE_MESSAGE and any(garbled(v) for v in entries):
+            return True
+    return False
 
 
 def prepared(model: onnx.ModelProto) -> onnx.ModelProto:

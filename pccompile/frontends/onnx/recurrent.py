@@ -137,9 +137,9 @@ def unroll(step: Step, x: Tensor, state: State, lengths: Tensor | None, backward
     return torch.stack(outputs), state
 
 
-def plain(node: Node, lengths: Tensor | None, peephole: Tensor | None, names: tuple[str, ...]) -> str:
+def plain(node: Node, peephole: Tensor | None, names: tuple[str, ...]) -> str:
     """The torch layer that does the same, or nothing."""
-    special = node.get("clip") or node.get("input_forget", 0) or lengths is not None or peephole is not None
+    special = node.get("clip") or node.get("input_forget", 0) or peephole is not None
     if special or (node.op_type == "GRU" and not node.get("linear_before_reset", 0)):
         return ""
     if node.op_type == "RNN":
@@ -167,6 +167,30 @@ def torch_layer(
     return y, (h[0],)
 
 
+def torch_layer_with_lengths(
+    node: Node,
+    layer: str,
+    x: Tensor,
+    state: State,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None,
+    lengths: Tensor,
+    backwards: bool,
+) -> tuple[Tensor, State]:
+    """The same for samples of different lengths; the last cell state is left at its start."""
+    lengths = lengths.to(torch.int64)
+    steps = torch.arange(x.shape[0])[:, None]
+    alive = steps < lengths
+    mirrored = torch.where(alive, lengths - 1 - steps, steps)[:, :, None]
+    source = x.gather(0, mirrored.expand(x.shape)) if backwards else x
+    y, _ = torch_layer(node, layer, source, state, w, r, b)
+    end = (lengths - 1).clamp(min=0)[None, :, None].expand(1, *y.shape[1:])
+    last = torch.where(lengths[:, None] > 0, y.gather(0, end)[0], state[0])
+    y = torch.where(alive[:, :, None], y, torch.zeros_like(y))
+    return y.gather(0, mirrored.expand(y.shape)) if backwards else y, (last, *state[1:])
+
+
 def run(
     node: Node,
     x: Tensor,
@@ -185,8 +209,10 @@ def run(
         names, functions = activations(node, d)
         state = tuple(s[d] for s in states)
         bias, peep = (None if b is None else b[d]), (None if peephole is None else peephole[d])
-        layer = plain(node, lengths, peep, names)
-        if layer:
+        layer = plain(node, peep, names)
+        if layer and lengths is not None and not (node.op_type == "LSTM" and node.wants(2)):
+            y, last = torch_layer_with_lengths(node, layer, x, state, w[d], r[d], bias, lengths, backwards)
+        elif layer and lengths is None:
             y, last = torch_layer(node, layer, x.flip(0) if backwards else x, state, w[d], r[d], bias)
             y = y.flip(0) if backwards else y
         else:

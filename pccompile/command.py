@@ -1,0 +1,239 @@
+"""What the command line does, once its arguments make sense."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pccompile
+from pccompile.algorithms import ALGORITHMS
+from pccompile.backends.torch import Source
+from pccompile.diagnostics import EXIT_DONE, EXIT_MODEL, EXIT_USAGE, EXIT_VERIFY, CompileError, UsageError, printable
+from pccompile.driver import Imported
+from pccompile.files import MARK, check_writable, save_generated
+from pccompile.loading import Target, kind_of, load, parse_shape
+from pccompile.module import PCModule
+from pccompile.report.doctor import examine
+from pccompile.report.gradients import Bench
+from pccompile.report.losses import cross_entropy
+from pccompile.report.summary import warnings as worth_knowing
+from pccompile.report.tables import Table, show
+
+HIDDEN = ("import-graph",)
+"""Stages whose result another stage has shown."""
+
+
+def run(options: argparse.Namespace, shown: str) -> int:
+    """Do what `options` ask for; what is returned is the exit code. Raises CompileError and UsageError."""
+    settings = settings_of(options)
+    shapes = [parse_shape(s) for s in options.shape]
+    kind = kind_of(options.model)
+    name = options.name or default_name(options.model, kind)
+    folder = Path(options.output) if options.output not in (None, "-") else None
+    if folder:
+        check_writable(folder, name)
+    if options.verify and kind == "onnx":
+        from pccompile.report.reference import require_onnxruntime
+
+        require_onnxruntime()
+    watch = Watch(options)
+    if not options.debug:
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+
+    def made() -> tuple[PCModule, Target]:
+        with watch.progress(), redirect_stdout(sys.stderr):  # what a model prints is no result
+            target = load(options.model, shapes, options.seed)
+            return compiled(target, options, settings, watch), target
+
+    if options.doctor:
+        page, fine = examine(shown, Path(options.model) if kind == "onnx" else None, lambda: made()[0])
+        show(page)
+        return EXIT_DONE if fine else EXIT_MODEL
+    pc, target = made()
+    watch.talk(shown, pc)
+    if options.verify and not verified(pc, target, options):
+        print(f"{shown}: verification failed, nothing written", file=sys.stderr)
+        return EXIT_VERIFY
+    if folder:
+        for path in save_generated(source_of(pc, options.loss), pc.state(), folder, name):
+            print(printable(str(path)))
+    elif not options.verify:
+        present(pc, options)
+    return EXIT_DONE
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What the algorithm is told. Raises UsageError for an algorithm or a setting that does not exist."""
+    if options.algorithm not in ALGORITHMS:
+        raise UsageError(f"--algorithm {printable(options.algorithm, 40)}: one of {', '.join(ALGORITHMS)}")
+    given = {k: getattr(options, k) for k in ("steps", "rate", "tolerance", "lowering")}
+    settings = {k: v for k, v in given.items() if v is not None}
+    if unknown := [k for k in settings if k not in ALGORITHMS[options.algorithm].__annotations__]:
+        raise UsageError(f"{options.algorithm} has no setting {', '.join(f'--{k}' for k in unknown)}")
+    return settings
+
+
+def default_name(model: str, kind: str) -> str:
+    """The files' name for a model that has been given none."""
+    return model.rpartition(":")[2].rpartition(".")[2] if kind == "module" else Path(model).stem
+
+
+def compiled(target: Target, options: argparse.Namespace, settings: Mapping[str, Any], watch: Watch) -> PCModule:
+    """The model, compiled, with its loss where that is not the built-in one."""
+    loss = cross_entropy if options.loss == "cross-entropy" else None
+    pc = pccompile.compile(
+        target.model,
+        target.args,
+        target.kwargs,
+        algorithm=options.algorithm,
+        granularity=options.granularity,
+        loss=loss,
+        hook=watch,
+        **settings,
+    )
+    if loss:
+        given = Bench(pc, target.args or (), target.kwargs, loss, None, options.seed).target
+        pc.prepare(target.args or (), target.kwargs, loss=loss, target=given)
+    watch.finish()
+    return pc
+
+
+def verified(pc: PCModule, target: Target, options: argparse.Namespace) -> bool:
+    """Print the comparison; whether all is well."""
+    loss = pc.criterion
+    with redirect_stdout(sys.stderr):
+        if target.path is not None:
+            from pccompile.report.reference import verify_file
+
+            report = verify_file(pc, target.path, target.args or (), options.seed, loss=loss)
+        else:
+            report = pccompile.verify(pc, target.args or (), target.kwargs, seed=options.seed, loss=loss)
+    if options.json:
+        print(json.dumps(report.as_dict(), indent=2))
+    else:
+        show(report)
+    return report.passed
+
+
+def source_of(pc: PCModule, loss: str) -> str:
+    """The generated file; without a loss, its two functions that know one are left out."""
+    if loss != "none":
+        return pc.source
+    lines = pc.source.splitlines(keepends=True)
+    for node in reversed(ast.parse(pc.source).body):
+        if isinstance(node, ast.FunctionDef) and node.name in ("clamp", "step"):
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
+            del lines[first : node.end_lineno]
+            while first < len(lines) and not lines[first].strip():
+                del lines[first]
+    return "".join(lines).rstrip() + "\n"
+
+
+def present(pc: PCModule, options: argparse.Namespace) -> None:
+    """Print what was asked for; a summary if it was nothing."""
+    if options.explain is not None:
+        show(pc.explain(options.explain or None))
+    elif options.emit == "code" or options.output == "-":
+        sys.stdout.write(source_of(pc, options.loss))
+    elif options.emit:
+        print(getattr(pc.compiled, options.emit))
+    else:
+        show(pc.summary())
+
+
+class Watch:
+    """What is told while a model is compiled: progress, stages in full, times."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.times: list[tuple[str, float]] = []
+        self.active, self.status = True, None
+        self.start = time.monotonic()
+        self.folder = Path(options.dump_dir) if options.dump_dir else None
+        if self.folder:
+            self._writable(self.folder)
+
+    def _writable(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise CompileError(f"cannot write to {printable(str(folder))}: {e.strerror or e}") from e
+
+    def __call__(self, stage: str, result: object, seconds: float) -> None:
+        """A stage is done."""
+        if not self.active:
+            return
+        self.times.append((stage, seconds))
+        if self.status is not None:
+            self.status.update(f"compiling: {stage} done")
+        if stage in HIDDEN:
+            return
+        if stage in self.options.print_after:
+            print(f"# after {stage}\n{text(result)}", file=sys.stderr)
+        if self.folder:
+            self.dump(self.folder, stage, result)
+
+    def dump(self, folder: Path, stage: str, result: object) -> None:
+        """Write one numbered file. Raises CompileError rather than overwrite a file of somebody else's."""
+        number = sum(name not in HIDDEN for name, _ in self.times)
+        path = folder / f"{number:02d}-{stage}.txt"
+        try:
+            if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace")[:200]:
+                raise CompileError(f"{printable(str(path))} was not generated by pccompile and is not overwritten")
+            path.write_text(f"# {MARK} After {stage}.\n{text(result)}\n", encoding="utf-8")
+        except OSError as e:
+            raise CompileError(f"cannot write to {printable(str(folder))}: {e.strerror or e}") from e
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """A line that moves, where stderr is a terminal."""
+        if self.options.quiet or not sys.stderr.isatty():
+            with nullcontext():
+                yield
+            return
+        from rich.console import Console
+
+        with Console(stderr=True).status("compiling: export") as status:
+            self.status = status  # type: ignore[assignment]
+            try:
+                yield
+            finally:
+                self.status = None
+
+    def finish(self) -> None:
+        """Compiling is over: what is compiled from now on, for comparisons, is not shown."""
+        self.active = False
+        if self.options.time_passes:
+            total = sum(s for _, s in self.times)
+            rows = [*((stage, f"{s:.3f}") for stage, s in self.times if stage not in HIDDEN), ("total", f"{total:.3f}")]
+            show(Table(("stage", ">seconds"), tuple(rows)), sys.stderr)
+
+    def talk(self, shown: str, pc: PCModule) -> None:
+        """Facts that a user must know, on stderr."""
+        if self.options.quiet:
+            return
+        for fact in (*pc.compiled.program.facts, *(f"warning: {w}" for w in worth_knowing(pc, pc.compiled))):
+            print(f"{shown}: {fact}", file=sys.stderr)
+
+
+def text(result: object) -> str:
+    """A stage's result as people read it."""
+    match result:
+        case Imported():
+            return str(result.graph)
+        case Source():
+            return result.text
+    return str(result)
+
+
+__all__ = ["EXIT_USAGE", "run"]

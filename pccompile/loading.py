@@ -1,0 +1,264 @@
+"""What a command line names: a model file, or a function that makes a model, with example inputs."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pccompile.api import load_program
+from pccompile.diagnostics import NOWHERE, CompileError, Location, UsageError, listing, printable
+
+SHAPE = re.compile(r"(?P<name>.+)=(?P<sizes>(?:\d+(?:,\d+)*)?)(?::(?P<dtype>[a-z]+\d*))?", re.DOTALL)
+DTYPES = {str(d).removeprefix("torch."): d for d in (
+    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128,
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+)}  # fmt: skip
+ENTRIES = 2**31
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One `--shape name=sizes:dtype`."""
+
+    name: str
+    sizes: tuple[int, ...]
+    dtype: torch.dtype | None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to compile. `model` is what `pccompile.compile` takes, `name` that of its files, `path` its file if it is one."""
+
+    model: Any
+    args: tuple[Any, ...] | None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "model"
+    path: Path | None = None
+
+
+def parse_shape(text: str) -> Shape:
+    """A `--shape` option. Raises UsageError."""
+    match = SHAPE.fullmatch(text)
+    if not match:
+        raise UsageError(f"--shape {printable(text, 80)}: expected name=2,3 or name=2,3:int64")
+    if match["dtype"] and match["dtype"] not in DTYPES:
+        raise UsageError(f"--shape {printable(text, 80)}: unknown dtype; one of {', '.join(DTYPES)}")
+    sizes = tuple(int(s) for s in match["sizes"].split(",") if s)
+    entries = 1
+    for size in sizes:
+        entries *= size
+    if entries > ENTRIES:
+        raise UsageError(f"--shape {printable(text, 80)}: more than {ENTRIES} entries")
+    return Shape(match["name"], sizes, DTYPES[match["dtype"]] if match["dtype"] else None)
+
+
+def kind_of(target: str) -> str:
+    """What a target is: "onnx", "pt2" or "module". Raises UsageError."""
+    suffix = Path(target).suffix.lower()
+    if suffix in (".onnx", ".pt2"):
+        return suffix[1:]
+    module, colon, attribute = target.partition(":")
+    if colon and all(part.isidentifier() for part in f"{module}.{attribute}".split(".")):
+        return "module"
+    raise UsageError(f"{printable(target, 80)} is no model: expected a file .onnx or .pt2, or package.module:factory")
+
+
+def load(target: str, shapes: Sequence[Shape], seed: int) -> Target:
+    """The model that `target` names, and example inputs. Raises CompileError and UsageError."""
+    kind = kind_of(target)
+    if kind == "module":
+        return _from_module(target, shapes, seed)
+    if kind == "onnx":
+        return _from_onnx(Path(target), shapes, seed)
+    if shapes:
+        raise UsageError("--shape: an exported program brings its own inputs")
+    if not Path(target).is_file():
+        raise CompileError(f"{target} cannot be read: No such file or directory")
+    program = load_program(Path(target))
+    args, kwargs = program.example_inputs or ((), {})
+    return Target(program, tuple(args), kwargs, Path(target).stem)
+
+
+def _from_onnx(path: Path, shapes: Sequence[Shape], seed: int) -> Target:
+    from pccompile.frontends.onnx import load_onnx
+
+    module = load_onnx(path)
+    types = {t.name: t for t in module.input_types}
+    check_names(shapes, list(types))
+    for s in shapes:
+        if s.dtype and s.dtype is not types[s.name].dtype:
+            declared = str(types[s.name].dtype).removeprefix("torch.")
+            raise UsageError(f"--shape {printable(s.name)}: the file says that this input is {declared}")
+    args = module.example_inputs({s.name: s.sizes for s in shapes}, seed)
+    return Target(module, args, name=path.stem, path=path)
+
+
+def check_names(shapes: Sequence[Shape], known: Sequence[str]) -> None:
+    """Raise UsageError for shapes of inputs that the model does not have, or that are given twice."""
+    seen: set[str] = set()
+    for s in shapes:
+        if s.name not in known:
+            raise UsageError(
+                f"--shape: the model has no input {printable(s.name, 80)}; its inputs are {listing(known, 10) or 'none'}"
+            )
+        if s.name in seen:
+            raise UsageError(f"--shape: input {printable(s.name, 80)} is given twice")
+        seen.add(s.name)
+
+
+def _from_module(target: str, shapes: Sequence[Shape], seed: int) -> Target:
+    torch.manual_seed(seed)
+    with redirect_stdout(sys.stderr):  # stdout is for results
+        factory = _attribute(target)
+        model = _made(factory, target)
+        args, kwargs = _inputs(model, factory, shapes, seed)
+        _probe(model, args, kwargs)
+    return Target(model, args, kwargs, target.rpartition(":")[2].rpartition(".")[2])
+
+
+def _attribute(target: str) -> Any:
+    """The object that `package.module:attribute` names."""
+    module_name, _, path = target.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as e:
+        if e.name and (module_name == e.name or module_name.startswith(f"{e.name}.")):
+            raise CompileError(
+                f"there is no module {e.name}", hint="it was looked for here and on Python's path"
+            ) from None
+        raise _raised(f"importing {module_name}", e) from e
+    except (Exception, SystemExit) as e:
+        raise _raised(f"importing {module_name}", e) from e
+    for name in path.split("."):
+        if not hasattr(found, name):
+            names = [n for n in dir(found) if not n.startswith("_")]
+            near = difflib.get_close_matches(name, names, 3, 0.4)
+            raise CompileError(f"{module_name} has no {path}", hint=f"did you mean {listing(near)}?" if near else "")
+        found = getattr(found, name)
+    return found
+
+
+def _made(factory: Any, target: str) -> nn.Module:
+    """The module that a factory returns, or is."""
+    model = factory
+    if not isinstance(factory, nn.Module):
+        if not callable(factory):
+            raise CompileError(
+                f"{target} is a {type(factory).__name__}, neither a module nor a function that returns one"
+            )
+        try:
+            model = factory()
+        except (Exception, SystemExit) as e:
+            raise _raised(f"{target}()", e) from e
+    if not isinstance(model, nn.Module):
+        raise CompileError(f"{target}() returns a {type(model).__name__}, not an nn.Module")
+    return model
+
+
+def _raised(what: str, error: BaseException) -> CompileError:
+    """What went wrong in the user's code, in one line, and where."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _theirs(f.filename)]
+    where = Location(file=frames[-1].filename, line=frames[-1].lineno or 0) if frames else NOWHERE
+    line = next((ln.strip() for ln in str(error).splitlines() if ln.strip()), "")
+    return CompileError(f"{what} raises {type(error).__name__}{': ' if line else ''}{line}", where)
+
+
+def _theirs(filename: str) -> bool:
+    return not any(part in filename for part in ("/torch/", "/pccompile/", "<frozen", "/importlib/"))
+
+
+def _inputs(
+    model: nn.Module, factory: Any, shapes: Sequence[Shape], seed: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments for a call: random ones of the shapes that are given, or the examples that the model brings."""
+    names, required, free = _signature(model)
+    if not shapes:
+        examples = getattr(model, "example_inputs", None) or getattr(factory, "example_inputs", None)
+        if examples is None:
+            if not required and not free:
+                return (), {}
+            shown = " ".join(f"--shape {n}=2,3" for n in required or ["x"])
+            raise UsageError(f"example inputs are missing: give {shown}, with your sizes")
+        return _examples(examples)
+    known = [s.name for s in shapes] if free else names
+    check_names(shapes, known)
+    if missing := [n for n in required if n not in {s.name for s in shapes}]:
+        raise UsageError(f"--shape: the model also needs {listing(missing, 10)}")
+    generator = torch.Generator().manual_seed(seed)
+    limit = min([m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)] or [2])
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    drawn = {s.name: _drawn(s, dtype, limit, generator) for s in sorted(shapes, key=lambda s: known.index(s.name))}
+    if free:
+        return tuple(drawn.values()), {}
+    leading = 0
+    while leading < len(names) and names[leading] in drawn:
+        leading += 1
+    positional = names[: 0 if _keywords_only(model) else leading]
+    return tuple(drawn[n] for n in positional), {n: t for n, t in drawn.items() if n not in positional}
+
+
+def _examples(examples: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What `example_inputs` gives: a tensor, a tuple, or a dict of named arguments."""
+    try:
+        found = examples() if callable(examples) else examples
+    except Exception as e:
+        raise _raised("example_inputs()", e) from e
+    if isinstance(found, Mapping):
+        return (), dict(found)
+    return (found,) if isinstance(found, Tensor) else tuple(found), {}
+
+
+def _signature(model: nn.Module) -> tuple[list[str], list[str], bool]:
+    """The names of `forward`'s parameters, those without a default, and whether it takes any number of arguments."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    free = any(p.kind is p.VAR_POSITIONAL for p in parameters) and not named
+    return [p.name for p in named], [p.name for p in named if p.default is p.empty], free
+
+
+def _keywords_only(model: nn.Module) -> bool:
+    parameters = inspect.signature(model.forward).parameters.values()
+    return bool(parameters) and all(p.kind is p.KEYWORD_ONLY for p in parameters)
+
+
+def _drawn(shape: Shape, default: torch.dtype, limit: int, generator: torch.Generator) -> Tensor:
+    """Normal numbers; small indices, within the smallest embedding; a fair coin."""
+    dtype = shape.dtype or default
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(
+            shape.sizes, generator=generator, dtype=torch.complex64 if dtype.is_complex else torch.float32
+        ).to(dtype)
+    return torch.randint(0, 2 if dtype is torch.bool else min(limit, 127), shape.sizes, generator=generator).to(dtype)
+
+
+def _probe(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Run the model once, without a trace in its buffers. Raises CompileError with the model's own message."""
+    before = {k: b.clone() for k, b in model.named_buffers()}
+    given = [*args, *kwargs.values()]
+    shown = ", ".join(str(list(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in given)
+    run: Callable[..., Any] = model
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            run(*args, **kwargs)
+    except Exception as e:
+        raise _raised(f"{type(model).__name__} on inputs {shown}", e) from e
+    finally:
+        with torch.no_grad():
+            for k, b in model.named_buffers():
+                if k in before and b.shape == before[k].shape:
+                    b.copy_(before[k])

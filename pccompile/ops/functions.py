@@ -1,0 +1,208 @@
+"""Gradients that a model's author decides: stop-gradients, and custom autograd Functions with their own backward.
+
+Both are operators of ours while a model is captured, since any decomposition would look through them: `aten.detach`
+becomes `aten.alias`, and a Function is traced through its forward. Afterwards a stop-gradient is an operation without
+messages, and a Function's forward is written out without messages while its backward becomes the rule.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pccompile.diagnostics import CompileError
+from pccompile.ir import Arg, Node, Ref, TensorType
+from pccompile.ops.builder import Builder
+from pccompile.ops.registry import Message, OpDef, define
+from pccompile.ops.trace import inline, trace
+
+STOP, FUNCTION = "pccompile.stop_gradient.default", "pccompile.function.default"
+
+
+@functools.cache
+def stop_gradient() -> torch._ops.OpOverload:
+    """The operator that copies its argument and through which no error passes."""
+
+    @torch.library.custom_op("pccompile::stop_gradient", mutates_args=())
+    def barrier(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @barrier.register_fake
+    def _(x: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(x)
+
+    found: torch._ops.OpOverload = torch.ops.pccompile.stop_gradient.default
+    return found
+
+
+define(OpDef(STOP, "linear", parameters=("x",), infer=lambda args, type_of: type_of(args["x"]),  # type: ignore[arg-type]
+             spell=lambda t, a: str(t["x"]), equation="stop(x)"))  # fmt: skip
+
+
+class Context:
+    """What a Function's forward and backward are given as `ctx`."""
+
+    def __init__(self, needs: Sequence[bool]) -> None:
+        self.needs_input_grad = tuple(needs)
+        self.saved_tensors: tuple[Any, ...] = ()
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        """Keep tensors for backward."""
+        self.saved_tensors = tensors
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Gradients are always there."""
+
+    def mark_non_differentiable(self, *tensors: Any) -> None:
+        """Results that take no gradient send none."""
+
+    def mark_dirty(self, *tensors: Any) -> None:
+        """Refuse: an argument that is changed in place."""
+        raise CompileError("a custom autograd.Function changes its argument in place", hint="let it return a new tensor")
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a Function while a model was captured; `template` has the arguments, None where a tensor stood."""
+
+    function: type[torch.autograd.Function]
+    template: tuple[Any, ...]
+    places: tuple[int, ...]
+    single: bool = True
+    shapes: list[Any] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return self.function.__name__
+
+    def forward(self, tensors: Sequence[Any], ctx: Context) -> tuple[Any, ...]:
+        """The results of the user's forward."""
+        args = list(self.template)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            args[place] = tensor
+        if self.function.setup_context is not torch.autograd.Function.setup_context:
+            result = self.function.forward(*args)
+            self.function.setup_context(ctx, tuple(args), result)
+        else:
+            result = self.function.forward(ctx, *args)
+        self.single = not isinstance(result, tuple)
+        results = (result,) if self.single else result
+        if not all(isinstance(r, torch.Tensor) for r in results):
+            raise CompileError(f"{self}.forward returns something that is no tensor")
+        return tuple(results)
+
+    def backward(self, tensors: Sequence[Any], errors: Sequence[Any]) -> tuple[Any, ...]:
+        """What the user's backward returns for the tensor arguments."""
+        ctx = Context([i in self.places for i in range(len(self.template))])
+        with torch.no_grad():
+            self.forward(tensors, ctx)
+            sent = self.function.backward(ctx, *errors)
+        sent = sent if isinstance(sent, tuple) else (sent,)
+        return tuple(sent[p] for p in self.places)
+
+
+_calls: list[Call] = []
+
+
+@functools.cache
+def function_operator() -> torch._ops.OpOverload:
+    """The operator that stands for a call of a Function."""
+
+    @torch.library.custom_op("pccompile::function", mutates_args=())
+    def run(tensors: list[torch.Tensor], key: int) -> list[torch.Tensor]:
+        results = _calls[key].forward(tensors, Context([True] * len(_calls[key].template)))
+        return [r.clone() for r in results]
+
+    @run.register_fake
+    def _(tensors: list[torch.Tensor], key: int) -> list[torch.Tensor]:
+        results = _calls[key].forward(tensors, Context([True] * len(_calls[key].template)))
+        return [torch.empty_like(r) for r in results]
+
+    found: torch._ops.OpOverload = torch.ops.pccompile.function.default
+    return found
+
+
+def record_call(function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
+    """Run a Function as an operator that capture keeps; return what it returns."""
+    places = tuple(i for i, a in enumerate(args) if isinstance(a, torch.Tensor))
+    template = tuple(None if i in places else a for i, a in enumerate(args))
+    _calls.append(Call(function, template, places))
+    results = function_operator()([args[p] for p in places], len(_calls) - 1)
+    return results[0] if _calls[-1].single else tuple(results)
+
+
+def call_of(key: int) -> Call:
+    """The call that an imported operator stands for."""
+    return _calls[key]
+
+
+def _expand(b: Builder, node: Node) -> Message:
+    """The forward written out behind stop-gradients, then one value that has the user's backward for its rule.
+
+    Several results become one flat value, since a backward need not be linear in their gradients.
+    """
+    call, tensors = node["key"], node["tensors"]
+    assert isinstance(call, Call) and isinstance(tensors, tuple) and isinstance(node.type, tuple)
+    stopped = tuple(b(STOP, t) for t in tensors)
+    traced = _traced(b, lambda *ts: list(call.forward(ts, Context([True] * len(call.template)))), stopped)
+    values: list[Any] = inline(b, traced.graph, stopped, _tensors(traced))
+    types = [b.type(v) for v in values]
+    whole = values[0] if len(values) == 1 else b("aten.cat.default", tuple(b.view(v, (b.numel(b.shape(v)),)) for v in values), 0)
+    result = b("pcc.function", whole, tensors, call, tuple(types))
+    return tuple(_parts(b, result, types))
+
+
+def _parts(b: Builder, whole: Ref, types: Sequence[TensorType]) -> list[Ref]:
+    if len(types) == 1:
+        return [whole]
+    start: Any = 0
+    parts = []
+    for t in types:
+        size = b.numel(t.shape)
+        parts.append(b.view(b("aten.slice.Tensor", whole, 0, start, start + size), t.shape))
+        start = start + size
+    return parts
+
+
+def _rule(b: Builder, node: Node, err: Ref) -> Mapping[str, Message]:
+    call, tensors, types = node["call"], node["tensors"], node["types"]
+    assert isinstance(call, Call) and isinstance(tensors, tuple)
+    errors = _parts(b, err, types)  # type: ignore[arg-type]
+    none: list[int] = []
+
+    def product(*given: Any) -> list[Any]:
+        sent = call.backward(given[: len(tensors)], given[len(tensors) :])
+        none.extend(i for i, s in enumerate(sent) if s is None)
+        return [s for s in sent if s is not None]
+
+    names = (*tensors, *errors)
+    traced = _traced(b, product, names)
+    sent = iter(inline(b, traced.graph, names, _tensors(traced)))
+    return {"tensors": tuple(None if i in none else next(sent) for i in range(len(tensors)))}  # type: ignore[misc]
+
+
+def _traced(b: Builder, function: Callable[..., Any], names: Sequence[Arg]) -> torch.fx.GraphModule:
+    with b.typer.mode:
+        fakes = [torch.empty_like(b.typer.fake(b.type(n))) for n in names]
+    return trace(function, fakes, b.typer.mode)
+
+
+def _tensors(traced: torch.fx.GraphModule) -> dict[str, torch.Tensor]:
+    return {n.target: getattr(traced, n.target) for n in traced.graph.nodes if n.op == "get_attr"}
+
+
+define(OpDef(FUNCTION, "traced", expand=_expand, parameters=("tensors", "key"), infer=lambda args, type_of: ()))
+define(
+    OpDef(
+        "pcc.function",
+        "traced",
+        _rule,
+        parameters=("value", "tensors", "call", "types"),
+        infer=lambda args, type_of: type_of(args["value"]),  # type: ignore[arg-type]
+        spell=lambda t, a: str(t["value"]),
+        equation="custom(x)",
+    )
+)

@@ -1,0 +1,52 @@
+"""Everything that keeps a model from being compiled, at once, and what else a user would want to know before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pccompile.diagnostics import CompileError, Problem, listing, printable
+from pccompile.report.summary import warnings
+from pccompile.report.tables import Page, count
+
+if TYPE_CHECKING:
+    from pccompile.frontends.onnx import OnnxModule
+    from pccompile.module import PCModule
+
+
+def examine(shown: str, path: Path | None, compile_it: Callable[[], PCModule]) -> tuple[Page, bool]:
+    """The findings, and whether the model can be compiled. `path` is that of an ONNX file, if it is one."""
+    problems: list[Problem] = []
+    notes: list[str] = []
+    if path is not None:
+        from pccompile.frontends.onnx import unsupported
+
+        problems += unsupported(path)
+    if not problems:
+        try:
+            pc = compile_it()
+            notes += warnings(pc, pc.compiled)
+            if path is not None:
+                notes += onnx_notes(pc.__dict__["model"])
+        except CompileError as e:
+            problems += e.problems
+    if path is not None and find_spec("onnxruntime") is None:
+        notes.append('onnxruntime is not installed, --verify needs it: pip install "pccompile[check]"')
+    verdict = f"{count(len(problems), 'problem')}" if problems else "nothing stands in the way"
+    lines = [*map(str, problems), *(f"note: {n}" for n in notes), verdict]
+    return Page(tuple(f"{shown}: {line}" for line in lines)), not problems
+
+
+def onnx_notes(module: OnnxModule) -> Iterable[str]:
+    """What is worth knowing about a file that can be compiled."""
+    from pccompile.report.reference import constant_weights
+
+    if constant := constant_weights(module):
+        yield f"{count(len(constant), 'weight')} of one number throughout ({listing(constant)}): --verify draws them anew"
+    for entry in module.input_types:
+        open_: list[Any] = [s for s in entry.shape or () if not isinstance(s, int)]
+        if entry.shape is None or open_:
+            sizes = "its rank" if entry.shape is None else listing(map(str, open_))
+            yield f"input {printable(entry.name, 80)} leaves {sizes} open: --shape {printable(entry.name, 80)}=… chooses"

@@ -1,0 +1,179 @@
+"""One vertex in full: where it comes from, its equations and local rules, and the code that was generated for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from pccompile.diagnostics import listing, printable
+from pccompile.driver import Compiled
+from pccompile.ir import Vertex
+from pccompile.ops import equations
+from pccompile.report.code import lines_of
+from pccompile.report.places import find, source_line
+from pccompile.report.tables import Page, Table, count, shortened
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pccompile.module import PCModule
+
+MOST = 4
+"""So many vertices that a name means are explained one by one; more are listed."""
+
+
+def explain(pc: PCModule, vertex: str | None = None) -> Page:
+    """The page about the vertices that `vertex` means, or about all of them. Raises CompileError for an unknown name."""
+    compiled = pc.compiled
+    if vertex is None:
+        return _overview(compiled, compiled.pc.vertices)
+    found = find(compiled.pc, vertex)
+    if len(found) > MOST:
+        return _overview(compiled, found)
+    model: nn.Module = pc.__dict__["model"]
+    pages = [_Explainer(compiled, model, v).page() for v in found]
+    return Page(tuple(part for i, page in enumerate(pages) for part in (*([""] if i else []), *page)))
+
+
+def _overview(compiled: Compiled, vertices: tuple[Vertex, ...]) -> Page:
+    """A table of vertices, and how many rules were derived in which way."""
+    rows = tuple(
+        (
+            v.name,
+            " · ".join(equations.short(n.op) for n in equations.working(v)) if v.prediction else "output",
+            str(v.type),
+            ", ".join(dict.fromkeys(v.how.values())) or "–",
+            f"{v.where.file}:{v.where.line}" if v.where.file else v.where.module,
+        )
+        for v in vertices
+    )
+    return Page(
+        (
+            Table(("vertex", "operations", "type", "rules", "place"), rows),
+            "",
+            f"{count(len(vertices), 'vertex', 'vertices')}; {rules(vertices)}",
+        )
+    )
+
+
+def rules(vertices: tuple[Vertex, ...]) -> str:
+    """How many rules were derived in which way."""
+    families = Counter(how for v in vertices for how in v.how.values())
+    return "rules: " + (", ".join(f"{n} {family}" for family, n in families.most_common()) or "none")
+
+
+class _Explainer:
+    def __init__(self, compiled: Compiled, model: nn.Module, vertex: Vertex) -> None:
+        self.compiled, self.graph, self.model, self.v = compiled, compiled.pc, model, vertex
+        self.children = self.graph.children()[vertex.name]
+
+    def page(self) -> list[str]:
+        """All of it, line by line."""
+        kind = "output" if self.v.name in self.graph.outputs else "vertex"
+        head = f"{kind} {self.v.name}"
+        return [
+            head,
+            *self.place(),
+            *self.neighbours(),
+            *self.equations(),
+            *self.learning(),
+            *self.derivation(),
+            *self.code(),
+        ]
+
+    def place(self) -> list[str]:
+        """Where the user wrote it, and the line."""
+        where = self.v.where
+        path, line = source_line(where, self.model)
+        named = f" in {printable(where.module)}" if where.module else ""
+        place = f"{path or where.file}:{where.line}" if where.file else "unknown line"
+        return [_entry("source", place + named), *([_entry("", line)] if line else [])]
+
+    def neighbours(self) -> list[str]:
+        """Type, parents and children."""
+        children = shortened([c.name for c in self.children]) or (
+            "none: the loss sets its error" if self.v.name in self.graph.outputs else "none"
+        )
+        return [
+            _entry("type", f"{self.v.type}, precision 1"),
+            _entry("parents", shortened([self.described(p) for p in self.v.parents], 12) or "none"),
+            _entry("children", children),
+        ]
+
+    def described(self, name: str) -> str:
+        """A parent, and what it is if it is no vertex."""
+        graph = self.graph.graph
+        for kind, table in (("input", graph.inputs), ("parameter", graph.params), ("buffer", graph.buffers)):
+            if name in table:
+                return f"{graph.origin.get(name, name)} ({kind})"
+        return name if name in self.graph.names else f"{name} (fixed)"
+
+    def equations(self) -> list[str]:
+        """Prediction, error, and what each child and parent is sent."""
+        own = equations.prediction(self.v) if self.v.prediction else self.v.parents[0]
+        lines = [_entry("prediction", f"v̂ = {own}"), _entry("error", self.error())]
+        lines += [_entry("", f"from {c.name}: {equations.message(c, self.v.name)}") for c in self.children]
+        sends = [p for p in self.v.messages if p not in self.graph.graph.params]
+        for i, p in enumerate(sends):
+            lines.append(_entry("" if i else "messages", f"to {p}: {self.message(p)}"))
+        return lines
+
+    def error(self) -> str:
+        """The equation of the error, as the algorithm has it."""
+        if self.v.name in self.graph.outputs:
+            return "ε = −∂L/∂v̂"
+        pull = " + ".join(equations.message(c, self.v.name) for c in self.children) or "0"
+        pull = pull if len(pull) < 90 else f"Σ Jᵀ ε of {count(len(self.children), 'child', 'children')}"
+        if self.compiled.source.moving:
+            return f"ε = v − v̂, Δv = η ({pull} − ε)"
+        return f"Δε = η ({pull} − ε)" if self.compiled.program.arguments else f"ε = {pull}"
+
+    def message(self, to: str) -> str:
+        text = equations.message(self.v, to)
+        return text.replace(f"ε[{self.v.name}]", "ε")
+
+    def learning(self) -> list[str]:
+        """The local rule of each parameter, and who else reads it."""
+        params = [p for p in self.v.messages if p in self.graph.graph.params]
+        readers, lines = self.graph.children(), []
+        for i, p in enumerate(params):
+            others = [c.name for c in readers[p] if c is not self.v]
+            shared = f"    (and what {listing(others)} adds)" if others else ""
+            frozen = "" if p in self.graph.graph.wanted else "    (frozen: not learned)"
+            lines.append(
+                _entry(
+                    "" if i else "learning",
+                    f"Δ {printable(self.graph.graph.origin[p])} = {self.message(p)}{shared}{frozen}",
+                )
+            )
+        return lines or [_entry("learning", "no parameters")]
+
+    def derivation(self) -> list[str]:
+        """How the rule of each operation came about."""
+        operations = {n.name: n.op for n in self.v.prediction}
+        entries = [f"{operations[n]}: {WAYS.get(how, how)}" for n, how in self.v.how.items() if n in operations]
+        return [_entry("" if i else "rules", e) for i, e in enumerate(dict.fromkeys(entries))]
+
+    def code(self) -> list[str]:
+        """The generated lines."""
+        origin = self.graph.graph.origin
+        params = [p for p in self.v.messages if p in origin and p in self.graph.graph.params]
+        found = lines_of(self.v, self.compiled.source.text, set(self.graph.names), params)
+        return [
+            line for name, text in found for line in ("", f"  # {name}", *(f"    {ln}" for ln in text.splitlines()))
+        ]
+
+
+WAYS = {
+    "elementwise": "elementwise, the slope of its formula times the error",
+    "linear": "linear, the adjoint",
+    "multilinear": "multilinear, the adjoint in each argument",
+    "selection": "selection, back to the entries that were chosen",
+    "composite": "composite, a fused rule",
+    "context": "carries no gradient",
+    "traced": "traced from torch's derivative when it was compiled",
+}
+
+
+def _entry(title: str, text: str) -> str:
+    return f"  {title:<11} {text}"

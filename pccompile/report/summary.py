@@ -1,0 +1,81 @@
+"""A compiled model on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from pccompile.algorithms.law import path_lengths
+from pccompile.diagnostics import listing
+from pccompile.driver import GRANULARITY, Compiled
+from pccompile.report.explain import rules
+from pccompile.report.tables import Page, count
+
+if TYPE_CHECKING:
+    from pccompile.module import PCModule
+
+FLAT = ("round", "floor", "ceil", "trunc", "sign", "sgn", "heaviside", "fix")
+"""Operations whose derivative is 0 wherever it exists."""
+
+OUTSIDE = (
+    "an outside loss clamps the outputs by its linearisation: give loss= at compile time and call pc.loss(x, target=y)"
+)
+
+
+def summary(pc: PCModule) -> Page:
+    """Algorithm, size, rules, predicted gradient error and warnings, a line each."""
+    compiled, options = pc.compiled, pc.options
+    graph = compiled.pc.graph
+    learned = [compiled.imported.tensors[p] for p in graph.params if p in graph.wanted]
+    settings = {**compiled.program.arguments, **{k: v for k, v in options.settings.items() if v is not None}}
+    granularity = options.granularity or GRANULARITY[options.algorithm]
+    lines = [
+        f"algorithm    {options.algorithm}{''.join(f', {k} {v}' for k, v in settings.items())}; a vertex is one {GRAINS[granularity]}",
+        f"vertices     {len(compiled.pc.vertices):,}, longest path to an output {count(longest(compiled), 'edge')}",
+        f"parameters   {size(learned)} learn, of {size([compiled.imported.tensors[p] for p in graph.params])}",
+        f"rules        {rules(compiled.pc.vertices).removeprefix('rules: ')}",
+        *(f"facts        {fact}" for fact in compiled.program.facts),
+        *(f"warning      {w}" for w in warnings(pc, compiled)),
+        *([f"warning      {OUTSIDE}"] if compiled.source.moving and pc.criterion is None else []),
+    ]
+    return Page(tuple(lines))
+
+
+GRAINS = {"op": "operation", "layer": "layer"}
+
+
+def size(tensors: list[Tensor]) -> str:
+    """`12 tensors with 3,456 entries`."""
+    return f"{count(len(tensors), 'tensor')} with {sum(t.numel() for t in tensors):,} entries"
+
+
+def longest(compiled: Compiled) -> int:
+    """The edges of the longest path from a vertex to an output."""
+    return max((max(ks) for ks in path_lengths(compiled.pc).values() if ks), default=0)
+
+
+def warnings(pc: PCModule, compiled: Compiled) -> Iterator[str]:
+    """What a user would want to know before training."""
+    graph, children = compiled.pc.graph, compiled.pc.children()
+    unread = [graph.origin[p] for p in sorted(graph.wanted) if p in graph.params and not children[p]]
+    inside = {id(compiled.imported.tensors[p]) for p in graph.params}
+    unread += [n for n, p in pc.named_parameters() if p.requires_grad and id(p) not in inside]
+    if unread:
+        yield f"no output depends on {listing(dict.fromkeys(unread))}: no gradient"
+    flat = [
+        v.name
+        for v in compiled.pc.vertices
+        for n in v.prediction
+        if n.op.split(".")[1:2] and n.op.split(".")[1].strip("_") in FLAT
+    ]
+    still = [n.name for n in compiled.pc.context if n.op.split(".")[1:2] and n.op.split(".")[1].strip("_") in FLAT]
+    if flat or still:
+        yield f"{listing([*flat, *still])} has a derivative of zero: nothing is sent to what comes before it"
+    traced = sum(how == "traced" for v in compiled.pc.vertices for how in v.how.values())
+    if traced:
+        yield f"{count(traced, 'rule')} traced from torch's own derivatives: correct, not written in local form"
+    frozen = [graph.origin[p] for p in graph.params if p not in graph.wanted]
+    if frozen:
+        yield f"{listing(frozen)} {'is' if len(frozen) == 1 else 'are'} frozen"
