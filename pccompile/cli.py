@@ -6,6 +6,7 @@ Results go to stdout, talk to stderr. Nothing heavy is imported before the argum
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -160,10 +161,8 @@ def report(error: CompileError, shown: str) -> int:
 
 def talk(text: str) -> None:
     """A line to stderr; there may be nobody who reads it."""
-    try:
+    with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
-    except OSError:
-        pass
 
 
 def check(options: argparse.Namespace) -> None:

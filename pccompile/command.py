@@ -18,8 +18,8 @@ import pccompile
 from pccompile.algorithms import ALGORITHMS
 from pccompile.backends.torch import Source
 from pccompile.diagnostics import EXIT_DONE, EXIT_MODEL, EXIT_USAGE, EXIT_VERIFY, CompileError, UsageError, printable
-from pccompile.driver import Imported
 from pccompile.files import MARK, check_writable, save_generated
+from pccompile.frontends.exported import Imported
 from pccompile.loading import Target, kind_of, load, parse_shape
 from pccompile.module import PCModule
 from pccompile.report.doctor import examine
@@ -203,7 +203,7 @@ class Watch:
             return
         from rich.console import Console
 
-        with Console(stderr=True).status("compiling: export") as status:
+        with Console(file=sys.stderr).status("compiling: export") as status:
             self.status = status  # type: ignore[assignment]
             try:
                 yield

@@ -40,7 +40,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Target:
-    """A model to compile. `model` is what `pccompile.compile` takes, `name` that of its files, `path` its file if it is one."""
+    """A model to compile. `model` is what `pccompile.compile` takes, `name` that of its files, `path` an ONNX file."""
 
     model: Any
     args: tuple[Any, ...] | None
@@ -111,9 +111,8 @@ def check_names(shapes: Sequence[Shape], known: Sequence[str]) -> None:
     seen: set[str] = set()
     for s in shapes:
         if s.name not in known:
-            raise UsageError(
-                f"--shape: the model has no input {printable(s.name, 80)}; its inputs are {listing(known, 10) or 'none'}"
-            )
+            inputs = listing(known, 10) or "none"
+            raise UsageError(f"--shape: the model has no input {printable(s.name, 80)}; its inputs are {inputs}")
         if s.name in seen:
             raise UsageError(f"--shape: input {printable(s.name, 80)} is given twice")
         seen.add(s.name)

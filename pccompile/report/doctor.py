@@ -44,9 +44,11 @@ def onnx_notes(module: OnnxModule) -> Iterable[str]:
     from pccompile.report.reference import constant_weights
 
     if constant := constant_weights(module):
-        yield f"{count(len(constant), 'weight')} of one number throughout ({listing(constant)}): --verify draws them anew"
+        weights = f"{count(len(constant), 'weight')} of one number throughout"
+        yield f"{weights} ({listing(constant)}): --verify draws them anew"
     for entry in module.input_types:
         open_: list[Any] = [s for s in entry.shape or () if not isinstance(s, int)]
         if entry.shape is None or open_:
             sizes = "its rank" if entry.shape is None else listing(map(str, open_))
-            yield f"input {printable(entry.name, 80)} leaves {sizes} open: --shape {printable(entry.name, 80)}=… chooses"
+            name = printable(entry.name, 80)
+            yield f"input {name} leaves {sizes} open: --shape {name}=… chooses"

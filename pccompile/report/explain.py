@@ -23,7 +23,7 @@ MOST = 4
 
 
 def explain(pc: PCModule, vertex: str | None = None) -> Page:
-    """The page about the vertices that `vertex` means, or about all of them. Raises CompileError for an unknown name."""
+    """The page about the vertices that `vertex` means, or about all. Raises CompileError for an unknown name."""
     compiled = pc.compiled
     if vertex is None:
         return _overview(compiled, compiled.pc.vertices)

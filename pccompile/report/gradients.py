@@ -80,7 +80,7 @@ class Bench:
             return self._gradients(self.loss(self.model(*self.args, **self.kwargs), target))
 
     def predictive_coding(self) -> Gradients:
-        """The gradients of the compiled model; where predictions follow the values, with the loss as a part of inference."""
+        """The gradients of the compiled model; where predictions follow the values, the loss is in inference."""
         target = self.target
         with self._still():
             runtime = self.pc.prepare(self.args, self.kwargs)
@@ -119,7 +119,7 @@ class Bench:
 def double_bench(
     pc: PCModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], loss: Criterion | None, target: Any, seed: int
 ) -> tuple[Bench, list[str]]:
-    """A bench in float64 where the model runs in it, else in its own precision; and what a reader must know about that."""
+    """A bench in float64 where the model runs in it, else in its own precision; and what to tell the reader."""
     own = Bench(pc, args, kwargs, loss, target, seed)
     if own.dtype is torch.float64:
         return own, ["gradients were compared in float64"]

@@ -29,7 +29,7 @@ class Check:
 
 
 def predicted_errors(bench: Bench) -> tuple[dict[str, float], float, str]:
-    """The relative error that each gradient must have, where all of its paths have one length; a bound; the settings."""
+    """The relative error of each gradient whose paths all have one length; a bound; the settings."""
     pc = bench.pc.prepare(bench.args, bench.kwargs).compiled
     assert pc is not None
     steps, rate = settings_of(bench)
@@ -57,8 +57,8 @@ def consistency(
 ) -> tuple[tuple[Check, ...], list[str]]:
     """Two results that hold on any graph, whatever T and η.
 
-    With η = 1, as many steps as the longest path has edges give autograd's gradients. And taking the steps gives what the
-    closed form gives.
+    With η = 1, as many steps as the longest path has edges give autograd's gradients. And taking the steps gives what
+    the closed form gives.
     """
     compiled = bench.pc.prepare(bench.args, bench.kwargs).compiled
     assert compiled is not None
@@ -75,9 +75,7 @@ def consistency(
         notes.append(f"{longest} steps of size 1 were not compared with autograd: that takes too long here")
     taken = min(steps, max(1, int(SECONDS / max(sweep, 1e-3))))
     if taken < steps:
-        notes.append(
-            f"taking the steps was compared with the closed form for {taken} of the {steps} steps: more take too long here"
-        )
+        notes.append(f"steps and closed form were compared for {taken} of the {steps} steps: more take too long here")
     relaxed = bench.gradients_of(bench.other_program(steps=taken, rate=rate, lowering="relax"))
     closed = bench.gradients_of(bench.other_program(steps=taken, rate=rate, lowering="closed-form"))
     checks.append(_check(f"{taken} steps of size {rate:g} taken against their closed form", relaxed, closed, tolerance))
@@ -89,7 +87,7 @@ def consistency(
 def _check(
     what: str, found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], tolerance: float
 ) -> Check:
-    """The worst difference, relative to the gradient's norm or, for gradients that are next to nothing, to the largest one's."""
+    """The worst difference, relative to the gradient's norm, or to the largest one's where that is next to nothing."""
     compared = differences({k: found.get(k) for k in expected}, expected)
     largest = max((d.norm for d in compared), default=0.0)
     worst = 0.0

@@ -69,7 +69,7 @@ def cast(tree: Any, dtype: torch.dtype) -> Any:
 def clamp(
     runtime: Runtime, outputs: Sequence[Tensor], loss: Criterion | None, target: Any
 ) -> tuple[Tensor, list[Tensor]]:
-    """The loss, and the errors −∂L/∂v̂ that it gives the outputs: by autograd of the loss alone, or by the program's own."""
+    """The loss and the outputs' errors −∂L/∂v̂: by autograd of the loss alone, or by the program's own loss."""
     if loss is None:
         return runtime.clamp(outputs, [t for t in pytree.tree_leaves(target) if isinstance(t, Tensor)])
     free = [o.detach() for o in outputs]

@@ -124,9 +124,7 @@ def verify_file(pc: PCModule, path: Path, args: tuple[Tensor, ...], seed: int, *
     notes: list[str] = []
     constant = constant_weights(module)
     if constant:
-        notes.append(
-            f"{count(len(constant), 'weight')} of one number throughout {'was' if len(constant) == 1 else 'were'} drawn anew"
-        )
+        notes.append(f"drawn anew: {count(len(constant), 'weight')} of one number throughout")
     with redrawn(module, seed) if constant else nullcontext():
         if any(n.op in OPS and OPS[n.op].random for n in pc.compiled.graph.nodes):
             expected, name, said = (

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from pccompile.algorithms import GRANULARITY
 from pccompile.algorithms.law import path_lengths
 from pccompile.diagnostics import listing
-from pccompile.driver import GRANULARITY, Compiled
+from pccompile.driver import Compiled
 from pccompile.report.explain import rules
 from pccompile.report.tables import Page, count
 
@@ -32,7 +33,8 @@ def summary(pc: PCModule) -> Page:
     settings = {**compiled.program.arguments, **{k: v for k, v in options.settings.items() if v is not None}}
     granularity = options.granularity or GRANULARITY[options.algorithm]
     lines = [
-        f"algorithm    {options.algorithm}{''.join(f', {k} {v}' for k, v in settings.items())}; a vertex is one {GRAINS[granularity]}",
+        f"algorithm    {', '.join([options.algorithm, *(f'{k} {v}' for k, v in settings.items())])}",
+        f"granularity  a vertex is one {GRAINS[granularity]}",
         f"vertices     {len(compiled.pc.vertices):,}, longest path to an output {count(longest(compiled), 'edge')}",
         f"parameters   {size(learned)} learn, of {size([compiled.imported.tensors[p] for p in graph.params])}",
         f"rules        {rules(compiled.pc.vertices).removeprefix('rules: ')}",

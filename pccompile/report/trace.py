@@ -51,7 +51,8 @@ class Trace:
     def __repr__(self) -> str:
         first, last = float(self.free_energy[0]), float(self.free_energy[-1])
         settings = "".join(f", {k}={v:g}" for k, v in self.arguments.items())
-        return f"Trace({self.algorithm}{settings}: {count(len(self.values), 'vertex', 'vertices')}, free energy {first:.4g} → {last:.4g})"
+        vertices = count(len(self.values), "vertex", "vertices")
+        return f"Trace({self.algorithm}{settings}: {vertices}, free energy {first:.4g} → {last:.4g})"
 
     def __str__(self) -> str:
         return str(self._page())
@@ -67,7 +68,7 @@ class Trace:
         return Page((repr(self), Table(("vertex", "shape", ">energy at 0", f">at step {self.steps}"), rows)))
 
     def plot(self, path: str | Path) -> Path:
-        """Draw the energies over the steps to `path`, whose suffix is the format. Raises CompileError without matplotlib."""
+        """Draw the energies over the steps; `path` ends with the format. Raises CompileError without matplotlib."""
         try:
             from matplotlib.figure import Figure
         except ImportError:
@@ -158,7 +159,7 @@ class _Recorder:
         return self.trace(values, errors, energy, loss.double().cpu().expand(len(total)), total)
 
     def moving(self, infer: Callable[..., Any], outputs: tuple[Tensor, ...], targets: list[Tensor]) -> Trace:
-        """Predictions follow the values: what a step shows belongs to the state that it starts from, hence one step more."""
+        """Predictions follow the values: what a step shows is the state that it starts from, hence one step more."""
         infer(**{**self.arguments, "steps": self.arguments["steps"] + 1}, record=self.record)
         errors = {n: torch.stack([s[f"error {n}"] for s in self.shown]) for n in self.graph.names}
         predictions = {n: torch.stack([s[f"prediction {n}"] for s in self.shown]) for n in self.graph.names}

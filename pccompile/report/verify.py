@@ -87,9 +87,8 @@ class VerifyReport:
 
     def _page(self) -> Page:
         f = self.forward
-        lines = [
-            f"{_word(f.passed)}  forward: relative difference {number(f.relative_error)} to {f.reference} (at most {f.tolerance:g})"
-        ]
+        differs = f"relative difference {number(f.relative_error)} to {f.reference}"
+        lines = [f"{_word(f.passed)}  forward: {differs} (at most {f.tolerance:g})"]
         lines += [f"{_word(c.passed)}  {c.what}: {number(c.found)} (at most {c.tolerance:g})" for c in self.checks]
         judged = [p for p in self.parameters if p.agrees is not None]
         failed = [p for p in judged if not p.agrees]
@@ -98,8 +97,10 @@ class VerifyReport:
                 (abs(p.relative_error - self.predicted.get(p.name, 0)) for p in judged if not p.note), default=0.0
             )
             what = "distance from the predicted error" if self.predicted else "relative error"
-            text = f"gradients of {count(len(judged), 'parameter')}: worst {what} {number(worst)} (tolerance {self.tolerance:g})"
-            text += f", {count(len(failed), 'differs', 'differ')}" if failed else ""
+            text = f"gradients of {count(len(judged), 'parameter')}: worst {what} {number(worst)}"
+            text += f" (tolerance {self.tolerance:g})" + (
+                f", {count(len(failed), 'differs', 'differ')}" if failed else ""
+            )
             lines.append(f"{_word(not failed)}  {text}")
         lines += [f"note: {note}" for note in self.notes]
         return Page((*self._table(), *lines))

@@ -124,7 +124,7 @@ RECURRENT = ("lstm", "gru")
 
 
 @pytest.mark.parametrize("dynamo", [False, True])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["convolutional", "causal", "lstm", pytest.param("gru", marks=pytest.mark.slow)])
 def test_what_torch_exports(name, dynamo):
     torch.manual_seed(0)
     make, x = NETWORKS[name]

@@ -166,6 +166,10 @@ def check_types(model: onnx.ModelProto, found: Collector) -> None:
                 hint="cut the model where it has become numbers",
             )
     for graph in graphs_of(model.graph):
+        for node in graph.node:
+            to = next((a.i for a in node.attribute if a.name == "to"), None)
+            if node.op_type == "Cast" and to not in DTYPES and to is not None:
+                found.add(f"Cast to {type_name(to)}, which torch does not compute with", Location(label(node)))
         for sparse in graph.sparse_initializer:
             found.add(f"initializer {sparse.values.name} is sparse", hint="store it as a dense tensor")
 

@@ -1,0 +1,33 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LIGHT := $(BIN)/python -c "import onnx.backend.test, pathlib; print(pathlib.Path(onnx.backend.test.__file__).parent / 'data/light/light_squeezenet.onnx')"
+
+.PHONY: install demo test test-all lint bench clean
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: install  ## a real ONNX network to checked source, then a convolutional network trained both ways on digits
+	$(BIN)/pccompile "$$($(LIGHT))" --backend torch --verify -o out/
+	$(BIN)/python examples/digits.py --plot out/digits.png
+
+test: install  ## everything that takes less than half a minute each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-all: install  ## the long ones too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install  ## time and memory of a training gradient, as ratios to autograd
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

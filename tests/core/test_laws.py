@@ -1,0 +1,341 @@
+"""What the mathematics promises of each algorithm."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pccompile
+from core.models import (
+    Gradients,
+    Residual,
+    Transformer,
+    TwoLayers,
+    cosine,
+    distance,
+    gradients,
+    half_squares,
+    mlp,
+    random_recipe,
+    seeded,
+)
+from pccompile import CompileError, PCModule
+from pccompile.algorithms.law import gradient_error, path_lengths, steps_for, weight
+from pccompile.ops import overload
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (mlp, (5, 4)),
+    "residual": (Residual, (5, 4)),
+    "transformer": (Transformer, (2, 3, 4)),
+    **{f"random-{seed}": (partial(random_recipe, seed), (5, 3)) for seed in range(4)},
+}
+EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
+GRANULARITIES = pytest.mark.parametrize("granularity", ["op", "layer"])
+
+
+def prepared(name: str) -> tuple[nn.Module, Tensor]:
+    make, shape = MODELS[name]
+    return seeded(make), torch.randn(shape, dtype=torch.float64)
+
+
+def pc_gradients(model: nn.Module, x: Tensor, **how: Any) -> Gradients:
+    pc = pccompile.compile(model, (x,), **how)
+    return gradients(pc, half_squares(pc(x)))
+
+
+# exact
+
+
+@EVERY_MODEL
+@GRANULARITIES
+def test_exact_is_backpropagation(name: str, granularity: str) -> None:
+    model, x = prepared(name)
+    found = pc_gradients(model, x, granularity=granularity)
+    assert distance(found, gradients(model, half_squares(model(x)))) < 1e-12
+
+
+# fixed prediction
+
+
+@EVERY_MODEL
+@GRANULARITIES
+def test_at_rate_1_as_many_steps_as_the_longest_path_are_exact(name: str, granularity: str) -> None:
+    model, x = prepared(name)
+    how: dict[str, Any] = {"algorithm": "fixed-prediction", "granularity": granularity, "lowering": "relax", "rate": 1.0}
+    longest = max(max(ks) for ks in path_lengths(pccompile.compile(model, (x,), **how).graph).values() if ks)
+    wanted = gradients(model, half_squares(model(x)))
+    assert distance(pc_gradients(model, x, steps=longest, **how), wanted) < 1e-12
+    assert distance(pc_gradients(model, x, steps=longest - 1, **how), wanted) > 1e-6
+
+
+def by_path_length(pc: PCModule, x: Tensor) -> list[Gradients]:
+    """What the paths of k edges contribute to each gradient, for each k, by autograd alone.
+
+    The gradient that arrives at a hidden value is multiplied by z there, so that a path of k edges carries z^k; the
+    coefficients of the polynomial in z are found from its values.
+    """
+    compiled = pc.compiled
+    latent = {str(v.result) for v in compiled.pc.latent}
+    count = 1 + max(max(ks) for ks in path_lengths(compiled.pc).values())
+    assert count < 16, "interpolation in doubles loses too many digits"
+
+    def at(z: float) -> Gradients:
+        tensors = compiled.imported.tensors
+        env: dict[str, Any] = {**tensors, next(iter(compiled.graph.inputs)): x}
+
+        def read(arg: Any) -> Any:
+            return [read(a) for a in arg] if isinstance(arg, tuple) else env.get(arg, arg) if isinstance(arg, str) else arg
+
+        env |= {name: x.shape[source.axis] for name, source in compiled.graph.dims.items()}
+        for n in compiled.graph.nodes:
+            args = {k: env.get(str(a), a) if not isinstance(a, tuple) else read(a) for k, a in n.args.items()}
+            named = {"input": None} if n.op == "getitem" else {a.name: None for a in overload(n.op)._schema.arguments}
+            value = args["of"][args["index"]] if n.op == "getitem" else overload(n.op)(*(sized(args[k], env) for k in named))
+            if n.name in latent and isinstance(value, Tensor) and value.requires_grad:
+                value.register_hook(lambda g: z * g)
+            env[n.name] = value
+        loss = half_squares(tuple(env[o] for o in compiled.graph.outputs))
+        return gradients(pc, loss)
+
+    points = np.cos(np.pi * (np.arange(count) + 0.5) / count)
+    values = [at(float(z)) for z in points]
+    inverse = torch.from_numpy(np.linalg.inv(np.vander(points, increasing=True)))
+    return [
+        {
+            name: None if values[0][name] is None else sum(inverse[k, i] * values[i][name] for i in range(count))
+            for name in values[0]
+        }
+        for k in range(count)
+    ]
+
+
+def sized(arg: Any, env: dict[str, Any]) -> Any:
+    """An argument with the lengths of this call in the place of their names."""
+    if isinstance(arg, list):
+        return [sized(a, env) for a in arg]
+    if hasattr(arg, "free_symbols"):
+        return int(arg.subs({s: env[str(s)] for s in arg.free_symbols}))
+    return arg
+
+
+def survival(steps: int, rate: float, edges: int) -> float:
+    """P[Binomial(steps, rate) ≥ edges], summed as it stands."""
+    return math.fsum(math.comb(steps, k) * rate**k * (1 - rate) ** (steps - k) for k in range(edges, steps + 1))
+
+
+SCHEDULES = [(1, 0.5), (7, 0.2), (12, 1.3), (30, 0.1), (5, 1.9)]
+
+
+@EVERY_MODEL
+def test_after_t_steps_a_path_of_k_edges_carries_its_binomial_weight(name: str) -> None:
+    model, x = prepared(name)
+    parts = by_path_length(pccompile.compile(model, (x,), granularity="layer"), x)
+    for steps, rate in SCHEDULES:
+        weights = [survival(steps, rate, k) for k in range(len(parts))]
+        law = {
+            name: None if first is None else sum(w * part[name] for w, part in zip(weights, parts, strict=True))
+            for name, first in parts[0].items()
+        }
+        for lowering in ("relax", "closed-form"):
+            how = {"algorithm": "fixed-prediction", "steps": steps, "rate": rate, "lowering": lowering}
+            found = pc_gradients(model, x, granularity="layer", **how)
+            assert distance(found, law) < 1e-9, (steps, rate, lowering)
+
+
+def test_all_path_lengths_together_are_backpropagation() -> None:
+    """The reference of the law, held against autograd."""
+    model, x = prepared("residual")
+    parts = by_path_length(pccompile.compile(model, (x,), granularity="op"), x)
+    total = {name: sum(p[name] for p in parts) for name in parts[0]}
+    assert distance(total, gradients(model, half_squares(model(x)))) < 1e-9
+
+
+@EVERY_MODEL
+@pytest.mark.parametrize("steps, rate", [(9, 0.3), (40, 1.4)])
+def test_the_closed_form_is_the_relaxation(name: str, steps: int, rate: float) -> None:
+    model, x = prepared(name)
+    how: dict[str, Any] = {"algorithm": "fixed-prediction", "steps": steps, "rate": rate, "granularity": "op"}
+    relaxed = pc_gradients(model, x, lowering="relax", **how)
+    assert distance(pc_gradients(model, x, lowering="closed-form", **how), relaxed) < 1e-10
+
+
+@pytest.mark.parametrize("lowering", ["relax", "closed-form"])
+def test_no_steps_leave_the_hidden_layers_without_a_gradient(lowering: str) -> None:
+    model, x = seeded(TwoLayers), torch.randn(3, 4, dtype=torch.float64)
+    found = pc_gradients(model, x, algorithm="fixed-prediction", steps=0, lowering=lowering)
+    wanted = gradients(model, half_squares(model(x)))
+    assert distance({"w": found["readout.weight"]}, {"w": wanted["readout.weight"]}) < 1e-12
+    assert not found["hidden.weight"].any()
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3, 0.9, 1.0, 1.2, 1.8])
+@pytest.mark.parametrize("edges", [0, 1, 4, 11])
+def test_the_weight_is_the_binomial_survival_function(rate: float, edges: int) -> None:
+    for steps in (0, 1, 3, 11, 25, 60):
+        assert weight(steps, rate, edges) == pytest.approx(survival(steps, rate, edges), rel=1e-9, abs=1e-9)
+
+
+def test_the_papers_setting_reaches_short_paths_only() -> None:
+    assert [round(weight(100, 0.1, k), 3) for k in (5, 10, 20)] == [0.976, 0.549, 0.002]
+
+
+def test_the_predicted_gradient_error_is_the_measured_one_on_a_chain() -> None:
+    model, x = prepared("mlp")
+    pc = pccompile.compile(model, (x,), algorithm="fixed-prediction", steps=12, rate=0.2)
+    found, wanted = gradients(pc, half_squares(pc(x))), gradients(model, half_squares(model(x)))
+    predicted = gradient_error(pc.graph, 12, 0.2)
+    assert distance(found, wanted) == pytest.approx(predicted, rel=1e-9)
+    printed = re.search(r"gradient error at most (\S+)", pc.compiled.program.facts[0])
+    assert printed
+    assert float(printed[1]) == pytest.approx(predicted, rel=5e-3)
+
+
+def test_the_predicted_gradient_error_is_a_bound_for_each_path_of_a_branching_graph() -> None:
+    model, x = prepared("residual")
+    pc = pccompile.compile(model, (x,), algorithm="fixed-prediction", steps=20, rate=0.5)
+    parts = by_path_length(pc, x)
+    bound = gradient_error(pc.graph, 20, 0.5)
+    assert all(abs(1 - survival(20, 0.5, k)) <= bound + 1e-12 for k in range(len(parts)))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 1.0, 1.5])
+@pytest.mark.parametrize("tolerance", [0.3, 1e-3, 1e-8])
+def test_a_tolerance_gets_the_fewest_steps_that_reach_it(rate: float, tolerance: float) -> None:
+    model, x = prepared("mlp")
+    pc = pccompile.compile(model, (x,), algorithm="fixed-prediction", rate=rate, tolerance=tolerance)
+    steps = steps_for(pc.graph, rate, tolerance)
+    assert gradient_error(pc.graph, steps, rate) <= tolerance
+    assert all(gradient_error(pc.graph, fewer, rate) > tolerance for fewer in range(steps))
+    measured = distance(gradients(pc, half_squares(pc(x))), gradients(model, half_squares(model(x))))
+    assert measured <= tolerance + 1e-12
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, 2.0, 2.5, math.nan])
+def test_a_rate_that_does_not_converge_is_refused(rate: float) -> None:
+    with pytest.raises(CompileError, match="does not converge"):
+        pccompile.compile(mlp(), (torch.randn(2, 4),), algorithm="fixed-prediction", rate=rate)
+
+
+def test_path_lengths_are_those_of_the_drawing() -> None:
+    """x → a·tanh → (+ b·gelu) → (+ c·sigmoid(sin)) → d"""
+    model, x = prepared("residual")
+    lengths = path_lengths(pccompile.compile(model, (x,), granularity="layer").graph)
+    first, output = min(lengths.values()), lengths[next(reversed(lengths))]
+    assert output == (0,) == first
+    assert max(lengths.values(), key=len) == (3, 4, 5, 6)
+
+
+# strict
+
+
+def strict(model: nn.Module, x: Tensor, **how: Any) -> PCModule:
+    return pccompile.compile(model, (x,), algorithm="strict", **how)
+
+
+@EVERY_MODEL
+def test_the_free_energy_never_rises_at_a_small_rate(name: str) -> None:
+    model, x = prepared(name)
+    pc = strict(model, x, loss=half_squares)
+    targets = torch.utils._pytree.tree_map(torch.randn_like, model(x))
+    trace = pc.infer((x,), target=targets, steps=60, rate=0.02)
+    energy = trace.free_energy
+    assert (energy.diff() <= 1e-12 * energy[0]).all()
+    assert energy[-1] < 0.99 * energy[0]
+
+
+def test_inference_starts_at_the_feedforward_state() -> None:
+    model, x = prepared("mlp")
+    trace = strict(model, x).infer((x,), target=torch.zeros(5, 3, dtype=torch.float64), steps=3)
+    hidden = list(trace.errors.values())[:-1]
+    assert not any(e[0].any() for e in hidden)
+    assert all(e[-1].any() for e in hidden)
+
+
+def test_without_steps_strict_learns_at_the_outputs_only() -> None:
+    model, x = seeded(TwoLayers), torch.randn(3, 4, dtype=torch.float64)
+    found, wanted = pc_gradients(model, x, algorithm="strict", steps=0), gradients(model, half_squares(model(x)))
+    assert distance({"w": found["readout.weight"]}, {"w": wanted["readout.weight"]}) < 1e-12
+    assert not found["hidden.weight"].any()
+
+
+def scaled(scale: float, output: Any, target: Any) -> Tensor:
+    return scale * half_squares(output, target)
+
+
+def test_strict_tends_to_backpropagation_as_the_loss_shrinks_and_differs_otherwise() -> None:
+    model, x = prepared("residual")
+    y = torch.randn(5, 4, dtype=torch.float64)
+    wanted = gradients(model, half_squares(model(x), y))
+    cosines = []
+    for scale in (1e-4, 1e-2, 1.0):
+        pc = strict(model, x, loss=partial(scaled, scale), steps=600, rate=0.1)
+        cosines.append(cosine(gradients(pc, pc.loss(x, target=y)), wanted))
+    assert cosines[0] > 0.999
+    assert cosines[2] < 0.99
+    assert sorted(cosines, reverse=True) == cosines
+
+
+def chain() -> nn.Module:
+    return nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(3)))
+
+
+@pytest.mark.parametrize("steps", [1, 7, 50])
+def test_strict_on_a_linear_chain_is_the_linear_system(steps: int) -> None:
+    """v(T) = v* + (1 − η H)^T (v(0) − v*), H v* = b, for F = ½‖v₁ − W₁x‖² + ½‖v₂ − W₂v₁‖² + ½‖y − W₃v₂‖²."""
+    model, rate = seeded(chain), 0.2
+    x, y = torch.randn(1, 3, dtype=torch.float64), torch.randn(1, 3, dtype=torch.float64)
+    w1, w2, w3 = (p.detach().numpy() for p in model.parameters())
+    one = np.eye(3)
+    h = np.block([[one + w2.T @ w2, -w2.T], [-w2, one + w3.T @ w3]])
+    b = np.concatenate([w1 @ x[0].numpy(), w3.T @ y[0].numpy()])
+    start = np.concatenate([w1 @ x[0].numpy(), w2 @ w1 @ x[0].numpy()])
+    rest = np.linalg.solve(h, b)
+    v = rest + np.linalg.matrix_power(np.eye(6) - rate * h, steps) @ (start - rest)
+    v1, v2 = v[:3], v[3:]
+    errors = (v1 - w1 @ x[0].numpy(), v2 - w2 @ v1, y[0].numpy() - w3 @ v2)
+    below = (x[0].numpy(), v1, v2)
+    pc = strict(model, x, steps=steps, rate=rate)
+    found = gradients(pc, pc.loss(x, target=y))
+    for (name, g), error, value in zip(found.items(), errors, below, strict=True):
+        np.testing.assert_allclose(g, -np.outer(error, value), rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_a_sample_relaxes_the_same_in_any_batch() -> None:
+    model, x = prepared("mlp")
+    y = torch.randn(5, 3, dtype=torch.float64)
+    pc = strict(model, x, steps=25)
+    together = pc.infer((x,), target=y)
+    for i in range(5):
+        alone = pc.infer((x[i : i + 1],), target=y[i : i + 1])
+        for name, errors in together.errors.items():
+            torch.testing.assert_close(alone.errors[name][:, 0], errors[:, i], rtol=1e-10, atol=1e-13)
+
+
+def test_gradients_of_a_summed_loss_add_up_over_samples() -> None:
+    model, x = prepared("mlp")
+    y = torch.randn(5, 3, dtype=torch.float64)
+    pc = strict(model, x, steps=25)
+    together = gradients(pc, pc.loss(x, target=y))
+    alone = [gradients(pc, pc.loss(x[i : i + 1], target=y[i : i + 1])) for i in range(5)]
+    assert distance({k: sum(g[k] for g in alone) for k in together}, together) < 1e-10
+
+
+def test_strict_depends_on_the_granularity_and_exact_does_not() -> None:
+    model, x = prepared("mlp")
+    for algorithm, equal in (("exact", True), ("strict", False)):
+        found = [pc_gradients(copy.deepcopy(model), x, algorithm=algorithm, granularity=g) for g in ("op", "layer")]
+        assert (distance(*found) < 1e-10) is equal
+
+
+def test_a_rate_that_is_not_positive_is_refused() -> None:
+    with pytest.raises(CompileError, match="not positive"):
+        strict(mlp(), torch.randn(2, 4), rate=0.0)
