@@ -11,6 +11,7 @@ from pccompile.backends.torch.optimise import optimise
 from pccompile.backends.torch.printer import Printer
 from pccompile.backends.torch.spell import Speller, quoted
 from pccompile.backends.torch.statements import Function
+from pccompile.diagnostics import printable
 from pccompile.ir import PCGraph, Program, Ref, Vertex
 from pccompile.ir.names import Namer
 from pccompile.ops import equations
@@ -236,8 +237,8 @@ class _File:
 
 def _heading(v: Vertex, equation: str) -> str:
     ops = " · ".join(equations.short(n.op) for n in equations.working(v)) if v.prediction else "output"
-    place = f"{v.where.file}:{v.where.line}" if v.where.file else ""
-    return "    ".join(filter(None, (f"{v.where.module or v.name} · {ops}", equation, place)))
+    place = f"{printable(v.where.file, 100)}:{v.where.line}" if v.where.file else ""
+    return "    ".join(filter(None, (f"{printable(v.where.module or v.name, 100)} · {ops}", equation, place)))
 
 
 def _wrapped(names: Sequence[str], left: str, right: str) -> str:

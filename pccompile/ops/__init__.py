@@ -11,8 +11,10 @@ from pccompile.ops import (
     pointwise,
     random,
     recurrent,
+    resampling,
     selection,
     special,
+    spectral,
     steps,
 )
 from pccompile.ops.builder import Builder
@@ -44,9 +46,11 @@ __all__ = [
     "pointwise",
     "random",
     "recurrent",
+    "resampling",
     "schema",
     "selection",
     "special",
+    "spectral",
     "steps",
     "traced_rule",
     "user_elementwise",

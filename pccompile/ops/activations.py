@@ -20,9 +20,9 @@ def option(name: str) -> sp.Symbol:
     return sp.Symbol(name, real=True)
 
 
-alpha, beta, scale, input_scale, threshold, value, slope, lambd, low, high = map(
-    option, ["alpha", "beta", "scale", "input_scale", "threshold", "value", "negative_slope", "lambd", "min_val", "max_val"]
-)
+alpha, beta, scale, input_scale = map(option, ("alpha", "beta", "scale", "input_scale"))
+threshold, value, slope = map(option, ("threshold", "value", "negative_slope"))
+lambd, low, high = map(option, ("lambd", "min_val", "max_val"))
 ROOT = sp.sqrt(2 / sp.pi)
 
 
@@ -146,14 +146,12 @@ elementwise(
 elementwise(
     "aten.hardshrink.default",
     sp.Piecewise((0, (x >= -lambd) & (x <= lambd)), (x, True)),
-    kernel=_backward("hardshrink", "lambd"),
     samples=_with() + _with(1.0),
     equation="hardshrink(x)",
 )
 elementwise(
     "aten.softshrink.default",
     sp.Piecewise((x - lambd, x > lambd), (x + lambd, x < -lambd), (0, True)),
-    kernel=_backward("softshrink", "lambd"),
     samples=_with() + _with(1.0),
     equation="softshrink(x)",
 )

@@ -43,6 +43,10 @@ class Builder:
         self.nodes.append(node)
         self.types[node.name] = node.type
 
+    def reuse(self, node: Node) -> None:
+        """Take `node`, which stands already, where the same call is written again."""
+        self._known.setdefault((node.op, tuple((type(a), a) for a in node.args.values())), Ref(node.name))
+
     def current(self, buffer: Arg) -> Arg:
         """The value that a buffer has by now."""
         return self.updates.get(buffer, buffer)  # type: ignore[call-overload, no-any-return]

@@ -227,6 +227,8 @@ class _DimPrinter(StrPrinter):
                 return f"int({first})"
         raise ValueError(f"no Python spelling for the length {e}")
 
+    _print_LatticeOp = _print_Max = _print_Min = _print_Function
+
     def _print_Piecewise(self, e: sp.Piecewise) -> str:
         text = ""
         for value, condition in reversed(e.args):

@@ -121,6 +121,17 @@ for name in ("aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten.ty
             else b("aten._to_copy.default", n["self"], dtype=n.tensor.dtype)
         ),
     )
+
+
+def _copy(b: Builder, n: Node) -> Ref:
+    """The source, in the type and shape of what it is copied over."""
+    source: Any = n["src"]
+    if b.type(source).dtype != n.tensor.dtype:
+        source = b("aten._to_copy.default", source, dtype=n.tensor.dtype)
+    return b.expand_to(source, n.tensor.shape)
+
+
+rewrite("aten.copy.default", _copy)
 linear(
     "aten.select.int",
     lambda b, n, e: b("aten.select_backward.default", e, b.shape(n["self"]), n["dim"], n["index"]),

@@ -148,6 +148,21 @@ def _scaled_sum(b: Builder, start: Any, term: Ref, beta: Any, alpha: Any) -> Ref
     return b("aten.add.Tensor", start if beta == 1 else b.mul(start, beta), term)
 
 
+def _bilinear(b: Builder, n: Node) -> Ref:
+    """x₁ᵀ Wₖ x₂ + bₖ: one product with all Wₖ side by side, then one with x₂."""
+    x1, x2, weight, bias = (n[a] for a in ("input1", "input2", "weight", "bias"))
+    count, first, second = b.shape(weight)
+    wide = b.view(b("aten.permute.default", weight, (1, 0, 2)), (first, count * second))  # type: ignore[operator]
+    rows: Any = flat(b, b.view(x1, (1, *b.shape(x1))) if len(b.shape(x1)) == 1 else x1)  # type: ignore[arg-type]
+    left = b.view(b("aten.mm.default", rows, wide), (b.shape(rows)[0], count, second))
+    right = b.view(x2, (b.shape(rows)[0], second, 1))  # type: ignore[arg-type]
+    y = b.view(b("aten.bmm.default", left, right), n.tensor.shape)
+    return y if bias is None else b("aten.add.Tensor", y, bias)
+
+
+rewrite("aten.bilinear.default", _bilinear)
+
+
 def _convolution(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
     x, weight, bias = (n[a] for a in ("input", "weight", "bias"))
     want = (x in b.wants, weight in b.wants, bias in b.wants)

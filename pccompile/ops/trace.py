@@ -104,6 +104,7 @@ def decompose(b: Builder, node: Node) -> Message:
 
 def traced_rule(b: Builder, node: Node, err: Any) -> Mapping[str, Message]:
     """The messages of any operation: its vector-Jacobian product, traced through torch's own derivative formulas."""
+    b.reuse(node)
     names = list(dict.fromkeys(node.inputs))
     errors = [e for e in (err if isinstance(err, tuple) else (err,)) if e is not None]
     active = [n for n in names if n in b.wants]

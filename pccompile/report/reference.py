@@ -18,6 +18,7 @@ from pccompile.diagnostics import CompileError, printable
 from pccompile.frontends.onnx import OnnxModule, randomize
 from pccompile.frontends.onnx.names import lookup
 from pccompile.ops import OPS
+from pccompile.report.gradients import Bench
 from pccompile.report.tables import count
 from pccompile.report.verify import VerifyReport, verify
 
@@ -125,7 +126,8 @@ def verify_file(pc: PCModule, path: Path, args: tuple[Tensor, ...], seed: int, *
     constant = constant_weights(module)
     if constant:
         notes.append(f"drawn anew: {count(len(constant), 'weight')} of one number throughout")
-    with redrawn(module, seed) if constant else nullcontext():
+    with redrawn(module, seed) if constant else nullcontext([]) as drawn:
+        notes += scaled(pc, drawn, args, seed)
         if any(n.op in OPS and OPS[n.op].random for n in pc.compiled.graph.nodes):
             expected, name, said = (
                 None,
@@ -148,16 +150,31 @@ def verify_file(pc: PCModule, path: Path, args: tuple[Tensor, ...], seed: int, *
 
 
 @contextmanager
-def redrawn(module: OnnxModule, seed: int) -> Iterator[None]:
-    """Weights of one number throughout are random inside."""
+def redrawn(module: OnnxModule, seed: int) -> Iterator[list[Tensor]]:
+    """Weights of one number throughout are random inside; gives those."""
     tensors = [*module.parameters(), *module.buffers()]
     before = [
         (t, t.detach().reshape(-1)[0].clone()) for t in tensors if t.numel() > 1 and bool((t == t.reshape(-1)[0]).all())
     ]
     randomize(module, seed)
     try:
-        yield
+        yield [tensor for tensor, _ in before]
     finally:
         with torch.no_grad():
             for tensor, value in before:
                 tensor.fill_(value)
+
+
+def scaled(pc: PCModule, drawn: list[Tensor], args: tuple[Tensor, ...], seed: int) -> list[str]:
+    """Shrink `drawn` weights until most gradients are not 0: a saturated softmax would let nothing through."""
+    weights = [t for t in drawn if t.dim() > 1]
+    factor = 1.0
+    while weights and factor > 0.02:
+        gradients = Bench(pc, args, {}, None, None, seed).autograd().values()
+        if 2 * sum(g is not None and bool(g.any()) for g in gradients) > len(gradients):
+            break
+        factor *= 0.7
+        with torch.no_grad():
+            for weight in weights:
+                weight.mul_(0.7)
+    return [f"the weights were scaled by {factor:.2g}, as the outputs were saturated"] if factor < 1 else []

@@ -164,22 +164,22 @@ def gradients(module: nn.Module, loss: Tensor) -> Gradients:
     return dict(zip(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True), strict=True))
 
 
-def distance(found: Gradients, wanted: Gradients) -> float:
+def distance(found: Gradients, wanted: Gradients, floor: float = 1e-6) -> float:
     """The worst relative difference of two sets of gradients; inf where one has a gradient that the other lacks.
 
-    A gradient that is 0 up to rounding is compared with the largest one, times 1e-6.
+    A gradient that is 0 up to rounding is compared with the largest one, times `floor`.
     """
     assert found.keys() == wanted.keys()
     largest = max((float(w.norm()) for w in wanted.values() if w is not None and w.numel()), default=0.0)
-    return max((_relative(found[name], wanted[name], largest) for name in wanted), default=0.0)
+    return max((_relative(found[name], wanted[name], floor * largest) for name in wanted), default=0.0)
 
 
-def _relative(found: Tensor | None, wanted: Tensor | None, largest: float) -> float:
+def _relative(found: Tensor | None, wanted: Tensor | None, least: float) -> float:
     if found is None or wanted is None:
         return 0.0 if found is wanted else float("inf")
     assert found.shape == wanted.shape
     difference = float((found - wanted).norm())
-    scale = max(float(wanted.norm()), 1e-6 * largest, 1e-30)
+    scale = max(float(wanted.norm()), least, 1e-30)
     return difference / scale if difference == difference else float("inf")
 
 

@@ -46,6 +46,8 @@ def arguments(
 def _cast(a: Any, dtype: torch.dtype, scale: float) -> Any:
     if isinstance(a, list | tuple):
         return [_cast(i, dtype, scale) for i in a]
+    if isinstance(a, Tensor) and a.is_complex():
+        return (a * scale).to(torch.complex64 if dtype == torch.float32 else torch.complex128)
     return (a * scale).to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a
 
 
@@ -59,7 +61,7 @@ def run(name: str, args: list[Any], kwargs: dict[str, Any], reference: Callable[
     b = Builder(types, typer, "r_")
     b.add(node)
     statistics = {bound.get(k) for k in ("running_mean", "running_var")}
-    leaves = [k for k, t in tensors.items() if t.is_floating_point() and k not in statistics]
+    leaves = [k for k, t in tensors.items() if (t.is_floating_point() or t.is_complex()) and k not in statistics]
     expected, gradients, errors = differentiate(reference or overload(name), name, bound, tensors, leaves)
     b.wants = {*gradients, "result"}
     given = {f"err{i}": e for i, e in enumerate(errors) if e is not None}

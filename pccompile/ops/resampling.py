@@ -1,0 +1,87 @@
+"""Interpolation and bags of embeddings: linear, with ATen's own kernels for the adjoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pccompile.ir import Node, Ref, TensorType
+from pccompile.ops.builder import Builder
+from pccompile.ops.linear import linear
+from pccompile.ops.registry import OpDef, define, rewrite, schema
+
+
+def _x(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def _resized(args: Any, type_of: Any) -> TensorType:
+    """The type that the interpolation started from; torch's own shape function for it would fix every free length."""
+    return TensorType(tuple(args["input_size"]), type_of(args["grad_output"]).dtype)
+
+
+def _interpolation(name: str, rank: int, *options: Any) -> None:
+    kernel = f"aten.{name}_backward.default"
+    define(OpDef(kernel, "linear", infer=_resized))
+
+    def rule(b: Builder, n: Node, e: Ref) -> Ref:
+        rest = [n[a] for a, _ in schema(n.op)[2:]]
+        return b(kernel, e, n["output_size"], b.shape(n["self"]), *rest)
+
+    linear(f"aten.{name}.default", rule, lambda: (_x(2, 3, *(4, 5, 3)[:rank]), (7, 6, 5)[:rank], *options), wiring=False)
+
+
+for rank in (1, 2, 3):
+    _interpolation(f"upsample_nearest{rank}d", rank)
+    _interpolation(f"_upsample_nearest_exact{rank}d", rank)
+for name, rank in (("linear1d", 1), ("bilinear2d", 2), ("trilinear3d", 3), ("bicubic2d", 2)):
+    _interpolation(f"upsample_{name}", rank, False)
+for name in ("bilinear2d", "bicubic2d"):
+    _interpolation(f"_upsample_{name}_aa", 2, False)
+
+
+BAG = ("scale_grad_by_freq", "mode")
+
+
+def _bag(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> dict[str, Ref | None]:
+    """Each row of the table gets the errors of the bags that it is in; so does the weight of each sample."""
+    e, weight, per_sample = errors[0], n["weight"], n["per_sample_weights"]
+    assert e is not None
+    offset2bag, sizes, chosen = (b.get(Ref(n.name), i) for i in (1, 2, 3))
+    rows = b.shape(weight)[0]
+    options = (n["scale_grad_by_freq"], n["mode"], per_sample, n["padding_idx"])
+    messages: dict[str, Ref | None] = {
+        "weight": b("aten._embedding_bag_dense_backward.default", e, n["indices"], offset2bag, sizes, chosen, rows, *options)
+    }
+    if per_sample is not None and per_sample in b.wants:
+        kernel = "aten._embedding_bag_per_sample_weights_backward.default"
+        messages["per_sample_weights"] = b(kernel, e, weight, n["indices"], n["offsets"], offset2bag, n["mode"], n["padding_idx"])
+    return messages
+
+
+def _indices() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor([0, 1, 2, 2, 4]), torch.tensor([0, 2])
+
+
+define(
+    OpDef(
+        "aten._embedding_bag.default",
+        "linear",
+        _bag,
+        samples=(
+            lambda: (_x(5, 3), *_indices(), False, 0),
+            lambda: (_x(5, 3), *_indices(), False, 1),
+            lambda: (_x(5, 3), *_indices(), False, 2),
+            lambda: (_x(5, 3), *_indices(), False, 0, False, _x(5)),
+        ),
+    )
+)
+
+
+def _whole_bag(b: Builder, n: Node) -> tuple[Ref, ...]:
+    call = b("aten._embedding_bag.default", *n.args.values())
+    return tuple(b.get(call, i) for i in range(4))
+
+
+rewrite("aten._embedding_bag_forward_only.default", _whole_bag, "linear")
