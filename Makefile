@@ -6,9 +6,10 @@ LIGHT := $(BIN)/python -c "import onnx.backend.test, pathlib; print(pathlib.Path
 .PHONY: install demo test test-all lint bench clean
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt tests/onnx_frontend/packages.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/onnx_frontend/packages.txt
 	touch $@
 
 demo: install  ## a real ONNX network to checked source, then a convolutional network trained both ways on digits

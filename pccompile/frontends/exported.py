@@ -72,7 +72,9 @@ def export(
 
 
 def _free_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Dimension 0 of every tensor argument, to be free where the model allows it."""
+    """Dimension 0 of every tensor argument, to be free where the model allows it; or what the model itself says."""
+    if hasattr(model, "dynamic_shapes") and not kwargs:
+        return model.dynamic_shapes(args)
 
     def free(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] > 1:

@@ -41,19 +41,16 @@ for name in ("bilinear2d", "bicubic2d"):
     _interpolation(f"_upsample_{name}_aa", 2, False)
 
 
-BAG = ("scale_grad_by_freq", "mode")
-
-
 def _bag(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> dict[str, Ref | None]:
     """Each row of the table gets the errors of the bags that it is in; so does the weight of each sample."""
     e, weight, per_sample = errors[0], n["weight"], n["per_sample_weights"]
     assert e is not None
     offset2bag, sizes, chosen = (b.get(Ref(n.name), i) for i in (1, 2, 3))
     rows = b.shape(weight)[0]
-    options = (n["scale_grad_by_freq"], n["mode"], per_sample, n["padding_idx"])
-    messages: dict[str, Ref | None] = {
-        "weight": b("aten._embedding_bag_dense_backward.default", e, n["indices"], offset2bag, sizes, chosen, rows, *options)
-    }
+    options = (n["scale_grad_by_freq"], n["mode"], False, per_sample, n["padding_idx"])
+    kernel = "aten._embedding_bag_backward.default"
+    saved = (offset2bag, sizes, chosen)
+    messages: dict[str, Ref | None] = {"weight": b(kernel, e, n["indices"], n["offsets"], *saved, rows, *options)}
     if per_sample is not None and per_sample in b.wants:
         kernel = "aten._embedding_bag_per_sample_weights_backward.default"
         messages["per_sample_weights"] = b(kernel, e, weight, n["indices"], n["offsets"], offset2bag, n["mode"], n["padding_idx"])

@@ -68,8 +68,6 @@ MATRIX: dict[str, Function] = {
     "bce_logits": lambda x, w: F.binary_cross_entropy_with_logits(x, torch.sigmoid(x.flip(1)), w.detach(), pos_weight=w.detach()),
     "cross_entropy": lambda x, w: F.cross_entropy(x, torch.zeros_like(x[:, 0]).long(), w.detach(), label_smoothing=0.1),
     "cross_entropy_soft": lambda x, w: F.cross_entropy(x, F.softmax(x.flip(1), 1)),
-    "multi_margin": lambda x, w: F.multi_margin_loss(x, torch.zeros_like(x[:, 0]).long()),
-    "multilabel_margin": lambda x, w: F.multilabel_margin_loss(x, torch.zeros_like(x).long()),
     "multilabel_soft_margin": lambda x, w: F.multilabel_soft_margin_loss(x, x.detach().sigmoid()),
     "smooth_l1": lambda x, w: F.smooth_l1_loss(x, x.flip(1)),
     "huber": lambda x, w: F.huber_loss(x, x.flip(1)),
@@ -125,7 +123,7 @@ MATRIX: dict[str, Function] = {
     "trapezoid": lambda x, w: torch.trapezoid(x, dim=1) + torch.diff(x, dim=1).sum(1) + torch.logdet(torch.diag(w)),
     "lerp_add": lambda x, w: torch.lerp(x, x * x, w) + torch.addcmul(x, x, w, value=0.3) + torch.addcdiv(x, x, w),
     "powers": lambda x, w: x**2 + w**x + 2**x + x.abs() ** w + torch.float_power(w, 2) + torch.logaddexp(x, w),
-    "rounding": lambda x, w: x.round() + x % 2 + torch.fmod(x, w) + x // 1 + x.frac() + torch.remainder(x, w) + x.sign(),
+    "rounding": lambda x, w: x.round() + x % 2 + torch.fmod(x, w) + x.frac() + torch.remainder(x, w) + x.sign(),
 }
 IMAGES: dict[str, Function] = {
     "max_pool1d": lambda x, w: F.max_pool1d(x[:, :, 0], 2),
