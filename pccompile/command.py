@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -46,17 +46,40 @@ def run(options: argparse.Namespace, shown: str) -> int:
 
         require_onnxruntime()
     watch = Watch(options)
-    if not options.debug:
-        warnings.simplefilter("ignore")
-        logging.disable(logging.ERROR)
 
     def made() -> tuple[PCModule, Target]:
         with watch.progress(), redirect_stdout(sys.stderr):  # what a model prints is no result
             target = load(options.model, shapes, options.seed)
             return compiled(target, options, settings, watch), target
 
+    with nullcontext() if options.debug else hushed():
+        return carried_out(options, shown, made, watch, folder, name)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Libraries neither warn nor log inside."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def carried_out(
+    options: argparse.Namespace,
+    shown: str,
+    made: Callable[[], tuple[PCModule, Target]],
+    watch: Watch,
+    folder: Path | None,
+    name: str,
+) -> int:
+    """Compile, check, and only then write or print."""
     if options.doctor:
-        page, fine = examine(shown, Path(options.model) if kind == "onnx" else None, lambda: made()[0])
+        page, fine = examine(shown, options.model, lambda: made()[0])
         show(page)
         return EXIT_DONE if fine else EXIT_MODEL
     pc, target = made()
@@ -143,7 +166,7 @@ def present(pc: PCModule, options: argparse.Namespace) -> None:
     """Print what was asked for; a summary if it was nothing."""
     if options.explain is not None:
         show(pc.explain(options.explain or None))
-    elif options.emit == "code" or options.output == "-":
+    elif options.emit == "code" or (options.output == "-" and not options.emit):
         sys.stdout.write(source_of(pc, options.loss))
     elif options.emit:
         print(getattr(pc.compiled, options.emit))

@@ -172,7 +172,11 @@ def _made(factory: Any, target: str) -> nn.Module:
 def _raised(what: str, error: BaseException) -> CompileError:
     """What went wrong in the user's code, in one line, and where."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _theirs(f.filename)]
-    where = Location(file=frames[-1].filename, line=frames[-1].lineno or 0) if frames else NOWHERE
+    where = NOWHERE
+    if frames:
+        file = frames[-1].filename
+        here = os.path.relpath(file) if file.startswith(os.getcwd() + os.sep) else file
+        where = Location(file=here, line=frames[-1].lineno or 0)
     line = next((ln.strip() for ln in str(error).splitlines() if ln.strip()), "")
     return CompileError(f"{what} raises {type(error).__name__}{': ' if line else ''}{line}", where)
 

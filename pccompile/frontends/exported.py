@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import io
 import operator
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +62,8 @@ def export(
     attempts = [dynamic_shapes] if dynamic_shapes is not None else [_free_batch(model, args, kwargs), None]
     for i, shapes in enumerate(attempts):
         try:
-            with warnings.catch_warnings(), author_gradients():
+            # where it refuses, torch.export prints a graph to stderr
+            with warnings.catch_warnings(), author_gradients(), redirect_stderr(io.StringIO()):
                 warnings.simplefilter("ignore")
                 return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         except CompileError:

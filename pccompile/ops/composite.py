@@ -206,6 +206,17 @@ _symmetric("aten.smooth_l1_loss", "beta")
 _symmetric("aten.huber_loss", "delta")
 
 
+def _spell_logits(t: Any, a: Any) -> str:
+    """torch's own function of this name has other defaults."""
+    weights = "".join(f", {o}={t[o]}" for o in ("weight", "pos_weight") if a[o] is not None)
+    reduction = ("none", "mean", "sum")[a["reduction"]]
+    return f"F.binary_cross_entropy_with_logits({t['self']}, {t['target']}{weights}, reduction='{reduction}')"
+
+
+define(OpDef("aten.binary_cross_entropy_with_logits.default", "traced", spell=_spell_logits,
+             samples=(lambda: (_x(4, 3), _x(4, 3), None, None, 1),)))  # fmt: skip
+
+
 def _avg_pool(rank: int) -> None:
     name = f"aten.avg_pool{rank}d"
 

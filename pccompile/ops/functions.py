@@ -62,7 +62,9 @@ class Context:
 
     def mark_dirty(self, *tensors: Any) -> None:
         """Refuse: an argument that is changed in place."""
-        raise CompileError("a custom autograd.Function changes its argument in place", hint="let it return a new tensor")
+        raise CompileError(
+            "a custom autograd.Function changes its argument in place", hint="let it return a new tensor"
+        )
 
 
 @dataclass(eq=False)
@@ -150,7 +152,11 @@ def _expand(b: Builder, node: Node) -> Message:
     traced = _traced(b, lambda *ts: list(call.forward(ts, Context([True] * len(call.template)))), stopped)
     values: list[Any] = inline(b, traced.graph, stopped, _tensors(traced))
     types = [b.type(v) for v in values]
-    whole = values[0] if len(values) == 1 else b("aten.cat.default", tuple(b.view(v, (b.numel(b.shape(v)),)) for v in values), 0)
+    whole = (
+        values[0]
+        if len(values) == 1
+        else b("aten.cat.default", tuple(b.view(v, (b.numel(b.shape(v)),)) for v in values), 0)
+    )
     result = b("pcc.function", whole, tensors, call, tuple(types))
     return tuple(_parts(b, result, types))
 

@@ -185,3 +185,24 @@ define(
         ),
     )
 )
+
+
+def _pasted(read: str, places: tuple[str, ...]) -> Any:
+    """Messages of an operation that pastes `src` over a view of `self`: the view's error, and all but that."""
+
+    def rule(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
+        place = [n[p] for p in places]
+        return {
+            "self": b(n.op, e, b.zeros(b.type(n["src"])), *place) if n["self"] in b.wants else None,
+            "src": b(read, e, *place) if n["src"] in b.wants else None,
+        }
+
+    return rule
+
+
+for name, read, places, sample in (
+    ("slice_scatter", "slice.Tensor", ("dim", "start", "end", "step"), lambda: (_x(4, 6), _x(4, 2), 1, 1, 5, 2)),
+    ("select_scatter", "select.int", ("dim", "index"), lambda: (_x(4, 6), _x(4), 1, 2)),
+    ("diagonal_scatter", "diagonal.default", ("offset", "dim1", "dim2"), lambda: (_x(4, 6), _x(4), 1)),
+):
+    define(OpDef(f"aten.{name}.default", "linear", _pasted(f"aten.{read}", places), samples=(sample,)))

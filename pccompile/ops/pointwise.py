@@ -168,7 +168,11 @@ elementwise(
     samples=(lambda: (normal(4, 3), normal(3), normal(4, 1)),),
 )
 elementwise(
-    "aten.floor_divide.default", divided_down(x, y), spell=infix("//"), samples=pairs() + number(1.5), equation="⌊x / y⌋"
+    "aten.floor_divide.default",
+    divided_down(x, y),
+    spell=infix("//"),
+    samples=pairs() + number(1.5),
+    equation="⌊x / y⌋",
 )
 elementwise("aten.neg.default", -x, spell=lambda t, a: f"-{t['self']}")
 elementwise("aten.reciprocal.default", 1 / x, slopes={x: -out * out}, samples=POSITIVE)

@@ -29,7 +29,9 @@ def _interpolation(name: str, rank: int, *options: Any) -> None:
         rest = [n[a] for a, _ in schema(n.op)[2:]]
         return b(kernel, e, n["output_size"], b.shape(n["self"]), *rest)
 
-    linear(f"aten.{name}.default", rule, lambda: (_x(2, 3, *(4, 5, 3)[:rank]), (7, 6, 5)[:rank], *options), wiring=False)
+    linear(
+        f"aten.{name}.default", rule, lambda: (_x(2, 3, *(4, 5, 3)[:rank]), (7, 6, 5)[:rank], *options), wiring=False
+    )
 
 
 for rank in (1, 2, 3):
@@ -53,7 +55,9 @@ def _bag(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> dict[str, Ref |
     messages: dict[str, Ref | None] = {"weight": b(kernel, e, n["indices"], n["offsets"], *saved, rows, *options)}
     if per_sample is not None and per_sample in b.wants:
         kernel = "aten._embedding_bag_per_sample_weights_backward.default"
-        messages["per_sample_weights"] = b(kernel, e, weight, n["indices"], n["offsets"], offset2bag, n["mode"], n["padding_idx"])
+        messages["per_sample_weights"] = b(
+            kernel, e, weight, n["indices"], n["offsets"], offset2bag, n["mode"], n["padding_idx"]
+        )
     return messages
 
 

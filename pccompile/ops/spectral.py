@@ -79,7 +79,11 @@ define(
         "linear",
         _from_real,
         infer=_halved,
-        samples=(lambda: (_x(4, 6), (1,), 0, True), lambda: (_x(5, 3), (1, 0), 2, True), lambda: (_x(4, 3), (0,), 1, False)),
+        samples=(
+            lambda: (_x(4, 6), (1,), 0, True),
+            lambda: (_x(5, 3), (1, 0), 2, True),
+            lambda: (_x(4, 3), (0,), 1, False),
+        ),
     )
 )
 define(
@@ -88,7 +92,10 @@ define(
         "linear",
         _to_real,
         infer=_whole,
-        samples=(lambda: (torch.complex(_x(4, 3), _x(4, 3)), (1,), 2, 5), lambda: (torch.complex(_x(3, 3), _x(3, 3)), (0,), 0, 4)),
+        samples=(
+            lambda: (torch.complex(_x(4, 3), _x(4, 3)), (1,), 2, 5),
+            lambda: (torch.complex(_x(3, 3), _x(3, 3)), (0,), 0, 4),
+        ),
     )
 )
 define(

@@ -17,39 +17,39 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pccompile.ir import DEVICE, Arg, Node, Ref, TensorType, refs
 from pccompile.ops.builder import Builder
 from pccompile.ops.registry import OPS, Message, Rule, overload
-from pccompile.ops.typer import split_arguments
+from pccompile.ops.typer import StandIn, Typer, split_arguments
 
 
-def fx_arg(b: Builder, arg: Any, env: Mapping[fx.Node, Arg]) -> Arg:
+def fx_arg(typer: Typer, arg: Any, env: Mapping[fx.Node, Arg]) -> Arg:
     """An argument of an fx node as an argument of ours."""
     if isinstance(arg, fx.Node):
         return env[arg]
     if isinstance(arg, list | tuple):
-        return tuple(fx_arg(b, a, env) for a in arg)
-    if isinstance(arg, torch.SymInt | torch.SymFloat):
-        return b.typer.dim(arg)
+        return tuple(fx_arg(typer, a, env) for a in arg)
+    if isinstance(arg, torch.SymInt | torch.SymFloat) or type(arg) is int:
+        return typer.dim(arg)
     return arg
 
 
-def inline(b: Builder, graph: fx.Graph, arguments: Sequence[Arg], constants: Mapping[str, torch.Tensor]) -> list[Arg]:
-    """Append the operations of a traced function to `b`; return what it returns."""
+def inline(b: Builder, traced: fx.GraphModule, arguments: Sequence[Arg], typer: Typer) -> list[Arg]:
+    """Append the operations of a function that was traced with `typer` to `b`; return what it returns."""
     env: dict[fx.Node, Arg] = {}
     given = iter(arguments)
-    for n in graph.nodes:
+    for n in traced.graph.nodes:
         value = n.meta.get("val")
         if n.op == "placeholder":
             env[n] = next(given)
         elif n.op == "get_attr":
-            env[n] = constant(b, constants[n.target])
+            env[n] = constant(b, getattr(traced, n.target))
         elif n.op == "output":
-            return [fx_arg(b, a, env) for a in n.args[0]]
+            return [fx_arg(typer, a, env) for a in n.args[0]]
         elif isinstance(value, torch.SymInt | torch.SymFloat):
-            env[n] = b.typer.dim(value)
+            env[n] = typer.dim(value)
         elif n.target is operator.getitem:
             env[n] = b.get(env[n.args[0]], n.args[1])  # type: ignore[arg-type]
         else:
-            args = [fx_arg(b, a, env) for a in n.args]
-            kwargs = {k: fx_arg(b, a, env) for k, a in n.kwargs.items()}
+            args = [fx_arg(typer, a, env) for a in n.args]
+            kwargs = {k: fx_arg(typer, a, env) for k, a in n.kwargs.items()}
             env[n] = canonical(b, str(n.target), args, kwargs)
     raise AssertionError("a traced function returns")
 
@@ -90,13 +90,40 @@ def _writes(n: fx.Node) -> bool:
     return isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable
 
 
+def captured(
+    b: Builder, names: Sequence[str], function: Callable[..., Any], fresh: Callable[[], None] = lambda: None
+) -> tuple[fx.GraphModule, Typer]:
+    """function(typer, *tensors) traced on the types of `names`, and the typer that says what its numbers stand for.
+
+    Some of torch's code takes a free dimension for the number that it had when the model was exported; it is traced
+    once more, after `fresh()`, with numbers that can be told from all others.
+    """
+
+    def attempt(typer: Typer) -> fx.GraphModule:
+        fresh()
+        return trace(lambda *xs: function(typer, *xs), _fakes(typer, [b.type(n) for n in names]), typer.mode)
+
+    try:
+        with b.typer.unchanged() as fixed:
+            traced = attempt(b.typer)
+        if not fixed:
+            return traced, b.typer
+    except RuntimeError:
+        if not b.typer.names:
+            raise
+    stand_in = StandIn(b.typer)
+    return attempt(stand_in), stand_in
+
+
 def decompose(b: Builder, node: Node) -> Message:
     """Append `node`, whose operator torch composes of others, as those others; return its result or results."""
     names = list(dict.fromkeys(node.inputs))
-    traced = trace(
-        lambda *xs: _leaves(_call(b, node, dict(zip(names, xs, strict=True)))), _fakes(b, names), b.typer.mode
-    )
-    results = inline(b, traced.graph, names, _constants(traced))
+
+    def call(typer: Typer, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        return _leaves(_call(b, node, dict(zip(names, tensors, strict=True)), typer))
+
+    traced, typer = captured(b, names, call)
+    results = inline(b, traced, names, typer)
     if isinstance(node.type, tuple):
         return tuple(results)  # type: ignore[arg-type]
     return results[0]  # type: ignore[return-value]
@@ -108,31 +135,25 @@ def traced_rule(b: Builder, node: Node, err: Any) -> Mapping[str, Message]:
     names = list(dict.fromkeys(node.inputs))
     errors = [e for e in (err if isinstance(err, tuple) else (err,)) if e is not None]
     active = [n for n in names if n in b.wants]
+    missing: list[str] = []
 
-    def product(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    def product(typer: Typer, *tensors: torch.Tensor) -> list[torch.Tensor]:
         values = {n: t.detach() for n, t in zip(names, tensors, strict=False)}
         with torch.enable_grad():
             for n in active:
                 values[n] = values[n].requires_grad_()
-            results = _leaves(_call(b, node, values))
+            results = _leaves(_call(b, node, values, typer))
             if isinstance(err, tuple):
                 results = [r for r, e in zip(results, err, strict=False) if e is not None]
-            used = [r.requires_grad for r in results]
-            cotangents = tensors[len(names) :]
-            got = torch.autograd.grad(
-                [r for r, u in zip(results, used, strict=True) if u],
-                [values[n] for n in active],
-                [c for c, u in zip(cotangents, used, strict=True) if u],
-                allow_unused=True,
-            )
+            pairs = [(r, c) for r, c in zip(results, tensors[len(names) :], strict=True) if r.requires_grad]
+            inputs = [values[n] for n in active]
+            got = torch.autograd.grad([r for r, _ in pairs], inputs, [c for _, c in pairs], allow_unused=True)
         missing.extend(n for n, g in zip(active, got, strict=True) if g is None)
         return [g for g in got if g is not None]
 
-    missing: list[str] = []
-    fakes = _fakes(b, [*names, *errors])
-    traced = trace(product, fakes, b.typer.mode)
+    traced, typer = captured(b, [*names, *errors], product, missing.clear)
     found = [n for n in active if n not in missing]
-    sent = dict(zip(found, inline(b, traced.graph, [*names, *errors], _constants(traced)), strict=True))
+    sent = dict(zip(found, inline(b, traced, [*names, *errors], typer), strict=True))
     return _by_argument(node, sent)
 
 
@@ -160,13 +181,13 @@ def _take(arg: Arg, left: dict[str, Arg]) -> Any:
     return left.pop(arg, None) if isinstance(arg, Ref) else None
 
 
-def _call(b: Builder, node: Node, values: Mapping[str, Any]) -> Any:
+def _call(b: Builder, node: Node, values: Mapping[str, Any], typer: Typer) -> Any:
     target = overload(node.op)
 
     def value(arg: Arg) -> Any:
         if isinstance(arg, Ref):
             return values[arg]
-        return [value(a) for a in arg] if isinstance(arg, tuple) else b.typer.value(arg, b.types)
+        return [value(a) for a in arg] if isinstance(arg, tuple) else typer.value(arg, b.types)
 
     positional, named = split_arguments(target, {k: value(a) for k, a in node.args.items()})
     return target(*positional, **named)
@@ -176,15 +197,9 @@ def _leaves(result: Any) -> list[torch.Tensor]:
     return [result] if isinstance(result, torch.Tensor) else [r for r in result if isinstance(r, torch.Tensor)]
 
 
-def _fakes(b: Builder, names: Sequence[str]) -> list[torch.Tensor]:
-    with b.typer.mode:
-        return [
-            torch.empty_like(b.typer.fake(b.type(n))) for n in names
-        ]  # one object each: a trace tells them apart by it
-
-
-def _constants(traced: fx.GraphModule) -> dict[str, torch.Tensor]:
-    return {n.target: getattr(traced, n.target) for n in traced.graph.nodes if n.op == "get_attr"}
+def _fakes(typer: Typer, types: Sequence[TensorType]) -> list[torch.Tensor]:
+    with typer.mode:
+        return [torch.empty_like(typer.fake(t)) for t in types]  # one object each: a trace tells them apart by it
 
 
 def is_composite(op: str) -> bool:

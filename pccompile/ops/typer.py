@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import sympy
@@ -74,7 +75,8 @@ class Typer:
         """The type of `op(args)`."""
         if op == "getitem":
             whole, index = types[args["of"]], args["index"]  # type: ignore[index]
-            assert isinstance(whole, tuple) and isinstance(index, int)
+            assert isinstance(whole, tuple)
+            assert isinstance(index, int)
             part = whole[index]
             assert part is not None
             return part
@@ -86,7 +88,36 @@ class Typer:
             self._results[key] = self._run(op, args, types)
         return self._results[key]
 
+    @contextmanager
+    def unchanged(self) -> Iterator[list[str]]:
+        """Undo what torch concludes about free dimensions. The list names those that it took for numbers."""
+        env, fixed = self.mode.shape_env, list[str]()
+        if env is None or not self.names:
+            yield fixed
+            return
+        known, ranges = dict(env.replacements), dict(env.var_to_range)
+        try:
+            yield fixed
+        finally:
+            fixed += [str(s) for s in env.replacements if s in self.names and s not in known]
+            if fixed:
+                env.replacements.clear()
+                env.replacements.update(known)
+                env.var_to_range.clear()
+                env.var_to_range.update(ranges)
+                env._update_version_counter()
+
     def _run(self, op: str, args: Mapping[str, Arg], types: Mapping[str, Type]) -> Type:
+        try:
+            with self.unchanged() as fixed:
+                found = self._evaluate(op, args, types)
+        except RuntimeError:
+            if not self.names:
+                raise
+            return StandIn(self)._evaluate(op, args, types)
+        return StandIn(self)._evaluate(op, args, types) if fixed else found
+
+    def _evaluate(self, op: str, args: Mapping[str, Arg], types: Mapping[str, Type]) -> Type:
         target = overload(op)
         values = {k: self.value(a, types) for k, a in args.items()}
         positional, named = split_arguments(target, values)
@@ -95,6 +126,38 @@ class Typer:
         if isinstance(out, torch.Tensor):
             return self.type_of(out)
         return tuple(self.type_of(t) if isinstance(t, torch.Tensor) else None for t in out or ())
+
+
+class StandIn(Typer):
+    """A typer that puts a number which occurs nowhere else in the place of each free dimension.
+
+    For torch code that insists on numbers: those in its results are then told by their size, and named again.
+    """
+
+    FIRST = 10007
+
+    def __init__(self, typer: Typer) -> None:
+        super().__init__(FakeTensorMode(), typer.names)
+        self.typer = typer
+        self.numbers: dict[sympy.Symbol, int] = {}
+
+    def size(self, dim: Dim) -> Any:
+        """A Dim as a number."""
+        if isinstance(dim, int):
+            return dim
+        for symbol in dim.free_symbols:
+            self.numbers.setdefault(symbol, sympy.nextprime(self.FIRST, len(self.numbers) + 1))
+        return int(dim.xreplace(self.numbers))
+
+    def dim(self, size: Any) -> Dim:
+        """The Dim that a number stands for: a free dimension times a number, or a little more or less."""
+        for symbol, number in self.numbers.items():
+            times, rest = divmod(size, number)
+            if times and rest == 0:
+                return times * symbol
+            if abs(size - number) < 100:
+                return symbol + (size - number)
+        return int(size)
 
 
 def split_arguments(target: torch._ops.OpOverload, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from pccompile.module import PCModule
 
 
-def examine(shown: str, path: Path | None, compile_it: Callable[[], PCModule]) -> tuple[Page, bool]:
-    """The findings, and whether the model can be compiled. `path` is that of an ONNX file, if it is one."""
+def examine(shown: str, model: str, compile_it: Callable[[], PCModule]) -> tuple[Page, bool]:
+    """The findings, and whether the model can be compiled. `model` is what the command line names."""
+    path = Path(model) if model.lower().endswith(".onnx") else None
     problems: list[Problem] = []
     notes: list[str] = []
     if path is not None:

@@ -39,7 +39,9 @@ def gradients(function: Function, *shape: int, batch: int = 4) -> tuple[Tensor, 
     size = batch if imported.graph.dims else 3
     x = torch.randn(size, *shape, dtype=torch.float64)
     torch.manual_seed(1)
-    outputs, context = space["predict"]({"weight": model.weight.detach()}, constants, {next(iter(imported.graph.inputs)): x})
+    outputs, context = space["predict"](
+        {"weight": model.weight.detach()}, constants, {next(iter(imported.graph.inputs)): x}
+    )
     torch.manual_seed(1)
     result = model(x)
     results = [r for r in (result if isinstance(result, tuple | list) else [result]) if r.is_floating_point()]
@@ -65,7 +67,9 @@ MATRIX: dict[str, Function] = {
     "poisson_nll": lambda x, w: F.poisson_nll_loss(x, x.detach().abs()),
     "kl_div": lambda x, w: F.kl_div(F.log_softmax(x, 1), F.softmax(x.flip(1), 1), reduction="batchmean"),
     "bce": lambda x, w: F.binary_cross_entropy(torch.sigmoid(x), torch.sigmoid(x.flip(1))),
-    "bce_logits": lambda x, w: F.binary_cross_entropy_with_logits(x, torch.sigmoid(x.flip(1)), w.detach(), pos_weight=w.detach()),
+    "bce_logits": lambda x, w: F.binary_cross_entropy_with_logits(
+        x, torch.sigmoid(x.flip(1)), w.detach(), pos_weight=w.detach()
+    ),
     "cross_entropy": lambda x, w: F.cross_entropy(x, torch.zeros_like(x[:, 0]).long(), w.detach(), label_smoothing=0.1),
     "cross_entropy_soft": lambda x, w: F.cross_entropy(x, F.softmax(x.flip(1), 1)),
     "multilabel_soft_margin": lambda x, w: F.multilabel_soft_margin_loss(x, x.detach().sigmoid()),
@@ -91,30 +95,52 @@ MATRIX: dict[str, Function] = {
     "sort_stable": lambda x, w: torch.sort(x, stable=True, dim=1)[0],
     "quantile": lambda x, w: torch.quantile(x, 0.3, dim=1),
     "where": lambda x, w: torch.where(x > 0, x, 0.5) + torch.where(x > 0, x, x * x),
-    "activations": lambda x, w: F.selu(x) + F.relu6(x) + F.logsigmoid(x) + F.softsign(x) + F.tanhshrink(x) + F.hardshrink(x),
-    "shrinks": lambda x, w: F.softshrink(x) + F.hardsigmoid(x) + F.hardswish(x) + F.threshold(x, 0.1, 2) + F.elu(x) + F.celu(x),
+    "activations": lambda x, w: (
+        F.selu(x) + F.relu6(x) + F.logsigmoid(x) + F.softsign(x) + F.tanhshrink(x) + F.hardshrink(x)
+    ),
+    "shrinks": lambda x, w: (
+        F.softshrink(x) + F.hardsigmoid(x) + F.hardswish(x) + F.threshold(x, 0.1, 2) + F.elu(x) + F.celu(x)
+    ),
     "gates": lambda x, w: F.glu(torch.cat([x, x], 1), 1) + F.mish(x) + F.gelu(x) + F.silu(x) + F.softplus(x),
     "prelu": lambda x, w: F.prelu(x, w),
     "rrelu": lambda x, w: F.rrelu(x, training=True),
     "dropout": lambda x, w: F.dropout(x, 0.4),
     "alpha_dropout": lambda x, w: F.alpha_dropout(x, 0.4, training=True),
-    "special": lambda x, w: torch.special.ndtr(x) + torch.special.expit(x) + torch.special.softmax(x, 1) + torch.special.log1p(x * x),
+    "special": lambda x, w: (
+        torch.special.ndtr(x) + torch.special.expit(x) + torch.special.softmax(x, 1) + torch.special.log1p(x * x)
+    ),
     "complex": lambda x, w: torch.fft.irfft(torch.fft.rfft(x) * torch.fft.rfft(w), n=5),
     "complex_abs": lambda x, w: torch.fft.fft(x).abs() + torch.view_as_real(torch.complex(x, x * x) ** 2).sum(-1),
     "indexing": lambda x, w: x[:, [0, 2, 2]] + x[:, 1:2] + x[:, w.argsort()[:3]],
     "take_along": lambda x, w: torch.take_along_dim(x, x.argsort(1), 1) + torch.take(w, torch.tensor([0, 1, 1, 2, 4])),
-    "writes": lambda x, w: x.index_add(1, torch.tensor([0, 1]), x[:, :2]).index_copy(1, torch.tensor([3]), x[:, :1]).index_fill(1, torch.tensor([2]), 1.0),
+    "writes": lambda x, w: (
+        x.index_add(1, torch.tensor([0, 1]), x[:, :2])
+        .index_copy(1, torch.tensor([3]), x[:, :1])
+        .index_fill(1, torch.tensor([2]), 1.0)
+    ),
     "scatters": lambda x, w: x.scatter(1, x.argsort(1)[:, :2], x[:, 2:4]).scatter_add(1, x.argsort(1), x),
     "scatter_reduce": lambda x, w: x.scatter_reduce(1, torch.zeros_like(x).long(), x * x, "amax"),
     "masked": lambda x, w: x.masked_fill(x > 1, 0.0).masked_scatter(x < -1, x * x) + x.masked_fill(x > 0, w[0]),
     "masked_select": lambda x, w: torch.masked_select(w, w > 0.7),
     "shuffles": lambda x, w: x.roll(1, 1) + x.flip(1) + x.movedim(0, 1).swapaxes(0, 1) + x.repeat(1, 2)[:, 3:8],
-    "diagonals": lambda x, w: torch.diag_embed(x).diagonal(dim1=1, dim2=2) + torch.outer(w, w).tril().trace() + torch.diag(w).sum(0),
+    "diagonals": lambda x, w: (
+        torch.diag_embed(x).diagonal(dim1=1, dim2=2) + torch.outer(w, w).tril().trace() + torch.diag(w).sum(0)
+    ),
     "repeat_interleave": lambda x, w: x.repeat_interleave(2, 1) + torch.tile(x, (1, 2)),
     "rot90": lambda x, w: torch.rot90(w.expand(3, 5), 1, (0, 1)) @ x.t()[:3],
-    "linalg": lambda x, w: (torch.linalg.solve(torch.diag(w) + 0.1, x.t()), torch.linalg.inv(torch.diag(w) + 0.1), torch.linalg.det(torch.diag(w) + 0.1)),
-    "decompositions": lambda x, w: (torch.linalg.cholesky(torch.diag(w) + 0.1), torch.linalg.slogdet(torch.diag(w) + 0.1)[1], torch.linalg.eigvalsh(torch.outer(w, w) + torch.diag(w.cumsum(0)))),
-    "products": lambda x, w: x @ w + torch.mv(x, w) + torch.vdot(w, w) + torch.addmv(x[:, 0], x, w) + torch.kron(w, w).sum(),
+    "linalg": lambda x, w: (
+        torch.linalg.solve(torch.diag(w) + 0.1, x.t()),
+        torch.linalg.inv(torch.diag(w) + 0.1),
+        torch.linalg.det(torch.diag(w) + 0.1),
+    ),
+    "decompositions": lambda x, w: (
+        torch.linalg.cholesky(torch.diag(w) + 0.1),
+        torch.linalg.slogdet(torch.diag(w) + 0.1)[1],
+        torch.linalg.eigvalsh(torch.outer(w, w) + torch.diag(w.cumsum(0))),
+    ),
+    "products": lambda x, w: (
+        x @ w + torch.mv(x, w) + torch.vdot(w, w) + torch.addmv(x[:, 0], x, w) + torch.kron(w, w).sum()
+    ),
     "cross": lambda x, w: torch.linalg.cross(x[:, :3], x[:, 2:]),
     "matrix_exp": lambda x, w: torch.linalg.matrix_exp(torch.outer(w, w) / 5),
     "embedding_bag": lambda x, w: F.embedding_bag(torch.tensor([[0, 1], [2, 2]]), w.expand(4, 5) * 1.0, mode="mean"),

@@ -107,7 +107,8 @@ def _close(found: Any, expected: Any, tolerance: float) -> None:
 
 
 def test_every_rule_has_samples() -> None:
-    assert [name for name, op in OPS.items() if op.rule and not op.samples] == []
+    made_by_models = {"pcc.function"}  # calls what the model holds
+    assert [name for name, op in OPS.items() if op.rule and not op.samples and name not in made_by_models] == []
 
 
 @pytest.mark.parametrize("op, sample", SAMPLES)
