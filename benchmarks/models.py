@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from zoo import ZOO  # noqa: E402
+from zoo import ZOO
 
 
 @dataclass(frozen=True)

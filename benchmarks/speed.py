@@ -1,6 +1,6 @@
 """Time and memory of one training gradient, as a ratio to autograd: interleaved in one run, medians, one thread.
 
-    python benchmarks/speed.py [names …] [--compile] [--memory] [--repeats N]
+python benchmarks/speed.py [names …] [--compile] [--memory] [--repeats N]
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from pccompile.module import PCModule
 Step = Callable[[], Any]
 
 
-def autograd_step(bench: Bench, model: torch.nn.Module, x: tuple[torch.Tensor, ...], y: torch.Tensor, forward: Any = None) -> Step:
+def autograd_step(
+    bench: Bench, model: torch.nn.Module, x: tuple[torch.Tensor, ...], y: torch.Tensor, forward: Any = None
+) -> Step:
     """Forward, loss and gradients by autograd. `forward` replaces the loss of the model's output, e.g. compiled."""
     params = [p for p in model.parameters() if p.requires_grad]
     run = forward or (lambda x, y: bench.loss(model(*x), y))
@@ -101,9 +103,15 @@ def row(bench: Bench, options: argparse.Namespace) -> str:
         "closed": program_step(bench, model, x, y, algorithm="fixed-prediction", steps=100, rate=0.1),
     }
     if options.relax:
-        steps["relax"] = program_step(bench, model, x, y, algorithm="fixed-prediction", steps=100, rate=0.1, lowering="relax")
+        steps["relax"] = program_step(
+            bench, model, x, y, algorithm="fixed-prediction", steps=100, rate=0.1, lowering="relax"
+        )
     times = interleaved(steps, options.repeats)
-    cells = [bench.name, f"{1e3 * times['eager']:.2f}", *(f"{times[k] / times['eager']:.3f}" for k in steps if k != "eager")]
+    cells = [
+        bench.name,
+        f"{1e3 * times['eager']:.2f}",
+        *(f"{times[k] / times['eager']:.3f}" for k in steps if k != "eager"),
+    ]
     if options.compile:
         forward = torch.compile(lambda x, y: bench.loss(model(*x), y), fullgraph=True)
         pair = {

@@ -1,6 +1,6 @@
 """A small convolutional network learns scikit-learn's digits by predictive coding and by backpropagation, same seed.
 
-    python examples/digits.py [--epochs N] [--algorithm NAME] [--plot FILE]
+python examples/digits.py [--epochs N] [--algorithm NAME] [--plot FILE]
 """
 
 from __future__ import annotations

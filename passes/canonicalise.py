@@ -1,4 +1,4 @@
-"""Canonical form: one spelling for each computation, in operations that have a rule or a derivative formula in torch."""
+"""Canonical form: one spelling for each computation, in operations with a rule or a derivative formula of torch."""
 
 from __future__ import annotations
 

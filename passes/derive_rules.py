@@ -45,17 +45,16 @@ class _Deriver:
                 self.back(n)
         messages = {p: self.arrived[p] for p in self.vertex.parents if p in self.arrived and p in self.b.wants}
         rules = live((*self.vertex.prediction, *self.b.nodes), messages.values())
-        return replace(
-            self.vertex, rules=tuple(n for n in rules if n in self.b.nodes), messages=messages, how=self.how
-        )
+        return replace(self.vertex, rules=tuple(n for n in rules if n in self.b.nodes), messages=messages, how=self.how)
 
     def back(self, node: Node) -> None:
         """Send what has arrived at `node` on to its arguments."""
         err = self.arrived[node.name]
         if node.op == "getitem":
             source, index = node["of"], node["index"]
-            whole = self.arrived.setdefault(str(source), [None] * len(self.b.types[source]))  # type: ignore[index, arg-type]
-            whole[index] = self.added(whole[index], err)  # type: ignore[index]
+            count = len(self.b.types[source])  # type: ignore[arg-type]
+            whole = self.arrived.setdefault(str(source), [None] * count)
+            whole[index] = self.added(whole[index], err)
             return
         err = tuple(err) if isinstance(err, list) else err
         definition = OPS.get(node.op)
@@ -67,13 +66,15 @@ class _Deriver:
                 messages = traced_rule(self.b, node, err)
         except (RuntimeError, NotImplementedError) as e:
             line = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-            self.problems.add(f"no rule for {node.op}: {line}", node.where, "detach its result, or compute it outside the model")
+            self.problems.add(
+                f"no rule for {node.op}: {line}", node.where, "detach its result, or compute it outside the model"
+            )
             return
         for argument, message in messages.items():
             self.deliver(node[argument], message)
 
     def deliver(self, argument: Arg, message: Any) -> None:
-        """Add a message to what has arrived at an argument; broadcasting and promotion are undone here, for all rules."""
+        """Add a message to what has arrived at an argument; broadcasting and promotion are undone here."""
         if isinstance(argument, tuple):
             for a, m in zip(argument, message or (None,) * len(argument), strict=True):
                 self.deliver(a, m)

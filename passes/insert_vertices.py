@@ -42,7 +42,9 @@ def insert_vertices(graph: Graph, *, granularity: str = "op") -> PCGraph:
         vertices.append(Vertex(f"{o}_output", (o,), (), Ref(o), type_))
         outputs.append(f"{o}_output")
     if not outputs:
-        raise CompileError("no output depends on a parameter that learns", hint="is every parameter frozen or detached?")
+        raise CompileError(
+            "no output depends on a parameter that learns", hint="is every parameter frozen or detached?"
+        )
     context = tuple(n for n in graph.nodes if n.name in plan.still)
     return PCGraph(graph, tuple(vertices), context, tuple(outputs))
 
@@ -69,9 +71,14 @@ class _Plan:
         fragments = {n.name: self.fragment(n, inner) for n in self.graph.nodes if n.name in self.carrying - inner}
         readers = Counter(p for f in fragments.values() for p in set(_parents(f)))
         found = set()
-        for name, fragment in fragments.items():
+        for fragment in fragments.values():
             above = [p for p in _parents(fragment) if p in fragments]
-            if len(set(above)) == 1 and readers[above[0]] == 1 and above[0] not in self.graph.outputs and _pointwise(fragment):
+            if (
+                len(set(above)) == 1
+                and readers[above[0]] == 1
+                and above[0] not in self.graph.outputs
+                and _pointwise(fragment)
+            ):
                 found.add(above[0])
         return found
 
@@ -80,7 +87,12 @@ class _Plan:
         found, open_ = {node.name}, [node]
         while open_:
             for i in open_.pop().inputs:
-                if i in self.nodes and i not in found and i not in self.still and (i in inner or i not in self.carrying):
+                if (
+                    i in self.nodes
+                    and i not in found
+                    and i not in self.still
+                    and (i in inner or i not in self.carrying)
+                ):
                     found.add(i)
                     open_.append(self.nodes[i])
         return tuple(self.nodes[name] for name in sorted(found, key=self.position.__getitem__))

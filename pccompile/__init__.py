@@ -1,7 +1,7 @@
 """pccompile turns any differentiable model into predictive-coding form.
 
-    pc = pccompile.compile(model, (x,))
-    loss = criterion(pc(x), y); loss.backward()      # predictive-coding gradients in the model's own parameters
+pc = pccompile.compile(model, (x,))
+loss = criterion(pc(x), y); loss.backward()      # predictive-coding gradients in the model's own parameters
 """
 
 from __future__ import annotations
@@ -41,4 +41,13 @@ def __dir__() -> list[str]:
     return [*globals(), *_WHERE]
 
 
-__all__ = ["CompileError", "PCModule", "Trace", "VerifyReport", "compile", "load_onnx", "register_elementwise", "verify"]
+__all__ = [
+    "CompileError",
+    "PCModule",
+    "Trace",
+    "VerifyReport",
+    "compile",
+    "load_onnx",
+    "register_elementwise",
+    "verify",
+]

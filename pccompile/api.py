@@ -87,8 +87,8 @@ def _from_program(program: ExportedProgram, options: Options, loss: Any, hook: H
 def register_elementwise(op: Any, formula: Callable[..., Any]) -> None:
     """Teach the compiler a torch operator of your own by one sympy expression.
 
-    op: what `torch.library.custom_op` returns. formula: from sympy symbols, one a tensor argument, to an expression, such
-    as `lambda x: x * sympy.tanh(sympy.log(1 + sympy.exp(x)))`. The derivative, the local rule and the generated code
-    follow; unstable textbook forms are replaced by stable ones. Raises TypeError and ValueError.
+    op: what `torch.library.custom_op` returns. formula: from sympy symbols, one a tensor argument, to an expression,
+    such as `lambda x: x * sympy.tanh(sympy.log(1 + sympy.exp(x)))`. The derivative, the local rule and the generated
+    code follow; unstable textbook forms are replaced by stable ones. Raises TypeError and ValueError.
     """
     user_elementwise(op, formula)

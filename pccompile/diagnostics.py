@@ -69,7 +69,7 @@ class Collector:
 
 
 def printable(text: str, limit: int = 300) -> str:
-    """`text` on one line, safe for a terminal: control and invisible characters escaped, the middle of a long text cut."""
+    """`text` on one line, safe for a terminal: invisible characters escaped, the middle of a long text cut."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= limit else f"{text[: limit // 2]}…({len(text)} characters)…{text[-limit // 4 :]}"
 

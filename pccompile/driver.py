@@ -59,6 +59,7 @@ class Stages:
         self.hook = hook
 
     def __call__(self, name: str, run: Callable[[], Any]) -> Any:
+        """The result of stage `name`. Raises CompileError where it is not valid."""
         start = time.process_time()
         result = run()
         match result:
@@ -103,7 +104,9 @@ def schedule(pc: PCGraph, options: Options, hook: Hook = _silent) -> Program:
     unknown = set(settings) - set(make.__annotations__)
     if unknown:
         known = ", ".join(k for k in make.__annotations__ if k not in ("pc", "return")) or "none"
-        raise CompileError(f"{options.algorithm} has no setting {', '.join(sorted(unknown))}", hint=f"its settings: {known}")
+        raise CompileError(
+            f"{options.algorithm} has no setting {', '.join(sorted(unknown))}", hint=f"its settings: {known}"
+        )
     return Stages(hook)("schedule", lambda: make(pc, **settings))  # type: ignore[no-any-return]
 
 

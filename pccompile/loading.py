@@ -94,6 +94,7 @@ def load(target: str, shapes: Sequence[Shape], seed: int) -> Target:
 
 def _from_onnx(path: Path, shapes: Sequence[Shape], seed: int) -> Target:
     from pccompile.frontends.onnx import load_onnx
+    from pccompile.frontends.onnx.module import mismatches
 
     module = load_onnx(path)
     types = {t.name: t for t in module.input_types}
@@ -102,6 +103,9 @@ def _from_onnx(path: Path, shapes: Sequence[Shape], seed: int) -> Target:
         if s.dtype and s.dtype is not types[s.name].dtype:
             declared = str(types[s.name].dtype).removeprefix("torch.")
             raise UsageError(f"--shape {printable(s.name)}: the file says that this input is {declared}")
+    given = {s.name: torch.empty(s.sizes, dtype=types[s.name].dtype, device="meta") for s in shapes}
+    if problems := [problem for name, tensor in given.items() for problem in mismatches(types[name], tensor)]:
+        raise CompileError(problems)
     args = module.example_inputs({s.name: s.sizes for s in shapes}, seed)
     return Target(module, args, name=path.stem, path=path)
 
@@ -158,14 +162,14 @@ def _made(factory: Any, target: str) -> nn.Module:
     if not isinstance(factory, nn.Module):
         if not callable(factory):
             raise CompileError(
-                f"{target} is a {type(factory).__name__}, neither a module nor a function that returns one"
+                f"{target} is neither a module nor a function that returns one: {type(factory).__name__}"
             )
         try:
             model = factory()
         except (Exception, SystemExit) as e:
             raise _raised(f"{target}()", e) from e
     if not isinstance(model, nn.Module):
-        raise CompileError(f"{target}() returns a {type(model).__name__}, not an nn.Module")
+        raise CompileError(f"{target}() returns no nn.Module: {type(model).__name__}")
     return model
 
 

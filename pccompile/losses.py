@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from pccompile.backends.torch import Loss
 from pccompile.diagnostics import CompileError
-from pccompile.driver import Imported, import_model, to_vertices
+from pccompile.driver import import_model, to_vertices
+from pccompile.frontends.exported import Imported
 from pccompile.runtime import Interface
 
 LARGEST = 4096

@@ -7,7 +7,9 @@ whatever listens to autograd (optimizers, DistributedDataParallel's hooks, clipp
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +20,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError
-from pccompile.driver import Compiled, Hook, Imported, Options, compile_imported, import_model
-from pccompile.frontends.exported import Locate
+from pccompile.driver import Compiled, Hook, Options, compile_imported, import_model
+from pccompile.frontends.exported import Imported, Locate
 from pccompile.losses import compile_loss, targets_of
 from pccompile.runtime import Interface, Runtime, reaching
 
@@ -91,7 +93,7 @@ class PCModule(nn.Module):
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        hidden = {"_traces": [], "_last": None, "_hook": None}
+        hidden: dict[str, Any] = {"_traces": [], "_last": None, "_hook": None}
         return {k: hidden.get(k, v) for k, v in self.__dict__.items() if k not in _OWN_TABLES}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -113,14 +115,23 @@ class PCModule(nn.Module):
         """The program for a call with these arguments, compiled if there is none yet. Raises CompileError."""
         return self._runtime(args, dict(kwargs or {}), loss, target, record)
 
-    def _runtime(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any = None, target: Any = None, record: bool = False) -> Runtime:
+    def _runtime(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any = None, target: Any = None, record: bool = False
+    ) -> Runtime:
         traced = self._traced(args, kwargs)
         graph = traced.imported.graph
         tensors = traced.interface.bind(args, kwargs)
-        wanted = frozenset(p for p in graph.params if traced.imported.tensors[p].requires_grad and graph.params[p].differentiable)
+        wanted = frozenset(
+            p for p in graph.params if traced.imported.tensors[p].requires_grad and graph.params[p].differentiable
+        )
         wanted |= {name for name, t in tensors.items() if t.requires_grad}
         target_types = tuple((t.dtype, t.dim()) for t in targets_of(target)) if loss is not None else ()
-        key = (wanted or frozenset(p for p in graph.params if graph.params[p].differentiable), loss, target_types, record)
+        key = (
+            wanted or frozenset(p for p in graph.params if graph.params[p].differentiable),
+            loss,
+            target_types,
+            record,
+        )
         if key not in traced.programs:
             traced.programs[key] = self._compile(traced, key[0], args, kwargs, loss, target, record)
         if not record:
@@ -140,7 +151,9 @@ class PCModule(nn.Module):
         if self._traces and not self._recapture:
             what = reason or "this program was captured in one mode and dtype"
             raise CompileError(what, hint="compile the nn.Module itself to call it in several forms")
-        imported = import_model(model, args, kwargs, self._dynamic_shapes if not self._traces else None, self._locate, self._hook)
+        imported = import_model(
+            model, args, kwargs, self._dynamic_shapes if not self._traces else None, self._locate, self._hook
+        )
         return self.adopt(imported, args, kwargs)
 
     def adopt(self, imported: Imported, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Traced:
@@ -154,7 +167,14 @@ class PCModule(nn.Module):
         return traced
 
     def _compile(
-        self, traced: _Traced, wanted: frozenset[str], args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any, target: Any, record: bool
+        self,
+        traced: _Traced,
+        wanted: frozenset[str],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        loss: Any,
+        target: Any,
+        record: bool,
     ) -> Runtime:
         options = self.options
         if record and options.algorithm == "fixed-prediction":
@@ -184,13 +204,17 @@ class PCModule(nn.Module):
     def _live_buffers(self) -> dict[str, Tensor]:
         return dict(self.__dict__["model"].named_buffers(remove_duplicate=False))
 
-    def _predict(self, runtime: Runtime, inputs: dict[str, Tensor], probe: bool = False) -> tuple[tuple[Tensor, ...], list[Any]]:
+    def _predict(
+        self, runtime: Runtime, inputs: dict[str, Tensor], probe: bool = False
+    ) -> tuple[tuple[Tensor, ...], list[Any]]:
+        """The outputs and the context, in the model's own precision whatever autocast says."""
         params, buffers = self.tables(runtime)
-        if probe:  # an example forward pass leaves no trace: neither in the buffers nor in the random stream
-            buffers = {k: b.clone() for k, b in buffers.items()}
-            with torch.random.fork_rng():
-                outputs, context = runtime.function("predict")(params, buffers, inputs)
-        else:
+        kind = next(iter((params or inputs).values())).device.type
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+            if probe:  # an example forward pass leaves no trace: neither in the buffers nor in the random stream
+                buffers = {k: b.clone() for k, b in buffers.items()}
+                stack.enter_context(torch.random.fork_rng())
             outputs, context = runtime.function("predict")(params, buffers, inputs)
         return outputs, context
 
@@ -199,9 +223,13 @@ class PCModule(nn.Module):
         runtime = self._runtime(args, kwargs)
         return runtime.interface.assemble(self._run(runtime, runtime.interface.bind(args, kwargs)))
 
-    def _run(self, runtime: Runtime, inputs: dict[str, Tensor], targets: list[Tensor] | None = None) -> tuple[Tensor, ...]:
+    def _run(
+        self, runtime: Runtime, inputs: dict[str, Tensor], targets: list[Tensor] | None = None
+    ) -> tuple[Tensor, ...]:
         params, _ = self.tables(runtime)
-        sources = [params.get(key) if not key.startswith("input ") else inputs[key[6:]] for key in runtime.source.gradients]
+        sources = [
+            params.get(key) if not key.startswith("input ") else inputs[key[6:]] for key in runtime.source.gradients
+        ]
         result: tuple[Tensor, ...] = _Bridge.apply(self, runtime, inputs, targets, *sources)  # type: ignore[no-untyped-call]
         return result
 
@@ -222,7 +250,9 @@ class PCModule(nn.Module):
     def compiled(self) -> Compiled:
         """All stages of the program that was compiled or used last."""
         if self._last is None or self._last.compiled is None:
-            raise CompileError("nothing has been compiled yet", hint="call the model once, or compile it with example arguments")
+            raise CompileError(
+                "nothing has been compiled yet", hint="call the model once, or compile it with example arguments"
+            )
         return self._last.compiled
 
     @property
@@ -276,7 +306,9 @@ class _Bridge(torch.autograd.Function):
     """Prediction forwards, inference and learning backwards."""
 
     @staticmethod
-    def forward(ctx: Any, pc: PCModule, runtime: Runtime, inputs: dict[str, Tensor], targets: Any, *sources: Tensor) -> Any:
+    def forward(
+        ctx: Any, pc: PCModule, runtime: Runtime, inputs: dict[str, Tensor], targets: Any, *sources: Tensor
+    ) -> Any:
         detached = {k: t.detach() for k, t in inputs.items()}
         outputs, context = pc._predict(runtime, detached)
         ctx.pc, ctx.runtime, ctx.targets = pc, runtime, targets
@@ -285,7 +317,10 @@ class _Bridge(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         kept = [c for c in context if isinstance(c, Tensor)]
         clamped = [outputs[i] for i in runtime.source.errors]
-        ctx.like = [torch.empty(0, dtype=o.dtype, device=o.device).expand(0) for o in clamped], [o.shape for o in clamped]
+        ctx.like = (
+            [torch.empty(0, dtype=o.dtype, device=o.device).expand(0) for o in clamped],
+            [o.shape for o in clamped],
+        )
         if targets is None:
             ctx.save_for_backward(*kept, *(o.detach() for o in clamped if runtime.source.moving))
             ctx.mark_non_differentiable(*(o for o in outputs if not o.is_floating_point() and not o.is_complex()))
@@ -295,7 +330,7 @@ class _Bridge(torch.autograd.Function):
         return (loss,)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         runtime: Runtime = ctx.runtime
         none = (None,) * 4
@@ -309,7 +344,9 @@ class _Bridge(torch.autograd.Function):
         if ctx.targets is None:
             arrived = [_arrived(runtime, i, grads) for i in range(len(runtime.source.errors))]
             used = {i for i, g in enumerate(arrived) if g is not None}
-            full = [like.new_zeros(shape) if g is None else g for g, like, shape in zip(arrived, *ctx.like, strict=True)]
+            full = [
+                like.new_zeros(shape) if g is None else g for g, like, shape in zip(arrived, *ctx.like, strict=True)
+            ]
             given = [o - g for o, g in zip(saved, full, strict=True)] if moving else [-g for g in full]
         else:
             used, scale = set(range(len(runtime.source.errors))), grads[0]
@@ -327,10 +364,7 @@ def _arrived(runtime: Runtime, index: int, grads: tuple[Tensor | None, ...]) -> 
     """What the loss sent to a clamped output, which may stand at several places in the model's result."""
     name = runtime.source.outputs[runtime.source.errors[index]]
     sent = [g for g, o in zip(grads, runtime.source.outputs, strict=True) if o == name and g is not None]
-    total = sent[0] if sent else None
-    for g in sent[1:]:
-        total = total + g
-    return total
+    return functools.reduce(torch.add, sent) if sent else None
 
 
 def _is_one(scale: Tensor) -> bool:

@@ -128,7 +128,9 @@ def check_devices(tensors: Mapping[str, Tensor]) -> None:
     """Raise CompileError where a model is spread over several devices."""
     devices = {t.device for t in tensors.values()}
     if len(devices) > 1:
-        raise CompileError(f"the model is on several devices: {', '.join(sorted(map(str, devices)))}", hint="move it to one")
+        raise CompileError(
+            f"the model is on several devices: {', '.join(sorted(map(str, devices)))}", hint="move it to one"
+        )
 
 
 __all__ = ["Interface", "Runtime", "check_devices", "load", "reaching", "torch"]

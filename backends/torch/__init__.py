@@ -1,5 +1,5 @@
 """The torch backend: a program as one readable, standalone, autograd-free Python file."""
 
-from pccompile.backends.torch.emit import Loss, Source, emit
+from pccompile.backends.torch.emit import MARK, Loss, Source, emit
 
-__all__ = ["Loss", "Source", "emit"]
+__all__ = ["MARK", "Loss", "Source", "emit"]

@@ -21,7 +21,9 @@ def clamp(outputs, targets):
     return {loss}, output_errors'''
 
 
-def clamp_lines(loss: Loss | None, indices: Sequence[int], count: int, speller: Speller, reserved: Iterable[str]) -> list[str]:
+def clamp_lines(
+    loss: Loss | None, indices: Sequence[int], count: int, speller: Speller, reserved: Iterable[str]
+) -> list[str]:
     """The function `clamp(outputs, targets)`. indices: which of the `count` outputs carry an error."""
     if loss is None:
         errors = f"[{', '.join(f'targets[{i}] - outputs[{j}]' for i, j in enumerate(indices))}]"
@@ -35,13 +37,19 @@ def clamp_lines(loss: Loss | None, indices: Sequence[int], count: int, speller: 
     kernels = {equations.short(s.op) for s in f.statements() if "." in s.op}
     printer = Printer(f, labels, {}, {}, speller, lambda vertex: "", [*reserved, *loss.pc.graph.dims, *kernels])
     lines = printer.run({})
-    head = ["@torch.no_grad()", "def clamp(outputs, targets):", '    """The loss, and minus its gradient at each output."""']
+    head = [
+        "@torch.no_grad()",
+        "def clamp(outputs, targets):",
+        '    """The loss, and minus its gradient at each output."""',
+    ]
     if speller.device or any("device=device" in c for c in loss.constants.values()):
         head.append("    device = outputs[0].device")
-    for name in sorted(speller.dims & set(loss.pc.graph.dims)):
-        source = loss.pc.graph.dims[name]
-        head.append(f"    {name} = {texts[source.tensor]}.shape[{source.axis}]")
+    for dim in sorted(speller.dims & set(loss.pc.graph.dims)):
+        source = loss.pc.graph.dims[dim]
+        head.append(f"    {dim} = {texts[source.tensor]}.shape[{source.axis}]")
     by_output = [loss.outputs[j] for j in indices]
     zeros = {j: f"torch.zeros_like(outputs[{j}])" for j in indices}
-    errors = [printer.spell(f.results[n]) if n in f.results else zeros[j] for n, j in zip(by_output, indices, strict=True)]  # type: ignore[index]
+    errors = [
+        printer.spell(f.results[n]) if n in f.results else zeros[j] for n, j in zip(by_output, indices, strict=True)
+    ]
     return [*head, *lines, "", f"    return {printer.spell(f.results['loss'])}, [{', '.join(errors)}]"]

@@ -17,7 +17,8 @@ from pccompile.ir import Arg, Do, Graph, Node, PCGraph, Program, Ref, Repeat, St
 class Lowered:
     """The functions of a generated file.
 
-    `labels` says what values are called, `made` where prediction has the values of the graph, `context` what it hands on.
+    `labels` says what values are called, `made` where prediction has the values of the graph, `context` what it hands
+    on.
     """
 
     program: Program
@@ -94,7 +95,7 @@ class _Lowering:
         w = self.w
         saved: dict[str, set[int]] = {}
         for r in (r for v in self.pc.vertices for r in v.rules if r.op == "getitem"):
-            saved.setdefault(str(r["of"]), set()).add(r["index"])  # type: ignore[arg-type]
+            saved.setdefault(str(r["of"]), set()).add(r["index"])
         for n in self.graph.nodes:
             args = {k: map_refs(a, self._forward) for k, a in n.args.items()}
             vertex = self.made_by.get(n.name)
@@ -110,9 +111,9 @@ class _Lowering:
                 w.vertex = v.name
                 self.slots[v.name, "prediction"] = w.name(self._forward(v.result), f"prediction_{v.name}")
         w.vertex = ""
-        for buffer, value in self.graph.updates.items():
-            w.write("copy", {"key": self.graph.origin[buffer], "of": self._forward(Ref(value))}, "")
-        results = {o: self._forward(Ref(o)) for o in self.graph.outputs}
+        for buffer, updated in self.graph.updates.items():
+            w.write("copy", {"key": self.graph.origin[buffer], "of": self._forward(Ref(updated))}, "")
+        results: dict[str, Ref] = {o: self._forward(Ref(o)) for o in self.graph.outputs}
         return Function(w.take(), results)
 
     def _forward(self, name: Ref) -> Ref:
@@ -128,7 +129,9 @@ class _Lowering:
             self.slots[v.name, "error"] = self.w.given(f"errors[{quoted(v.name)}]", f"error_{v.name}")
         if program.state:
             for v in self.pc.latent:
-                self.slots[v.name, program.state] = self.w.given(f"values[{quoted(v.name)}]", f"{program.state}_{v.name}")
+                self.slots[v.name, program.state] = self.w.given(
+                    f"values[{quoted(v.name)}]", f"{program.state}_{v.name}"
+                )
         return self.gradients(program.learn)
 
     def sweep(self, steps: Sequence[Step]) -> Function:
@@ -178,7 +181,7 @@ class _Lowering:
         w = self.w
         match e:
             case ast.Constant(value=number):
-                return number  # type: ignore[return-value]
+                return number
             case ast.Name(id=name):
                 return self.term(d, name)
             case ast.UnaryOp(op=ast.USub(), operand=inner):
@@ -244,7 +247,9 @@ class _Lowering:
                 continue
             err, gain = self.sent(child.name, weights)
             nodes = self.nodes_of(child)
-            terms.append(Term(child, child.messages[d.vertex], err, self.parents(child.name, d.at), nodes, self.w, gain))
+            terms.append(
+                Term(child, child.messages[d.vertex], err, self.parents(child.name, d.at), nodes, self.w, gain)
+            )
         if not terms:
             like = self.slots.get((d.vertex, "prediction")) or self._forward(Ref(d.vertex))
             return self.w("aten.zeros_like.default", like, label=f"zero_{d.vertex}")

@@ -54,7 +54,11 @@ def _live_loop(loop: Loop, need: set[Ref]) -> Loop:
     """A loop without carried values that nobody reads, and without what only they needed."""
     carried = [c for c in loop.carried if c.phi in need or c.phi in loop.record.values()]
     while True:
-        inside = {c.next for c in carried} | set(loop.record.values()) | {r for r in need if r in {s.target for s in loop.body}}
+        inside = (
+            {c.next for c in carried}
+            | set(loop.record.values())
+            | {r for r in need if r in {s.target for s in loop.body}}
+        )
         body = []
         for s in reversed(loop.body):
             if s.target in inside:
@@ -71,8 +75,8 @@ def _mask(f: Function) -> None:
     used: dict[Ref, set[int]] = {}
     for s in f.statements():
         if s.op == "getitem":
-            used.setdefault(s.args["of"], set()).add(s.args["index"])  # type: ignore[arg-type]
+            used.setdefault(s.args["of"], set()).add(s.args["index"])
     for s in f.statements():
         if "output_mask" in s.args and s.target in used:
-            mask = tuple(i in used[s.target] for i in range(len(s.args["output_mask"])))  # type: ignore[arg-type]
+            mask = tuple(i in used[s.target] for i in range(len(s.args["output_mask"])))
             s.args = {**s.args, "output_mask": mask}

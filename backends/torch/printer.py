@@ -111,7 +111,7 @@ class Printer:
         if len(readers) != 1:
             return s.op == "given" and str(s.args["text"]).isidentifier()
         reader = readers[0]
-        if reader is None or s.op == "given" and "[" in str(s.args["text"]):
+        if reader is None or (s.op == "given" and "[" in str(s.args["text"])):
             return False
         if s.op in ("given", "leaf"):
             return True
@@ -125,15 +125,18 @@ class Printer:
 
     def _absorbed(self, s: Statement, reader: Statement) -> bool:
         """Whether the reader is an in-place step that takes a fresh operand as it is."""
-        if reader.op == "aten.neg.default" or (reader.op == "aten.mul.Tensor" and isinstance(reader.args["other"], float)):
+        if reader.op == "aten.neg.default" or (
+            reader.op == "aten.mul.Tensor" and isinstance(reader.args["other"], float)
+        ):
             return fresh(s, self.made) and self.labels[reader.target].startswith("gradient_")
         return s.op == "aten.mm.default" and reader.op == "aten.add.Tensor" and reader.args["other"] == s.target
 
     def statement(self, s: Statement, i: int, depth: int, last: Mapping[Ref, int], kept: set[Ref]) -> None:
+        """Print a statement, unless it is written where it is read."""
         if s.target in self.unpacked:
             return
         if s.op == "copy":
-            self.line(depth, f"buffers[{quoted(s.args['key'])}].copy_({self.spell(s.args['of'])})")  # type: ignore[arg-type]
+            self.line(depth, f"buffers[{quoted(s.args['key'])}].copy_({self.spell(s.args['of'])})")
             return
         if self.inlines(s):
             self.inlined[s.target] = self.expression(s)
@@ -149,6 +152,7 @@ class Printer:
             self.line(depth, f"{name} = {self.names[s.target]}.shape[{axis}]")
 
     def own_name(self, value: Ref) -> str:
+        """What a value is called from here on."""
         if value not in self.names:
             self.names[value] = self.fixed.get(value) or self.namer(self.labels[value])
         self.owner[self.names[value]] = value
@@ -162,20 +166,24 @@ class Printer:
             case "given":
                 return str(s.args["text"])
             case "alias":
-                return self.spell(s.args["of"])  # type: ignore[arg-type]
+                return self.spell(s.args["of"])
             case "clamp":
-                outputs = ", ".join(self.spell(o) for o in s.args["outputs"])  # type: ignore[attr-defined]
+                outputs = ", ".join(self.spell(o) for o in s.args["outputs"])
                 return f"clamp(({outputs},), targets)[1]"
         if self.labels[s.target].startswith("gradient_") and s.op in ("aten.neg.default", "aten.mul.Tensor"):
             source = s.args["self"]
-            if source in self.inlined and fresh(self.made[source], self.made):  # type: ignore[index]
+            if source in self.inlined and fresh(self.made[source], self.made):
                 call = "neg_()" if s.op == "aten.neg.default" else f"mul_({s.args['other']!r})"
-                return f"{atom(self.inlined[source])}.{call}"  # type: ignore[index]
+                return f"{atom(self.inlined[source])}.{call}"
         return self.speller.call(s.op, s.args, self.spell)
 
     def in_place(self, s: Statement, i: int, depth: int, last: Mapping[Ref, int], kept: set[Ref]) -> bool:
         """Print an addition as an accumulation, or a scaling in place, where the operand's memory is ours alone."""
-        if s.op not in ("aten.add.Tensor", "aten.neg.default", "aten.mul.Tensor") or s.target in self.names or self.fixed:
+        if (
+            s.op not in ("aten.add.Tensor", "aten.neg.default", "aten.mul.Tensor")
+            or s.target in self.names
+            or self.fixed
+        ):
             return False
         operand = s.args["self"]
         if not isinstance(operand, Ref) or operand in self.inlined or operand in kept or last[operand] != i:
@@ -190,7 +198,7 @@ class Printer:
             self.owner[name] = s.target
             made = self.made.get(other)
             if made and other in self.inlined and made.op == "aten.mm.default":
-                x, y = (self.spell(made.args[a]) for a in ("self", "mat2"))  # type: ignore[arg-type]
+                x, y = (self.spell(made.args[a]) for a in ("self", "mat2"))
                 self.line(depth, f"{name}.addmm_({x}, {y})")
             else:
                 self.line(depth, f"{name} += {self.spell(other)}")
@@ -211,7 +219,7 @@ class Printer:
             return False
         names = ["_"] * count
         for p in parts:
-            names[p.args["index"]] = self.own_name(p.target)  # type: ignore[index]
+            names[p.args["index"]] = self.own_name(p.target)
             self.unpacked.add(p.target)
         self.line(depth, f"{', '.join(names)} = {self.expression(s)}")
         return True
@@ -224,7 +232,9 @@ class Printer:
         late = []
         for c in loop.carried:
             at = next((i for i, s in enumerate(loop.body) if s.target == c.next), None)
-            late_reads = at is None or any(c.phi in s.reads for s in loop.body[at + 1 :]) or c.phi in loop.record.values()
+            late_reads = (
+                at is None or any(c.phi in s.reads for s in loop.body[at + 1 :]) or c.phi in loop.record.values()
+            )
             if not late_reads and c.next not in self.names:
                 self.names[c.next] = self.names[c.phi]
                 self.owner[self.names[c.phi]] = c.next
@@ -236,12 +246,16 @@ class Printer:
         for c in late:
             self.line(depth + 1, f"{self.names[c.phi]} = {self.spell(c.next)}")
         if loop.record:
-            self.line(depth + 1, "record({" + ", ".join(f"{quoted(k)}: {self.spell(v)}" for k, v in loop.record.items()) + "})")
+            self.line(
+                depth + 1,
+                "record({" + ", ".join(f"{quoted(k)}: {self.spell(v)}" for k, v in loop.record.items()) + "})",
+            )
         if len(self.text) == start:
             self.line(depth + 1, "pass")
         self.vertex = ""
 
     def comment(self, vertex: str, depth: int) -> None:
+        """Print the heading of a vertex where one begins."""
         heading = self.heading(vertex) if vertex and vertex != self.vertex else ""
         if heading:
             self.text.append("")
@@ -255,12 +269,13 @@ class Printer:
             self.line(depth, f"del {', '.join(dict.fromkeys(names))}")
 
     def line(self, depth: int, text: str) -> None:
+        """Print one line."""
         self.text.append("    " * depth + text)
 
 
 def result_count(op: str) -> int | None:
     """How many results an operation has; None where that is one, or not fixed."""
-    if not op.startswith(("aten.", "pccompile.")) or op in OPS and OPS[op].infer:
+    if not op.startswith(("aten.", "pccompile.")) or (op in OPS and OPS[op].infer):
         return None
     returns = overload(op)._schema.returns
     return len(returns) if len(returns) > 1 else None
@@ -269,8 +284,8 @@ def result_count(op: str) -> int | None:
 def fresh(s: Statement, made: Mapping[Ref, Statement]) -> bool:
     """Whether a statement makes memory of its own."""
     if s.op == "getitem":
-        source = made.get(s.args["of"])  # type: ignore[call-overload]
+        source = made.get(s.args["of"])
         return source is not None and source.op.startswith("aten.") and fresh(source, made)
-    if not s.op.startswith("aten.") or s.op in OPS and OPS[s.op].wiring:
+    if not s.op.startswith("aten.") or (s.op in OPS and OPS[s.op].wiring):
         return False
     return all(r.alias_info is None for r in overload(s.op)._schema.returns)

@@ -7,6 +7,8 @@ a weight that is used at many time steps into one.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,13 +75,11 @@ def total(w: Writer, terms: Sequence[Term]) -> Ref:
     by_gain: dict[float, list[Term]] = {}
     for t in terms:
         by_gain.setdefault(t.gain, []).append(t)
-    result: Ref | None = None
+    values: list[Ref] = []
     for gain, group in by_gain.items():
         part = _sum(w, group)
-        part = part if gain == 1 else w("aten.mul.Tensor", part, gain, label="weighted")
-        result = part if result is None else w("aten.add.Tensor", result, part, label="pull")
-    assert result is not None
-    return result
+        values = [added(w, [*values, part if gain == 1 else w("aten.mul.Tensor", part, gain, label="weighted")])]
+    return values[0]
 
 
 def _sum(w: Writer, terms: Sequence[Term]) -> Ref:
@@ -88,21 +88,26 @@ def _sum(w: Writer, terms: Sequence[Term]) -> Ref:
     groups: dict[object, list[Term]] = {}
     for i, t in enumerate(terms):
         groups.setdefault(_tail(t) or i, []).append(t)
-    result: Ref | None = None
+    values: list[Ref] = []
     for key, group in groups.items():
-        if len(group) == 1:
-            parts = [group[0].write]
-        elif isinstance(key, tuple) and key[0] == "product":
-            parts = [lambda g=group: _products(w, g)] if len(group) >= MANY else [t.write for t in group]  # type: ignore[misc]
-        elif isinstance(key, tuple) and key[0] == "piece":
-            parts = [lambda g=group: _pieces(w, g)]  # type: ignore[misc]
+        kind = key[0] if isinstance(key, tuple) and len(group) > 1 else ""
+        if kind == "product" and len(group) >= MANY:
+            values.append(_products(w, group))
+        elif kind == "piece":
+            values.append(_pieces(w, group))
+        elif kind == "shared":
+            values.append(_shared(w, group))
         else:
-            parts = [lambda g=group: _shared(w, g)]  # type: ignore[misc]
-        for part in parts:
-            value = part()
-            result = value if result is None else w("aten.add.Tensor", result, value, label="pull")
-    assert result is not None
-    return result
+            for t in group:
+                values.append(t.write())
+                values = [added(w, values)]
+        values = [added(w, values)]
+    return values[0]
+
+
+def added(w: Writer, values: Sequence[Ref]) -> Ref:
+    """The sum of values."""
+    return functools.reduce(lambda x, y: w("aten.add.Tensor", x, y, label="pull"), values)
 
 
 def _operand(node: Node) -> str:
@@ -126,7 +131,7 @@ def _tail(t: Term) -> object:
     if n.op in TAILS:
         return ("shared", n.op, _fixed_args(n, (_operand(n),)), _shape_of(t, n))
     if n.op == "aten.mm.default":
-        left = t.nodes.get(n["self"])  # type: ignore[call-overload]
+        left = t.nodes.get(n["self"])
         if left is not None and left.op == "aten.t.default" and left.name not in t.read:
             return ("product", n.op)
     return None
@@ -134,7 +139,7 @@ def _tail(t: Term) -> object:
 
 def _shape_of(t: Term, n: Node) -> object:
     operand = n[_operand(n)]
-    inner = t.nodes.get(operand)  # type: ignore[call-overload]
+    inner = t.nodes.get(operand)
     if inner is not None:
         return inner.type
     return t.vertex.type if operand == ERROR else operand
@@ -144,7 +149,7 @@ def _shared(w: Writer, group: Sequence[Term]) -> Ref:
     first = group[0].node
     assert first is not None
     name = _operand(first)
-    inner = _sum(w, [t.at(t.node[name]) for t in group if t.node])  # type: ignore[arg-type]
+    inner = _sum(w, [t.at(t.node[name]) for t in group if t.node])
     return w.call(first.op, {**first.args, name: inner}, first.name)
 
 
@@ -153,7 +158,7 @@ def _pieces(w: Writer, group: Sequence[Term]) -> Ref:
     nodes = [t.node for t in group if t.node]
     selects = nodes[0].op == "aten.select_backward.default"
     dim, sizes = nodes[0]["dim"], nodes[0]["input_sizes"]
-    size = sizes[dim]  # type: ignore[index]
+    size = sizes[dim]
     spans: dict[tuple[object, object], list[Term]] = {}
     for t, n in zip(group, nodes, strict=True):
         start = n["index"] if selects else n["start"]
@@ -165,17 +170,12 @@ def _pieces(w: Writer, group: Sequence[Term]) -> Ref:
     if len(spans) == 1:
         return _shared_piece(w, group)
     if not _apart(order, size, selects):
-        result = None
-        for span in order:
-            part = _shared_piece(w, spans[span])
-            result = part if result is None else w("aten.add.Tensor", result, part, label="pull")
-        assert result is not None
-        return result
+        return added(w, [_shared_piece(w, spans[span]) for span in order])
     parts: list[Ref] = []
     edge: object = 0
     for start, end in order:
         parts += _gap(w, sizes, dim, edge, start, selects, nodes[0].tensor.dtype)  # type: ignore[arg-type]
-        parts.append(_sum(w, [t.at(t.node["grad_output"]) for t in spans[start, end] if t.node]))  # type: ignore[arg-type]
+        parts.append(_sum(w, [t.at(t.node["grad_output"]) for t in spans[start, end] if t.node]))
         edge = start + 1 if selects else end  # type: ignore[operator]
     parts += _gap(w, sizes, dim, edge, size, selects, nodes[0].tensor.dtype)  # type: ignore[arg-type]
     return w("aten.stack.default" if selects else "aten.cat.default", tuple(parts), dim, label="pieces")
@@ -186,12 +186,14 @@ def _apart(order: Sequence[tuple[object, object]], size: object, selects: bool) 
     if selects:
         return isinstance(size, int)
     if all(isinstance(e, int) for span in order for e in span) and isinstance(size, int):
-        return all(a[1] <= b[0] for a, b in zip(order, order[1:], strict=False))  # type: ignore[operator]
+        return all(a[1] <= b[0] for a, b in itertools.pairwise(order))  # type: ignore[operator]
     edges = [0, *(span[1] for span in order)]
     return all(span[0] == e for span, e in zip(order, edges, strict=False)) and edges[-1] == size
 
 
-def _gap(w: Writer, sizes: Sequence[Dim], dim: int, start: int, end: int, selects: bool, dtype: torch.dtype) -> list[Ref]:
+def _gap(
+    w: Writer, sizes: Sequence[Dim], dim: int, start: int, end: int, selects: bool, dtype: torch.dtype
+) -> list[Ref]:
     """Zeros for the places from `start` to `end`, which no piece covers."""
     if start == end:
         return []
@@ -216,8 +218,8 @@ def _products(w: Writer, group: Sequence[Term]) -> Ref:
     for t in group:
         n = t.node
         assert n is not None
-        lefts.append(t.write(t.nodes[n["self"]]["self"]))  # type: ignore[index, arg-type]
-        rights.append(t.write(n["mat2"]))  # type: ignore[arg-type]
+        lefts.append(t.write(t.nodes[n["self"]]["self"]))
+        rights.append(t.write(n["mat2"]))
     left = w("aten.cat.default", tuple(lefts), 0, label="errors")
     right = w("aten.cat.default", tuple(rights), 0, label="presynaptic")
     return w("aten.mm.default", w("aten.t.default", left), right, label="pull")

@@ -18,6 +18,7 @@ from pccompile.ir.names import identifier
 from pccompile.ops import OPS, overload
 from pccompile.ops.expressions import dim_code
 
+
 def quoted(text: str) -> str:
     """`text` as a Python string literal in double quotes, ASCII only."""
     return json.dumps(str(text))
@@ -61,12 +62,12 @@ class Speller:
         if definition and definition.spell:
             texts: dict[str, Any] = {k: _inside(self.arg(a, text), a) for k, a in args.items()}
             if op == "pcc.map":
-                texts["args"] = [self.arg(a, text) for a in args["args"]]  # type: ignore[attr-defined]
+                texts["args"] = [self.arg(a, text) for a in args["args"]]
             spelled = definition.spell(texts, args)
             self.modules |= {m for m in ("math", "F") if f"{m}." in spelled}
             return spelled
         if op == "getitem":
-            return f"{text(args['of'])}[{args['index']}]"  # type: ignore[arg-type]
+            return f"{text(args['of'])}[{args['index']}]"
         return f"{self.kernel(op)}({', '.join(self._arguments(op, args, text))})"
 
     def kernel(self, op: str) -> str:
@@ -84,11 +85,17 @@ class Speller:
     def _arguments(self, op: str, args: Mapping[str, Arg], text: Text) -> list[str]:
         declared = overload(op)._schema.arguments
         positional = [a for a in declared if not a.kwarg_only]
-        while positional and positional[-1].has_default_value() and _equal(args[positional[-1].name], positional[-1].default_value):
+        while (
+            positional
+            and positional[-1].has_default_value()
+            and _equal(args[positional[-1].name], positional[-1].default_value)
+        ):
             positional.pop()
         named = [a for a in declared if a.kwarg_only and args[a.name] is not None]
         named = [a for a in named if not (a.has_default_value() and _equal(args[a.name], a.default_value))]
-        return [self.arg(args[a.name], text) for a in positional] + [f"{a.name}={self.arg(args[a.name], text)}" for a in named]
+        return [self.arg(args[a.name], text) for a in positional] + [
+            f"{a.name}={self.arg(args[a.name], text)}" for a in named
+        ]
 
 
 def _equal(value: Arg, default: Any) -> bool:

@@ -74,7 +74,9 @@ class Function:
 
     def needs(self) -> set[Ref]:
         """The values that the function reads and does not make."""
-        made = {s.target for s in self.statements()} | {c.phi for ln in self.lines if isinstance(ln, Loop) for c in ln.carried}
+        made = {s.target for s in self.statements()} | {
+            c.phi for ln in self.lines if isinstance(ln, Loop) for c in ln.carried
+        }
         wanted = {r for s in self.statements() for r in s.reads} | set(self.results.values())
         wanted |= {r for ln in self.lines if isinstance(ln, Loop) for r in ln.reads}
         return wanted - made

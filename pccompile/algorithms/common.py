@@ -40,7 +40,9 @@ def sweep(pc: PCGraph, inference: Sequence[Do], carries: Carries) -> Iterator[Do
     last = {d.vertex: i for i, d in enumerate(inference)}
     after: dict[int, list[Do]] = {}
     for name in learners(pc):
-        after.setdefault(max(last[c.name] for c in children[name]), []).append(Do(name, "gradient", "pull", "prediction", carries))
+        after.setdefault(max(last[c.name] for c in children[name]), []).append(
+            Do(name, "gradient", "pull", "prediction", carries)
+        )
     for i, d in enumerate(inference):
         yield d
         yield from after.get(i, ())

@@ -4,8 +4,8 @@ r"""Fixed-prediction inference: predictions and Jacobians stay at their feedforw
 
 At the fixed point every error is minus the loss gradient of its value (Millidge, Tschantz & Buckley 2020,
 arXiv:2006.04182). After T steps a path of k edges from the output carries the weight P[Binomial(T, η) ≥ k], which gives
-two programs for the same result: `relax` takes the steps, `closed-form` splits each error by path length, propagates each
-part once and weights it.
+two programs for the same result: `relax` takes the steps, `closed-form` splits each error by path length, propagates
+each part once and weights it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,22 @@ MOST_PARTS = 3000
 
 
 def schedule(
-    pc: PCGraph, steps: int | None = None, rate: float = 0.1, tolerance: float | None = None, lowering: str | None = None
+    pc: PCGraph,
+    steps: int | None = None,
+    rate: float = 0.1,
+    tolerance: float | None = None,
+    lowering: str | None = None,
 ) -> Program:
     """`steps` inference steps of size `rate`; or as many as a relative gradient error of `tolerance` needs.
 
     With neither, 100 steps. lowering: "closed-form" or "relax"; by default the closed form, unless its program would be
-    very long, as on deep recurrent graphs with paths of a hundred lengths. Raises CompileError for a rate outside (0, 2), where inference does not converge.
+    very long, as on deep recurrent graphs with paths of a hundred lengths.
+    Raises CompileError for a rate outside (0, 2), where inference does not converge.
     """
     if not 0 < rate < 2:
-        raise CompileError(f"rate {rate} does not converge", hint="fixed-prediction inference converges for 0 < rate < 2")
+        raise CompileError(
+            f"rate {rate} does not converge", hint="fixed-prediction inference converges for 0 < rate < 2"
+        )
     if lowering not in (None, *LOWERINGS):
         raise CompileError(f"unknown lowering {lowering!r}", hint=f"one of {', '.join(LOWERINGS)}")
     if steps is not None and steps < 0:
@@ -40,7 +47,7 @@ def schedule(
         steps = 100 if tolerance is None else steps_for(pc, rate, tolerance)
     lengths = path_lengths(pc)
     longest = max(max(ks) for ks in lengths.values() if ks)
-    facts = (
+    facts: tuple[str, ...] = (
         f"{steps} steps of size {rate:g}: predicted gradient error {gradient_error(pc, steps, rate):.3g} "
         f"(what is missing on the longest path, {longest} edges, which carries {weight(steps, rate, longest):.4g})",
     )
@@ -74,7 +81,7 @@ def _closed_form(pc: PCGraph, steps: int, rate: float, facts: tuple[str, ...]) -
 
 
 def _parts(pc: PCGraph, lengths: Mapping[str, Sequence[int]], slot: str, start: str) -> Iterator[Do]:
-    """Every part, from the outputs backwards: what arrives over paths of k edges is what the children have over k − 1."""
+    """Every part, from the outputs backwards: what arrives over k edges is what the children have over k − 1."""
     children = pc.children()
     for name in pc.outputs:
         yield Do(name, f"{slot}0", start)

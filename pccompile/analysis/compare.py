@@ -76,7 +76,7 @@ def agrees(d: Difference, tolerance: float, largest: float, dtype: torch.dtype) 
 
 def nothing(d: Difference, largest: float, dtype: torch.dtype) -> bool:
     """Whether a gradient is 0 but for rounding, as that of a bias in front of a normalisation."""
-    return 0 <= d.norm <= floor(largest, dtype) and math.isfinite(d.max_abs) and not d.note
+    return 0 <= d.norm <= floor(largest, dtype) and math.isfinite(d.max_abs)
 
 
 def floor(largest: float, dtype: torch.dtype) -> float:

@@ -36,7 +36,7 @@ Locate = Callable[[fx.Node], Location | None]
 class Imported:
     """A graph with what is needed to call it as the model is called.
 
-    `inputs` gives for each leaf of the flattened arguments its name in the graph (None for a leaf that is not a tensor),
+    `inputs` gives for each leaf of the flattened arguments its name in the graph (None where it is no tensor),
     `outputs` for each leaf of the flattened result a name or, for a leaf that is not a tensor, its value.
     """
 
@@ -76,8 +76,8 @@ def export(
 
 def _free_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Dimension 0 of every tensor argument, to be free where the model allows it; or what the model itself says."""
-    if hasattr(model, "dynamic_shapes") and not kwargs:
-        return model.dynamic_shapes(args)
+    if callable(own := getattr(model, "dynamic_shapes", None)) and not kwargs:
+        return own(args)
 
     def free(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] > 1:
@@ -87,7 +87,9 @@ def _free_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     try:
         arguments = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     except TypeError as e:
-        raise CompileError(f"{type(model).__name__}.forward {e}", hint="give the example arguments that forward takes") from e
+        raise CompileError(
+            f"{type(model).__name__}.forward {e}", hint="give the example arguments that forward takes"
+        ) from e
     return pytree.tree_map(free, dict(arguments))
 
 
@@ -103,7 +105,9 @@ def _refused(model: nn.Module, error: Exception) -> CompileError:
             mine.append((code.co_filename, str(trace.tb_lineno)))
         trace = trace.tb_next
     where = Location(file=mine[-1][0].rsplit("/", 1)[-1], line=int(mine[-1][1])) if mine else NOWHERE
-    hint = "rewrite data-dependent Python control flow and .item() there, or compile the part of the model that has none"
+    hint = (
+        "rewrite data-dependent Python control flow and .item() there, or compile the part of the model that has none"
+    )
     return CompileError(f"torch.export cannot capture {type(model).__name__}: {line}", where, hint)
 
 
@@ -171,12 +175,13 @@ class _Importer:
             tuple(self.nodes),
             tuple(dict.fromkeys(o for o in outputs if isinstance(o, Ref))),
             self.origin,
-            updates,  # type: ignore[arg-type]
+            updates,
             self.dims,
             frozenset(self.wanted),
         )
         spec = self.program.call_spec
-        assert spec.in_spec is not None and spec.out_spec is not None
+        assert spec.in_spec is not None
+        assert spec.out_spec is not None
         leaves = tuple(self._input_name(s.arg) for s in self.signature.input_specs if s.kind == InputKind.USER_INPUT)
         return Imported(graph, self.typer, leaves, outputs, spec.in_spec, spec.out_spec, self.tensors)
 
@@ -189,7 +194,7 @@ class _Importer:
     def _outputs(self) -> tuple[Ref | object, ...]:
         returned = next(n for n in reversed(self.program.graph.nodes) if n.op == "output").args[0]
         found: list[Ref | object] = []
-        for spec, value in zip(self.signature.output_specs, returned, strict=True):  # type: ignore[arg-type]
+        for spec, value in zip(self.signature.output_specs, returned, strict=True):
             if spec.kind == OutputKind.USER_OUTPUT:
                 arg = spec.arg
                 found.append(self.env[value] if isinstance(value, fx.Node) else getattr(arg, "value", value))
@@ -244,7 +249,7 @@ class _Importer:
             self.buffers[name] = self.typer.type_of(found)
             self.tensors[name], self.origin[name], self.env[n] = found, str(n.target), Ref(name)
         else:
-            self.env[n] = found  # type: ignore[assignment]
+            self.env[n] = found
 
     def _call(self, n: fx.Node) -> None:
         value = n.meta.get("val")
@@ -257,7 +262,9 @@ class _Importer:
             self._append(n, "getitem", {"of": of, "index": n.args[1]})
         elif not isinstance(n.target, torch._ops.OpOverload):
             where = self._where(n)
-            self.problems.add(f"no rule for {op}", where, "torch control flow and python side effects are not supported here")
+            self.problems.add(
+                f"no rule for {op}", where, "torch control flow and python side effects are not supported here"
+            )
             self.env[n] = Ref("unsupported")
         elif value is None and not n.users:
             return
@@ -266,7 +273,7 @@ class _Importer:
             kwargs = {k: self._arg(a) for k, a in n.kwargs.items()}
             bound = bind(op, args, kwargs)
             if op == FUNCTION:
-                bound["key"] = call_of(bound["key"])  # type: ignore[arg-type]
+                bound["key"] = call_of(bound["key"])
             self._append(n, op, bound)
 
     def _size(self, n: fx.Node, value: Any) -> None:
@@ -313,7 +320,7 @@ class _Importer:
         return self.typer.dim(arg) if isinstance(arg, torch.SymInt) else arg
 
     def _label(self, n: fx.Node, op: str) -> str:
-        """The module's path, where the module is torch's own and this is its first operation; else path and operation."""
+        """The module's path, where the module is torch's own and this its first operation; else path and operation."""
         base = op.split(".")[1] if "." in op else n.name
         stack = [v for k, v in (n.meta.get("nn_module_stack") or {}).items() if not k.startswith("_empty")]
         located = self.locate(n) if self.locate else None

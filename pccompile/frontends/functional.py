@@ -91,7 +91,7 @@ def rename_in_place(graph: fx.Graph) -> tuple[bool, dict[fx.Node, fx.Node]]:
         if not mutated(n):
             continue
         (target,) = mutated(n)
-        n.target = twin(n.target)  # type: ignore[arg-type, assignment]
+        n.target = twin(n.target)
         root[n] = root.get(target, target)
         for user in list(target.users):
             if position[user] > position[n]:

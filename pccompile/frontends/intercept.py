@@ -43,5 +43,7 @@ def refuse_backward_hooks(model: nn.Module) -> None:
     problems = Collector()
     for path, module in model.named_modules():
         if module._backward_hooks or module._backward_pre_hooks:
-            problems.add("a backward hook on a module is not compiled", Location(path), "remove it, or hook the parameters")
+            problems.add(
+                "a backward hook on a module is not compiled", Location(path), "remove it, or hook the parameters"
+            )
     problems.raise_if_any()

@@ -48,7 +48,9 @@ def _next_region(graph: fx.Graph) -> fx.Node | None:
 
 def _is_plain(n: fx.Node) -> bool:
     """Whether a region changes nothing but gradients: autocast does, unless it is switched off."""
-    return _name(n) in ("wrap_with_set_grad_enabled", *PLAIN) or (_name(n) == "wrap_with_autocast" and n.args[2] is False)
+    return _name(n) in ("wrap_with_set_grad_enabled", *PLAIN) or (
+        _name(n) == "wrap_with_autocast" and n.args[2] is False
+    )
 
 
 def _inline(graph_module: fx.GraphModule, region: fx.Node) -> None:
@@ -75,7 +77,8 @@ def _inline(graph_module: fx.GraphModule, region: fx.Node) -> None:
             results = [_stopped(graph_module.graph, r) for r in results]
     for user in list(region.users):
         if user.target is operator.getitem:
-            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index, arg-type]
+            index: Any = user.args[1]
+            user.replace_all_uses_with(results[index])
             graph_module.graph.erase_node(user)
     if region.users:
         region.replace_all_uses_with(results[0])
@@ -89,4 +92,3 @@ def _stopped(graph: fx.Graph, value: Any) -> Any:
     barrier = graph.call_function(stop_gradient(), (value,))
     barrier.meta = dict(value.meta)
     return barrier
-

@@ -1,6 +1,20 @@
 """Three frozen, name-based data structures: Graph (operations), PCGraph (vertices), Program (a schedule)."""
 
-from pccompile.ir.graph import DEVICE, Arg, Dim, Graph, Node, Ref, Source, TensorType, Type, live, map_refs, refs, verify
+from pccompile.ir.graph import (
+    DEVICE,
+    Arg,
+    Dim,
+    Graph,
+    Node,
+    Ref,
+    Source,
+    TensorType,
+    Type,
+    live,
+    map_refs,
+    refs,
+    verify,
+)
 from pccompile.ir.pc import ERROR, PCGraph, Vertex, verify_local
 from pccompile.ir.program import Do, Program, Repeat, Step, flat, verify_program
 

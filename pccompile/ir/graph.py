@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import sympy
 import torch
 
 from pccompile.diagnostics import NOWHERE, CompileError, Location
 
-Dim = int | sympy.Expr
+Dim: TypeAlias = int | sympy.Expr
 """A length: a number, or an expression over the names in `Graph.dims`."""
 
 
@@ -35,7 +36,7 @@ class _Device:
 
 
 DEVICE = _Device()
-Arg = object
+Arg: TypeAlias = Any
 """Ref, Dim, bool, float, str, None, torch.dtype, DEVICE, or a tuple of these."""
 
 

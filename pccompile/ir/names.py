@@ -9,7 +9,9 @@ import unicodedata
 from collections.abc import Iterable
 
 LONGEST = 60
-RESERVED = frozenset((*keyword.kwlist, *keyword.softkwlist, "torch", "F", "params", "buffers", "inputs", "outputs", "targets", "context"))
+RESERVED = frozenset(
+    (*keyword.kwlist, *keyword.softkwlist, "torch", "F", "params", "buffers", "inputs", "outputs", "targets", "context")
+)
 """Names that a generated file uses for itself."""
 
 

@@ -90,7 +90,7 @@ def verify_local(pc: PCGraph) -> PCGraph:
     for v in pc.vertices:
         if unknown := set(v.parents) - known:
             raise CompileError(f"vertex {v.name} has unknown parents {sorted(unknown)}", v.where)
-        may = set(v.parents)
+        may: set[str] = set(v.parents)
         for n in v.prediction:
             if out := set(n.inputs) - may:
                 raise CompileError(f"the prediction of {v.name} reads {sorted(out)}, not its parents", v.where)

@@ -113,7 +113,7 @@ elementwise(
 elementwise(
     "aten.celu.default",
     sp.Piecewise((x, x > 0), (alpha * expm1(x / alpha), True)),
-    kernel=lambda b, n, e: b("aten.elu_backward.default", e, n["alpha"], 1, 1 / n["alpha"], False, n["self"]),  # type: ignore[operator]
+    kernel=lambda b, n, e: b("aten.elu_backward.default", e, n["alpha"], 1, 1 / n["alpha"], False, n["self"]),
     samples=_with() + _with(1.5),
     equation="celu(x)",
 )
@@ -182,7 +182,7 @@ def _random_leaky(b: Builder, n: Node) -> tuple[Arg, Arg]:
     if n["training"]:
         slopes = b("pcc.random_slopes", n["self"], lower, upper)
         return b.mul(n["self"], slopes), slopes
-    return b("aten.leaky_relu.default", n["self"], (lower + upper) / 2), n["noise"]  # type: ignore[operator]
+    return b("aten.leaky_relu.default", n["self"], (lower + upper) / 2), n["noise"]
 
 
 rewrite("aten.rrelu_with_noise_functional.default", _random_leaky)

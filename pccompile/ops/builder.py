@@ -49,11 +49,11 @@ class Builder:
 
     def current(self, buffer: Arg) -> Arg:
         """The value that a buffer has by now."""
-        return self.updates.get(buffer, buffer)  # type: ignore[call-overload, no-any-return]
+        return self.updates.get(buffer, buffer)
 
     def update(self, buffer: Arg, value: Ref) -> None:
         """Give a buffer a new value."""
-        self.updates[buffer] = value  # type: ignore[index]
+        self.updates[buffer] = value
 
     def rename(self, index: int, name: str) -> None:
         """Give node number `index`, which must be read by later nodes only, another name."""
@@ -81,7 +81,7 @@ class Builder:
 
     def type(self, name: Arg) -> TensorType:
         """The type of a tensor."""
-        found = self.types[name]  # type: ignore[index]
+        found = self.types[name]
         assert isinstance(found, TensorType)
         return found
 
@@ -128,4 +128,4 @@ class Builder:
     @staticmethod
     def numel(shape: Iterable[Dim]) -> Dim:
         """The number of entries of a tensor of that shape."""
-        return math.prod(shape)  # type: ignore[arg-type, return-value]
+        return math.prod(shape)

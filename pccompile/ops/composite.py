@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -133,6 +134,10 @@ def _group_norm(b: Builder, n: Node) -> Ref:
 rewrite("aten.group_norm.default", _group_norm)
 
 
+def _along(*options: Any) -> tuple[Any, ...]:
+    return (_x(4, 3), *options)
+
+
 def _softmax_rule(kernel: str) -> Any:
     return lambda b, n, e: {"self": b(kernel, e, Ref(n.name), n["dim"], b.type(n["self"]).dtype)}
 
@@ -142,11 +147,10 @@ for name, kernel, spelling in (
     ("aten._safe_softmax.default", "aten._softmax_backward_data.default", "torch.ops.aten._safe_softmax"),
     ("aten._log_softmax.default", "aten._log_softmax_backward_data.default", "torch.log_softmax"),
 ):
-    more = () if "safe" in name else (False,)
     composite(
         name,
         _softmax_rule(kernel),
-        lambda more=more: (_x(4, 3), 1, *more),
+        functools.partial(_along, 1, *(() if "safe" in name else (False,))),
         spell=lambda t, a, spelling=spelling: f"{spelling}({t['self']}, {t['dim']})",
     )
 
@@ -179,6 +183,10 @@ composite("aten.nll_loss2d_forward.default", _nll_rule("aten.nll_loss2d_backward
           lambda: (_x(2, 3, 2, 2), torch.randint(3, (2, 2, 2)), None, 1, -100))  # fmt: skip
 
 
+def _two(*options: Any) -> tuple[Any, ...]:
+    return (_x(4, 3), _x(4, 3), *options)
+
+
 def _symmetric(name: str, *options: str) -> None:
     """Define a loss of self − target, whose kernel serves both with the roles exchanged."""
     kernel = f"{name}_backward.default"
@@ -197,7 +205,7 @@ def _symmetric(name: str, *options: str) -> None:
         more = "".join(f", {o}={t[o]}" for o in options)
         return f"F.{function}({t['self']}, {t['target']}, reduction='{('none', 'mean', 'sum')[a['reduction']]}'{more})"
 
-    reductions = tuple(lambda r=r: (_x(4, 3), _x(4, 3), r) for r in (0, 1, 2))  # type: ignore[misc]
+    reductions = [functools.partial(_two, r) for r in (0, 1, 2)]
     composite(f"{name}.default", rule, *reductions, spell=spell)
 
 

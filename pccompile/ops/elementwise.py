@@ -1,7 +1,7 @@
 """Elementwise operations: one sympy expression is the whole definition.
 
-The message err · ∂f/∂x, its torch code, the equation shown and the netlist's function unit follow from it. Where ATen has
-a kernel for the message, the torch backend calls it instead (`kernel`): the two are held equal by a test.
+The message err · ∂f/∂x, its torch code, the equation shown and the netlist's function unit follow from it. Where ATen
+has a kernel for the message, the torch backend calls it instead (`kernel`): the two are held equal by a test.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def times_slope(b: Builder, err: Ref, slope: sp.Expr, values: Mapping[sp.Symbol,
 
 
 def _map_type(args: Mapping[str, Arg], type_of: Callable[[Ref], TensorType]) -> TensorType:
-    types = [type_of(a) for a in args["args"] if isinstance(a, Ref)]  # type: ignore[attr-defined]
+    types = [type_of(a) for a in args["args"] if isinstance(a, Ref)]
     shape: tuple[Any, ...] = ()
     for t in types:
         n = max(len(shape), len(t.shape))
@@ -150,7 +150,7 @@ def user_elementwise(op: object, formula: Callable[..., sp.Expr]) -> OpDef:
     """Define a user's own torch operator by an expression; it is printed as that expression, so nothing else is needed.
 
     op: what `torch.library.custom_op` returns, or an OpOverload. formula: from sympy symbols, one for each tensor
-    argument, to an expression. Raises TypeError for anything else and ValueError for a function that has no torch spelling.
+    argument, to an expression. Raises TypeError for anything else, ValueError for a function without a torch spelling.
     """
     op = getattr(op, "_opoverload", op)
     if isinstance(op, torch._ops.OpOverloadPacket):

@@ -38,7 +38,7 @@ def _at_zero(a: sp.Expr, slope: sp.Expr) -> sp.Expr:
 
 step = atom("step", "({0} > 0)", _flat)
 relu = atom("relu", "torch.relu({0})", lambda a, s: step(a))
-sigmoid = atom("sigmoid", "torch.sigmoid({0})", lambda a, s: s * sigmoid(-a))
+sigmoid: type[sp.Function] = atom("sigmoid", "torch.sigmoid({0})", lambda a, s: s * sigmoid(-a))
 softplus = atom("softplus", "F.softplus({0}, 1.0, 1e6)", lambda a, s: sigmoid(a))
 tanh = atom("tanh", "torch.tanh({0})", lambda a, s: 1 - s**2)
 log1p = atom("log1p", "torch.log1p({0})", lambda a, s: 1 / (1 + a))
@@ -61,19 +61,19 @@ logaddexp = atom(
 xlogy = atom("xlogy", "torch.xlogy({0}, {1})", lambda a, b, s: sp.log(b), lambda a, b, s: a / b)
 xlog1py = atom("xlog1py", "torch.special.xlog1py({0}, {1})", lambda a, b, s: log1p(b), lambda a, b, s: a / (1 + b))
 lgamma = atom("lgamma", "torch.lgamma({0})", lambda a, s: digamma(a))
-digamma = atom("digamma", "torch.digamma({0})", lambda a, s: trigamma(a))
-trigamma = atom("trigamma", "torch.polygamma(1, {0})", lambda a, s: sp.polygamma(2, a))
+digamma: type[sp.Function] = atom("digamma", "torch.digamma({0})", lambda a, s: trigamma(a))
+trigamma: type[sp.Function] = atom("trigamma", "torch.polygamma(1, {0})", lambda a, s: sp.polygamma(2, a))
 i0 = atom("i0", "torch.special.i0({0})", lambda a, s: i1(a))
-i1 = atom("i1", "torch.special.i1({0})", lambda a, s: _at_zero(a, i0(a) - s / a))
+i1: type[sp.Function] = atom("i1", "torch.special.i1({0})", lambda a, s: _at_zero(a, i0(a) - s / a))
 i0e = atom("i0e", "torch.special.i0e({0})", lambda a, s: i1e(a) - sign(a) * s)
-i1e = atom("i1e", "torch.special.i1e({0})", lambda a, s: _at_zero(a, i0e(a) - s * (sign(a) + 1 / a)))
+i1e: type[sp.Function] = atom("i1e", "torch.special.i1e({0})", lambda a, s: _at_zero(a, i0e(a) - s * (sign(a) + 1 / a)))
 sinc = atom("sinc", "torch.sinc({0})", lambda a, s: sinc_slope(a))
-sinc_slope = atom(
+sinc_slope: type[sp.Function] = atom(
     "sinc_slope",
     "torch.where({0} == 0, 0, (torch.cos(math.pi * {0}) - torch.sinc({0})) / torch.where({0} == 0, 1, {0}))",
     _flat,
 )
-sign = atom("sgn", "torch.sign({0})", _flat)
+sign: type[sp.Function] = atom("sgn", "torch.sign({0})", _flat)
 magnitude = atom("magnitude", "torch.abs({0})", lambda a, s: sign(a))
 floor = atom("floor_", "torch.floor({0})", _flat)
 ceil = atom("ceil_", "torch.ceil({0})", _flat)
@@ -111,7 +111,7 @@ _ATOMS = {
 
 
 def stable(expr: sp.Expr) -> sp.Expr:
-    """`expr` with textbook forms replaced by stable atoms: log(1 + exp(a)) by softplus(a), 1/(1 + exp(-a)) by sigmoid(a)."""
+    """`expr` with textbook forms replaced by stable atoms: log(1 + exp(a)) by softplus(a), and so on."""
     a = sp.Wild("a")
     expr = expr.replace(sp.log(1 + sp.exp(a)), softplus(a)).replace(1 / (1 + sp.exp(a)), sigmoid(-a))
     expr = expr.replace(sp.log(1 + a), log1p(a)).replace(sp.exp(a) - 1, expm1(a))

@@ -39,7 +39,7 @@ def stop_gradient() -> torch._ops.OpOverload:
     return found
 
 
-define(OpDef(STOP, "linear", parameters=("x",), infer=lambda args, type_of: type_of(args["x"]),  # type: ignore[arg-type]
+define(OpDef(STOP, "linear", parameters=("x",), infer=lambda args, type_of: type_of(args["x"]),
              spell=lambda t, a: str(t["x"]), equation="stop(x)"))  # fmt: skip
 
 
@@ -147,7 +147,9 @@ def _expand(b: Builder, node: Node) -> Message:
     Several results become one flat value, since a backward need not be linear in their gradients.
     """
     call, tensors = node["key"], node["tensors"]
-    assert isinstance(call, Call) and isinstance(tensors, tuple) and isinstance(node.type, tuple)
+    assert isinstance(call, Call)
+    assert isinstance(tensors, tuple)
+    assert isinstance(node.type, tuple)
     stopped = tuple(b(STOP, t) for t in tensors)
     traced = _traced(b, lambda *ts: list(call.forward(ts, Context([True] * len(call.template)))), stopped)
     values: list[Any] = inline(b, traced.graph, stopped, _tensors(traced))
@@ -175,8 +177,9 @@ def _parts(b: Builder, whole: Ref, types: Sequence[TensorType]) -> list[Ref]:
 
 def _rule(b: Builder, node: Node, err: Ref) -> Mapping[str, Message]:
     call, tensors, types = node["call"], node["tensors"], node["types"]
-    assert isinstance(call, Call) and isinstance(tensors, tuple)
-    errors = _parts(b, err, types)  # type: ignore[arg-type]
+    assert isinstance(call, Call)
+    assert isinstance(tensors, tuple)
+    errors = _parts(b, err, types)
     none: list[int] = []
 
     def product(*given: Any) -> list[Any]:
@@ -187,7 +190,7 @@ def _rule(b: Builder, node: Node, err: Ref) -> Mapping[str, Message]:
     names = (*tensors, *errors)
     traced = _traced(b, product, names)
     sent = iter(inline(b, traced.graph, names, _tensors(traced)))
-    return {"tensors": tuple(None if i in none else next(sent) for i in range(len(tensors)))}  # type: ignore[misc]
+    return {"tensors": tuple(None if i in none else next(sent) for i in range(len(tensors)))}
 
 
 def _traced(b: Builder, function: Callable[..., Any], names: Sequence[Arg]) -> torch.fx.GraphModule:
@@ -207,7 +210,7 @@ define(
         "traced",
         _rule,
         parameters=("value", "tensors", "call", "types"),
-        infer=lambda args, type_of: type_of(args["value"]),  # type: ignore[arg-type]
+        infer=lambda args, type_of: type_of(args["value"]),
         spell=lambda t, a: str(t["value"]),
         equation="custom(x)",
     )

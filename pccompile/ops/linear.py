@@ -41,7 +41,7 @@ def _back(b: Builder, n: Node, e: Ref) -> Ref:
 
 
 def _inverse(b: Builder, n: Node, e: Ref) -> Ref:
-    dims: Sequence[int] = n["dims"]  # type: ignore[assignment]
+    dims: Sequence[int] = n["dims"]
     rank = len(dims)
     return b("aten.permute.default", e, tuple(sorted(range(rank), key=lambda i: dims[i] % rank)))
 
@@ -85,8 +85,15 @@ for view in ("reshape", "view", "unsqueeze", "flatten"):
         linear(name, _back, lambda: (_x(4, 6), 1), spell=_text("{self}.unsqueeze({dim})"))
     else:
         rewrite(name, lambda b, n: b.view(n["self"], n.tensor.shape))
-for name in ("aten.squeeze.dim", "aten.squeeze.dims", "aten.squeeze.default", "aten.unflatten.int", "aten._unsafe_view.default",
-             "aten.view_as.default", "aten.reshape_as.default"):  # fmt: skip
+for name in (
+    "aten.squeeze.dim",
+    "aten.squeeze.dims",
+    "aten.squeeze.default",
+    "aten.unflatten.int",
+    "aten._unsafe_view.default",
+    "aten.view_as.default",
+    "aten.reshape_as.default",
+):
     rewrite(name, lambda b, n: b.view(n["self"], n.tensor.shape))
 for name in ("aten.clone.default", "aten.contiguous.default", "aten.alias.default", "aten.lift_fresh_copy.default"):
     rewrite(name, lambda b, n: n["self"])
@@ -204,7 +211,7 @@ rewrite(
 
 
 def _cat_rule(b: Builder, n: Node, e: Ref) -> dict[str, Any]:
-    tensors: Sequence[Ref] = n["tensors"]  # type: ignore[assignment]
+    tensors: Sequence[Ref] = n["tensors"]
     dim = axis(n["dim"], len(n.tensor.shape))
     start: Any = 0
     parts: list[Ref | None] = []
@@ -220,7 +227,7 @@ def _cat_rule(b: Builder, n: Node, e: Ref) -> dict[str, Any]:
 
 
 def _stack_rule(b: Builder, n: Node, e: Ref) -> dict[str, Any]:
-    tensors: Sequence[Ref] = n["tensors"]  # type: ignore[assignment]
+    tensors: Sequence[Ref] = n["tensors"]
     dim = axis(n["dim"], len(n.tensor.shape))
     return {"tensors": tuple(b("aten.select.int", e, dim, i) if t in b.wants else None for i, t in enumerate(tensors))}
 
@@ -250,7 +257,7 @@ linear("aten.mean.dim", _mean, lambda: (_x(4, 3, 2), (0, 2)), lambda: (_x(4, 3),
 
 
 def _pad(b: Builder, n: Node, e: Ref) -> Ref:
-    return b("aten.constant_pad_nd.default", e, tuple(-p for p in n["pad"]), 0)  # type: ignore[attr-defined]
+    return b("aten.constant_pad_nd.default", e, tuple(-p for p in n["pad"]), 0)
 
 
 linear(
@@ -278,7 +285,7 @@ linear(
 )
 linear(
     "aten.roll.default",
-    lambda b, n, e: b("aten.roll.default", e, tuple(-s for s in n["shifts"]), n["dims"]),  # type: ignore[attr-defined]
+    lambda b, n, e: b("aten.roll.default", e, tuple(-s for s in n["shifts"]), n["dims"]),
     lambda: (_x(4, 3), (1, -1), (0, 1)),
     lambda: (_x(4, 3), (2,)),
 )

@@ -40,13 +40,13 @@ def _linear(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
     x, weight, bias = (n[a] for a in ("input", "weight", "bias"))
     if len(b.shape(weight)) == 1:
         e = b("aten.unsqueeze.default", e, -1)
-        weight = b.view(weight, (1, *b.shape(weight)))  # type: ignore[arg-type]
+        weight = b.view(weight, (1, *b.shape(weight)))
     messages: dict[str, Ref | None] = {}
     rows = e if len(b.shape(e)) == 2 else flat(b, b.view(e, (1, *b.shape(e))) if len(b.shape(e)) == 1 else e)
     if x in b.wants:
         messages["input"] = b.view(b("aten.mm.default", rows, weight), b.shape(x))
     if n["weight"] in b.wants:
-        inputs = flat(b, x if len(b.shape(x)) > 1 else b.view(x, (1, *b.shape(x))))  # type: ignore[arg-type]
+        inputs = flat(b, x if len(b.shape(x)) > 1 else b.view(x, (1, *b.shape(x))))
         messages["weight"] = b.view(b("aten.mm.default", transposed(b, rows), inputs), b.shape(n["weight"]))
     if bias in b.wants:
         messages["bias"] = b.view(b.sum(rows, (0,)), b.shape(bias))
@@ -73,8 +73,8 @@ def _mm(first: str, second: str) -> Any:
     def rule(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
         x, y = n[first], n[second]
         return {
-            first: product(b, e, transposed(b, y)) if x in b.wants else None,  # type: ignore[arg-type]
-            second: product(b, transposed(b, x), e) if y in b.wants else None,  # type: ignore[arg-type]
+            first: product(b, e, transposed(b, y)) if x in b.wants else None,
+            second: product(b, transposed(b, x), e) if y in b.wants else None,
         }
 
     return rule
@@ -91,10 +91,10 @@ def _matmul(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
         e = b("aten.unsqueeze.default", e, -1)
     messages: dict[str, Ref | None] = {}
     if n["self"] in b.wants:
-        messages["self"] = b.view(b.reduce_to(product(b, e, transposed(b, y)), b.type(x)), b.shape(n["self"]))  # type: ignore[arg-type]
+        messages["self"] = b.view(b.reduce_to(product(b, e, transposed(b, y)), b.type(x)), b.shape(n["self"]))
     if n["other"] in b.wants:
         pull = b("aten.mm.default", transposed(b, flat(b, x)), flat(b, e)) if len(b.shape(y)) == 2 < len(b.shape(x)) \
-            else product(b, transposed(b, x), e)  # type: ignore[arg-type]  # fmt: skip
+            else product(b, transposed(b, x), e)  # fmt: skip
         messages["other"] = b.view(b.reduce_to(pull, b.type(y)), b.shape(n["other"]))
     return messages
 
@@ -152,10 +152,10 @@ def _bilinear(b: Builder, n: Node) -> Ref:
     """x₁ᵀ Wₖ x₂ + bₖ: one product with all Wₖ side by side, then one with x₂."""
     x1, x2, weight, bias = (n[a] for a in ("input1", "input2", "weight", "bias"))
     count, first, second = b.shape(weight)
-    wide = b.view(b("aten.permute.default", weight, (1, 0, 2)), (first, count * second))  # type: ignore[operator]
-    rows: Any = flat(b, b.view(x1, (1, *b.shape(x1))) if len(b.shape(x1)) == 1 else x1)  # type: ignore[arg-type]
+    wide = b.view(b("aten.permute.default", weight, (1, 0, 2)), (first, count * second))
+    rows: Any = flat(b, b.view(x1, (1, *b.shape(x1))) if len(b.shape(x1)) == 1 else x1)
     left = b.view(b("aten.mm.default", rows, wide), (b.shape(rows)[0], count, second))
-    right = b.view(x2, (b.shape(rows)[0], second, 1))  # type: ignore[arg-type]
+    right = b.view(x2, (b.shape(rows)[0], second, 1))
     y = b.view(b("aten.bmm.default", left, right), n.tensor.shape)
     return y if bias is None else b("aten.add.Tensor", y, bias)
 
@@ -238,9 +238,9 @@ def _attention(b: Builder, n: Node) -> Ref:
     """Scaled dot-product attention, written out: softmax(q kᵀ · scale + mask) v."""
     q, k, v = (n[a] for a in ("query", "key", "value"))
     if n["enable_gqa"]:
-        repeat = b.shape(q)[-3] // b.shape(k)[-3]  # type: ignore[operator]
+        repeat = b.shape(q)[-3] // b.shape(k)[-3]
         k, v = (b("aten.repeat_interleave.self_int", t, repeat, -3) for t in (k, v))
-    scale = n["scale"] if n["scale"] is not None else 1 / math.sqrt(b.shape(q)[-1])  # type: ignore[arg-type]
+    scale = n["scale"] if n["scale"] is not None else 1 / math.sqrt(b.shape(q)[-1])
     scores = b.mul(b("aten.matmul.default", q, b("aten.transpose.int", k, -2, -1)), scale)
     softmax, mask = "aten._softmax.default", n["attn_mask"]
     if n["is_causal"]:

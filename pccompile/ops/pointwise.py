@@ -107,7 +107,7 @@ def _divided(which: str) -> Any:
 
 
 def _modes(pair: Sample) -> tuple[Sample, ...]:
-    return tuple(lambda m=m: (*pair(), {"rounding_mode": m}) for m in (None, "floor", "trunc"))  # type: ignore[misc]
+    return tuple(lambda m=m: (*pair(), {"rounding_mode": m}) for m in (None, "floor", "trunc"))
 
 
 QUOTIENTS = {None: x / y, "floor": divided_down(x, y), "trunc": divided_to_zero(x, y)}
@@ -141,7 +141,7 @@ for which, samples in (("Tensor", pairs()), ("Scalar", number(1.5))):
         kernel={x: _divided("self"), y: _divided("other")},
         samples=_modes(samples[0]),
         equation="x / y",
-    )  # type: ignore[index]
+    )
     for name, quotient in (("remainder", QUOTIENTS["floor"]), ("fmod", QUOTIENTS["trunc"])):
         elementwise(
             f"aten.{name}.{which}",
@@ -207,7 +207,7 @@ elementwise(
     x**y,
     slopes={x: y * x ** (y - 1)},
     spell=lambda t, a: f"{t['self']} ** {t['exponent']}",
-    samples=(*number(3), *number(2), *number(0), *(lambda p=p: (*POSITIVE[0](), p) for p in (2.5, -1, 0.5))),  # type: ignore[misc]
+    samples=(*number(3), *number(2), *number(0), *(lambda p=p: (*POSITIVE[0](), p) for p in (2.5, -1, 0.5))),
 )
 elementwise(
     "aten.pow.Scalar",

@@ -36,7 +36,7 @@ def dropped(b: Builder, x: Ref, p: float, shape_of: Ref | None = None) -> Ref:
 
 def _dropout(b: Builder, n: Node) -> Any:
     x: Any = n["input"]
-    return dropped(b, x, n["p"]) if n["train"] and n["p"] else x  # type: ignore[arg-type]
+    return dropped(b, x, n["p"]) if n["train"] and n["p"] else x
 
 
 rewrite("aten.dropout.default", _dropout)
@@ -48,7 +48,7 @@ def _feature_dropout(b: Builder, n: Node) -> Any:
         return x
     shape = b.shape(x)
     noise = b("aten.new_empty.default", x, (*shape[:2], *(1 for _ in shape[2:])))
-    return dropped(b, x, n["p"], noise)  # type: ignore[arg-type]
+    return dropped(b, x, n["p"], noise)
 
 
 rewrite("aten.feature_dropout.default", _feature_dropout)

@@ -1,4 +1,4 @@
-"""Recurrent networks: an operation for each layer and direction that loops over time, and its messages in one sweep back.
+"""Recurrent networks: an operation for each layer and direction loops over time, its messages are one sweep back.
 
 The sweep yields the errors of the gates at every step; messages to the input and the weights are then one product each
 over all steps together.
@@ -34,12 +34,12 @@ def _call(name: str) -> Callable[[Mapping[str, Any], Mapping[str, Arg]], str]:
 
 def _like(args: Mapping[str, Arg], type_of: TypeOf, hidden: int, *more: str) -> tuple[TensorType, ...]:
     """Types of a sequence with `hidden` features, and of the arguments `more`."""
-    x = type_of(args["x"])  # type: ignore[arg-type]
-    return TensorType((*x.shape[:2], hidden), x.dtype), *(type_of(args[m]) for m in more)  # type: ignore[arg-type]
+    x = type_of(args["x"])
+    return TensorType((*x.shape[:2], hidden), x.dtype), *(type_of(args[m]) for m in more)
 
 
 def _width(args: Mapping[str, Arg], type_of: TypeOf) -> Any:
-    return type_of(args["w_hh"]).shape[1]  # type: ignore[arg-type]
+    return type_of(args["w_hh"]).shape[1]
 
 
 def _rows(b: Builder, x: Ref) -> Ref:
@@ -57,15 +57,15 @@ def _before(b: Builder, states: Ref, first: Ref, reverse: bool) -> Ref:
 
 
 def _weight_messages(b: Builder, n: Node, states: Ref, drive: Ref, recur: Ref) -> dict[str, Ref | None]:
-    """Messages to the input and the weights, from the errors of what each gate gets from the input and from the state."""
+    """Messages to the input and the weights, from the errors of each gate's part from the input and from the state."""
     messages: dict[str, Ref | None] = {}
     rows, state_rows = _rows(b, drive), _rows(b, recur)
     if n["x"] in b.wants:
         messages["x"] = b.view(b("aten.mm.default", rows, n["w_ih"]), b.shape(n["x"]))
     if n["w_ih"] in b.wants:
-        messages["w_ih"] = b("aten.mm.default", b("aten.t.default", rows), _rows(b, n["x"]))  # type: ignore[arg-type]
+        messages["w_ih"] = b("aten.mm.default", b("aten.t.default", rows), _rows(b, n["x"]))
     if n["w_hh"] in b.wants:
-        before = _before(b, states, n["h"], bool(n["reverse"]))  # type: ignore[arg-type]
+        before = _before(b, states, n["h"], bool(n["reverse"]))
         messages["w_hh"] = b("aten.mm.default", b("aten.t.default", state_rows), _rows(b, before))
     for bias, errors in (("b_ih", rows), ("b_hh", state_rows)):
         if n[bias] in b.wants:
@@ -94,7 +94,7 @@ def _lstm_type(args: Mapping[str, Arg], type_of: TypeOf) -> Type:
 
 
 def _lstm_sweep_type(args: Mapping[str, Arg], type_of: TypeOf) -> Type:
-    gates, cells = type_of(args["gates"]), type_of(args["cells"])  # type: ignore[arg-type]
+    gates, cells = type_of(args["gates"]), type_of(args["cells"])
     state = TensorType(cells.shape[1:], cells.dtype)
     return gates, state, state
 
@@ -156,7 +156,7 @@ def _gru_type(args: Mapping[str, Arg], type_of: TypeOf) -> Type:
 
 
 def _gru_sweep_type(args: Mapping[str, Arg], type_of: TypeOf) -> Type:
-    states, state = type_of(args["states"]), type_of(args["h"])  # type: ignore[arg-type]
+    states, state = type_of(args["states"]), type_of(args["h"])
     gates = TensorType((*states.shape[:2], 3 * states.shape[2]), states.dtype)
     return gates, gates, state
 
@@ -197,7 +197,7 @@ def _rnn_type(args: Mapping[str, Arg], type_of: TypeOf) -> Type:
 
 
 def _rnn_sweep_type(args: Mapping[str, Arg], type_of: TypeOf) -> Type:
-    states = type_of(args["states"])  # type: ignore[arg-type]
+    states = type_of(args["states"])
     return states, TensorType(states.shape[1:], states.dtype)
 
 
@@ -241,7 +241,7 @@ class _Stack:
         self.extra = ("tanh",) if "tanh" in n.op else ("relu",) if "relu" in n.op else ()
         params: Any = n["params"]
         self.params: tuple[Ref, ...] = params
-        self.plain = len(params) == n["num_layers"] * self.directions * self.per_cell  # type: ignore[operator]
+        self.plain = len(params) == n["num_layers"] * self.directions * self.per_cell
         """Whether there is nothing but weights and biases: no projections, which torch writes out step by step."""
         self.ends: tuple[list[Ref], ...] = tuple([] for _ in range(states))
 

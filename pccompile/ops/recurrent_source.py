@@ -24,7 +24,7 @@ def lstm_layer(x, h, c, w_ih, w_hh, b_ih, b_hh, reverse):
 
 LSTM_SWEEP = '''
 def lstm_sweep(err, cell_err, gates, cells, c, w_hh, reverse):
-    """Errors of an LSTM layer's gates before their nonlinearity [time, batch, 4 hidden], and of its first state h, c."""
+    """Errors of an LSTM layer's gates before their nonlinearity [time, batch, 4 hidden], and of its first h and c."""
     i, f, g, o = gates.chunk(4, 2)
     before = torch.cat((cells[1:], c[None]) if reverse else (c[None], cells[:-1]))
     squashed = torch.tanh(cells)
@@ -45,7 +45,7 @@ def lstm_sweep(err, cell_err, gates, cells, c, w_hh, reverse):
 
 GRU = '''
 def gru_layer(x, h, w_ih, w_hh, b_ih, b_hh, reverse):
-    """A GRU layer over x [time, batch, features] from the state h. Returns all h and all gates: r, z, n and n's recurrent part."""
+    """A GRU layer over x [time, batch, features] from the state h. Returns all h, and r, z, n, n's recurrent part."""
     drive = torch.nn.functional.linear(x, w_ih, b_ih)
     split = 2 * h.shape[1]
     states, gates = [], []
@@ -64,7 +64,7 @@ def gru_layer(x, h, w_ih, w_hh, b_ih, b_hh, reverse):
 
 GRU_SWEEP = '''
 def gru_sweep(err, gates, states, h, w_hh, reverse):
-    """Errors of what a GRU layer's gates get from the input and from the state [time, batch, 3 hidden], and of its first state."""
+    """Errors of what a GRU layer's gates get from input and state [time, batch, 3 hidden], and of its first state."""
     r, z, n, recurrent = gates.chunk(4, 2)
     before = torch.cat((states[1:], h[None]) if reverse else (h[None], states[:-1]))
     new_slope = (1 - z) * (1 - n * n)

@@ -1,4 +1,4 @@
-"""What an operation is: its family, its rule, how it is written, how it is tested. One OpDef each, nothing elsewhere."""
+"""What an operation is: its family, rule, spelling and test samples. One OpDef each, nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class OpDef:
     """One operation of the dialect.
 
     rule(b, node, err)    writes J_iᵀ err for each argument i that carries an error, as operations, with the builder `b`
-    expand(b, node)       writes the operation in terms of others; an operation with `expand` is gone after canonicalisation
+    expand(b, node)       writes the operation in terms of others; it is then gone after canonicalisation
     spell(texts, args)    Python source of the call, from the source of each argument; None: the generic spelling
     wiring                moves entries about and computes nothing: it gets no value and no error of its own
     equation              what a reader sees, `x` and `y` for the arguments

@@ -94,7 +94,14 @@ for overload, first, second in (
     ("Scalar_Other other_scalar", "Tensor", "number"),
 ):
     of_log, of_log1p = overload.split()
-    elementwise(f"aten.xlogy.{of_log}", xlogy(x, y), slopes={x: _log_zero(0), y: x / y}, samples=(_pair(first, second),),
-                equation="x log y")  # fmt: skip
-    elementwise(f"aten.special_xlog1py.{of_log1p}", xlog1py(x, y), slopes={x: _log_zero(-1), y: x / (1 + y)},
-                samples=(_pair(first, second),), equation="x log(1 + y)")  # fmt: skip
+    samples = (_pair(first, second),)
+    elementwise(
+        f"aten.xlogy.{of_log}", xlogy(x, y), slopes={x: _log_zero(0), y: x / y}, samples=samples, equation="x log y"
+    )
+    elementwise(
+        f"aten.special_xlog1py.{of_log1p}",
+        xlog1py(x, y),
+        slopes={x: _log_zero(-1), y: x / (1 + y)},
+        samples=samples,
+        equation="x log(1 + y)",
+    )

@@ -26,18 +26,18 @@ def _real(b: Builder, x: Ref) -> Ref:
 
 
 def _halved(args: Mapping[str, Arg], type_of: TypeOf) -> TensorType:
-    x, dims = type_of(args["self"]), args["dim"]  # type: ignore[arg-type]
+    x, dims = type_of(args["self"]), args["dim"]
     shape = list(x.shape)
     if args["onesided"]:
-        last = dims[-1]  # type: ignore[index]
+        last = dims[-1]
         shape[last] = shape[last] // 2 + 1
     return TensorType(tuple(shape), COMPLEX[x.dtype])
 
 
 def _whole(args: Mapping[str, Arg], type_of: TypeOf) -> TensorType:
-    x, dims = type_of(args["self"]), args["dim"]  # type: ignore[arg-type]
+    x, dims = type_of(args["self"]), args["dim"]
     shape = list(x.shape)
-    shape[dims[-1]] = args["last_dim_size"]  # type: ignore[index, call-overload]
+    shape[dims[-1]] = args["last_dim_size"]
     return TensorType(tuple(shape), REAL[x.dtype])
 
 
@@ -47,7 +47,7 @@ def _from_real(b: Builder, n: Node, e: Ref) -> dict[str, Ref]:
     shape = b.shape(n["self"])
     if n["onesided"]:
         last = axis(dims[-1], len(shape))
-        behind: Any = shape[last] - b.shape(e)[last]  # type: ignore[operator]
+        behind: Any = shape[last] - b.shape(e)[last]
         e = b("aten.constant_pad_nd.default", e, (*(0, 0) * (len(shape) - 1 - last), 0, behind), 0)
     return {"self": _real(b, b("aten._fft_c2c.default", e, dims, n["normalization"], False))}
 
@@ -58,7 +58,7 @@ def _to_real(b: Builder, n: Node, e: Ref) -> dict[str, Ref]:
     last = axis(dims[-1], len(b.shape(e)))
     half = b("aten._fft_r2c.default", e, dims, n["normalization"], True)
     size: Any = b.shape(half)[last]
-    twice = b.shape(e)[last] - size  # type: ignore[operator]
+    twice = b.shape(e)[last] - size
     first, middle = (b("aten.slice.Tensor", half, last, *ends) for ends in ((0, 1), (1, 1 + twice)))
     rest = b("aten.slice.Tensor", half, last, 1 + twice, size)
     return {"self": b("aten.cat.default", (first, b.mul(middle, 2), rest), last)}
@@ -69,7 +69,7 @@ define(
         "aten._fft_c2c.default",
         "linear",
         lambda b, n, e: {"self": b("aten._fft_c2c.default", e, n["dim"], n["normalization"], not n["forward"])},
-        infer=lambda args, type_of: type_of(args["self"]),  # type: ignore[arg-type]
+        infer=lambda args, type_of: type_of(args["self"]),
         samples=(lambda: (torch.complex(_x(4, 5), _x(4, 5)), (0, 1), 1, True),),
     )
 )

@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pccompile.ir import DEVICE, Arg, Node, Ref, TensorType, refs
 from pccompile.ops.builder import Builder
 from pccompile.ops.registry import OPS, Message, Rule, overload
-from pccompile.ops.typer import StandIn, Typer, split_arguments
+from pccompile.ops.typer import Typer, split_arguments
 
 
 def fx_arg(typer: Typer, arg: Any, env: Mapping[fx.Node, Arg]) -> Arg:
@@ -31,22 +31,32 @@ def fx_arg(typer: Typer, arg: Any, env: Mapping[fx.Node, Arg]) -> Arg:
     return arg
 
 
-def inline(b: Builder, traced: fx.GraphModule, arguments: Sequence[Arg], typer: Typer) -> list[Arg]:
-    """Append the operations of a function that was traced with `typer` to `b`; return what it returns."""
+def inline(
+    b: Builder,
+    graph: fx.Graph,
+    arguments: Sequence[Arg],
+    constants: Mapping[str, torch.Tensor],
+    typer: Typer | None = None,
+) -> list[Arg]:
+    """Append the operations of a traced function to `b`; return what it returns.
+
+    typer: what the function was traced with, where that is not the builder's own.
+    """
+    typer = typer or b.typer
     env: dict[fx.Node, Arg] = {}
     given = iter(arguments)
-    for n in traced.graph.nodes:
+    for n in graph.nodes:
         value = n.meta.get("val")
         if n.op == "placeholder":
             env[n] = next(given)
         elif n.op == "get_attr":
-            env[n] = constant(b, getattr(traced, n.target))
+            env[n] = constant(b, constants[n.target])
         elif n.op == "output":
             return [fx_arg(typer, a, env) for a in n.args[0]]
         elif isinstance(value, torch.SymInt | torch.SymFloat):
             env[n] = typer.dim(value)
         elif n.target is operator.getitem:
-            env[n] = b.get(env[n.args[0]], n.args[1])  # type: ignore[arg-type]
+            env[n] = b.get(env[n.args[0]], n.args[1])
         else:
             args = [fx_arg(typer, a, env) for a in n.args]
             kwargs = {k: fx_arg(typer, a, env) for k, a in n.kwargs.items()}
@@ -65,9 +75,9 @@ def constant(b: Builder, tensor: torch.Tensor) -> Ref:
 def canonical(b: Builder, op: str, args: Sequence[Arg], kwargs: Mapping[str, Arg]) -> Ref:
     """Append a traced operation as the dialect has it: views become reshapes, bookkeeping copies vanish."""
     if op in ("aten.view.default", "aten._unsafe_view.default"):
-        return b.view(args[0], args[1])  # type: ignore[arg-type]
+        return b.view(args[0], args[1])
     if op in ("aten.detach.default", "aten.alias.default", "aten.clone.default", "aten.contiguous.default"):
-        return args[0]  # type: ignore[return-value]
+        return args[0]
     return b(op, *args, **kwargs)
 
 
@@ -95,24 +105,15 @@ def captured(
 ) -> tuple[fx.GraphModule, Typer]:
     """function(typer, *tensors) traced on the types of `names`, and the typer that says what its numbers stand for.
 
-    Some of torch's code takes a free dimension for the number that it had when the model was exported; it is traced
-    once more, after `fresh()`, with numbers that can be told from all others.
+    `fresh` is called before each attempt: see Typer.either.
     """
 
-    def attempt(typer: Typer) -> fx.GraphModule:
+    def attempt(typer: Typer) -> tuple[fx.GraphModule, Typer]:
         fresh()
-        return trace(lambda *xs: function(typer, *xs), _fakes(typer, [b.type(n) for n in names]), typer.mode)
+        fakes = _fakes(typer, [b.type(n) for n in names])
+        return trace(lambda *xs: function(typer, *xs), fakes, typer.mode), typer
 
-    try:
-        with b.typer.unchanged() as fixed:
-            traced = attempt(b.typer)
-        if not fixed:
-            return traced, b.typer
-    except RuntimeError:
-        if not b.typer.names:
-            raise
-    stand_in = StandIn(b.typer)
-    return attempt(stand_in), stand_in
+    return b.typer.either(attempt)
 
 
 def decompose(b: Builder, node: Node) -> Message:
@@ -123,10 +124,10 @@ def decompose(b: Builder, node: Node) -> Message:
         return _leaves(_call(b, node, dict(zip(names, tensors, strict=True)), typer))
 
     traced, typer = captured(b, names, call)
-    results = inline(b, traced, names, typer)
+    results = inline(b, traced.graph, names, _constants(traced), typer)
     if isinstance(node.type, tuple):
-        return tuple(results)  # type: ignore[arg-type]
-    return results[0]  # type: ignore[return-value]
+        return tuple(results)
+    return results[0]
 
 
 def traced_rule(b: Builder, node: Node, err: Any) -> Mapping[str, Message]:
@@ -138,7 +139,7 @@ def traced_rule(b: Builder, node: Node, err: Any) -> Mapping[str, Message]:
     missing: list[str] = []
 
     def product(typer: Typer, *tensors: torch.Tensor) -> list[torch.Tensor]:
-        values = {n: t.detach() for n, t in zip(names, tensors, strict=False)}
+        values: dict[str, Any] = {n: t.detach() for n, t in zip(names, tensors, strict=False)}
         with torch.enable_grad():
             for n in active:
                 values[n] = values[n].requires_grad_()
@@ -153,7 +154,7 @@ def traced_rule(b: Builder, node: Node, err: Any) -> Mapping[str, Message]:
 
     traced, typer = captured(b, [*names, *errors], product, missing.clear)
     found = [n for n in active if n not in missing]
-    sent = dict(zip(found, inline(b, traced, [*names, *errors], typer), strict=True))
+    sent = dict(zip(found, inline(b, traced.graph, [*names, *errors], _constants(traced), typer), strict=True))
     return _by_argument(node, sent)
 
 
@@ -170,7 +171,7 @@ def unless_complex(rule: Rule) -> Rule:
 
 
 def _by_argument(node: Node, sent: Mapping[str, Arg]) -> dict[str, Message]:
-    """Messages by argument from messages by name: a name that is read twice sends its one message through its first place."""
+    """Messages by argument from messages by name: one that is read twice sends its message through its first place."""
     left = dict(sent)
     return {k: _take(a, left) for k, a in node.args.items() if any(r in sent for r in refs([a]))}
 
@@ -200,6 +201,10 @@ def _leaves(result: Any) -> list[torch.Tensor]:
 def _fakes(typer: Typer, types: Sequence[TensorType]) -> list[torch.Tensor]:
     with typer.mode:
         return [torch.empty_like(typer.fake(t)) for t in types]  # one object each: a trace tells them apart by it
+
+
+def _constants(traced: fx.GraphModule) -> dict[str, torch.Tensor]:
+    return {n.target: getattr(traced, n.target) for n in traced.graph.nodes if n.op == "get_attr"}
 
 
 def is_composite(op: str) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import sympy
 import torch
@@ -14,11 +13,13 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from pccompile.ir import DEVICE, Arg, Dim, Ref, TensorType, Type
 from pccompile.ops.registry import OPS, overload
 
+T = TypeVar("T")
+
 
 class Typer:
     """Infers types within one compilation, whose free dimensions it knows.
 
-    `mode` is the fake-tensor mode of the imported program; `names` maps its shape symbols to the graph's dimension names.
+    `mode` is the fake-tensor mode of the imported program; `names` maps its shape symbols to the graph's dimensions.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Typer:
         self.device = torch.device("cpu")
         self._fakes: dict[TensorType, torch.Tensor] = {}
         self._results: dict[Any, Type] = {}
+        self.stand_in: StandIn | None = None
 
     def dim(self, size: Any) -> Dim:
         """A torch size as a Dim."""
@@ -74,7 +76,7 @@ class Typer:
     def infer(self, op: str, args: Mapping[str, Arg], types: Mapping[str, Type]) -> Type:
         """The type of `op(args)`."""
         if op == "getitem":
-            whole, index = types[args["of"]], args["index"]  # type: ignore[index]
+            whole, index = types[args["of"]], args["index"]
             assert isinstance(whole, tuple)
             assert isinstance(index, int)
             part = whole[index]
@@ -88,34 +90,30 @@ class Typer:
             self._results[key] = self._run(op, args, types)
         return self._results[key]
 
-    @contextmanager
-    def unchanged(self) -> Iterator[list[str]]:
-        """Undo what torch concludes about free dimensions. The list names those that it took for numbers."""
-        env, fixed = self.mode.shape_env, list[str]()
-        if env is None or not self.names:
-            yield fixed
-            return
-        known, ranges = dict(env.replacements), dict(env.var_to_range)
-        try:
-            yield fixed
-        finally:
-            fixed += [str(s) for s in env.replacements if s in self.names and s not in known]
-            if fixed:
-                env.replacements.clear()
-                env.replacements.update(known)
-                env.var_to_range.clear()
-                env.var_to_range.update(ranges)
-                env._update_version_counter()
+    def either(self, run: Callable[[Typer], T]) -> T:
+        """run(typer), with this typer or, where torch took a free dimension for a number, with one that has numbers.
+
+        What torch once took for a number it takes for one ever after, without saying so: there is no way back.
+        """
+        if self.stand_in is None:
+            try:
+                found = run(self)
+                if not self.fixed():
+                    return found
+                self.stand_in = StandIn(self)
+            except RuntimeError:
+                if not self.names:
+                    raise
+                return run(StandIn(self))
+        return run(self.stand_in)
+
+    def fixed(self) -> bool:
+        """Whether torch took a free dimension for a number."""
+        env = self.mode.shape_env
+        return env is not None and any(symbol in env.replacements for symbol in self.names)
 
     def _run(self, op: str, args: Mapping[str, Arg], types: Mapping[str, Type]) -> Type:
-        try:
-            with self.unchanged() as fixed:
-                found = self._evaluate(op, args, types)
-        except RuntimeError:
-            if not self.names:
-                raise
-            return StandIn(self)._evaluate(op, args, types)
-        return StandIn(self)._evaluate(op, args, types) if fixed else found
+        return self.either(lambda typer: typer._evaluate(op, args, types))
 
     def _evaluate(self, op: str, args: Mapping[str, Arg], types: Mapping[str, Type]) -> Type:
         target = overload(op)
@@ -154,7 +152,7 @@ class StandIn(Typer):
         for symbol, number in self.numbers.items():
             times, rest = divmod(size, number)
             if times and rest == 0:
-                return times * symbol
+                return self.dim(times) * symbol
             if abs(size - number) < 100:
                 return symbol + (size - number)
         return int(size)

@@ -40,7 +40,8 @@ def lines_of(
     ):
         yield from _named("infer_and_learn", _settling(bodies["infer_and_learn"], vertex.name, vertices))
         return
-    yield from _named("infer", _settling(bodies.get("infer", []), vertex.name, vertices))
+    settling = _settling(bodies.get("infer", []), vertex.name, vertices)
+    yield from _named("infer", settling or _returned(bodies.get("infer", []), vertex.name))
     yield from _named("learn", _learning(bodies.get("learn", []), gradients))
 
 
@@ -77,6 +78,11 @@ def _settling(lines: list[str], vertex: str, vertices: Collection[str]) -> list[
             own = [ln for ln in block if len(ln) - len(ln.lstrip()) >= margin]
             found += dedent("\n".join(own)).splitlines()
     return found
+
+
+def _returned(lines: list[str], vertex: str) -> list[str]:
+    """Where an error is nothing but another one: the line that says which."""
+    return [line.strip().rstrip(",") for line in lines if line.strip().startswith(f'"{vertex}": ')][:1]
 
 
 def _learning(lines: list[str], gradients: tuple[str, ...]) -> list[str]:

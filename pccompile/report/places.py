@@ -34,26 +34,22 @@ def find(pc: PCGraph, name: str) -> tuple[Vertex, ...]:
     known = {v.name: v for v in pc.vertices}
     if name in known:
         return (known[name],)
-    for means in (_same, _identifier, _below):
+    for means in (_same, _identifier):
         found = tuple(v for v in pc.vertices if any(means(name, n) for n in names_of(v)))
         if found:
             return found
     every = dict.fromkeys(n for v in pc.vertices for n in names_of(v))
-    near = difflib.get_close_matches(name, every, 3, 0.4) or difflib.get_close_matches(identifier(name), every, 3, 0.4)
+    near = difflib.get_close_matches(name, every, 3, 0.4) or difflib.get_close_matches(identifier(name), every, 3)
     hint = f"did you mean {listing(near)}?" if near else "without a name, all vertices are listed"
     raise CompileError(f"there is no vertex {name}", hint=hint)
 
 
 def _same(name: str, known: str) -> bool:
-    return name == known
+    return name == known or known.startswith((f"{name}.", f"{name}/"))
 
 
 def _identifier(name: str, known: str) -> bool:
     return identifier(name) == identifier(known)
-
-
-def _below(name: str, known: str) -> bool:
-    return known.startswith((f"{name}.", f"{name}/"))
 
 
 def source_line(place: Location, model: nn.Module) -> tuple[str, str]:

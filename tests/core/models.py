@@ -14,17 +14,6 @@ from torch.utils import _pytree as pytree
 Gradients = dict[str, Tensor | None]
 
 
-class TwoLayers(nn.Module):
-    """The smallest network that has a hidden value."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden, self.readout = nn.Linear(4, 5), nn.Linear(5, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.readout(torch.tanh(self.hidden(x)))
-
-
 class Residual(nn.Module):
     """Two skips, of different lengths."""
 

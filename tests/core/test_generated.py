@@ -19,8 +19,9 @@ from torch.utils import _pytree as pytree
 from zoo import ZOO
 
 import pccompile
-from core.models import ConvNet, Residual, Transformer, TwoLayers, distance, gradients, half_squares, mlp, seeded
+from core.models import ConvNet, Residual, Transformer, distance, gradients, half_squares, mlp, seeded
 from core.references import descend, survival
+from core.tiny import TwoLayers
 from pccompile import PCModule
 from pccompile.runtime import load
 
@@ -85,7 +86,7 @@ for name in sys.argv[1:]:
     inputs, target = {k: v for k, v in given.items() if k != "target"}, [given["target"]]
     outputs, context = module.predict(state, fresh(), inputs)
     loss, errors = module.clamp(outputs, target)
-    moving = "targets" in module.infer.__code__.co_varnames
+    moving = "strict" in name
     start = target if moving else errors
     settled = module.infer(state, context, start)
     apart = module.learn(state, context, *(settled if moving else (settled,)))

@@ -20,7 +20,6 @@ from core.models import (
     Gradients,
     Residual,
     Transformer,
-    TwoLayers,
     cosine,
     distance,
     gradients,
@@ -30,6 +29,7 @@ from core.models import (
     seeded,
 )
 from core.references import by_path_length, descend, survival
+from core.tiny import TwoLayers
 from pccompile import CompileError, PCModule
 from pccompile.algorithms.law import gradient_error, path_lengths, steps_for, weight
 from pccompile.backends.torch import emit

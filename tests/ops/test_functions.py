@@ -1,4 +1,4 @@
-"""Functions without a rule of their own, with a free batch size: decomposed or traced, they give autograd's gradients."""
+"""Functions that are decomposed or traced give autograd's gradients, for any batch size."""
 
 from __future__ import annotations
 
@@ -155,24 +155,50 @@ IMAGES: dict[str, Function] = {
     "max_pool1d": lambda x, w: F.max_pool1d(x[:, :, 0], 2),
     "max_pool2d": lambda x, w: F.max_pool2d(x, 3, 2, 1),
     "avg_pools": lambda x, w: (F.avg_pool1d(x[:, :, 0], 2), F.avg_pool2d(x, 2), F.lp_pool2d(x.abs(), 2.0, 2)),
-    "adaptive": lambda x, w: (F.adaptive_avg_pool2d(x, (3, 2)), F.adaptive_avg_pool1d(x[:, 0], 3), F.adaptive_max_pool2d(x, 2)),
+    "adaptive": lambda x, w: (
+        F.adaptive_avg_pool2d(x, (3, 2)),
+        F.adaptive_avg_pool1d(x[:, 0], 3),
+        F.adaptive_max_pool2d(x, 2),
+    ),
     "adaptive_max1d": lambda x, w: F.adaptive_max_pool1d(x[:, 0], 3),
-    "pools3d": lambda x, w: (F.max_pool3d(x, 2, padding=1), F.avg_pool3d(x, 2), F.adaptive_avg_pool3d(x, 2), F.adaptive_max_pool3d(x, 2)),
+    "pools3d": lambda x, w: (
+        F.max_pool3d(x, 2, padding=1),
+        F.avg_pool3d(x, 2),
+        F.adaptive_avg_pool3d(x, 2),
+        F.adaptive_max_pool3d(x, 2),
+    ),
     "unpool": lambda x, w: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
-    "pads": lambda x, w: F.pad(x, (1, 2)) .sum() + F.pad(x, (1, 2, 0, 1), "reflect").sum() + F.pad(x, (1, 1, 1, 1), "replicate").sum() + F.pad(x, (1, 1, 1, 1), "circular").sum(),
-    "upsample": lambda x, w: (F.interpolate(x, scale_factor=2), F.interpolate(x, (7, 9), mode="bilinear"), F.interpolate(x, (7, 9), mode="bicubic")),
-    "upsample1d": lambda x, w: (F.interpolate(x[:, 0], scale_factor=2, mode="linear"), F.interpolate(x[:, 0], 9, mode="nearest-exact")),
+    "pads": lambda x, w: (
+        F.pad(x, (1, 2)).sum()
+        + F.pad(x, (1, 2, 0, 1), "reflect").sum()
+        + F.pad(x, (1, 1, 1, 1), "replicate").sum()
+        + F.pad(x, (1, 1, 1, 1), "circular").sum()
+    ),
+    "upsample": lambda x, w: (
+        F.interpolate(x, scale_factor=2),
+        F.interpolate(x, (7, 9), mode="bilinear"),
+        F.interpolate(x, (7, 9), mode="bicubic"),
+    ),
+    "upsample1d": lambda x, w: (
+        F.interpolate(x[:, 0], scale_factor=2, mode="linear"),
+        F.interpolate(x[:, 0], 9, mode="nearest-exact"),
+    ),
     "folds": lambda x, w: F.fold(F.unfold(x, 2), (4, 6), 2) + x.unfold(2, 2, 1).sum(),
     "pixel_shuffle": lambda x, w: F.pixel_unshuffle(F.pixel_shuffle(torch.cat([x, x], 1), 2), 2),
     "channel_shuffle": lambda x, w: F.channel_shuffle(x, 2),
-    "grid_sample": lambda x, w: F.grid_sample(x, F.affine_grid(torch.eye(2, 3).double().expand(len(x), 2, 3), [len(x), 2, 4, 6]) * 0.9),
+    "grid_sample": lambda x, w: F.grid_sample(
+        x, F.affine_grid(torch.eye(2, 3).double().expand(len(x), 2, 3), [len(x), 2, 4, 6]) * 0.9
+    ),
     "instance_norm": lambda x, w: F.instance_norm(x),
     "group_norm": lambda x, w: F.group_norm(x, 2),
     "local_response": lambda x, w: F.local_response_norm(x, 3),
-    "convolutions": lambda x, w: (F.conv2d(x, w[:2, :2, :2].expand(2, 2, 2, 2)), F.conv_transpose2d(x, w[:2, :2, :2].expand(2, 2, 2, 2), stride=2)),
+    "convolutions": lambda x, w: (
+        F.conv2d(x, w[:2, :2, :2].expand(2, 2, 2, 2)),
+        F.conv_transpose2d(x, w[:2, :2, :2].expand(2, 2, 2, 2), stride=2),
+    ),
     "attention": lambda x, w: F.scaled_dot_product_attention(x, x, x.flip(1)),
     "feature_dropout": lambda x, w: F.dropout2d(x, 0.5),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MATRIX)

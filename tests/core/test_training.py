@@ -1,0 +1,593 @@
+"""A compiled model where an nn.Module is expected."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from zoo import TRAPS, ZOO
+
+import pccompile
+from core.models import ConvNet, Residual, distance, gradients, half_squares, mlp, seeded
+from pccompile import CompileError, PCModule
+
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "fixed-prediction": {"algorithm": "fixed-prediction", "steps": 400},
+    "strict": {"algorithm": "strict"},
+}
+
+
+def data(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, dtype=dtype)
+
+
+def grads(module: nn.Module) -> dict[str, Tensor | None]:
+    """Copies of what is in `.grad`."""
+    return {name: None if p.grad is None else p.grad.clone() for name, p in module.named_parameters()}
+
+
+def pair(make: Callable[[], nn.Module], *x: Tensor, **how: Any) -> tuple[nn.Module, PCModule]:
+    """A model, and an equal one in predictive-coding form."""
+    return seeded(make, x[0].dtype), pccompile.compile(seeded(make, x[0].dtype), x, **how)
+
+
+def programs(pc: PCModule) -> int:
+    """How many programs have been compiled."""
+    return sum(len(t.programs) for t in pc._traces)
+
+
+# the same parameters
+
+
+def test_parameters_buffers_and_keys_are_the_models_own() -> None:
+    model = ConvNet()
+    pc = pccompile.compile(model, (torch.randn(2, 3, 8, 8),))
+    assert [id(p) for p in pc.parameters()] == [id(p) for p in model.parameters()]
+    assert list(pc.state_dict()) == list(model.state_dict())
+    assert all(b is dict(model.named_buffers())[k] for k, b in pc.named_buffers())
+
+
+def test_compiling_changes_no_parameter_and_no_buffer() -> None:
+    model = ConvNet()
+    before = {k: t.clone() for k, t in model.state_dict().items()}
+    pccompile.compile(model, (torch.randn(2, 3, 8, 8),))
+    assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_output_is_the_models(algorithm: str) -> None:
+    x = data(5, 4)
+    plain, pc = pair(Residual, x, **ALGORITHMS[algorithm])
+    assert torch.equal(pc(x), plain(x))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01),
+        lambda p: torch.optim.Adam(p, 0.01),
+        lambda p: torch.optim.LBFGS(p, 0.5),
+    ],
+    ids=["sgd", "adam", "lbfgs"],
+)
+def test_optimizers_take_the_same_steps(optimizer: Callable[..., torch.optim.Optimizer]) -> None:
+    x, y = data(5, 4), data(5, 3)
+    models = pair(mlp, x)
+    for model in models:
+        steps = optimizer(model.parameters())
+
+        def closure(model: nn.Module = model, steps: torch.optim.Optimizer = steps) -> Tensor:
+            steps.zero_grad()
+            loss = F.mse_loss(model(x), y)
+            loss.backward()
+            return loss
+
+        for _ in range(4):
+            steps.step(closure)
+    plain, pc = (dict(m.named_parameters()) for m in models)
+    assert all((pc[k] - p).abs().max() < 1e-10 for k, p in plain.items())
+
+
+# gradients where they are expected
+
+
+def test_gradients_accumulate() -> None:
+    x = data(5, 4)
+    plain, pc = pair(mlp, x)
+    for model in (plain, pc):
+        for part in (x[:2], x[2:]):
+            half_squares(model(part)).backward()
+    assert distance(grads(pc), grads(plain)) < 1e-12
+
+
+def test_two_calls_before_one_backward() -> None:
+    x = data(5, 4)
+    plain, pc = pair(mlp, x)
+    for model in (plain, pc):
+        (half_squares(model(x)) + half_squares(model(2 * x)) * 3).backward()
+    assert distance(grads(pc), grads(plain)) < 1e-12
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.left, self.right = nn.Linear(4, 5), nn.Linear(5, 2), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = torch.tanh(self.body(x))
+        return {"left": self.left(h), "right": self.right(h)}
+
+
+@pytest.mark.parametrize("algorithm", ["exact", "fixed-prediction"])
+def test_a_head_without_a_loss_has_no_gradient(algorithm: str) -> None:
+    x = data(5, 4)
+    pc = pccompile.compile(seeded(TwoHeads), (x,), **ALGORITHMS[algorithm])
+    half_squares(pc(x)["left"]).backward()
+    plain = seeded(TwoHeads)
+    half_squares(plain(x)["left"]).backward()
+    assert pc.model.right.weight.grad is None
+    assert distance(grads(pc), grads(plain)) < 1e-8
+
+
+def test_frozen_parameters_have_no_gradient_until_they_are_unfrozen() -> None:
+    x = data(5, 4)
+    plain, pc = pair(mlp, x)
+    for model in (plain, pc):
+        first = next(model.parameters()).requires_grad_(False)
+        half_squares(model(x)).backward()
+        assert first.grad is None
+        first.requires_grad_(True)
+        half_squares(model(x)).backward()
+    assert distance(grads(pc), grads(plain)) < 1e-12
+
+
+def test_a_model_that_is_all_frozen_sends_feedback_to_its_input() -> None:
+    x = data(5, 4).requires_grad_()
+    plain, pc = pair(mlp, x.detach())
+    for model in (plain, pc):
+        model.requires_grad_(False)
+    (found,), (wanted,) = (torch.autograd.grad(half_squares(m(x)), x) for m in (pc, plain))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_tied_weight_gets_both_contributions() -> None:
+    def make() -> nn.Module:
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+        model[2].weight = model[0].weight
+        return model
+
+    x = data(5, 4)
+    plain, pc = pair(make, x)
+    for model in (plain, pc):
+        half_squares(model(x)).backward()
+    assert pc.model[2].weight is pc.model[0].weight
+    assert distance(grads(pc), grads(plain)) < 1e-12
+
+
+def test_gradients_of_inputs() -> None:
+    x = data(5, 4).requires_grad_()
+    plain, pc = pair(mlp, x.detach())
+    found, wanted = (torch.autograd.grad(half_squares(m(torch.sin(x))), x)[0] for m in (pc, plain))
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["dict_output", "dataclass_output", "siamese"])
+def test_several_inputs_and_structured_outputs(name: str) -> None:
+    case = ZOO[name]
+    draw = torch.Generator().manual_seed(0)
+    x, y = case.inputs(draw, torch.float64), case.target(draw, torch.float64)
+    plain, pc = seeded(case.build), pccompile.compile(seeded(case.build), x)
+    assert type(pc(*x)) is type(plain(*x))
+    assert distance(gradients(pc, case.loss(pc(*x), y)), gradients(plain, case.loss(plain(*x), y))) < 1e-11
+
+
+def test_keyword_arguments() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, *, scale: Tensor, power: int = 1) -> Tensor:
+            return torch.tanh(self.fc(x)) ** power * scale
+
+    x, scale = data(5, 4), data(5, 1)
+    plain, pc = seeded(Scaled), pccompile.compile(seeded(Scaled), (x,), {"scale": scale, "power": 3})
+    found, wanted = (half_squares(m(x, scale=scale, power=3)) for m in (pc, plain))
+    assert distance(gradients(pc, found), gradients(plain, wanted)) < 1e-12
+
+
+def test_backward_works_twice_with_retain_graph() -> None:
+    x = data(5, 4)
+    plain, pc = pair(mlp, x)
+    for model in (plain, pc):
+        loss = half_squares(model(x))
+        loss.backward(retain_graph=True)
+        loss.backward()
+    assert distance(grads(pc), grads(plain)) < 1e-12
+
+
+def test_backward_again_without_retain_graph_is_refused() -> None:
+    x = data(5, 4)
+    loss = half_squares(pair(mlp, x)[1](x))
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_second_derivatives_are_refused() -> None:
+    x = data(5, 4)
+    _, pc = pair(mlp, x)
+    (first, *_) = torch.autograd.grad(half_squares(pc(x)), list(pc.parameters()), create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_no_grad_and_inference_mode() -> None:
+    x = data(5, 4)
+    plain, pc = pair(mlp, x)
+    with torch.no_grad():
+        assert not pc(x).requires_grad
+    with torch.inference_mode():
+        torch.testing.assert_close(pc(x).clone(), plain(x).clone())
+    assert pc(x).requires_grad
+
+
+def test_clipping_sees_the_gradients() -> None:
+    x = data(5, 4)
+    norms = []
+    for model in pair(mlp, x):
+        (100 * half_squares(model(x))).backward()
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        assert torch.cat([p.grad.flatten() for p in model.parameters()]).norm() <= 1.0 + 1e-9
+    torch.testing.assert_close(*norms)
+
+
+def test_parameters_hooks_hear_the_gradient() -> None:
+    x = data(5, 4)
+    _, pc = pair(mlp, x)
+    heard = []
+    for p in pc.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: heard.append(p))
+    half_squares(pc(x)).backward()
+    assert sorted(map(id, heard)) == sorted(map(id, pc.parameters()))
+
+
+def test_hooks_of_modules_do_not_run_inside_inference() -> None:
+    x = data(5, 4)
+    _, pc = pair(mlp, x, algorithm="strict")
+    calls: list[int] = []
+    for module in pc.model:
+        module.register_forward_hook(lambda *_: calls.append(1))
+    half_squares(pc(x)).backward()
+    assert not calls
+
+
+# modes, dtypes, shapes
+
+
+def test_train_and_eval_mode_each_have_their_program() -> None:
+    x = data(6, 3, 8, 8)
+    plain, pc = pair(ConvNet, x)
+    for mode in (False, True, False):
+        plain.train(mode)
+        pc.train(mode)
+        assert distance(gradients(pc, half_squares(pc(x))), gradients(plain, half_squares(plain(x)))) < 1e-9
+    assert programs(pc) == 2
+
+
+def test_mode_set_on_the_inner_model_is_seen() -> None:
+    x = data(6, 3, 8, 8)
+    plain, pc = pair(ConvNet, x)
+    plain.eval()
+    pc.model.eval()
+    torch.testing.assert_close(pc(x), plain(x))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_running_statistics_are_updated_once_a_batch(algorithm: str) -> None:
+    x = data(6, 3, 8, 8)
+    plain, pc = pair(ConvNet, x, **ALGORITHMS[algorithm])
+    for _ in range(2):
+        plain(x)
+        half_squares(pc(x)).backward()
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(dict(pc.named_buffers())[name], buffer)
+
+
+def test_loss_updates_running_statistics_once() -> None:
+    x = data(6, 3, 8, 8)
+    plain, pc = pair(ConvNet, x, algorithm="strict")
+    plain(x)
+    pc.loss(x, target=data(6, 5)).backward()
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(dict(pc.named_buffers())[name], buffer)
+
+
+@pytest.mark.parametrize("algorithm", ["exact", "fixed-prediction"])
+def test_dropout_draws_one_mask_from_the_stream_that_eager_draws_it_from(algorithm: str) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 30), nn.Dropout(0.4), nn.Tanh(), nn.Linear(30, 2))
+
+    x = data(5, 4)
+    plain, pc = pair(make, x, **ALGORITHMS[algorithm])
+    found = []
+    for model in (plain, pc):
+        torch.manual_seed(3)
+        found.append(gradients(model, half_squares(model(x))))
+    assert distance(found[1], found[0]) < 1e-8
+
+
+def test_a_model_that_is_converted_after_compilation() -> None:
+    x = data(5, 4, dtype=torch.float32)
+    pc = pccompile.compile(seeded(mlp, torch.float32), (x,)).to(torch.float64)
+    plain = seeded(mlp, torch.float32).to(torch.float64)
+    assert (
+        distance(gradients(pc, half_squares(pc(x.double()))), gradients(plain, half_squares(plain(x.double())))) < 1e-12
+    )
+
+
+def test_other_batch_sizes_need_no_other_program() -> None:
+    x = data(5, 4)
+    plain, pc = pair(mlp, x)
+    for size in (5, 2, 1, 17):
+        x = data(size, 4)
+        assert distance(gradients(pc, half_squares(pc(x))), gradients(plain, half_squares(plain(x)))) < 1e-12
+    assert programs(pc) == 1
+
+
+def test_another_image_size_is_compiled_again() -> None:
+    plain, pc = pair(ConvNet, data(2, 3, 8, 8))
+    for size in (8, 11, 8):
+        x = data(2, 3, size, size)
+        assert distance(gradients(pc, half_squares(pc(x))), gradients(plain, half_squares(plain(x)))) < 1e-9
+    assert programs(pc) == 2
+
+
+def test_a_batch_of_one_can_be_the_example() -> None:
+    plain, pc = pair(mlp, data(1, 4))
+    x = data(6, 4)
+    assert distance(gradients(pc, half_squares(pc(x))), gradients(plain, half_squares(plain(x)))) < 1e-12
+
+
+def test_float32_is_right_to_its_own_precision() -> None:
+    x = data(5, 4, dtype=torch.float32)
+    plain, pc = pair(Residual, x)
+    assert distance(gradients(pc, half_squares(pc(x))), gradients(plain, half_squares(plain(x)))) < 1e-5
+
+
+def test_autocast_outside_does_not_reach_inference() -> None:
+    x = data(5, 4, dtype=torch.float32)
+    plain, pc = pair(mlp, x)
+    loss = half_squares(pc(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradients(pc, loss)
+    assert distance(found, gradients(plain, half_squares(plain(x)))) < 1e-5
+
+
+# copies
+
+
+def test_a_deepcopy_learns_apart() -> None:
+    x = data(5, 4)
+    _, pc = pair(mlp, x)
+    twin = copy.deepcopy(pc)
+    wanted = gradients(pc, half_squares(pc(x)))
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.zero_()
+    assert distance(gradients(pc, half_squares(pc(x))), wanted) == 0
+    assert not twin(x).any()
+    assert not set(map(id, pc.parameters())) & set(map(id, twin.parameters()))
+
+
+def test_a_pickle_comes_back_with_the_same_gradients() -> None:
+    x = data(5, 4)
+    _, pc = pair(mlp, x, algorithm="fixed-prediction", steps=3)
+    twin = pickle.loads(pickle.dumps(pc))
+    assert distance(gradients(twin, half_squares(twin(x))), gradients(pc, half_squares(pc(x)))) == 0
+
+
+def test_a_state_dict_goes_both_ways(tmp_path: Path) -> None:
+    x = data(6, 3, 8, 8)
+    trained = pccompile.compile(seeded(ConvNet), (x,))
+    trained(x)
+    torch.save(trained.state_dict(), tmp_path / "state.pt")
+    plain = seeded(ConvNet, seed=1)
+    plain.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    torch.testing.assert_close(plain.eval()(x), trained.eval()(x))
+    other = pccompile.compile(seeded(ConvNet, seed=2), (x,))
+    other.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(other.eval()(x), plain(x))
+
+
+@pytest.mark.xfail(strict=True, reason="programs keep the Parameter objects that the model had when it was imported")
+def test_assigned_parameters_are_used() -> None:
+    """load_state_dict(assign=True) replaces the Parameter objects."""
+    x = data(5, 4)
+    _, pc = pair(mlp, x)
+    plain = seeded(mlp, seed=5)
+    pc.load_state_dict(copy.deepcopy(plain.state_dict()), assign=True)
+    torch.testing.assert_close(pc(x), plain(x))
+    assert distance(gradients(pc, half_squares(pc(x))), gradients(plain, half_squares(plain(x)))) < 1e-12
+
+
+def _worker(rank: int, meeting: Path, found: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    pc = pccompile.compile(seeded(mlp), (torch.randn(6, 4, dtype=torch.float64),))
+    model = nn.parallel.DistributedDataParallel(pc)
+    model(torch.full((6, 4), rank + 1.0, dtype=torch.float64)).square().sum().backward()
+    found[rank] = grads(pc)
+    dist.destroy_process_group()
+
+
+def test_data_parallel_training_averages_the_gradients(tmp_path: Path) -> None:
+    with mp.Manager() as manager:
+        found = manager.dict()
+        mp.spawn(_worker, (tmp_path / "meeting", found), nprocs=2)
+        ranks = [found[0], found[1]]
+    plain = seeded(mlp)
+    (sum(plain(torch.full((6, 4), r, dtype=torch.float64)).square().sum() for r in (1.0, 2.0)) / 2).backward()
+    for rank in ranks:
+        assert distance(rank, grads(plain)) < 1e-12
+
+
+# a loss of its own
+
+
+@pytest.mark.parametrize("algorithm", ["exact", "fixed-prediction"])
+def test_a_loss_inside_is_the_loss_outside(algorithm: str) -> None:
+    x, y = data(5, 4), torch.randint(3, (5,))
+    plain, pc = pair(mlp, x, loss=F.cross_entropy, **ALGORITHMS[algorithm])
+    loss, wanted = pc.loss(x, target=y), F.cross_entropy(plain(x), y)
+    torch.testing.assert_close(loss, wanted)
+    assert distance(gradients(pc, loss), gradients(plain, wanted)) < 1e-8
+
+
+def test_without_a_loss_it_is_the_squared_error() -> None:
+    x, y = data(5, 4), data(5, 3)
+    plain, pc = pair(mlp, x)
+    loss, wanted = pc.loss(x, target=y), half_squares(plain(x), y)
+    torch.testing.assert_close(loss, wanted)
+    assert distance(gradients(pc, loss), gradients(plain, wanted)) < 1e-12
+
+
+def test_squared_error_outside_is_squared_error_inside_for_strict() -> None:
+    x, y = data(5, 4), data(5, 3)
+    _, pc = pair(mlp, x, algorithm="strict")
+    assert distance(gradients(pc, half_squares(pc(x), y)), gradients(pc, pc.loss(x, target=y))) < 1e-12
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_scaling_the_loss_scales_the_gradients_and_leaves_inference_alone(algorithm: str) -> None:
+    x, y = data(5, 4), torch.randint(3, (5,))
+    _, pc = pair(mlp, x, loss=F.cross_entropy, **ALGORITHMS[algorithm])
+    once = gradients(pc, pc.loss(x, target=y))
+    scaled = gradients(pc, 1024 * pc.loss(x, target=y))
+    assert distance({k: g / 1024 for k, g in scaled.items()}, once) < 1e-14
+
+
+def test_a_loss_that_is_no_number_is_refused() -> None:
+    x = data(5, 4)
+    _, pc = pair(mlp, x, loss=lambda output, target: (output - target) ** 2)
+    with pytest.raises(CompileError, match="single number"):
+        pc.loss(x, target=data(5, 3))
+
+
+# other ways in
+
+
+def test_an_exported_program_a_file_of_one_and_a_traced_module(tmp_path: Path) -> None:
+    x = data(5, 4)
+    model = seeded(Residual)
+    wanted = gradients(model, half_squares(model(x)))
+    program = torch.export.export(model, (x,))
+    torch.export.save(program, tmp_path / "model.pt2")
+    for given in (program, tmp_path / "model.pt2", str(tmp_path / "model.pt2")):
+        pc = pccompile.compile(given)
+        assert distance(gradients(pc, half_squares(pc(x))), wanted) < 1e-12
+    pc = pccompile.compile(fx.symbolic_trace(model), (x,))
+    assert distance(gradients(pc, half_squares(pc(x))), wanted) < 1e-12
+
+
+def test_a_file_that_is_no_program_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.pt2").write_bytes(b"PK not really")
+    with pytest.raises(CompileError, match="is not an exported program"):
+        pccompile.compile(tmp_path / "model.pt2")
+
+
+def test_a_tensor_is_enough_as_example() -> None:
+    x = data(5, 4)
+    assert torch.equal(pccompile.compile(seeded(mlp), x)(x), seeded(mlp)(x))
+
+
+# wrong calls
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        ((torch.zeros(5, 7, dtype=torch.float64),), ["4", "7"]),
+        ((torch.zeros(4, dtype=torch.float64), torch.zeros(1)), ["positional"]),
+        ((), ["missing"]),
+        (("text",), ["must be Tensor"]),
+    ],
+    ids=["shape", "too many", "too few", "no tensor"],
+)
+def test_a_wrong_call_is_refused_in_one_line(args: tuple[Any, ...], words: list[str]) -> None:
+    x = data(5, 4)
+    _, pc = pair(mlp, x)
+    with pytest.raises((CompileError, TypeError)) as caught:
+        pc(*args)
+    first = str(caught.value).splitlines()[0]
+    assert len(first) < 400
+    assert any(word in first for word in words)
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="torch's own error while the model is captured again")
+def test_a_wrong_dtype_is_a_compile_error() -> None:
+    _, pc = pair(mlp, data(5, 4))
+    with pytest.raises((CompileError, TypeError)):
+        pc(torch.zeros(5, 4, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    "x, words",
+    [
+        (torch.zeros(5, 7, dtype=torch.float64), "expected 4 entries in dimension 1"),
+        (torch.zeros(5, 4), "expected float64[s0, 4]"),
+        (torch.zeros(4, dtype=torch.float64), "got float64[4]"),
+    ],
+    ids=["shape", "dtype", "rank"],
+)
+def test_a_program_that_cannot_be_compiled_again_names_the_wrong_input(x: Tensor, words: str) -> None:
+    pc = pccompile.compile(torch.export.export(seeded(mlp), (data(5, 4),)))
+    with pytest.raises(CompileError) as caught:
+        pc(x)
+    assert "input" in str(caught.value)
+    assert words.replace("s0", "5") in str(caught.value)
+
+
+def test_example_arguments_are_needed() -> None:
+    with pytest.raises(CompileError, match="example arguments are missing"):
+        pccompile.compile(mlp())
+
+
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        ({"algorithm": "magic"}, "unknown algorithm 'magic'"),
+        ({"granularity": "atom"}, "unknown granularity 'atom'"),
+        ({"steps": 3}, "exact has no setting steps"),
+        ({"algorithm": "strict", "tolerance": 0.1}, "strict has no setting tolerance"),
+        ({"algorithm": "fixed-prediction", "lowering": "upwards"}, "unknown lowering"),
+        ({"algorithm": "fixed-prediction", "steps": -1}, "steps is -1"),
+    ],
+)
+def test_settings_that_do_not_exist_are_refused_by_name(how: dict[str, Any], words: str) -> None:
+    with pytest.raises(CompileError, match=words) as caught:
+        pccompile.compile(mlp(), (torch.zeros(2, 4),), **how)
+    assert "hint:" in str(caught.value)
+
+
+def test_a_model_without_anything_to_learn_is_refused() -> None:
+    with pytest.raises(CompileError):
+        pccompile.compile(nn.Tanh(), (torch.zeros(2, 4),))
+
+
+def test_a_trap_that_reads_a_number_is_refused_by_place() -> None:
+    case = TRAPS["data_dependent_if"]
+    x = case.inputs(torch.Generator(), torch.float32)
+    with pytest.raises(CompileError, match=r"traps_flow\.py:\d+"):
+        pccompile.compile(case.build(), x)

@@ -1,0 +1,98 @@
+"""torch.nn's recurrent networks: every option, free batch size and length, dropout from eager torch's stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from pccompile.driver import Options, compile_imported, import_model
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: str, **options: Any) -> None:
+        super().__init__()
+        self.core = getattr(nn, kind)(4, 5, **options)
+        shape = (options.get("num_layers", 1) * (2 if options.get("bidirectional") else 1), 1, 5)
+        cell = (*shape[:2], options["proj_size"]) if options.get("proj_size") else shape
+        self.h, self.c = nn.Parameter(torch.randn(cell)), nn.Parameter(torch.randn(shape))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        batch = x.shape[0 if self.core.batch_first else 1]
+        first = [s.expand(-1, batch, -1).contiguous() for s in (self.h, self.c)]
+        states, last = self.core(x, (first[0], first[1]) if isinstance(self.core, nn.LSTM) else first[0])
+        return tuple(t.sin() for t in (states, *(last if isinstance(last, tuple) else (last,))))
+
+
+def check(model: nn.Module, x: Tensor, other: Tensor, compiler: Any = None, **dynamic: Any) -> None:
+    """The model compiled at `x` gives autograd's gradients at `other`."""
+    imported = import_model(model, (x,), **dynamic)
+    compiled = compile_imported(imported, Options("exact"))
+    assert not any("lstm.input" in n.op for v in compiled.pc.vertices for n in v.prediction)
+    space: dict[str, Any] = {}
+    exec(compiled.source.text, space)
+    params = {k: p.detach() for k, p in model.named_parameters()}
+    torch.manual_seed(3)
+    run = compiler(space["predict"]) if compiler else space["predict"]
+    outputs, context = run(params, {}, {next(iter(imported.graph.inputs)): other})
+    torch.manual_seed(3)
+    results = model(other)
+    errors = [torch.randn_like(r) for r in results]
+    names = [k for k, p in model.named_parameters()]
+    expected = torch.autograd.grad(results, list(model.parameters()), errors, allow_unused=True)
+    sweep = compiler(space["infer_and_learn"]) if compiler else space["infer_and_learn"]
+    found = sweep(params, context, [-e for e in errors])
+    for output, result in zip(outputs, results, strict=True):
+        torch.testing.assert_close(output, result.detach())
+    for name, gradient in zip(names, expected, strict=True):
+        if gradient is not None:
+            torch.testing.assert_close(
+                found[name], gradient, rtol=1e-4 if gradient.dtype == torch.float32 else 1e-9, atol=1e-6
+            )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": False, "batch_first": True},
+        {"num_layers": 2, "bidirectional": True, "dropout": 0.4},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_options(kind: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = Recurrent(kind, **options).double()
+    x = torch.randn(6, 6, 4).double()
+    check(model, x, x.flip(0))
+
+
+def test_free_length() -> None:
+    torch.manual_seed(0)
+    model = Recurrent("LSTM", batch_first=True).double()
+    dynamic = ({0: Dim("batch"), 1: Dim("time", min=2, max=99)},)
+    check(model, torch.randn(3, 6, 4).double(), torch.randn(5, 9, 4).double(), dynamic_shapes=dynamic)
+
+
+def test_projections() -> None:
+    torch.manual_seed(0)
+    model = Recurrent("LSTM", proj_size=2).double()
+    x = torch.randn(4, 3, 4).double()
+    check(model, x, x)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_single_precision(kind: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 4)
+    check(Recurrent(kind, nonlinearity="relu") if kind == "RNN" else Recurrent(kind), x, x)
+
+
+def test_under_torch_compile() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 2, 4)
+    check(Recurrent("LSTM"), x, x, lambda f: torch.compile(f, backend="aot_eager"))
