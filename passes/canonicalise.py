@@ -29,7 +29,7 @@ def _rewritten(node: Node) -> bool:
 def _once(graph: Graph, typer: Typer) -> Graph:
     b = Builder(graph.leaves, typer, "")
     b.updates.update({k: Ref(v) for k, v in graph.updates.items() if k in graph.leaves})
-    taken = {n.name for n in graph.nodes}
+    b.reserved = {n.name for n in graph.nodes}
     env: dict[str, Arg] = {name: Ref(name) for name in graph.leaves}
     for n in graph.nodes:
         args = {k: map_refs(a, lambda r: env[r]) for k, a in n.args.items()}
@@ -44,13 +44,13 @@ def _once(graph: Graph, typer: Typer) -> Graph:
         else:
             definition = OPS.get(n.op)
             env[n.name] = definition.expand(b, node) if definition and definition.expand else decompose(b, node)
-        env[n.name] = _named(b, env[n.name], n.name, start, taken)
+        env[n.name] = _named(b, env[n.name], n.name, start)
     updates = {k: str(map_refs(v, lambda r: env.get(r, r))) for k, v in b.updates.items()}
     outputs = tuple(str(env[o]) for o in graph.outputs)
     return replace(graph, nodes=tuple(b.nodes), outputs=outputs, updates=updates)
 
 
-def _named(b: Builder, result: Arg, name: str, start: int, taken: set[str]) -> Arg:
+def _named(b: Builder, result: Arg, name: str, start: int) -> Arg:
     """Give a result that was just made the name of the operation that it stands for."""
     if not isinstance(result, Ref):
         return result

@@ -16,9 +16,9 @@ from typing import Any
 
 import pccompile
 from pccompile.algorithms import ALGORITHMS
-from pccompile.backends.torch import Source
+from pccompile.backends.torch import MARK, Source
 from pccompile.diagnostics import EXIT_DONE, EXIT_MODEL, EXIT_USAGE, EXIT_VERIFY, CompileError, UsageError, printable
-from pccompile.files import MARK, check_writable, save_generated
+from pccompile.files import check_writable, save_generated
 from pccompile.frontends.exported import Imported
 from pccompile.loading import Target, kind_of, load, parse_shape
 from pccompile.module import PCModule

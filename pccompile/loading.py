@@ -212,10 +212,9 @@ def _inputs(
     drawn = {s.name: _drawn(s, dtype, limit, generator) for s in sorted(shapes, key=lambda s: known.index(s.name))}
     if free:
         return tuple(drawn.values()), {}
-    leading = 0
-    while leading < len(names) and names[leading] in drawn:
-        leading += 1
-    positional = names[: 0 if _keywords_only(model) else leading]
+    parameters = inspect.signature(model.forward).parameters
+    fits = [n in drawn and parameters[n].kind is not inspect.Parameter.KEYWORD_ONLY for n in names]
+    positional = names[: fits.index(False) if False in fits else len(names)]
     return tuple(drawn[n] for n in positional), {n: t for n, t in drawn.items() if n not in positional}
 
 
@@ -236,11 +235,6 @@ def _signature(model: nn.Module) -> tuple[list[str], list[str], bool]:
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     free = any(p.kind is p.VAR_POSITIONAL for p in parameters) and not named
     return [p.name for p in named], [p.name for p in named if p.default is p.empty], free
-
-
-def _keywords_only(model: nn.Module) -> bool:
-    parameters = inspect.signature(model.forward).parameters.values()
-    return bool(parameters) and all(p.kind is p.KEYWORD_ONLY for p in parameters)
 
 
 def _drawn(shape: Shape, default: torch.dtype, limit: int, generator: torch.Generator) -> Tensor:

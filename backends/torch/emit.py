@@ -169,6 +169,8 @@ class _File:
         printer = Printer(f, self.lowered.labels, names, {}, self.speller, heading, self.reserved)
         lines = printer.run({})
         results = {k: printer.spell(v) for k, v in f.results.items()}
+        if name != "infer":
+            results = {k: text if printer.owns(f.results[k]) else f"{text}.clone()" for k, text in results.items()}
         dims = self.speller.dims & set(self.pc.graph.dims)
         self.dims |= dims
         source = "next(iter(errors.values()))" if name == "learn" else f"{self.given}[0]"
@@ -213,7 +215,7 @@ class _File:
         """The loss, and the errors that it gives the outputs."""
         indices = [self.pc.graph.outputs.index(o if o in self.pc.graph.outputs else o.removesuffix("_output"))
                    for o in self.pc.outputs]  # fmt: skip
-        return clamp_lines(self.loss, indices, len(self.pc.graph.outputs), self.speller, self.reserved)
+        return clamp_lines(self.loss, indices, self.speller, self.reserved)
 
     def both(self) -> list[str]:
         """Inference and then learning, for programs that iterate."""

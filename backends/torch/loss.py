@@ -21,14 +21,16 @@ def clamp(outputs, targets):
     return {loss}, output_errors'''
 
 
-def clamp_lines(
-    loss: Loss | None, indices: Sequence[int], count: int, speller: Speller, reserved: Iterable[str]
-) -> list[str]:
-    """The function `clamp(outputs, targets)`. indices: which of the `count` outputs carry an error."""
+def _squared(indices: Sequence[int]) -> list[str]:
+    errors = f"[{', '.join(f'targets[{i}] - outputs[{j}]' for i, j in enumerate(indices))}]"
+    value = " + ".join(f"0.5 * output_errors[{i}].square().sum()" for i in range(len(indices)))
+    return SQUARED.format(errors=errors, loss=value).splitlines()
+
+
+def clamp_lines(loss: Loss | None, indices: Sequence[int], speller: Speller, reserved: Iterable[str]) -> list[str]:
+    """The function `clamp(outputs, targets)`. indices: which of the outputs carry an error."""
     if loss is None:
-        errors = f"[{', '.join(f'targets[{i}] - outputs[{j}]' for i, j in enumerate(indices))}]"
-        value = " + ".join(f"0.5 * output_errors[{i}].square().sum()" for i in range(len(indices)))
-        return SQUARED.format(errors=errors, loss=value).splitlines()
+        return _squared(indices)
     texts = {name: f"outputs[{i}]" for i, name in enumerate(loss.outputs) if name is not None}
     texts |= {name: f"targets[{i}]" for i, name in enumerate(loss.targets) if name is not None}
     f, labels = lower_loss(loss.pc, texts, loss.constants)
@@ -49,7 +51,6 @@ def clamp_lines(
         head.append(f"    {dim} = {texts[source.tensor]}.shape[{source.axis}]")
     by_output = [loss.outputs[j] for j in indices]
     zeros = {j: f"torch.zeros_like(outputs[{j}])" for j in indices}
-    errors = [
-        printer.spell(f.results[n]) if n in f.results else zeros[j] for n, j in zip(by_output, indices, strict=True)
-    ]
+    found = {n: printer.spell(value) for n, value in f.results.items()}
+    errors = [found.get(str(n), zeros[j]) for n, j in zip(by_output, indices, strict=True)]
     return [*head, *lines, "", f"    return {printer.spell(f.results['loss'])}, [{', '.join(errors)}]"]

@@ -66,6 +66,16 @@ class Printer:
         self.block(self.f.lines, 1, self.kept)
         return self.text
 
+    def owns(self, value: Ref) -> bool:
+        """Whether a result has memory that no other result and no argument has: optimizers write into gradients."""
+        alone = list(self.f.results.values()).count(value) == 1 and value not in self.readers
+        source = self.made.get(value)
+        while source and source.op in OPS and OPS[source.op].wiring and source.op != "aten.expand.default":
+            base = source.args.get("self")
+            alone = alone and isinstance(base, Ref) and len(self.readers[base]) == 1
+            source = self.made.get(base) if alone else None
+        return alone and source is not None and fresh(source, self.made)
+
     def spell(self, value: Ref) -> str:
         """A value where it is read."""
         return self.inlined[value] if value in self.inlined else self.names[value]

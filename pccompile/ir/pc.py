@@ -102,8 +102,8 @@ def verify_local(pc: PCGraph) -> PCGraph:
             if out := set(n.inputs) - may:
                 raise CompileError(f"a rule of {v.name} reads {sorted(out)}, not its neighbours", v.where)
             may.add(n.name)
-        if out := set(v.messages) - set(v.parents):
-            raise CompileError(f"{v.name} sends messages to {sorted(out)}, not its parents", v.where)
+        if strangers := set(v.messages) - set(v.parents):
+            raise CompileError(f"{v.name} sends messages to {sorted(strangers)}, not its parents", v.where)
         known.add(v.name)
     if unknown := set(pc.outputs) - set(pc.names):
         raise CompileError(f"outputs {sorted(unknown)} are no vertices")

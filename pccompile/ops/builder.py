@@ -23,6 +23,7 @@ class Builder:
         self.typer, self.prefix, self.where = typer, prefix, where
         self.nodes: list[Node] = []
         self.wants: set[str] = set()
+        self.reserved: set[str] = set()
         self.updates: dict[str, Ref] = {}
         self._known: dict[object, Ref] = {}
 
@@ -70,7 +71,7 @@ class Builder:
     def _name(self, op: str) -> str:
         base = op.split(".")[1] if "." in op else op
         name, count = f"{self.prefix}{base.strip('_')}", 1
-        while name in self.types:
+        while name in self.types or name in self.reserved:
             count += 1
             name = f"{self.prefix}{base.strip('_')}_{count}"
         return name

@@ -7,7 +7,8 @@ import re
 import sympy as sp
 
 from pccompile.ir import Node, Vertex
-from pccompile.ops.expressions import x, y
+from pccompile.ops.elementwise import arguments, number
+from pccompile.ops.expressions import x
 from pccompile.ops.registry import OPS, family_of
 
 ADJOINTS = {
@@ -63,8 +64,10 @@ def _adjoint(n: Node, e: str, child: Vertex, parent: str, last: bool) -> str:
         return forms.get(argument or "", next(iter(forms.values()))).format(e=e)
     definition = OPS.get(n.op)
     if definition and definition.formula is not None:
-        symbol = y if argument == "other" else x
-        slope = sp.diff(definition.formula(n), symbol)
+        symbols = arguments(n.op)
+        symbol = next((s for s, a in symbols if a == argument), x)
+        numbers = {s: number(n[a]) for s, a in symbols if isinstance(n[a], bool | int | float)}
+        slope = sp.diff(definition.formula(n), symbol).xreplace(numbers)
         if slope == 1 or slope == -1:
             return e if slope == 1 else f"−{e}"
         text = str(slope)

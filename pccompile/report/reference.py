@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +126,8 @@ def verify_file(pc: PCModule, path: Path, args: tuple[Tensor, ...], seed: int, *
     constant = constant_weights(module)
     if constant:
         notes.append(f"drawn anew: {count(len(constant), 'weight')} of one number throughout")
-    with redrawn(module, seed) if constant else nullcontext([]) as drawn:
+    with ExitStack() as stack:
+        drawn = stack.enter_context(redrawn(module, seed)) if constant else []
         notes += scaled(pc, drawn, args, seed)
         if any(n.op in OPS and OPS[n.op].random for n in pc.compiled.graph.nodes):
             expected, name, said = (

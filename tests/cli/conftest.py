@@ -53,6 +53,24 @@ class Branches(nn.Module):
         return self.a(x) if x.sum() > 0 else -self.a(x)
 
 
+class Keyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(6, 3)
+
+    def forward(self, x, *, gain):
+        return self.a(x) * gain
+
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(6, 3)
+
+    def forward(self, *tensors):
+        return self.a(sum(tensors))
+
+
 def make():
     return nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.5), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
 

@@ -123,6 +123,11 @@ def test_optional_inputs(run) -> None:
     assert run("somemodels:Net", "--shape", "scale=4,3", "--shape", "x=4,6", "--verify").code == 0
 
 
+def test_keywords_and_any_number_of_inputs(run) -> None:
+    assert run("somemodels:Keyword", "--shape", "gain=4,1", "--shape", "x=4,6", "--verify").code == 0
+    assert run("somemodels:Several", "--shape", "p=4,6", "--shape", "q=4,6", "--verify").code == 0
+
+
 def test_pt2(run, folder) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
     torch.export.save(torch.export.export(model, (torch.randn(2, 3),)), folder / "saved.pt2")

@@ -52,16 +52,9 @@ def test_names(kind, run, folder) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     params = load_file(folder / "out/h_pc.safetensors")
-    for more in (
-        ["--explain"],
-        ["--explain", "Gemm"],
-        ["--doctor"],
-        ["--emit", "graph"],
-        ["--emit", "pc"],
-        ["--verify"],
-    ):
+    for more in (["--explain"], ["--emit", "pc"], ["--verify"]):
         shown = run("h.onnx", *more)
-        assert shown.code == 0 or more[-1] == "Gemm", (more, shown.err)
+        assert shown.code == 0, (more, shown.err)
         assert not any(c in shown.out + shown.err for c in "\x00\x1b\r\x07\u202e")
     x, y = torch.randn(3, 3), torch.randn(3, 2)
     inputs = pccompile.compile(folder / "h.onnx").graph.graph.inputs

@@ -1,4 +1,4 @@
-"""Fused operations equal the compositions that define them, messages included; complex numbers go through torch's rules."""
+"""Fused operations equal the compositions that define them; complex numbers go through torch's own rules."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from ops.harness import arguments, run
 from torch import Tensor
 
-from ops.harness import arguments, run
 from pccompile.ops import OPS
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from pccompile.driver import Options, compile_imported, import_model
+from pccompile.ir import Ref, TensorType
+from pccompile.ops import OPS, Builder
 
 
 class Recurrent(nn.Module):
@@ -54,16 +56,11 @@ def check(model: nn.Module, x: Tensor, other: Tensor, compiler: Any = None, **dy
             )
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"bias": False, "batch_first": True},
-        {"num_layers": 2, "bidirectional": True, "dropout": 0.4},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+PLAIN = {"bias": False, "batch_first": True}
+DEEP = {"num_layers": 2, "bidirectional": True, "dropout": 0.4}
+
+
+@pytest.mark.parametrize("kind, options", [("LSTM", PLAIN), ("LSTM", DEEP), ("GRU", DEEP), ("RNN", PLAIN)], ids=str)
 def test_options(kind: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = Recurrent(kind, **options).double()
@@ -71,11 +68,32 @@ def test_options(kind: str, options: dict[str, Any]) -> None:
     check(model, x, x.flip(0))
 
 
+class Doubled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
 def test_free_length() -> None:
-    torch.manual_seed(0)
-    model = Recurrent("LSTM", batch_first=True).double()
-    dynamic = ({0: Dim("batch"), 1: Dim("time", min=2, max=99)},)
-    check(model, torch.randn(3, 6, 4).double(), torch.randn(5, 9, 4).double(), dynamic_shapes=dynamic)
+    """Neither the length nor the batch size is baked into a layer's rule. (torch.export itself fixes the length.)"""
+    dynamic = ({0: Dim("time", min=2, max=99), 1: Dim("batch", min=2, max=99)},)
+    imported = import_model(Doubled(), (torch.randn(6, 3, 4),), dynamic_shapes=dynamic)
+    x = imported.graph.inputs["x"]
+    small = {"h": (x.shape[1], 5), "w_ih": (15, 4), "w_hh": (15, 5), "b_ih": (15,), "b_hh": (15,)}
+    b = Builder({"x": x} | {k: TensorType(s) for k, s in small.items()}, imported.typer, "")
+    b.wants = set(b.types)
+    whole = b("pcc.gru_layer", Ref("x"), *map(Ref, small), False)
+    states = b.get(whole, 0)
+    b.wants.add(whole)
+    node = next(n for n in b.nodes if n.name == whole)
+    rule = OPS["pcc.gru_layer"].rule
+    assert rule is not None
+    for argument, message in rule(b, node, (states, None)).items():
+        assert isinstance(message, Ref)
+        assert b.type(message) == b.types[argument]
 
 
 def test_projections() -> None:

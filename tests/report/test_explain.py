@@ -70,6 +70,15 @@ def test_every_vertex(pc) -> None:
                 assert f"error_{vertex.name}" in text or f'"{vertex.name}": ' in text, text
 
 
+def test_a_rule_goes_only_through_its_own_operations() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+    text = str(pccompile.compile(model, (torch.randn(2, 3),), algorithm="strict").explain("2"))
+    rules = {line.split(" = ")[0].split("Δ ")[1]: line.split(" = ")[1] for line in text.splitlines() if " Δ " in line}
+    assert set(rules) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert "Wᵀ" not in rules["1.weight"]
+    assert "xᵀ" not in rules["1.weight"]
+
+
 def test_near_names(pc) -> None:
     with pytest.raises(pccompile.CompileError, match=r"did you mean layer1\.conv1"):
         pc.explain("layer1.covn1")
