@@ -73,7 +73,7 @@ class Printer:
         while source and source.op in OPS and OPS[source.op].wiring and source.op != "aten.expand.default":
             base = source.args.get("self")
             alone = alone and isinstance(base, Ref) and len(self.readers[base]) == 1
-            source = self.made.get(base) if alone else None
+            source = self.made.get(Ref(base)) if alone else None
         return alone and source is not None and fresh(source, self.made)
 
     def spell(self, value: Ref) -> str:

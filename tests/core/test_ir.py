@@ -327,8 +327,7 @@ def test_a_namer_never_repeats_itself(texts: list[str]) -> None:
     assert all(n.isidentifier() and not keyword.iskeyword(n) for n in names)
 
 
-@given(st.text(min_size=LONGEST + 1, max_size=200), st.text(min_size=1, max_size=3))
-@settings(deadline=None)
-def test_long_texts_that_differ_stay_apart(text: str, more: str) -> None:
-    if identifier(text).rsplit("_", 1)[0] and text != more + text and len(identifier(more + text)) > LONGEST - 9:
-        assert identifier(text) != identifier(more + text) or not text.strip("_").isascii()
+def test_long_names_keep_their_end_and_stay_apart() -> None:
+    long = [identifier(f"{start}.{'block.' * 20}weight") for start in ("encoder", "decoder")]
+    assert long[0] != long[1]
+    assert all("weight" in name and len(name) <= LONGEST for name in long)

@@ -18,13 +18,15 @@ from core.models import ConvNet, distance, gradients, half_squares, mlp, seeded
 from pccompile import CompileError
 
 PROBE = """
-import sys, torch, random, numpy
-before = torch.get_rng_state(), random.getstate(), str(numpy.random.get_state()), torch.get_default_dtype(), torch.get_num_threads()
-grad = torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()
+import random, numpy, torch
+
+def state():
+    streams = torch.get_rng_state().tolist(), random.getstate(), str(numpy.random.get_state())
+    return streams, torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+
+before = state()
 import pccompile, pccompile.api, pccompile.module, pccompile.backends.torch
-after = torch.get_rng_state(), random.getstate(), str(numpy.random.get_state()), torch.get_default_dtype(), torch.get_num_threads()
-assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
-assert grad == (torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled())
+assert state() == before
 """
 
 
@@ -149,10 +151,13 @@ def test_a_value_without_a_child_is_harmless() -> None:
 
 
 def test_ties_are_broken_as_autograd_breaks_them() -> None:
+    """Two equal layers, so that every comparison is a tie."""
+
     def forward(self: Any, x: Tensor) -> Tensor:
-        h = self.a(x).round() * 0 + x.sum(1, keepdim=True) * self.a.bias.new_ones(4)
-        pooled = F.max_pool1d((h + self.b(x) * 0).unsqueeze(1), 2).squeeze(1)
-        return torch.cat([pooled, h.amax(1, keepdim=True), torch.maximum(h, h.flip(1))], 1) * self.a.weight.sum()
+        a, b = self.a(x), self.b(x)
+        both = torch.stack([a, b], -1)
+        pooled = F.max_pool1d(both.flatten(1).unsqueeze(1), 2).squeeze(1)
+        return torch.cat([torch.maximum(a, b), both.amax(-1), both.max(-1).values, pooled, F.relu(a - b)], 1)
 
     assert compare(module(forward, a=linear(), b=linear()), x64(3, 4)) < 1e-12
 
@@ -198,9 +203,7 @@ def test_the_embedding_and_the_first_hidden_state_learn() -> None:
             return h
 
     x = torch.randint(5, (2, 3))
-    found = compare(Recurrent, x) if x.is_floating_point() else None
     plain, pc = seeded(Recurrent), pccompile.compile(seeded(Recurrent), (x,))
-    assert found is None
     assert distance(gradients(pc, half_squares(pc(x))), gradients(plain, half_squares(plain(x)))) < 1e-12
     assert all(g.any() for g in gradients(pc, half_squares(pc(x))).values())
 
