@@ -46,7 +46,7 @@ def insert_vertices(graph: Graph, *, granularity: str = "op") -> PCGraph:
             "no output depends on a parameter that learns", hint="is every parameter frozen or detached?"
         )
     context = tuple(n for n in graph.nodes if n.name in plan.still)
-    return PCGraph(graph, tuple(vertices), context, tuple(outputs))
+    return PCGraph(graph, tuple(vertices), context, tuple(outputs), graph.wanted & plan.carrying)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ class PCModule(nn.Module):
         graph = traced.imported.graph
         tensors = traced.interface.bind(args, kwargs)
         wanted = frozenset(
-            p for p in graph.params if traced.imported.tensors[p].requires_grad and graph.params[p].differentiable
+            p for p, t in self._params(traced.imported).items() if t.requires_grad and graph.params[p].differentiable
         )
         wanted |= {name for name, t in tensors.items() if t.requires_grad}
         target_types = tuple((t.dtype, t.dim()) for t in targets_of(target)) if loss is not None else ()
@@ -197,9 +197,15 @@ class PCModule(nn.Module):
         imported = runtime.compiled.imported
         graph = imported.graph
         live = self._live_buffers()
-        params = {graph.origin[p]: imported.tensors[p] for p in graph.params}
+        params = {graph.origin[p]: t for p, t in self._params(imported).items()}
         buffers = {graph.origin[b]: live.get(graph.origin[b], imported.tensors[b]) for b in graph.buffers}
         return params, buffers
+
+    def _params(self, imported: Imported) -> dict[str, Tensor]:
+        """The Parameters that the model has now, by their names in the graph: they may have been replaced."""
+        own: dict[str, Tensor] = dict(self.__dict__["model"].named_parameters(remove_duplicate=False))
+        graph = imported.graph
+        return {p: own.get(graph.origin[p], imported.tensors[p]) for p in graph.params}
 
     def _live_buffers(self) -> dict[str, Tensor]:
         return dict(self.__dict__["model"].named_buffers(remove_duplicate=False))
@@ -311,11 +317,13 @@ class _Bridge(torch.autograd.Function):
     ) -> Any:
         detached = {k: t.detach() for k, t in inputs.items()}
         outputs, context = pc._predict(runtime, detached)
-        ctx.pc, ctx.runtime, ctx.targets = pc, runtime, targets
+        ctx.runtime, ctx.targets = runtime, targets
         ctx.is_tensor = [isinstance(c, Tensor) for c in context]
         ctx.rest = [c for c in context if not isinstance(c, Tensor)]
         ctx.set_materialize_grads(False)
-        kept = [c for c in context if isinstance(c, Tensor)]
+        params, _ = pc.tables(runtime)
+        ctx.names = tuple(params)
+        kept = [*params.values(), *(c for c in context if isinstance(c, Tensor))]
         clamped = [outputs[i] for i in runtime.source.errors]
         ctx.like = (
             [torch.empty(0, dtype=o.dtype, device=o.device).expand(0) for o in clamped],
@@ -337,9 +345,9 @@ class _Bridge(torch.autograd.Function):
         if all(g is None for g in grads):
             return (*none, *(None for _ in runtime.source.gradients))
         tensors, rest = iter(ctx.saved_tensors), iter(ctx.rest)
+        params = {name: next(tensors) for name in ctx.names}
         context = [next(tensors) if tensor else next(rest) for tensor in ctx.is_tensor]
         saved = list(tensors)
-        params, _ = ctx.pc.tables(runtime)
         moving, scale = runtime.source.moving, None
         if ctx.targets is None:
             arrived = [_arrived(runtime, i, grads) for i in range(len(runtime.source.errors))]

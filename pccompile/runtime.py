@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pccompile.backends.torch import Source
-from pccompile.diagnostics import CompileError
 from pccompile.driver import Compiled
 from pccompile.frontends.exported import Imported
 from pccompile.ir import Ref, TensorType
@@ -121,16 +119,11 @@ def reaching(compiled: Compiled) -> dict[str, frozenset[int]]:
         own = frozenset((pc.outputs.index(v.name),)) if v.name in pc.outputs else frozenset[int]()
         found[v.name] = own.union(*(found[c.name] for c in children[v.name]))
     keys = {name: pc.graph.origin[name] if name in pc.graph.params else f"input {name}" for name in pc.graph.wanted}
-    return {key: frozenset[int]().union(*(found[c.name] for c in children[name])) for name, key in keys.items()}
+    every = frozenset(range(len(pc.outputs)))
+    return {
+        key: frozenset[int]().union(*(found[c.name] for c in children[name])) if children[name] else every
+        for name, key in keys.items()
+    }
 
 
-def check_devices(tensors: Mapping[str, Tensor]) -> None:
-    """Raise CompileError where a model is spread over several devices."""
-    devices = {t.device for t in tensors.values()}
-    if len(devices) > 1:
-        raise CompileError(
-            f"the model is on several devices: {', '.join(sorted(map(str, devices)))}", hint="move it to one"
-        )
-
-
-__all__ = ["Interface", "Runtime", "check_devices", "load", "reaching", "torch"]
+__all__ = ["Interface", "Runtime", "load", "reaching"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -185,7 +186,8 @@ class _Lowering:
             case ast.Name(id=name):
                 return self.term(d, name)
             case ast.UnaryOp(op=ast.USub(), operand=inner):
-                return self.negative(self.evaluate(d, inner))
+                value = self.evaluate(d, inner)
+                return self.negative(value) if isinstance(value, Ref) else -value
             case ast.BinOp(
                 left=ast.Name(id=a),
                 op=ast.Add(),
@@ -268,10 +270,16 @@ class _Lowering:
         """
         (first, gain), *rest = weights.items()
         value = self.slots[child, first]
+        if min(weights.values()) < 0:
+            return self._sum_of_parts(child, weights), 1.0
         for slot, weight in rest:
             gain += weight
             value = self.w("aten.lerp.Scalar", value, self.slots[child, slot], weight / gain, label=f"mean_{slot}")
         return value, gain
+
+    def _sum_of_parts(self, child: str, weights: Mapping[str, float]) -> Ref:
+        parts = [self.w("aten.mul.Tensor", self.slots[child, slot], gain, label=slot) for slot, gain in weights.items()]
+        return functools.reduce(lambda x, y: self.w("aten.add.Tensor", x, y, label=f"sum_{child}"), parts)
 
     def clamp(self, d: Do) -> Ref:
         """Minus the loss gradient at an output: given, or evaluated anew where the predictions move."""

@@ -19,9 +19,8 @@ def clamped(pc: PCGraph) -> Iterator[Do]:
 
 
 def learners(pc: PCGraph) -> tuple[str, ...]:
-    """Parameters and inputs whose gradient is wanted and that some vertex reads."""
-    children = pc.children()
-    return tuple(name for name in pc.graph.leaves if name in pc.graph.wanted and children[name])
+    """Parameters and inputs whose gradient is wanted and that an output depends on."""
+    return tuple(name for name in pc.graph.leaves if name in pc.reached)
 
 
 def learn(pc: PCGraph, at: str = "prediction", carries: Carries = "error") -> Iterator[Do]:
@@ -40,7 +39,7 @@ def sweep(pc: PCGraph, inference: Sequence[Do], carries: Carries) -> Iterator[Do
     last = {d.vertex: i for i, d in enumerate(inference)}
     after: dict[int, list[Do]] = {}
     for name in learners(pc):
-        after.setdefault(max(last[c.name] for c in children[name]), []).append(
+        after.setdefault(max((last[c.name] for c in children[name]), default=0), []).append(
             Do(name, "gradient", "pull", "prediction", carries)
         )
     for i, d in enumerate(inference):

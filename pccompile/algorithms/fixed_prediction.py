@@ -41,6 +41,8 @@ def schedule(
         )
     if lowering not in (None, *LOWERINGS):
         raise CompileError(f"unknown lowering {lowering!r}", hint=f"one of {', '.join(LOWERINGS)}")
+    if steps is not None and tolerance is not None:
+        raise CompileError("steps and tolerance are both given", hint="tolerance chooses the steps: give one of them")
     if steps is not None and steps < 0:
         raise CompileError(f"steps is {steps}", hint="a number of inference steps, 0 or more")
     if steps is None:
@@ -66,7 +68,7 @@ def schedule(
 
 def _closed_form(pc: PCGraph, steps: int, rate: float, facts: tuple[str, ...]) -> Program:
     """Each error as a weighted sum of parts, one for each path length; a part is propagated once."""
-    lengths = {v: [k for k in ks if weight(steps, rate, k) > 0] for v, ks in path_lengths(pc).items()}
+    lengths = {v: [k for k in ks if k <= steps] for v, ks in path_lengths(pc).items()}
     infer: list[Do] = []
     for d in _parts(pc, lengths, "part", "clamp"):
         infer.append(d)

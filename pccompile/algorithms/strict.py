@@ -16,17 +16,21 @@ from pccompile.ir import Do, PCGraph, Program, Repeat
 def schedule(pc: PCGraph, steps: int = 20, rate: float = 0.1) -> Program:
     """`steps` steps of gradient descent on the free energy over all values together.
 
+    All forces are computed before any value moves: a message reads the values of a child's other parents.
     Raises CompileError for a rate that is not positive.
     """
-    if rate <= 0:
-        raise CompileError(f"rate {rate} is not positive")
+    if not rate > 0:
+        raise CompileError(f"rate {rate} is not positive", hint="a step size above 0, such as 0.1")
+    if steps < 0:
+        raise CompileError(f"steps is {steps}", hint="a number of inference steps, 0 or more")
     start = (Do(v.name, "value", "prediction") for v in pc.latent)
     look = (
         *(Do(v.name, "prediction", "predict", at="value") for v in pc.vertices),
         *clamped(pc),
         *(Do(v.name, "error", "value - prediction") for v in pc.latent),
     )
-    relax = (Do(v.name, "value", "value + rate * (pull - error)", at="value") for v in pc.latent)
+    force = (Do(v.name, "force", "pull - error", at="value") for v in pc.latent)
+    relax = (*force, *(Do(v.name, "value", "value + rate * force") for v in pc.latent))
     return Program(
         pc,
         "strict",

@@ -45,12 +45,15 @@ class PCGraph:
     """A model in predictive-coding form. Its free energy is the sum of its vertices' energies and the loss.
 
     `context` holds what carries no gradient and is computed once, when the model predicts: indices, random draws.
+    `reached` are the wanted parameters and inputs from which values lead to an output; those that nevertheless get no
+    message, because every derivative on the way is 0, have the gradient 0.
     """
 
     graph: Graph
     vertices: tuple[Vertex, ...]
     context: tuple[Node, ...]
     outputs: tuple[str, ...]
+    reached: frozenset[str] = frozenset()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -107,13 +107,11 @@ def weighted(weights: list[float], parts: list[Gradients]) -> Gradients:
     }
 
 
-LEFT_OUT = pytest.mark.xfail(strict=True, reason="parts with a negative weight, at rates above 1, are left out")
-CLOSED_FORM = pytest.param("closed-form", marks=LEFT_OUT)
 SCHEDULES = [(1, 0.5), (7, 0.2), (12, 1.3), (30, 0.1), (5, 1.9)]
 
 
 @EVERY_MODEL
-@pytest.mark.parametrize("lowering", ["relax", CLOSED_FORM])
+@pytest.mark.parametrize("lowering", ["relax", "closed-form"])
 def test_after_t_steps_a_path_of_k_edges_carries_its_binomial_weight(name: str, lowering: str) -> None:
     pc, x, _ = compiled(name, "layer")
     parts = by_path_length(pc, x)
@@ -217,14 +215,7 @@ def test_path_lengths_are_those_of_the_drawing() -> None:
 # strict
 
 
-NOT_TOGETHER = pytest.mark.xfail(
-    strict=True, reason="a message to the second factor of a product reads the first one after its update, not before"
-)
-
-
-@pytest.mark.parametrize(
-    "name", [name if name in ("mlp", "residual") else pytest.param(name, marks=NOT_TOGETHER) for name in MODELS]
-)
+@pytest.mark.parametrize("name", MODELS)
 @GRANULARITIES
 def test_strict_descends_the_free_energy(name: str, granularity: str) -> None:
     model, x = prepared(name)

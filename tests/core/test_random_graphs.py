@@ -15,7 +15,7 @@ from core.models import BINARY, UNARY, Recipe, Step, distance, half_squares
 from pccompile.algorithms.law import path_lengths
 
 EXAMPLES = settings(
-    max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), print_blob=True
+    max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), print_blob=True
 )
 
 
@@ -52,7 +52,7 @@ def test_exact_is_backpropagation(recipe: tuple[list[Step], list[int]]) -> None:
     assert distance(both(pc, x), both(module, x)) < 1e-10
 
 
-@settings(EXAMPLES, max_examples=10)
+@settings(EXAMPLES, max_examples=8)
 @given(recipes(6), st.sampled_from([(3, 0.5), (9, 0.3), (12, 0.8)]))
 def test_the_closed_form_is_the_relaxation(recipe: tuple[list[Step], list[int]], schedule: tuple[int, float]) -> None:
     module, x = build(recipe)

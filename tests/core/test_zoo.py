@@ -29,12 +29,6 @@ REFUSED = {
 EITHER = ("straight_through", "gradient_reversal", "function_of_two", "tensor_hook", "backward_hook")
 """Backward passes of a model's own: right, or refused."""
 
-DEFECTS = {
-    "times_zero": "None instead of zeros for what is multiplied by 0",
-    "only_zero_derivatives": "None instead of zeros where every derivative is 0",
-}
-"""Cases that fail today, and why."""
-
 SLOW = {"mobilenet_v2"}
 SLOW_TWICE = {
     "gpt2",
@@ -58,7 +52,6 @@ def cases(table: dict[str, Case], slow: Set[str]) -> list[Any]:
         if case.refused or name in REFUSED:
             continue
         marks = [pytest.mark.slow] if case.slow or name in slow else []
-        marks += [pytest.mark.xfail(strict=True, reason=DEFECTS[name])] if name in DEFECTS else []
         found.append(pytest.param(case, id=name, marks=marks))
     return found
 
