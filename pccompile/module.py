@@ -151,9 +151,14 @@ class PCModule(nn.Module):
         if self._traces and not self._recapture:
             what = reason or "this program was captured in one mode and dtype"
             raise CompileError(what, hint="compile the nn.Module itself to call it in several forms")
-        imported = import_model(
-            model, args, kwargs, self._dynamic_shapes if not self._traces else None, self._locate, self._hook
-        )
+        shapes = self._dynamic_shapes if not self._traces else None
+        try:
+            imported = import_model(model, args, kwargs, shapes, self._locate, self._hook)
+        except CompileError as e:
+            if not reason.startswith("input "):
+                raise
+            why = f"the model does not take this call either: {e.problems[0].what}"
+            raise CompileError(reason, e.problems[0].where, why) from e
         return self.adopt(imported, args, kwargs)
 
     def adopt(self, imported: Imported, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Traced:

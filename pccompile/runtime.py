@@ -111,7 +111,7 @@ class Runtime:
 
 
 def reaching(compiled: Compiled) -> dict[str, frozenset[int]]:
-    """For each gradient, the clamped outputs that it depends on."""
+    """For each gradient, the clamped outputs that it depends on; all of them where it is 0 for any."""
     pc = compiled.pc
     children = pc.children()
     found: dict[str, frozenset[int]] = {}
@@ -120,10 +120,8 @@ def reaching(compiled: Compiled) -> dict[str, frozenset[int]]:
         found[v.name] = own.union(*(found[c.name] for c in children[v.name]))
     keys = {name: pc.graph.origin[name] if name in pc.graph.params else f"input {name}" for name in pc.graph.wanted}
     every = frozenset(range(len(pc.outputs)))
-    return {
-        key: frozenset[int]().union(*(found[c.name] for c in children[name])) if children[name] else every
-        for name, key in keys.items()
-    }
+    sets = {key: frozenset[int]().union(*(found[c.name] for c in children[name])) for name, key in keys.items()}
+    return {key: outputs or every for key, outputs in sets.items()}
 
 
 __all__ = ["Interface", "Runtime", "load", "reaching"]

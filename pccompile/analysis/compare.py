@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROUNDING = 256
-"""A difference of so many units of rounding of the largest gradient is none: some gradients are 0 up to rounding."""
+ROUNDING = {torch.float64: 2**16}
+"""A difference of so many units of rounding of the largest gradient is none (256 where nothing is said): some gradients
+are 0 up to rounding, as sums of a hundred thousand terms that cancel. In float64 that is 1.5e-11 of the largest."""
 
 
 @dataclass(frozen=True)
@@ -81,4 +82,4 @@ def nothing(d: Difference, largest: float, dtype: torch.dtype) -> bool:
 
 def floor(largest: float, dtype: torch.dtype) -> float:
     """What rounding leaves where sums as large as `largest` cancel."""
-    return ROUNDING * torch.finfo(dtype).eps * largest
+    return ROUNDING.get(dtype, 256) * torch.finfo(dtype).eps * largest

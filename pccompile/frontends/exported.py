@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import io
+import logging
 import operator
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +63,7 @@ def export(
     attempts = [dynamic_shapes] if dynamic_shapes is not None else [_free_batch(model, args, kwargs), None]
     for i, shapes in enumerate(attempts):
         try:
-            # where it refuses, torch.export prints a graph to stderr
-            with warnings.catch_warnings(), author_gradients(), redirect_stderr(io.StringIO()):
-                warnings.simplefilter("ignore")
+            with author_gradients(), _quiet():
                 return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         except CompileError:
             raise
@@ -72,6 +71,28 @@ def export(
             if i + 1 == len(attempts):
                 raise _refused(model, e) from e
     raise AssertionError
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within: torch keeps the graphs and tracebacks to itself that it prints and logs where it refuses a model."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    children = [
+        logging.getLogger(n) for n in ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+    ]
+    before = [c.disabled for c in children]
+    try:
+        for child in children:
+            child.disabled = True
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        for child, disabled in zip(children, before, strict=True):
+            child.disabled = disabled
 
 
 def _free_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -256,14 +256,13 @@ def test_a_summed_loss_with_strict_does_not_depend_on_the_batch() -> None:
         torch.testing.assert_close(whole[name][:, :4], values, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.xfail(strict=True, reason="a mean over the batch divides the outputs' precision by the batch size")
-def test_a_mean_loss_with_strict_does_not_depend_on_the_batch() -> None:
+def test_a_mean_loss_with_strict_does_depend_on_the_batch() -> None:
+    """The loss is taken as it is given: a mean divides the outputs' precision by the batch size. The README says so."""
     x, y = x64(8, 4), x64(8, 3)
     pc = pccompile.compile(seeded(mlp), (x,), algorithm="strict", loss=F.mse_loss)
     whole = pc.infer((x,), target=y).values
     half = pc.infer((x[:4],), target=y[:4]).values
-    for name, values in half.items():
-        torch.testing.assert_close(whole[name][:, :4], values, rtol=1e-10, atol=1e-12)
+    assert all((whole[name][-1, :4] - values[-1]).abs().max() > 1e-4 for name, values in half.items())
 
 
 def test_100_steps_are_not_enough_for_a_deep_network_and_the_program_says_so() -> None:
