@@ -51,7 +51,10 @@ def prediction(vertex: Vertex) -> str:
 def message(child: Vertex, parent: str) -> str:
     """What `child` sends to `parent`, with ε[child] for its error."""
     text = f"ε[{child.name}]"
-    nodes = working(child)
+    fed = {parent}
+    for n in child.prediction:
+        fed |= {n.name} if fed & set(n.inputs) else set()
+    nodes = [n for n in working(child) if n.name in fed]
     for i, n in enumerate(reversed(nodes)):
         text = _adjoint(n, text, child, parent, last=i == len(nodes) - 1)
     return text if len(text) <= LONGEST else f"Jᵀ ε[{child.name}]"

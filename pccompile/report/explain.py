@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pccompile.diagnostics import listing, printable
 from pccompile.driver import Compiled
-from pccompile.ir import Vertex, live
+from pccompile.ir import Vertex
 from pccompile.ops import equations
 from pccompile.report.code import lines_of
 from pccompile.report.places import find, source_line
@@ -63,17 +62,6 @@ def rules(vertices: tuple[Vertex, ...]) -> str:
     return "rules: " + (", ".join(f"{n} {family}" for family, n in families.most_common()) or "none")
 
 
-def message(child: Vertex, parent: str) -> str:
-    """What `child` sends to `parent`, as an equation of the operations between the two."""
-    reached = {parent}
-    between = []
-    for n in child.prediction:
-        if reached & set(n.inputs):
-            reached.add(n.name)
-            between.append(n)
-    return equations.message(replace(child, prediction=live(between, [child.result])), parent)
-
-
 class _Explainer:
     def __init__(self, compiled: Compiled, model: nn.Module, vertex: Vertex) -> None:
         self.compiled, self.graph, self.model, self.v = compiled, compiled.pc, model, vertex
@@ -124,7 +112,7 @@ class _Explainer:
         """Prediction, error, and what each child and parent is sent."""
         own = equations.prediction(self.v) if self.v.prediction else self.v.parents[0]
         lines = [_entry("prediction", f"v̂ = {own}"), _entry("error", self.error())]
-        lines += [_entry("", f"from {c.name}: {message(c, self.v.name)}") for c in self.children]
+        lines += [_entry("", f"from {c.name}: {equations.message(c, self.v.name)}") for c in self.children]
         sends = [p for p in self.v.messages if p not in self.graph.graph.params]
         for i, p in enumerate(sends):
             lines.append(_entry("" if i else "messages", f"to {p}: {self.message(p)}"))
@@ -134,14 +122,14 @@ class _Explainer:
         """The equation of the error, as the algorithm has it."""
         if self.v.name in self.graph.outputs:
             return "ε = −∂L/∂v̂"
-        pull = " + ".join(message(c, self.v.name) for c in self.children) or "0"
+        pull = " + ".join(equations.message(c, self.v.name) for c in self.children) or "0"
         pull = pull if len(pull) < 90 else f"Σ Jᵀ ε of {count(len(self.children), 'child', 'children')}"
         if self.compiled.source.moving:
             return f"ε = v − v̂, Δv = η ({pull} − ε)"
         return f"Δε = η ({pull} − ε)" if self.compiled.program.arguments else f"ε = {pull}"
 
     def message(self, to: str) -> str:
-        text = message(self.v, to)
+        text = equations.message(self.v, to)
         return text.replace(f"ε[{self.v.name}]", "ε")
 
     def learning(self) -> list[str]:

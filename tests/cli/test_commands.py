@@ -183,7 +183,12 @@ def test_verification_failure_writes_nothing(run, folder, monkeypatch) -> None:
     assert "DIFFERS" in run("model.onnx", "--verify").out
 
 
-@pytest.mark.parametrize("network", ["squeezenet", "shufflenet"])
+LONG = ("bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "vgg19", "zfnet512")
+
+
+@pytest.mark.parametrize(
+    "network", ["squeezenet", "shufflenet", *(pytest.param(n, marks=pytest.mark.slow) for n in LONG)]
+)
 def test_networks_with_constant_weights(run, network) -> None:
     result = run(str(LIGHT / f"light_{network}.onnx"), "--verify", "--json")
     report = json.loads(result.out)

@@ -564,7 +564,7 @@ def test_a_tensor_is_enough_as_example() -> None:
         ((torch.zeros(5, 7, dtype=torch.float64),), ["4", "7"]),
         ((torch.zeros(4, dtype=torch.float64), torch.zeros(1)), ["positional"]),
         ((), ["missing"]),
-        (("text",), ["must be Tensor"]),
+        (("text",), ["expected a tensor"]),
     ],
     ids=["shape", "too many", "too few", "no tensor"],
 )
