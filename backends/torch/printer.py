@@ -154,7 +154,7 @@ class Printer:
         self.comment(s.vertex, depth)
         if self.unpack(s, depth):
             return
-        if self.in_place(s, i, depth, last, kept):
+        if self.in_place(s, i, depth, last, kept) or self.overwrites(s, i, depth, last, kept):
             return
         expression = self.expression(s)
         self.line(depth, f"{self.own_name(s.target)} = {expression}")
@@ -219,6 +219,18 @@ class Printer:
             self.line(depth, f"{self.own_name(s.target)} = {self.names[operand]}.{call}")
             return True
         return False
+
+    def overwrites(self, s: Statement, i: int, depth: int, last: Mapping[Ref, int], kept: set[Ref]) -> bool:
+        """Print a rectification in place, where nothing else will read what it rectifies."""
+        operand = s.args.get("self")
+        if s.op != "aten.relu.default" or operand not in self.names or operand in kept or last[operand] != i:
+            return False
+        source = self.made.get(operand)
+        alone = len(self.readers[operand]) == 1 and self.block_of.get(operand) == self.block_of[s.target]
+        if not alone or source is None or not fresh(source, self.made):
+            return False
+        self.line(depth, f"{self.own_name(s.target)} = torch.relu_({self.names[operand]})")
+        return True
 
     def unpack(self, s: Statement, depth: int) -> bool:
         """Print an operation with several results, where more than one is read, as one assignment to all of them."""

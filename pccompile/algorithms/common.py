@@ -9,6 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pccompile.ir import Do, PCGraph
 
+AT_ONCE = 12
+"""A parameter that more vertices read takes their messages in such portions, so that their errors need not all wait."""
+
 Carries = str | Mapping[str, Mapping[str, float]]
 
 
@@ -39,9 +42,15 @@ def sweep(pc: PCGraph, inference: Sequence[Do], carries: Carries) -> Iterator[Do
     last = {d.vertex: i for i, d in enumerate(inference)}
     after: dict[int, list[Do]] = {}
     for name in learners(pc):
-        after.setdefault(max((last[c.name] for c in children[name]), default=0), []).append(
-            Do(name, "gradient", "pull", "prediction", carries)
-        )
+        order = sorted((c.name for c in children[name]), key=last.__getitem__)
+        if len(order) <= AT_ONCE:
+            at = last[order[-1]] if order else 0
+            after.setdefault(at, []).append(Do(name, "gradient", "pull", "prediction", carries))
+            continue
+        for i in range(0, len(order), AT_ONCE):
+            some = {c: {carries: 1.0} if isinstance(carries, str) else carries[c] for c in order[i : i + AT_ONCE]}
+            equation = "gradient + pull" if i else "pull"
+            after.setdefault(last[[*some][-1]], []).append(Do(name, "gradient", equation, "prediction", some))
     for i, d in enumerate(inference):
         yield d
         yield from after.get(i, ())
