@@ -95,7 +95,7 @@ class _Explainer:
             "none: the loss sets its error" if self.v.name in self.graph.outputs else "none"
         )
         return [
-            _entry("type", f"{self.v.type}, precision 1"),
+            _entry("type", str(self.v.type)),
             _entry("parents", shortened([self.described(p) for p in self.v.parents], 12) or "none"),
             _entry("children", children),
         ]
