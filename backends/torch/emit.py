@@ -290,4 +290,4 @@ DOC = {
     SWEEP: "Infer and learn in one sweep on −ε, dropping each error when it has been read. Empties `context`.",
 }
 
-__all__ = ["Loss", "Ref", "Source", "emit"]
+__all__ = ["MARK", "Loss", "Source", "emit"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pccompile.backends.torch.pulls import Term, total
 from pccompile.backends.torch.spell import quoted
-from pccompile.backends.torch.statements import Function, Loop, Statement
+from pccompile.backends.torch.statements import Function, Loop
 from pccompile.backends.torch.writer import Writer
 from pccompile.ir import Arg, Do, Graph, Node, PCGraph, Program, Ref, Repeat, Step, Vertex, map_refs
 
@@ -298,4 +298,4 @@ class _Lowering:
         return self._forward(Ref(name))
 
 
-__all__ = ["Lowered", "Statement", "lower"]
+__all__ = ["Lowered", "lower", "lower_loss"]

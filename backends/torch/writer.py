@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pccompile.backends.torch.statements import Carried, Line, Loop, Statement
-from pccompile.ir import Arg, Ref, refs
+from pccompile.ir import Arg, Ref
 from pccompile.ops import OPS, bind
 
 
@@ -95,8 +95,3 @@ class Writer:
         """The lines written so far; writing goes on in another function."""
         lines, self.lines = self.lines, []
         return lines
-
-
-def mentions(args: Iterable[Arg], names: set[Ref]) -> bool:
-    """Whether any of `names` is read."""
-    return any(r in names for r in refs(args))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from pccompile.algorithms import exact, fixed_prediction, strict
-from pccompile.ir import PCGraph, Program
+from pccompile.ir import Program
 
 Schedule = Callable[..., Program]
 
@@ -18,4 +17,4 @@ ALGORITHMS: Mapping[str, Schedule] = {
 GRANULARITY: Mapping[str, str] = {"exact": "op", "fixed-prediction": "layer", "strict": "layer"}
 """What a vertex is by default: one layer where an algorithm's answer depends on it."""
 
-__all__ = ["ALGORITHMS", "GRANULARITY", "Any", "PCGraph", "Program", "Schedule"]
+__all__ = ["ALGORITHMS", "GRANULARITY", "Schedule"]

@@ -8,7 +8,7 @@ import logging
 import operator
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +18,14 @@ import torch
 from torch import fx, nn
 from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
+from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import NOWHERE, Collector, CompileError, Location
 from pccompile.frontends.functional import functionalise, op_name
 from pccompile.frontends.intercept import author_gradients, refuse_backward_hooks
 from pccompile.frontends.regions import inline_regions
-from pccompile.ir import DEVICE, Arg, Dim, Graph, Node, Ref, Source, TensorType, Type
+from pccompile.ir import DEVICE, Arg, Graph, Node, Ref, Source, TensorType, Type
 from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer, bind
 from pccompile.ops.functions import FUNCTION, call_of
@@ -377,9 +377,4 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return same_memory and a.shape == b.shape and a.stride() == b.stride() and a.data_ptr() == b.data_ptr()
 
 
-def example_sizes(dims: Sequence[Dim]) -> str:
-    """A shape as a reader sees it."""
-    return f"[{', '.join(map(str, dims))}]"
-
-
-__all__ = ["ConstantArgument", "Imported", "export", "import_program"]
+__all__ = ["Imported", "Locate", "export", "import_program"]

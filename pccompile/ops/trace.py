@@ -215,7 +215,6 @@ def is_composite(op: str) -> bool:
 
 
 __all__ = [
-    "TensorType",
     "canonical",
     "decompose",
     "fx_arg",
