@@ -16,6 +16,9 @@ from pccompile.ops import OPS, overload
 
 Heading = Callable[[str], str]
 
+OVERWRITING = {f"aten.{name}.default": f"torch.{name}_" for name in ("relu", "tanh", "sigmoid", "exp")}
+"""Functions whose derivative is read off their result, so that nothing wants their argument afterwards."""
+
 
 class Printer:
     """Prints one function.
@@ -221,15 +224,17 @@ class Printer:
         return False
 
     def overwrites(self, s: Statement, i: int, depth: int, last: Mapping[Ref, int], kept: set[Ref]) -> bool:
-        """Print a rectification in place, where nothing else will read what it rectifies."""
+        """Print a function in place, where nothing else will read its argument, a prediction and so floating."""
         operand = s.args.get("self")
-        if s.op != "aten.relu.default" or operand not in self.names or operand in kept or last[operand] != i:
+        if s.op not in OVERWRITING or operand not in self.names or operand in kept or last[operand] != i:
+            return False
+        if not self.labels[operand].startswith("prediction_"):
             return False
         source = self.made.get(operand)
         alone = len(self.readers[operand]) == 1 and self.block_of.get(operand) == self.block_of[s.target]
         if not alone or source is None or not fresh(source, self.made):
             return False
-        self.line(depth, f"{self.own_name(s.target)} = torch.relu_({self.names[operand]})")
+        self.line(depth, f"{self.own_name(s.target)} = {OVERWRITING[s.op]}({self.names[operand]})")
         return True
 
     def unpack(self, s: Statement, depth: int) -> bool:

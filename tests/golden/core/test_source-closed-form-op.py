@@ -20,7 +20,7 @@ def predict(params, buffers, inputs):
     prediction_hidden = F.linear(x, params["hidden.weight"], params["hidden.bias"])
 
     # tanh · tanh    v̂ = tanh(x)    tiny.py:15
-    prediction_tanh = torch.tanh(prediction_hidden)
+    prediction_tanh = torch.tanh_(prediction_hidden)
     del prediction_hidden
 
     # readout · linear    v̂ = W x + b    tiny.py:15
