@@ -82,7 +82,7 @@ def main() -> None:
     for name, value in suite.figures(rows).items():
         print(f"{name}: {value:g}")
     if not options.names and options.samples is None:
-        (DOCS / "coverage").mkdir(exist_ok=True)
+        (DOCS / "coverage").mkdir(parents=True, exist_ok=True)
         write(DOCS / "coverage" / f"{options.suite}.csv", rows)
         renew()
 

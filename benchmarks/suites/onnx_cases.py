@@ -1,0 +1,47 @@
+"""The ONNX project's own cases: each operator, small networks, and networks of old exporters.
+
+Forward rows come from the project's own runner over `pccompile.onnx_backend`; kinds are the project's, except that the
+networks it calls real are called light here, as their files are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from suites.onnx_forward import KINDS, cases, forward
+from suites.rows import Row
+
+FLOORS: Mapping[str, float] = {
+    "node passed": 1524,
+    "simple passed": 15,
+    "pytorch-converted passed": 82,
+    "pytorch-operator passed": 35,
+    "light passed": 9,
+}
+
+
+def names() -> list[str]:
+    """The cases, sorted."""
+    return sorted(cases())
+
+
+def check(name: str, samples: int | None = None) -> list[Row]:
+    """The rows of one case; a case has one sample."""
+    return [forward(name)]
+
+
+def figures(rows: Sequence[Row]) -> dict[str, float]:
+    """How many cases of each kind pass."""
+    passed = Counter(r.kind for r in rows if r.status == "pass")
+    return {f"{kind} passed": passed[kind] for kind in KINDS if any(r.kind == kind for r in rows)}
+
+
+def document(rows: Sequence[Row]) -> str:
+    """The suite's section of docs/coverage.md."""
+    lines = ["## ONNX", "", "| kind | cases | pass | refused | fail | wrong |", "|---|---|---|---|---|---|"]
+    for kind in KINDS:
+        count = Counter(r.status for r in rows if r.kind == kind)
+        cells = (count["pass"], count["refused"] + count["not capturable"], count["fail"], count["wrong"])
+        lines.append(f"| {kind} | {sum(count.values())} | {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
