@@ -2,7 +2,8 @@
 
 python benchmarks/coverage.py torch|onnx|models [names …] [--jobs N] [--samples N]
 
-A run of a whole suite writes docs/coverage/<suite>.csv and renews docs/coverage.md.
+A run of a whole suite writes docs/coverage/<suite>.csv and renews docs/coverage.md; `coverage.py document` renews the
+latter only, from the tables that are there.
 """
 
 from __future__ import annotations
@@ -51,23 +52,30 @@ def run(suite: str, names: Sequence[str], jobs: int = 1, samples: int | None = N
             yield from rows
 
 
-def renew() -> None:
-    """Write docs/coverage.md from the tables that are there."""
+def document() -> str:
+    """The text of docs/coverage.md, from the tables that are there."""
     parts = [HEADER]
     for name in SUITES:
         path = DOCS / "coverage" / f"{name}.csv"
         if path.exists():
             parts.append(suite_of(name).document(read(path)).strip() + "\n")
-    (DOCS / "coverage.md").write_text("\n".join(parts), encoding="utf-8")
+    return "\n".join(parts)
+
+
+def renew() -> None:
+    """Write docs/coverage.md."""
+    (DOCS / "coverage.md").write_text(document(), encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("suite", choices=[*SUITES, "document"])
     parser.add_argument("names", nargs="*", help="only these cases; the documents stay as they are")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--samples", type=int, help="only the first samples of each case")
     options = parser.parse_args()
+    if options.suite == "document":
+        return renew()
     suite = suite_of(options.suite)
     every = suite.names()
     unknown = set(options.names) - set(every)
