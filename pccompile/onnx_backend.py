@@ -76,10 +76,10 @@ class PredictiveCodingBackend(Backend):
         outputs_info: Sequence[tuple[Any, tuple[int, ...]]] | None = None,
         **kwargs: Any,
     ) -> tuple[Any, ...]:
-        """The outputs of one node for the inputs that it names; `opset_version` chooses the operator set."""
+        """The outputs of one node for its inputs, each name once; `opset_version` chooses the operator set."""
         version = kwargs.get("opset_version", onnx.defs.onnx_opset_version())
         arrays = [to_numpy(from_numpy(i)) for i in inputs]
-        names = [n for n in node.input if n]
+        names = [n for n in dict.fromkeys(node.input) if n]
         graph = onnx.helper.make_graph(
             [node],
             node.name or node.op_type,

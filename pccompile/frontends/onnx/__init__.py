@@ -7,6 +7,7 @@ module path, file and line that torch's own exporter had noted. `location_of(nod
 
 from pccompile.frontends.onnx import (  # each enters its operators into the registry
     attention,
+    casts,
     contributed,
     control,
     convolution,
@@ -31,6 +32,7 @@ from pccompile.frontends.onnx.module import InputType, OnnxModule, location_of
 
 FAMILIES = (
     attention,
+    casts,
     contributed,
     control,
     convolution,

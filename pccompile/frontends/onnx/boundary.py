@@ -11,9 +11,11 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from pccompile.frontends.onnx.values import NARROW, Narrow, Text, stored, text_of
+
 
 def from_numpy(value: Any) -> Any:
-    """An array (or TensorProto) as a tensor, a list as a list of them, nothing as nothing."""
+    """An array (or TensorProto) as the value that a graph reads, a list as a list of them, nothing as nothing."""
     if value is None:
         return None
     if isinstance(value, onnx.TensorProto):
@@ -21,15 +23,22 @@ def from_numpy(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [from_numpy(v) for v in value]
     array = np.asarray(value)
+    if array.dtype.kind in "OUST":
+        return text_of(array)
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
-    return torch.from_numpy(np.array(array, order="C"))
+    code = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    return stored(array, code) if code in NARROW else torch.from_numpy(np.array(array, order="C"))
 
 
 def to_numpy(value: Any) -> Any:
-    """A tensor as an array, a list as a list of them, nothing as nothing."""
+    """A value as an array, a list as a list of them, nothing as nothing."""
     if isinstance(value, (list, tuple)):
         return [to_numpy(v) for v in value]
+    if isinstance(value, Text):
+        return value.array
+    if isinstance(value, Narrow):
+        return value.numpy()
     if not isinstance(value, Tensor):
         return value
     data = value.detach()

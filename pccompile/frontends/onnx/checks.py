@@ -10,8 +10,8 @@ from onnx import defs
 
 from pccompile.diagnostics import Collector, CompileError, Location, Problem, listing
 from pccompile.frontends.onnx.registry import find
-from pccompile.frontends.onnx.tensors import first_line, type_name, verify
-from pccompile.frontends.onnx.values import DTYPES
+from pccompile.frontends.onnx.tensors import first_line, verify
+from pccompile.frontends.onnx.values import DTYPES, NARROW, TEXT, type_name
 
 STRUCTURAL = frozenset({"Constant"})
 STRINGS = frozenset(
@@ -151,25 +151,18 @@ def nodes_of(nodes: Iterable[onnx.NodeProto]) -> Iterable[onnx.NodeProto]:
 
 
 def check_types(model: onnx.ModelProto, found: Collector) -> None:
-    """Inputs and weights must be tensors of numbers."""
+    """Inputs and weights must be of a kind that can be computed with."""
     held = {i.name for i in model.graph.initializer}
     for entry in model.graph.input:
         if entry.name in held:
             continue
         kind = entry.type.WhichOneof("value") or "untyped"
-        if kind != "tensor_type":
+        code = entry.type.tensor_type.elem_type
+        if kind not in ("tensor_type", "sequence_type", "optional_type"):
             found.add(f"input {entry.name} is {kind.replace('_type', '')}, not a tensor")
-        elif entry.type.tensor_type.elem_type not in DTYPES:
-            name = type_name(entry.type.tensor_type.elem_type)
-            found.add(
-                f"input {entry.name} holds {name}, which torch does not have",
-                hint="cut the model where it has become numbers",
-            )
+        elif kind == "tensor_type" and code != TEXT and code not in DTYPES and code not in NARROW:
+            found.add(f"input {entry.name} holds {type_name(code)}, which is not supported")
     for graph in graphs_of(model.graph):
-        for node in graph.node:
-            to = next((a.i for a in node.attribute if a.name == "to"), None)
-            if node.op_type == "Cast" and to not in DTYPES and to is not None:
-                found.add(f"Cast to {type_name(to)}, which torch does not compute with", Location(label(node)))
         for sparse in graph.sparse_initializer:
             found.add(f"initializer {sparse.values.name} is sparse", hint="store it as a dense tensor")
 

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx.registry import Node, operator
-from pccompile.frontends.onnx.values import DTYPES, Host, Operand, Value
+from pccompile.frontends.onnx.values import Host, Operand, Value
 
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": torch.abs,
@@ -191,26 +190,6 @@ def bound(node: Node, x: Tensor, value: Value, name: str) -> Any:
         # exporters write "no limit" as the largest float32
         return None if abs(number) >= limit and (number > 0) == (name == "max") else number
     return number
-
-
-@operator("Cast")
-def cast(node: Node, x: Tensor) -> Tensor:
-    """The elements with another type."""
-    dtype = dtype_named(node, node.get("to"))
-    return x if x.dtype is dtype else x.to(dtype)
-
-
-@operator("CastLike")
-def cast_like(node: Node, x: Tensor, like: Tensor) -> Tensor:
-    """The elements with the type of `like`."""
-    return x.to(like.dtype)
-
-
-def dtype_named(node: Node, code: int) -> torch.dtype:
-    """The torch type of an ONNX element type."""
-    if code not in DTYPES:
-        raise CompileError(f"{node.op_type} to element type {code}, which torch does not have", node.location)
-    return DTYPES[code]
 
 
 @operator("LeakyRelu")

@@ -37,6 +37,10 @@ def example_inputs(module: OnnxModule, shapes: Mapping[str, Sequence[int]], seed
         raise CompileError(f"there is no input {absent[0]}; inputs are {', '.join(t.name for t in module.input_types)}")
     readers = uses(module.graph)
     types = [t for t in module.input_types if t.name not in shapes]
+    for entry in module.input_types:
+        if entry.form != "tensor":
+            hint = "cut the model where it has become tensors of numbers, or run it without compiling it"
+            raise CompileError(f"input {entry.name} is {entry.form}, which carries no gradient", hint=hint)
     free = any(not isinstance(s, int) for t in types for s in t.shape or ("?",))
     failure: CompileError | None = None
     tried: dict[str, list[int]] = {}

@@ -16,7 +16,7 @@ import torch
 from pccompile.diagnostics import Location
 from pccompile.frontends.onnx.registry import Node, find
 from pccompile.frontends.onnx.tensors import array_of
-from pccompile.frontends.onnx.values import DTYPES, NUMPY, Host, product
+from pccompile.frontends.onnx.values import DTYPES, NARROW, NUMPY, TEXT, Host, Narrow, Text, product, stored, text_of
 
 VIEWS = frozenset({"Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Cast", "Expand", "Concat"})
 """Operators through which a constant still counts as feeding a weight."""
@@ -40,7 +40,10 @@ LARGEST_FOLD = 2**28
 
 @dataclass(slots=True)
 class Constant:
-    """Numbers that a file holds: where they are kept in the module, and whether they learn."""
+    """Numbers that a file holds: where they are kept in the module, and whether they learn.
+
+    `code` is ONNX's element type of text and of narrow numbers, whose array and dtype are what holds them; else 0.
+    """
 
     name: str
     array: np.ndarray[Any, Any]
@@ -48,6 +51,7 @@ class Constant:
     initializer: bool
     kind: str = "host"
     path: str = ""
+    code: int = 0
 
 
 @dataclass(slots=True)
@@ -82,7 +86,7 @@ def read(proto: onnx.GraphProto, opsets: dict[str, int], folder: Path | None) ->
     """`proto` as plain data."""
     constants = {}
     for tensor in proto.initializer:
-        constants[tensor.name] = Constant(tensor.name, array_of(tensor, folder), DTYPES[tensor.data_type], True)
+        constants[tensor.name] = constant_of(tensor.name, array_of(tensor, folder), tensor.data_type, True)
     nodes = []
     for index, node in enumerate(proto.node):
         made = read_node(node, index, opsets, folder)
@@ -90,11 +94,30 @@ def read(proto: onnx.GraphProto, opsets: dict[str, int], folder: Path | None) ->
         if value is None:
             nodes.append(made)
         else:
-            constants[made.outputs[0]] = Constant(made.outputs[0], value.array, value.dtype, False)
+            constants[made.outputs[0]] = constant_holding(made.outputs[0], value)
     inputs = tuple(i.name for i in proto.input if i.name not in constants)
     outputs = tuple(o.name for o in proto.output)
     nodes = without_unread(nodes, outputs)
     return Graph(proto.name, inputs, outputs, tuple(nodes), constants, last_reads(nodes, outputs))
+
+
+def constant_of(name: str, array: np.ndarray[Any, Any], code: int, initializer: bool) -> Constant:
+    """An array of ONNX's element type `code` as a constant."""
+    if code == TEXT:
+        return Constant(name, array, torch.int64, initializer, code=code)
+    if code in NARROW:
+        return Constant(name, array.astype(NUMPY[NARROW[code]]), NARROW[code], initializer, code=code)
+    return Constant(name, array, DTYPES[code], initializer)
+
+
+def constant_holding(name: str, value: Host | Text | Narrow) -> Constant:
+    """A value that a Constant node makes."""
+    match value:
+        case Text():
+            return Constant(name, value.array, torch.int64, False, code=TEXT)
+        case Narrow():
+            return Constant(name, value.tensor.numpy(), value.tensor.dtype, False, code=value.code)
+    return Constant(name, value.array, value.dtype, False)
 
 
 def last_reads(nodes: list[Node], outputs: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
@@ -151,24 +174,30 @@ def attribute(proto: onnx.AttributeProto, opsets: dict[str, int], folder: Path |
         case kinds.STRINGS:
             return [s.decode("utf-8", "replace") for s in proto.strings]
         case kinds.TENSOR:
-            return Host(array_of(proto.t, folder), DTYPES[proto.t.data_type])
+            return stored(array_of(proto.t, folder), proto.t.data_type)
+        case kinds.TENSORS:
+            return [stored(array_of(t, folder), t.data_type) for t in proto.tensors]
+        case kinds.TYPE_PROTO:
+            return proto.tp
         case kinds.GRAPH:
             return read(proto.g, opsets, folder)
     return None
 
 
-def constant_value(node: Node) -> Host | None:
-    """The numbers that a Constant node holds."""
+def constant_value(node: Node) -> Host | Text | Narrow | None:
+    """What a Constant node holds."""
     if node.op_type != "Constant" or node.domain:
         return None
     for key, value in node.attributes.items():
         match key:
             case "value":
-                return value if isinstance(value, Host) else None
+                return value if isinstance(value, (Host, Text, Narrow)) else None
             case "value_float" | "value_floats":
                 return Host(np.asarray(value, dtype=np.float32), torch.float32)
             case "value_int" | "value_ints":
                 return Host(np.asarray(value, dtype=np.int64), torch.int64)
+            case "value_string" | "value_strings":
+                return text_of(value)
     return None
 
 
@@ -194,6 +223,9 @@ def fold_constant_shapes(graph: Graph) -> None:
                 kept.append(node)
                 continue
             fill = node.get("value") or Host(np.zeros(1, np.float32), torch.float32)
+            if not isinstance(fill, Host):
+                kept.append(node)
+                continue
             array = np.full(sizes.array.tolist(), fill.array.reshape(-1)[0])
             part.constants[node.outputs[0]] = Constant(node.outputs[0], array, fill.dtype, emptied)
         part.nodes = tuple(kept)
@@ -234,8 +266,10 @@ def assign_roles(graph: Graph) -> None:
 
 def role(constant: Constant, readers: dict[str, list[tuple[Node, int]]], outputs: tuple[str, ...]) -> str:
     """`parameter`, `buffer` or `host`; what nobody reads is not kept in the module."""
-    if constant.name not in readers and constant.name not in outputs:
+    if constant.code == TEXT or (constant.name not in readers and constant.name not in outputs):
         return "host"
+    if constant.code:
+        return "buffer"
     slots = [(n, i, find(n.domain, n.op_type)) for n, i in readers.get(constant.name, ())]
     kinds = {op.kind(i) if op else "Value" for _, i, op in slots}
     statistics = any(op is not None and i in op.statistics for _, i, op in slots)
@@ -277,7 +311,7 @@ def with_floats(graph: Graph, dtype: torch.dtype) -> None:
     code = next(c for c, d in DTYPES.items() if d is dtype)
     for part in graph.subgraphs():
         for constant in part.constants.values():
-            if constant.dtype.is_floating_point:
+            if constant.dtype.is_floating_point and not constant.code:
                 constant.array, constant.dtype = constant.array.astype(NUMPY[dtype]), dtype
         for node in part.nodes:
             if node.op_type == "ConstantOfShape":

@@ -24,7 +24,7 @@ from pccompile.frontends.onnx.graph import build, with_floats
 from pccompile.frontends.onnx.module import InputType, OnnxModule
 from pccompile.frontends.onnx.registry import find
 from pccompile.frontends.onnx.tensors import first_line
-from pccompile.frontends.onnx.values import DTYPES, Host, host_of
+from pccompile.frontends.onnx.values import DTYPES, NARROW, TEXT, Host, host_of, type_name
 
 OLDEST_OPSET = 7
 """Older operator sets are converted: their arithmetic does not broadcast as everybody expects today."""
@@ -61,7 +61,7 @@ def load_onnx(
     graph = build(model.graph, opsets, folder)
     if dtype is not None:
         with_floats(graph, dtype)
-        types = [replace(t, dtype=dtype) if t.dtype.is_floating_point else t for t in types]
+        types = [replace(t, dtype=dtype) if t.form == "tensor" and t.dtype.is_floating_point else t for t in types]
     fixed = fixed_inputs(types, constants or {})
     return OnnxModule(graph, [t for t in types if t.name not in fixed], fixed)
 
@@ -181,19 +181,27 @@ def has_body(domain: str, op_type: str, version: int) -> bool:
 
 def input_type(entry: onnx.ValueInfoProto) -> InputType:
     """An input's type as the file declares it."""
+    kind = entry.type.WhichOneof("value")
+    if kind != "tensor_type":
+        return InputType(entry.name, torch.float32, None, kind.removesuffix("_type"))
     tensor = entry.type.tensor_type
+    form = "tensor" if tensor.elem_type in DTYPES else type_name(tensor.elem_type)
+    dtype = torch.int64 if tensor.elem_type == TEXT else (DTYPES | NARROW)[tensor.elem_type]
     if not tensor.HasField("shape"):
-        return InputType(entry.name, DTYPES[tensor.elem_type], None)
+        return InputType(entry.name, dtype, None, form)
     sizes: Iterable[int | str] = (
         d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else d.dim_param or "?" for d in tensor.shape.dim
     )
-    return InputType(entry.name, DTYPES[tensor.elem_type], tuple(sizes))
+    return InputType(entry.name, dtype, tuple(sizes), form)
 
 
 def fixed_inputs(types: list[InputType], constants: Mapping[str, Any]) -> dict[str, Host]:
     """The numbers that inputs are fixed to."""
     known = {t.name: t for t in types}
     absent = [n for n in constants if n not in known]
+    others = [n for n in constants if n in known and known[n].form != "tensor"]
+    if others:
+        raise CompileError([Problem(f"input {n} is {known[n].form}, which cannot be fixed") for n in others])
     if absent:
         raise CompileError([Problem(f"there is no input {n} to fix; inputs are {', '.join(known)}") for n in absent])
     fixed = {}

@@ -16,22 +16,40 @@ from torch import Tensor, nn
 
 from pccompile.diagnostics import CompileError, Location, Problem
 from pccompile.frontends.onnx.examples import batch_axis, example_inputs
-from pccompile.frontends.onnx.graph import Graph
+from pccompile.frontends.onnx.graph import Constant, Graph
 from pccompile.frontends.onnx.names import attach, lookup, parameter_paths
 from pccompile.frontends.onnx.registry import Node, find, host_result
+from pccompile.frontends.onnx.standins import computed
 from pccompile.frontends.onnx.tensors import first_line
-from pccompile.frontends.onnx.values import HOST_LIMIT, Host, Value, host_of, tensor_of
+from pccompile.frontends.onnx.values import (
+    HOST_LIMIT,
+    TEXT,
+    Host,
+    Narrow,
+    Text,
+    Value,
+    described,
+    host_of,
+    tensor_of,
+    text_of,
+    type_name,
+)
 
 Shape = tuple["int | str", ...]
 
 
 @dataclass(frozen=True, slots=True)
 class InputType:
-    """An input's name, element type, and sizes: numbers, names of what varies, or None where even the rank is open."""
+    """An input's name, element type, and sizes: numbers, names of what varies, or None where even the rank is open.
+
+    form: "tensor"; "sequence" or "optional", whose elements are not described further; "string" or the name of a narrow
+    element type, the dtype then being the one that stands for it.
+    """
 
     name: str
     dtype: torch.dtype
     shape: Shape | None
+    form: str = "tensor"
 
 
 class OnnxModule(nn.Module):
@@ -64,7 +82,7 @@ class OnnxModule(nn.Module):
     def _install_signature(self) -> None:
         """Give `forward` the graph's inputs as its named arguments, which torch.export names its placeholders after."""
 
-        def forward(self: OnnxModule, *inputs: Tensor, **named: Tensor) -> Any:
+        def forward(self: OnnxModule, *inputs: Any, **named: Any) -> Any:
             return self.run(*inputs, **named)
 
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -89,8 +107,11 @@ class OnnxModule(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._install_signature()
 
-    def run(self, *inputs: Tensor, **named: Tensor) -> Any:
-        """The graph's outputs: one tensor, or a tuple where there are several."""
+    def run(self, *inputs: Any, **named: Any) -> Any:
+        """The graph's outputs: one tensor, or a tuple where there are several.
+
+        Text comes and goes as numpy arrays of strings, sequences as lists, absent optional values as None.
+        """
         values: dict[str, Value] = {**self._fixed, **self._bind(inputs, named)}
         with torch.fx.traceback.preserve_node_meta():
             results = [as_output(v) for v in self._execute(self.graph, values)]
@@ -108,7 +129,7 @@ class OnnxModule(nn.Module):
             for axis, value in zip(axes, inputs, strict=True)
         )
 
-    def _bind(self, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _bind(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Value]:
         names = self._argument_names()
         problems: list[Problem] = []
         if len(inputs) > len(names):
@@ -120,13 +141,14 @@ class OnnxModule(nn.Module):
                     Problem(f"input {name} is {'given twice' if name in given else 'not one of the model'}")
                 )
             given[name] = value
-        bound: dict[str, Tensor] = {}
+        bound: dict[str, Value] = {}
         for name, entry in zip(names, self.input_types, strict=True):
             if name not in given:
                 problems.append(Problem(f"input {entry.name} is missing: {describe(entry)}"))
                 continue
-            problems.extend(mismatches(entry, given[name]))
-            bound[entry.name] = given[name]
+            value = as_input(given[name])
+            problems.extend(mismatches(entry, value))
+            bound[entry.name] = value
         if problems:
             raise CompileError(problems)
         return bound
@@ -134,9 +156,7 @@ class OnnxModule(nn.Module):
     def _execute(self, graph: Graph, values: dict[str, Value]) -> list[Value]:
         """The outputs of `graph`, given the values that it and its subgraphs read."""
         for constant in graph.constants.values():
-            tensor = lookup(self, constant.path) if constant.path else None
-            known = tensor is None or (constant.kind == "buffer" and constant.array.size == tensor.numel())
-            values[constant.name] = Host(constant.array, constant.dtype, tensor) if known else tensor
+            values[constant.name] = self._constant(constant)
         for node, finished in zip(graph.nodes, graph.last_reads, strict=True):
             with torch.fx.traceback.annotate(node.annotation):
                 results = self._run_node(node, values)
@@ -147,6 +167,15 @@ class OnnxModule(nn.Module):
                 for name in finished:
                     values.pop(name, None)
         return [values[name] for name in graph.outputs]
+
+    def _constant(self, constant: Constant) -> Value:
+        tensor = lookup(self, constant.path) if constant.path else None
+        if constant.code == TEXT:
+            return Text(constant.array)
+        if constant.code:
+            return Narrow(tensor_of(constant.array, constant.dtype) if tensor is None else tensor, constant.code)
+        known = tensor is None or (constant.kind == "buffer" and constant.array.size == tensor.numel())
+        return Host(constant.array, constant.dtype, tensor) if known else tensor
 
     def _run_node(self, node: Node, values: dict[str, Value]) -> list[Value]:
         """The outputs of one node; whatever goes wrong names the node."""
@@ -164,11 +193,11 @@ class OnnxModule(nn.Module):
             operator = find(node.domain, node.op_type)
             if operator is None:
                 raise CompileError(f"no rule for {node.op_type}")
-            return outputs_of(operator(node, arguments, run))
+            return outputs_of(computed(node, operator, arguments, run))
         except CompileError as error:
             raise CompileError([located(p, node) for p in error.problems]) from None
         except Exception as error:
-            shapes = ", ".join(brief(a) for a in arguments)
+            shapes = ", ".join(described(a) for a in arguments)
             raise CompileError(f"{node.op_type} of {shapes} fails: {first_line(error)}", where(node)) from error
 
 
@@ -190,39 +219,56 @@ def located(problem: Problem, node: Node) -> Problem:
     return problem if str(problem.where) else Problem(problem.what, where(node), problem.hint)
 
 
-def brief(value: Value) -> str:
-    """A value's type and shape, for error messages."""
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    if isinstance(value, Host):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.array.shape)}"
-    return "nothing" if value is None else "a sequence"
-
-
 def as_output(value: Value) -> Any:
-    """A graph output as the caller gets it."""
-    return value.as_tensor() if isinstance(value, Host) else value
+    """An output for the caller: tensors, arrays of strings, lists for sequences, None for what is absent."""
+    match value:
+        case Host():
+            return value.as_tensor()
+        case Text():
+            return value.array
+        case list():
+            return [as_output(v) for v in value]
+    return value
+
+
+def as_input(value: Any) -> Any:
+    """What a caller gave as the graph reads it."""
+    return text_of(value) if isinstance(value, np.ndarray) and value.dtype.kind in "OUST" else value
 
 
 def describe(entry: InputType) -> str:
     """An input's type as error messages show it."""
+    if entry.form in ("sequence", "optional"):
+        return entry.form
     sizes = "of any rank" if entry.shape is None else "[" + ", ".join(map(str, entry.shape)) + "]"
-    return f"{str(entry.dtype).removeprefix('torch.')} {sizes}"
+    return f"{str(entry.dtype).removeprefix('torch.') if entry.form == 'tensor' else entry.form} {sizes}"
 
 
 def mismatches(entry: InputType, value: Any) -> list[Problem]:
     """What is wrong with a value given for an input."""
-    if not isinstance(value, Tensor):
-        return [Problem(f"input {entry.name} should be a tensor, {describe(entry)}; it is a {type(value).__name__}")]
-    wrong = value.dtype is not entry.dtype or (
-        entry.shape is not None
-        and (
-            value.dim() != len(entry.shape)
-            or any(isinstance(w, int) and w != s for w, s in zip(entry.shape, value.shape, strict=True))
-        )
+    match entry.form, value:
+        case ("optional", _) | ("sequence", list()):
+            return []
+        case "tensor", Tensor():
+            right = value.dtype is entry.dtype and fits(entry.shape, value.shape)
+        case "string", Text():
+            right = fits(entry.shape, value.array.shape)
+        case _, Narrow():
+            right = type_name(value.code) == entry.form and fits(entry.shape, value.tensor.shape)
+        case "tensor", _:
+            what = f"input {entry.name} should be a tensor, {describe(entry)}; it is a {type(value).__name__}"
+            return [Problem(what)]
+        case _:
+            return [Problem(f"input {entry.name} should be {describe(entry)}; it is a {type(value).__name__}")]
+    return [] if right else [Problem(f"input {entry.name} should be {describe(entry)}, it is {described(value)}")]
+
+
+def fits(declared: Shape | None, shape: Sequence[int]) -> bool:
+    """Whether a shape is one that an input declares."""
+    return declared is None or (
+        len(shape) == len(declared)
+        and not any(isinstance(w, int) and w != s for w, s in zip(declared, shape, strict=True))
     )
-    got = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    return [Problem(f"input {entry.name} should be {describe(entry)}, it is {got}")] if wrong else []
 
 
 def location_of(node: torch.fx.Node) -> Location | None:

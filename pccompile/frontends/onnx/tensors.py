@@ -10,21 +10,28 @@ import onnx
 from onnx import numpy_helper
 
 from pccompile.diagnostics import CompileError, Location
-from pccompile.frontends.onnx.values import DTYPES, product
+from pccompile.frontends.onnx.values import DTYPES, NARROW, TEXT, product, text_of, type_name
+
+PACKED: dict[int, int] = {
+    onnx.TensorProto.INT4: 2,
+    onnx.TensorProto.UINT4: 2,
+    onnx.TensorProto.FLOAT4E2M1: 2,
+    onnx.TensorProto.INT2: 4,
+    onnx.TensorProto.UINT2: 4,
+}
+"""How many numbers share a byte in a file."""
 
 
 def verify(tensor: onnx.TensorProto, folder: Path | None) -> None:
     """Raise CompileError if the numbers of `tensor` are absent, cut short, or outside `folder`."""
     where = Location(tensor.name)
-    if tensor.data_type not in DTYPES:
-        raise CompileError(
-            f"tensor {tensor.name} holds {type_name(tensor.data_type)}, which has no gradient here", where
-        )
+    if tensor.data_type not in DTYPES and tensor.data_type not in NARROW and tensor.data_type != TEXT:
+        raise CompileError(f"tensor {tensor.name} holds {type_name(tensor.data_type)}, which is not supported", where)
     if any(d < 0 for d in tensor.dims):
         raise CompileError(f"tensor {tensor.name} has a negative size: {list(tensor.dims)}", where)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         external_place(tensor, folder)
-    elif tensor.raw_data and len(tensor.raw_data) != expected_bytes(tensor):
+    elif tensor.data_type != TEXT and tensor.raw_data and len(tensor.raw_data) != expected_bytes(tensor):
         raise CompileError(
             f"tensor {tensor.name} of shape {list(tensor.dims)} should have {expected_bytes(tensor)} bytes, "
             f"the file has {len(tensor.raw_data)}",
@@ -38,6 +45,8 @@ def array_of(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray[Any, A
     try:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             return external(tensor, folder)
+        if tensor.data_type == TEXT:
+            return text_of(list(tensor.string_data)).array.reshape(tuple(tensor.dims))
         array: np.ndarray[Any, Any] = numpy_helper.to_array(tensor)
         return array
     except Exception as error:
@@ -46,7 +55,9 @@ def array_of(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray[Any, A
 
 def expected_bytes(tensor: onnx.TensorProto) -> int:
     """How many bytes the shape and type call for."""
-    return int(product(tensor.dims)) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    count = int(product(tensor.dims))
+    each = PACKED.get(tensor.data_type, 1)
+    return -(-count // each) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def external_place(tensor: onnx.TensorProto, folder: Path | None) -> tuple[Path, int]:
@@ -114,14 +125,6 @@ def number(entries: dict[str, str], key: str, default: int, tensor: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise CompileError(f"tensor {tensor} has the external {key} {text!r}, not a number", Location(tensor))
     return int(text)
-
-
-def type_name(data_type: int) -> str:
-    """An element type as ONNX spells it."""
-    try:
-        return str(onnx.TensorProto.DataType.Name(data_type)).lower()
-    except ValueError:
-        return f"element type {data_type}"
 
 
 def first_line(error: BaseException) -> str:

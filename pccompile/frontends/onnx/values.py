@@ -30,7 +30,22 @@ DTYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.COMPLEX64: torch.complex64,
     onnx.TensorProto.COMPLEX128: torch.complex128,
 }
-"""The element types that have a torch counterpart; strings, float8 and 4-bit types have none here."""
+"""The element types that torch computes with."""
+
+TEXT: int = onnx.TensorProto.STRING
+NARROW: dict[int, torch.dtype] = {
+    onnx.TensorProto.FLOAT8E4M3FN: torch.float32,
+    onnx.TensorProto.FLOAT8E4M3FNUZ: torch.float32,
+    onnx.TensorProto.FLOAT8E5M2: torch.float32,
+    onnx.TensorProto.FLOAT8E5M2FNUZ: torch.float32,
+    onnx.TensorProto.FLOAT8E8M0: torch.float32,
+    onnx.TensorProto.FLOAT4E2M1: torch.float32,
+    onnx.TensorProto.INT4: torch.int8,
+    onnx.TensorProto.UINT4: torch.uint8,
+    onnx.TensorProto.INT2: torch.int8,
+    onnx.TensorProto.UINT2: torch.uint8,
+}
+"""The element types of at most 8 bits that torch does not compute with, and the type that holds their numbers."""
 
 HOST_LIMIT = 4096
 """Values with more elements than this are computed as tensors even where the host could."""
@@ -82,7 +97,29 @@ class Host:
         return tensor_of(self.array, self.dtype)
 
 
-Value: TypeAlias = "Tensor | Host | list[Any] | None"
+@dataclass(frozen=True, slots=True, eq=False)
+class Text:
+    """An array of strings."""
+
+    array: np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Narrow:
+    """Numbers of an element type that torch does not compute with, held in a wider one.
+
+    `code` is ONNX's number of the element type, `tensor` has the type that `NARROW` names for it.
+    """
+
+    tensor: Tensor
+    code: int
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """The numbers as an array of their own element type."""
+        return self.tensor.detach().numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(self.code))
+
+
+Value: TypeAlias = "Tensor | Host | Text | Narrow | list[Any] | None"
 Operand: TypeAlias = "Tensor | int | float"
 
 
@@ -93,6 +130,23 @@ def tensor_of(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
     if dtype is torch.bfloat16:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(dtype)
     return torch.from_numpy(np.array(array, order="C"))
+
+
+def stored(array: np.ndarray[Any, Any], code: int) -> Host | Text | Narrow:
+    """An array of ONNX's element type `code` as a value."""
+    if code == TEXT:
+        return text_of(array)
+    if code in NARROW:
+        return Narrow(tensor_of(array.astype(NUMPY[NARROW[code]]), NARROW[code]), code)
+    return Host(array, DTYPES[code])
+
+
+def text_of(strings: Any) -> Text:
+    """Strings, or an array of them or of UTF-8 bytes, as a value."""
+    given = np.asarray(strings, dtype=object)
+    array = np.empty(given.shape, dtype=object)
+    array.reshape(-1)[:] = [s.decode("utf-8", "replace") if isinstance(s, bytes) else str(s) for s in given.flat]
+    return Text(array)
 
 
 def host_of(numbers: Any, dtype: torch.dtype = torch.int64) -> Host:
@@ -143,7 +197,7 @@ def as_host(value: Value, what: str) -> Host:
     if isinstance(value, Host):
         return value
     if not isinstance(value, Tensor):
-        raise CompileError(f"{what} should be a tensor")
+        raise CompileError(f"{what} should be a tensor of numbers, it is {described(value)}")
     if tracing(value):
         raise CompileError(
             f"{what} depends on the data, so the graph has no fixed form",
@@ -159,7 +213,27 @@ def as_tensor(value: Value) -> Tensor:
         return value.as_tensor()
     if isinstance(value, Tensor):
         return value
-    raise CompileError("a tensor is expected, a sequence or nothing is given")
+    raise CompileError(f"a tensor of numbers is expected, {described(value)} is given")
+
+
+def described(value: Value) -> str:
+    """A value in words, for error messages."""
+    match value:
+        case Tensor():
+            return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        case Host():
+            return f"{str(value.dtype).removeprefix('torch.')} {list(value.array.shape)}"
+        case Text():
+            return f"text {list(value.array.shape)}"
+        case Narrow():
+            return f"{type_name(value.code)} {list(value.tensor.shape)}"
+    return "nothing" if value is None else "a sequence"
+
+
+def type_name(code: int) -> str:
+    """An element type as ONNX spells it."""
+    known: dict[int, str] = {v: k for k, v in onnx.TensorProto.DataType.items()}
+    return known[code].lower() if code in known else f"element type {code}"
 
 
 def as_operand(value: Value, rank: int) -> Operand:
