@@ -11,12 +11,15 @@ from pccompile.frontends.onnx import (  # each enters its operators into the reg
     contributed,
     control,
     convolution,
+    detection,
     elementwise,
     host,
+    images,
     linear,
     losses,
     normalise,
     pooling,
+    quantised,
     random,
     recurrent,
     reduce,
@@ -25,6 +28,8 @@ from pccompile.frontends.onnx import (  # each enters its operators into the reg
     sequence,
     shape,
     signal,
+    text,
+    training,
 )
 from pccompile.frontends.onnx.examples import randomize
 from pccompile.frontends.onnx.load import load_onnx, unsupported
@@ -36,12 +41,15 @@ FAMILIES = (
     contributed,
     control,
     convolution,
+    detection,
     elementwise,
     host,
+    images,
     linear,
     losses,
     normalise,
     pooling,
+    quantised,
     random,
     recurrent,
     reduce,
@@ -50,6 +58,8 @@ FAMILIES = (
     sequence,
     shape,
     signal,
+    text,
+    training,
 )
 
 __all__ = ["InputType", "OnnxModule", "load_onnx", "location_of", "randomize", "unsupported"]

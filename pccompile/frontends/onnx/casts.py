@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from pccompile.frontends.onnx.values import (
     Value,
     as_host,
     as_tensor,
+    described,
+    stored,
     tensor_of,
     text_of,
     type_name,
@@ -73,3 +76,16 @@ def code_of(value: Value) -> int:
         return value.code
     dtype = value.dtype if isinstance(value, (Tensor, Host)) else as_tensor(value).dtype
     return next(c for c, d in DTYPES.items() if d is dtype)
+
+
+@operator("BitCast")
+def bit_cast(node: Node, x: Value) -> Value:
+    """The same bits read as another element type of the same size."""
+    code = node.get("to")
+    if isinstance(x, Narrow) or code in NARROW:
+        array = x.numpy() if isinstance(x, Narrow) else as_host(x, "what is read as another type").array
+        return stored(array.view(onnx.helper.tensor_dtype_to_np_dtype(code)), code)
+    tensor = as_tensor(x)
+    if tensor.dtype.itemsize != DTYPES[code].itemsize:
+        raise CompileError(f"BitCast of {described(x)} to {type_name(code)}, which has another size")
+    return tensor.view(DTYPES[code])

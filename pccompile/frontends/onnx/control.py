@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pccompile.diagnostics import CompileError
@@ -73,9 +75,31 @@ def loop(node: Node, run: Runner, trips: Value = None, condition: Value = None, 
 def scan(node: Node, run: Runner, *values: Value) -> list[Value]:
     """The last states and the stacked outputs of a scan, unrolled over the length of its inputs."""
     if node.opset < 9:
-        raise CompileError("Scan of opset 8 is batched; convert the model to opset 9 or newer")
+        return batched_scan(node, run, values[0], [as_tensor(v) for v in values[1:]])
+    return scanned(node, run, list(values))
+
+
+def batched_scan(node: Node, run: Runner, lengths: Value, values: list[Tensor]) -> list[Value]:
+    """Scan as of opset 8: one for each sample of a batch, with lengths of their own."""
+    size = values[0].shape[0]
+    count, states = node.get("num_scan_inputs"), len(values) - node.get("num_scan_inputs")
+    steps = values[-1].shape[1]
+    ends = [steps] * size if lengths is None else as_host(lengths, "the lengths of Scan").tolist()
+    backwards = node.get("directions") or [0] * count
+    one = replace(node, attributes={**node.attributes, "scan_input_directions": backwards}, opset=9)
+    samples = []
+    for sample, end in enumerate(ends):
+        own: list[Value] = [v[sample] if i < states else v[sample, :end] for i, v in enumerate(values)]
+        results = [as_tensor(r) for r in scanned(one, run, own)]
+        padding = [0, 0] * (max(r.dim() for r in results) - 1) + [0, steps - end]
+        samples.append([r if i < states else F.pad(r, padding[-2 * r.dim() :]) for i, r in enumerate(results)])
+    return [torch.stack(group) for group in zip(*samples, strict=True)]
+
+
+def scanned(node: Node, run: Runner, values: list[Value]) -> list[Value]:
+    """The last states and the stacked outputs of one scan."""
     body, count = node.get("body"), node.get("num_scan_inputs")
-    state = list(values[: len(values) - count])
+    state = values[: len(values) - count]
     sources = [as_tensor(v) for v in values[len(values) - count :]]
     axes = node.get("scan_input_axes") or [0] * count
     backwards = node.get("scan_input_directions") or [0] * count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -97,15 +98,31 @@ def transposed_padding(
 @operator("Col2Im")
 def col2im(node: Node, x: Tensor, image: Host, block: Host) -> Tensor:
     """Patches added back into an image."""
-    size, kernel = integers(image), tuple(integers(block))
+    size, kernel = integers(image), integers(block)
     rank = len(size)
-    if rank != 2:
-        raise CompileError(f"Col2Im in {rank} dimensions; torch has it in 2", node.location)
-    pads = node.get("pads") or [0] * 4
-    dilation, stride = tuple(node.get("dilations") or (1, 1)), tuple(node.get("strides") or (1, 1))
-    padded = tuple(size[i] + pads[i] + pads[i + 2] for i in range(2))
-    result = F.fold(x, padded, kernel, dilation, 0, stride)
-    return result[:, :, pads[0] : pads[0] + size[0], pads[1] : pads[1] + size[1]]
+    pads = node.get("pads") or [0] * 2 * rank
+    dilation, stride = node.get("dilations") or [1] * rank, node.get("strides") or [1] * rank
+    padded = [size[i] + pads[i] + pads[i + rank] for i in range(rank)]
+    if rank == 2:
+        result = F.fold(x, tuple(padded), tuple(kernel), tuple(dilation), 0, tuple(stride))
+    else:
+        result = added_patches(x, padded, kernel, dilation, stride)
+    for i in range(rank):
+        result = result.narrow(2 + i, pads[i], size[i])
+    return result
+
+
+def added_patches(x: Tensor, padded: list[int], kernel: list[int], dilation: list[int], stride: list[int]) -> Tensor:
+    """Patches `[batch, channel · tap, place]` added into an image of any rank, where torch has but two."""
+    flat = torch.zeros(1, 1, dtype=torch.int64)
+    for extent, width, spread, step in zip(padded, kernel, dilation, stride, strict=True):
+        count = (extent - spread * (width - 1) - 1) // step + 1
+        index = (torch.arange(width) * spread)[:, None] + (torch.arange(count) * step)[None, :]
+        flat = (flat[:, None, :, None] * extent + index[None, :, None, :]).flatten(2, 3).flatten(0, 1)
+    patches = x.unflatten(1, (-1, flat.shape[0])).flatten(2)
+    image = x.new_zeros(*patches.shape[:2], math.prod(padded))
+    image = image.index_add(2, flat.reshape(-1), patches)
+    return image.reshape(*image.shape[:2], *padded)
 
 
 @operator("DeformConv", weights=(1, 3))

@@ -97,6 +97,7 @@ def read(proto: onnx.GraphProto, opsets: dict[str, int], folder: Path | None) ->
             constants[made.outputs[0]] = constant_holding(made.outputs[0], value)
     inputs = tuple(i.name for i in proto.input if i.name not in constants)
     outputs = tuple(o.name for o in proto.output)
+    nodes = [with_body(n, nodes) if n.op_type == "Gradient" else n for n in nodes]
     nodes = without_unread(nodes, outputs)
     return Graph(proto.name, inputs, outputs, tuple(nodes), constants, last_reads(nodes, outputs))
 
@@ -118,6 +119,20 @@ def constant_holding(name: str, value: Host | Text | Narrow) -> Constant:
         case Narrow():
             return Constant(name, value.tensor.numpy(), value.tensor.dtype, False, code=value.code)
     return Constant(name, value.array, value.dtype, False)
+
+
+def with_body(node: Node, nodes: list[Node]) -> Node:
+    """A Gradient node with the part of the graph that it differentiates, from `xs` and `zs` to `y`, as its `body`."""
+    inputs = (*node.get("xs"), *(node.get("zs") or ()))
+    needed, chosen = {node.get("y")}, list[Node]()
+    for other in reversed(nodes):
+        if needed & (set(other.outputs) - set(inputs)):
+            chosen.append(other)
+            needed |= {*other.inputs, *free_names(other)}
+    outputs = (node.get("y"),)
+    ordered = chosen[::-1]
+    body = Graph(f"{node.name}.body", inputs, outputs, tuple(ordered), {}, last_reads(ordered, outputs))
+    return replace(node, attributes={**node.attributes, "body": body})
 
 
 def last_reads(nodes: list[Node], outputs: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:

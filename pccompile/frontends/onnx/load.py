@@ -21,13 +21,10 @@ from torch import Tensor
 from pccompile.diagnostics import Collector, CompileError, Problem
 from pccompile.frontends.onnx import checks
 from pccompile.frontends.onnx.graph import build, with_floats
+from pccompile.frontends.onnx.inlining import prepared
 from pccompile.frontends.onnx.module import InputType, OnnxModule
-from pccompile.frontends.onnx.registry import find
 from pccompile.frontends.onnx.tensors import first_line
 from pccompile.frontends.onnx.values import DTYPES, NARROW, TEXT, Host, host_of, type_name
-
-OLDEST_OPSET = 7
-"""Older operator sets are converted: their arithmetic does not broadcast as everybody expects today."""
 
 
 def load_onnx(
@@ -129,54 +126,6 @@ def garbled(message: Any) -> bool:
         if field.type == field.TYPE_MESSAGE and any(garbled(v) for v in entries):
             return True
     return False
-
-
-def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` with functions inlined and its operators at a version that has rules."""
-    try:
-        if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
-        model = converted(model)
-        bodies = function_bodies(model)
-        if bodies:
-            model = onnx.shape_inference.infer_shapes(model)  # some bodies depend on types
-            model = onnx.inliner.inline_selected_functions(model, bodies, inline_schema_functions=True)
-    except CompileError:
-        raise
-    except Exception as error:
-        raise CompileError(f"the model's functions cannot be inlined: {first_line(error)}") from None
-    return model
-
-
-def converted(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` with an operator set that is not older than ours."""
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), OLDEST_OPSET)
-    if version >= OLDEST_OPSET:
-        return model
-    try:
-        return onnx.version_converter.convert_version(model, OLDEST_OPSET)
-    except Exception as error:
-        raise CompileError(
-            f"operator set version {version} cannot be converted to {OLDEST_OPSET}: {first_line(error)}",
-            hint="export the model again with a newer operator set",
-        ) from None
-
-
-def function_bodies(model: onnx.ModelProto) -> list[tuple[str, str]]:
-    """The operators without a rule that ONNX itself defines by others."""
-    missing = {(n.domain, n.op_type) for n in checks.all_nodes(model.graph) if find(n.domain, n.op_type) is None}
-    versions = {o.domain: o.version for o in model.opset_import}
-    return [key for key in sorted(missing) if key[1] != "Constant" and has_body(*key, versions.get(key[0], 1))]
-
-
-def has_body(domain: str, op_type: str, version: int) -> bool:
-    """Whether ONNX defines an operator by others."""
-    try:
-        schema = onnx.defs.get_schema(op_type, version, "" if domain == "ai.onnx" else domain)
-    except onnx.defs.SchemaError:
-        return False
-    # absent from onnx's type stubs
-    return any(getattr(schema, flag) for flag in ("has_function", "has_context_dependent_function"))
 
 
 def input_type(entry: onnx.ValueInfoProto) -> InputType:

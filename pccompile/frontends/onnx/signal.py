@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -62,3 +63,19 @@ def window(node: Node, size: Host) -> Any:
     else:
         values = 0.42 - 0.5 * torch.cos(steps) + 0.08 * torch.cos(2 * steps)
     return values.to(dtype)
+
+
+@operator("MelWeightMatrix")
+def mel_weight_matrix(node: Node, bins: Host, length: Host, rate: Host, low: Host, high: Host) -> Tensor:
+    """Triangles over the frequencies of a transform, evenly spaced on the mel scale, as `[frequency, bin]`."""
+    count, size = bins.item(), length.item()
+    first, last = (2595 * math.log10(1 + edge.item() / 700) for edge in (low, high))
+    mels = first + torch.arange(count + 2, dtype=torch.float64) * ((last - first) / (count + 2))
+    corners = torch.floor((size + 1) * 700 * (10 ** (mels / 2595) - 1) / rate.item())
+    left, centre, right = corners[:-2], corners[1:-1], corners[2:]
+    place = torch.arange(size // 2 + 1, dtype=torch.float64)[:, None]
+    rising = torch.where(centre > left, (place - left) / (centre - left).clamp(min=1), 1.0)
+    falling = (right - place) / (right - centre).clamp(min=1)
+    weights = torch.where((place >= left) & (place <= centre), rising, 0.0)
+    weights = torch.where((place >= centre) & (place < right), falling, weights)
+    return weights.to(DTYPES[node.get("output_datatype", 1)])

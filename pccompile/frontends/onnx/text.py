@@ -1,0 +1,116 @@
+"""Operators on text. They run on the host and carry no gradient."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pccompile.diagnostics import CompileError
+from pccompile.frontends.onnx.registry import Node, operator
+from pccompile.frontends.onnx.values import Text, Value, as_host, described, text_of
+
+CASES: dict[str, Callable[[str], str]] = {
+    "LOWER": lambda s: s.lower(),
+    "UPPER": lambda s: s.upper(),
+    "NONE": lambda s: s,
+}
+
+
+def as_text(value: Value) -> Text:
+    """`value`, which has to be text."""
+    if not isinstance(value, Text):
+        raise CompileError(f"text is expected, {described(value)} is given")
+    return value
+
+
+def each(function: Callable[..., Any], *texts: Text) -> np.ndarray[Any, Any]:
+    """`function` of each string, broadcast, as an array of objects."""
+    results = np.frompyfunc(function, len(texts), 1)(*(t.array for t in texts))
+    return np.asarray(results, dtype=object)
+
+
+@operator("StringConcat")
+def string_concat(node: Node, a: Value, b: Value) -> Text:
+    """The strings of a followed by those of b."""
+    return Text(each(lambda x, y: x + y, as_text(a), as_text(b)))
+
+
+@operator("StringNormalizer")
+def string_normalizer(node: Node, x: Value) -> Text:
+    """The strings of x without stop words, in upper or lower case; one empty string where none is left."""
+    change = CASES[node.get("case_change_action", "NONE")]
+    compared = CASES["NONE" if node.get("is_case_sensitive", 0) else "LOWER"]
+    stop = {compared(word) for word in node.get("stopwords") or ()}
+    array = as_text(x).array
+    kept = [change(s) for s in array.reshape(-1) if compared(s) not in stop] or [""]
+    return text_of([kept] if array.ndim == 2 else kept)
+
+
+@operator("StringSplit")
+def string_split(node: Node, x: Value) -> tuple[Text, Tensor]:
+    """The parts of each string along a new axis, filled up with empty strings, and their number."""
+    array, most = as_text(x).array, node.get("maxsplit", -1)
+    parts = [s.split(node.get("delimiter") or None, most) for s in array.reshape(-1)]
+    width = max(map(len, parts), default=0)
+    filled = np.full((len(parts), width), "", dtype=object)
+    for row, found in zip(filled, parts, strict=True):
+        row[: len(found)] = found
+    counts = torch.tensor([len(p) for p in parts], dtype=torch.int64).reshape(array.shape)
+    return Text(filled.reshape(*array.shape, width)), counts
+
+
+@operator("RegexFullMatch")
+def regex_full_match(node: Node, x: Value) -> Tensor:
+    """Whether each string as a whole matches a pattern."""
+    pattern = node.get("pattern", "")
+    try:
+        compiled = re.compile(pattern, re.ASCII)
+    except re.error as error:
+        raise CompileError(f"the pattern {pattern!r} cannot be read: {error}") from None
+    return torch.from_numpy(each(lambda s: compiled.fullmatch(s) is not None, as_text(x)).astype(np.bool_))
+
+
+@operator("TfIdfVectorizer")
+def tf_idf(node: Node, x: Value) -> Tensor:
+    """How often each n-gram of a pool occurs in each row of x, weighted as `mode` says."""
+    array = x.array if isinstance(x, Text) else as_host(x, "the tokens of TfIdfVectorizer").array
+    places = node.get("ngram_indexes")
+    weights = node.get("weights") or [1.0] * len(places)
+    grams = pool(node)
+    rows = []
+    for tokens in array.reshape(-1, array.shape[-1]).tolist():
+        found = occurrences(node, tokens)
+        row = [0.0] * (max(places) + 1)
+        for gram, place, weight in zip(grams, places, weights, strict=True):
+            count = found[gram]
+            row[place] = {"TF": count, "IDF": min(count, 1) * weight, "TFIDF": count * weight}[node.get("mode")]
+        rows.append(row)
+    return torch.tensor(rows, dtype=torch.float32).reshape(*array.shape[:-1], -1)
+
+
+def pool(node: Node) -> list[tuple[Hashable, ...]]:
+    """The n-grams that are counted, shorter ones first as the node lists them."""
+    flat = list(node.get("pool_int64s") or node.get("pool_strings") or ())
+    starts = [*node.get("ngram_counts"), len(flat)]
+    return [
+        tuple(flat[i : i + n])
+        for n, (first, last) in enumerate(itertools.pairwise(starts), start=1)
+        for i in range(first, last, n)
+    ]
+
+
+def occurrences(node: Node, tokens: Sequence[Hashable]) -> Counter[tuple[Hashable, ...]]:
+    """All n-grams of the lengths asked for, with all skips allowed; a single token cannot skip any."""
+    found: Counter[tuple[Hashable, ...]] = Counter()
+    for n in range(node.get("min_gram_length"), node.get("max_gram_length") + 1):
+        for step in range(1, 2 if n == 1 else node.get("max_skip_count", 0) + 2):
+            reach = step * (n - 1) + 1
+            found.update(tuple(tokens[i : i + reach : step]) for i in range(len(tokens) - reach + 1))
+    return found
