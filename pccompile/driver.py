@@ -80,11 +80,12 @@ def import_model(
     dynamic_shapes: Any = None,
     locate: Locate | None = None,
     hook: Hook = _silent,
+    writes: bool = False,
 ) -> Imported:
-    """`model` as an operation graph. Raises CompileError where it cannot be captured."""
+    """`model` as an operation graph; `writes` as for import_program. Raises CompileError where it cannot."""
     stage = Stages(hook)
     program = stage("export", lambda: export(model, args, kwargs, dynamic_shapes))
-    return stage("import", lambda: import_program(program, model, locate))  # type: ignore[no-any-return]
+    return stage("import", lambda: import_program(program, model, locate, writes))  # type: ignore[no-any-return]
 
 
 def to_vertices(imported: Imported, granularity: str, hook: Hook = _silent) -> tuple[Graph, PCGraph]:

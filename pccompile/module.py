@@ -153,13 +153,17 @@ class PCModule(nn.Module):
             raise CompileError(what, hint="compile the nn.Module itself to call it in several forms")
         shapes = self._dynamic_shapes if not self._traces else None
         try:
-            imported = import_model(model, args, kwargs, shapes, self._locate, self._hook)
+            imported = self._import(args, kwargs, shapes)
         except CompileError as e:
             if not reason.startswith("input "):
                 raise
             why = f"the model does not take this call either: {e.problems[0].what}"
             raise CompileError(reason, e.problems[0].where, why) from e
         return self.adopt(imported, args, kwargs)
+
+    def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Imported:
+        """The model as a graph, for calls of this form."""
+        return import_model(self.__dict__["model"], args, kwargs, dynamic_shapes, self._locate, self._hook)
 
     def adopt(self, imported: Imported, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Traced:
         """Take an imported model as what calls of this form run."""
@@ -232,7 +236,8 @@ class PCModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns, with predictive coding as its backward pass."""
         runtime = self._runtime(args, kwargs)
-        return runtime.interface.assemble(self._run(runtime, runtime.interface.bind(args, kwargs)))
+        inputs = runtime.interface.bind(args, kwargs)
+        return runtime.interface.assemble(self._run(runtime, inputs), inputs)
 
     def _run(
         self, runtime: Runtime, inputs: dict[str, Tensor], targets: list[Tensor] | None = None
@@ -336,8 +341,11 @@ class _Bridge(torch.autograd.Function):
         )
         if targets is None:
             ctx.save_for_backward(*kept, *(o.detach() for o in clamped if runtime.source.moving))
-            ctx.mark_non_differentiable(*(o for o in outputs if not o.is_floating_point() and not o.is_complex()))
-            return tuple(o if all(o is not p for p in outputs[:i]) else o.detach() for i, o in enumerate(outputs))
+            results = tuple(o if all(o is not p for p in outputs[:i]) else o.detach() for i, o in enumerate(outputs))
+            carrying = {runtime.source.outputs[i] for i in runtime.source.errors}
+            still = (o for o, name in zip(results, runtime.source.outputs, strict=True) if name not in carrying)
+            ctx.mark_non_differentiable(*still)
+            return results
         loss, errors = runtime.clamp(outputs, targets)
         ctx.save_for_backward(*kept, *errors)
         return (loss,)

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import sympy
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pccompile.backends.torch import Source
 from pccompile.driver import Compiled
 from pccompile.frontends.exported import Imported
+from pccompile.frontends.numbers import Read
 from pccompile.ir import Ref, TensorType
 
 
@@ -30,7 +32,8 @@ class Interface:
     """How a model is called: which leaves of its arguments are tensors, and how its result is put together.
 
     `types` are the input types by name, `inputs` a name or None for each leaf of the arguments, `results` for each leaf
-    of the result a position among the graph's outputs, or a constant.
+    of the result a position among the graph's outputs, or a constant; `numbers` are those leaves that the model returns
+    as Python numbers.
     """
 
     types: Mapping[str, TensorType]
@@ -39,6 +42,7 @@ class Interface:
     results: tuple[tuple[bool, Any], ...]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
+    numbers: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, imported: Imported, leaves: Sequence[Any]) -> Interface:
@@ -46,7 +50,10 @@ class Interface:
         position = {o: i for i, o in enumerate(imported.graph.outputs)}
         results = tuple((True, position[o]) if isinstance(o, Ref) else (False, o) for o in imported.outputs)
         constants = tuple(None if name else leaf for name, leaf in zip(imported.inputs, leaves, strict=True))
-        return cls(imported.graph.inputs, imported.inputs, constants, results, imported.in_spec, imported.out_spec)
+        numbers = frozenset(i for i, o in enumerate(imported.outputs) if isinstance(o, Read))
+        return cls(
+            imported.graph.inputs, imported.inputs, constants, results, imported.in_spec, imported.out_spec, numbers
+        )
 
     def mismatch(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """Why a call does not fit, in the model's own names; '' if it does."""
@@ -74,9 +81,24 @@ class Interface:
         leaves = pytree.tree_leaves((args, dict(kwargs)))
         return {name: leaf for name, leaf in zip(self.inputs, leaves, strict=True) if name is not None}
 
-    def assemble(self, outputs: Sequence[Tensor]) -> Any:
-        """The model's result, from the graph's outputs."""
-        return pytree.tree_unflatten([outputs[v] if found else v for found, v in self.results], self.out_spec)
+    def assemble(self, outputs: Sequence[Tensor], inputs: Mapping[str, Tensor] | None = None) -> Any:
+        """The model's result, from the graph's outputs; `inputs` give the lengths that stand in it."""
+        leaves = [outputs[v] if found else self._length(v, inputs or {}) for found, v in self.results]
+        for i in self.numbers:
+            leaves[i] = leaves[i].item()
+        return pytree.tree_unflatten(leaves, self.out_spec)
+
+    def _length(self, value: Any, inputs: Mapping[str, Tensor]) -> Any:
+        """`value`, or the number that it is for these inputs where it is an expression over free dimensions."""
+        if not isinstance(value, sympy.Expr):
+            return value
+        sizes = {
+            dim: size
+            for name, type_ in self.types.items()
+            if name in inputs
+            for dim, size in zip(type_.shape, inputs[name].shape, strict=True)
+        }
+        return int(value.subs({s: sizes[s] for s in value.free_symbols}))
 
 
 @dataclass

@@ -88,8 +88,12 @@ class _Lowering:
         """A parameter, input or buffer."""
         if name in self.texts:
             return self.w.given(self.texts[name], name)
+        return self.w.leaf(*self.place(name), name)
+
+    def place(self, name: str) -> tuple[str, str]:
+        """The table and the key of a parameter, input or buffer."""
         table = "params" if name in self.graph.params else "inputs" if name in self.graph.inputs else "buffers"
-        return self.w.leaf(table, self.graph.origin.get(name, name), name)
+        return table, self.graph.origin.get(name, name)
 
     def predict(self) -> Function:
         """The forward sweep, in the order of the graph; then the buffers' new values."""
@@ -113,7 +117,8 @@ class _Lowering:
                 self.slots[v.name, "prediction"] = w.name(self._forward(v.result), f"prediction_{v.name}")
         w.vertex = ""
         for buffer, updated in self.graph.updates.items():
-            w.write("copy", {"key": self.graph.origin[buffer], "of": self._forward(Ref(updated))}, "")
+            table, key = self.place(buffer)
+            w.write("copy", {"table": table, "key": key, "of": self._forward(Ref(updated))}, "")
         results: dict[str, Ref] = {o: self._forward(Ref(o)) for o in self.graph.outputs}
         return Function(w.take(), results)
 

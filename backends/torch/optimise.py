@@ -21,9 +21,9 @@ def optimise(lowered: Lowered) -> Lowered:
         f.lines[:0] = [replace(s) for s in params]
         needed.update({r: None for r in wanted if r not in {s.target for s in params}})
     predict = without_dead(Function(lowered.predict.lines, lowered.predict.results), needed)
-    written = {s.args["key"] for s in predict.statements() if s.op == "copy"}
+    written = {(s.args["table"], s.args["key"]) for s in predict.statements() if s.op == "copy"}
     for s in predict.statements():
-        if s.op == "leaf" and s.target in needed and s.args["key"] in written:
+        if s.op == "leaf" and s.target in needed and (s.args["table"], s.args["key"]) in written:
             s.args = {**s.args, "clone": True}
     for f in (predict, *later):
         _mask(f)

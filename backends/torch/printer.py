@@ -149,7 +149,7 @@ class Printer:
         if s.target in self.unpacked:
             return
         if s.op == "copy":
-            self.line(depth, f"buffers[{quoted(s.args['key'])}].copy_({self.spell(s.args['of'])})")
+            self.line(depth, f"{s.args['table']}[{quoted(s.args['key'])}].copy_({self.spell(s.args['of'])})")
             return
         if self.inlines(s):
             self.inlined[s.target] = self.expression(s)

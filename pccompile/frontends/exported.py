@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
@@ -24,8 +24,9 @@ from torch.utils import _pytree as pytree
 from pccompile.diagnostics import NOWHERE, Collector, CompileError, Location
 from pccompile.frontends.functional import functionalise, op_name
 from pccompile.frontends.intercept import author_gradients, refuse_backward_hooks
+from pccompile.frontends.numbers import Read, is_read, number, with_operands
 from pccompile.frontends.regions import inline_regions
-from pccompile.ir import DEVICE, Arg, Graph, Node, Ref, Source, TensorType, Type
+from pccompile.ir import DEVICE, Arg, Graph, Node, Ref, Source, TensorType, Type, refs
 from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer, bind
 from pccompile.ops.functions import FUNCTION, call_of
@@ -38,7 +39,9 @@ class Imported:
     """A graph with what is needed to call it as the model is called.
 
     `inputs` gives for each leaf of the flattened arguments its name in the graph (None where it is no tensor),
-    `outputs` for each leaf of the flattened result a name or, for a leaf that is not a tensor, its value.
+    `outputs` for each leaf of the flattened result a name or, for a leaf that is not a tensor, its value. `writes` are
+    the last values of inputs that the model changes in place, which are among the graph's outputs where they were
+    asked for.
     """
 
     graph: Graph
@@ -48,6 +51,7 @@ class Imported:
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     tensors: Mapping[str, torch.Tensor]
+    writes: Mapping[str, Ref] = field(default_factory=dict)
 
 
 def export(
@@ -132,14 +136,17 @@ def _refused(model: nn.Module, error: Exception) -> CompileError:
     return CompileError(f"torch.export cannot capture {type(model).__name__}: {line}", where, hint)
 
 
-def import_program(program: ExportedProgram, model: nn.Module | None = None, locate: Locate | None = None) -> Imported:
+def import_program(
+    program: ExportedProgram, model: nn.Module | None = None, locate: Locate | None = None, writes: bool = False
+) -> Imported:
     """An exported program as a Graph. `model` gives the parameters' identity (ties) and which of them are frozen.
 
+    writes: return the last values of inputs that are changed in place as well; they are left as they were otherwise.
     Raises CompileError for what the dialect cannot say.
     """
     inline_regions(program)
     program, written = functionalise(program)
-    return _Importer(program, model, locate).run(written)
+    return _Importer(program, model, locate).run(written, writes)
 
 
 class _Importer:
@@ -158,7 +165,6 @@ class _Importer:
         self.wanted: set[str] = set()
         self.problems = Collector()
         self.typer = self._typer()
-        self.builder = Builder({}, self.typer, "")
 
     def _typer(self) -> Typer:
         """A typer whose dimensions have names that a person would give."""
@@ -177,7 +183,7 @@ class _Importer:
                     self.dims[label] = Source(name, axis)
         return Typer(mode, names)
 
-    def run(self, written: Mapping[fx.Node, fx.Node]) -> Imported:
+    def run(self, written: Mapping[fx.Node, fx.Node], with_writes: bool = False) -> Imported:
         specs = {s.arg.name: s for s in self.signature.input_specs if hasattr(s.arg, "name")}
         for n in self.program.graph.nodes:
             if n.op == "placeholder":
@@ -186,15 +192,21 @@ class _Importer:
                 self._call(n)
             elif n.op == "get_attr":
                 self._constant(n)
+        for p in written:
+            if self.env[p] in self.params:
+                where = Location(self.origin[str(self.env[p])])
+                self.problems.add("a parameter is changed in place", where, "change it outside the model")
         self.problems.raise_if_any()
         updates = {self.env[p]: self.env[v] for p, v in written.items() if self.env[p] in self.buffers}
         outputs = self._outputs()
+        changed = {str(self.env[p]): self.env[v] for p, v in written.items() if self.env[p] in self.inputs}
+        writes = changed if with_writes else {}
         graph = Graph(
             self.inputs,
             self.params,
             self.buffers,
             tuple(self.nodes),
-            tuple(dict.fromkeys(o for o in outputs if isinstance(o, Ref))),
+            tuple(dict.fromkeys(o for o in (*outputs, *writes.values()) if isinstance(o, Ref))),
             self.origin,
             updates,
             self.dims,
@@ -204,7 +216,7 @@ class _Importer:
         assert spec.in_spec is not None
         assert spec.out_spec is not None
         leaves = tuple(self._input_name(s.arg) for s in self.signature.input_specs if s.kind == InputKind.USER_INPUT)
-        return Imported(graph, self.typer, leaves, outputs, spec.in_spec, spec.out_spec, self.tensors)
+        return Imported(graph, self.typer, leaves, outputs, spec.in_spec, spec.out_spec, self.tensors, writes)
 
     def _input_name(self, arg: object) -> str | None:
         if not isinstance(arg, TensorArgument):
@@ -274,6 +286,8 @@ class _Importer:
 
     def _call(self, n: fx.Node) -> None:
         value = n.meta.get("val")
+        if is_read(value) and self._number(n, value):
+            return
         if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool | int | float | bool):
             self._size(n, value)
             return
@@ -304,15 +318,44 @@ class _Importer:
         expr = value.node.expr.xreplace(self.typer.names)
         unknown = {str(s) for s in expr.free_symbols} - set(self.dims)
         if unknown:
-            self.problems.add(
-                "a number that is read from a tensor's contents decides what is computed",
-                self._where(n),
-                "compute it outside the model and pass it as an argument, or avoid .item()",
-            )
+            self._refuse_number(n)
         self.env[n] = expr if not expr.is_Integer else int(expr)
+
+    def _refuse_number(self, n: fx.Node) -> None:
+        self.problems.add(
+            "a number that is read from a tensor's contents decides what is computed",
+            self._where(n),
+            "compute it outside the model and pass it as an argument, or avoid .item()",
+        )
+
+    def _number(self, n: fx.Node, value: object) -> bool:
+        """Take a number that is read from a tensor as a tensor, if that can be done."""
+        b = self._builder(n)
+        found = number(b, n.target, tuple(self._arg(a) for a in n.args), value)
+        self._keep(b)
+        if found is not None:
+            self.env[n] = found
+        return found is not None
+
+    def _builder(self, n: fx.Node) -> Builder:
+        types = {**self.inputs, **self.params, **self.buffers, **{m.name: m.type for m in self.nodes}}
+        b = Builder(types, self.typer, f"{n.name}_", self._where(n))
+        b.reserved = self.namer.used
+        return b
+
+    def _keep(self, b: Builder) -> None:
+        self.nodes += b.nodes
+        self.namer.used.update(m.name for m in b.nodes)
 
     def _append(self, n: fx.Node, op: str, args: Mapping[str, Arg]) -> None:
         type_ = self._type(n)
+        if any(isinstance(r, Read) for r in refs(args.values())):
+            b = self._builder(n)
+            call = with_operands(b, op, args, type_)
+            self._keep(b)
+            if call is None:
+                self._refuse_number(n)
+            op, args = call or (op, args)
         name = self.namer(self._label(n, op))
         for t in type_ if isinstance(type_, tuple) else (type_,):
             self._new_dims(name, t)

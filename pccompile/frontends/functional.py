@@ -15,12 +15,17 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from pccompile.diagnostics import CompileError
+from pccompile.ops.functions import overwritten
+
 TWINS = {
     "aten.zero_.default": "aten.zeros_like.default",
     "aten.bernoulli_.float": "aten.bernoulli.p",
     "aten.normal_.default": "aten.normal_functional.default",
     "aten.copy_.default": "aten.copy.default",
 }
+NO_GRAD = "pccompile_no_grad"
+"""Marks operations that change a value in place where gradients are off."""
 MAY_RETURN_INPUT = ("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "rrelu")
 
 
@@ -59,7 +64,7 @@ def twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
     return found if isinstance(found, torch._ops.OpOverload) and not found._schema.is_mutable else None
 
 
-def _viewed(node: fx.Node) -> list[fx.Node]:
+def viewed(node: fx.Node) -> list[fx.Node]:
     """The arguments whose memory the result of `node` may share."""
     if node.target is operator.getitem:
         return [node.args[0]]  # type: ignore[list-item]
@@ -92,13 +97,23 @@ def rename_in_place(graph: fx.Graph) -> tuple[bool, dict[fx.Node, fx.Node]]:
             continue
         (target,) = mutated(n)
         n.target = twin(n.target)
-        root[n] = root.get(target, target)
+        value = _keeping_gradient(graph, target, n) if n.meta.get(NO_GRAD) else n
+        root[value] = root.get(target, target)
         for user in list(target.users):
-            if position[user] > position[n]:
-                user.replace_input_with(target, n)
-        if root[n].op == "placeholder":
-            written[root[n]] = n
+            if user in position and position[user] > position[n]:
+                user.replace_input_with(target, value)
+        if root[value].op == "placeholder":
+            written[root[value]] = value
     return True, written
+
+
+def _keeping_gradient(graph: fx.Graph, old: fx.Node, new: fx.Node) -> fx.Node:
+    """What `old` is after `new` has been written into it where gradients are off."""
+    with graph.inserting_after(new):
+        value = graph.call_function(overwritten(), (old, new))
+    value.meta = {k: v for k, v in new.meta.items() if k != NO_GRAD}
+    new.replace_all_uses_with(value, delete_user_cb=lambda u: u is not value)
+    return value
 
 
 def _renaming_is_enough(nodes: list[fx.Node], position: dict[fx.Node, int]) -> bool:
@@ -107,7 +122,7 @@ def _renaming_is_enough(nodes: list[fx.Node], position: dict[fx.Node, int]) -> b
     tensor: dict[fx.Node, fx.Node] = {n: n for n in nodes}
     for n in nodes:
         memory[n] = {n}
-        for source in (*_viewed(n), *mutated(n)):
+        for source in (*viewed(n), *mutated(n)):
             merged = memory[source] | memory[n]
             memory.update(dict.fromkeys(merged, merged))
         if not mutated(n):
@@ -121,11 +136,33 @@ def _renaming_is_enough(nodes: list[fx.Node], position: dict[fx.Node, int]) -> b
     return True
 
 
+def _is_plain_buffer(n: fx.Node, program: ExportedProgram) -> bool:
+    """Whether what `n` changes in place lies in buffers only, which carry no gradient."""
+    buffers = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.BUFFER}
+    open_, seen = mutated(n), set()
+    while open_:
+        source = open_.pop()
+        if source in seen:
+            continue
+        seen.add(source)
+        before = [*viewed(source), *mutated(source)]
+        if not before and source.name not in buffers:
+            return False
+        open_ += before
+    return True
+
+
 def functionalise(program: ExportedProgram) -> tuple[ExportedProgram, dict[fx.Node, fx.Node]]:
     """A program without in-place operations, and the values that its buffers and inputs take."""
     possible, written = rename_in_place(program.graph)
     if possible:
         return program, written
+    for n in program.graph.nodes:
+        if n.meta.get(NO_GRAD) and not _is_plain_buffer(n, program):
+            raise CompileError(
+                f"{op_name(n.target)} changes a part of a value in place where gradients are off",
+                hint="make a new tensor there instead, for example with torch.where",
+            )
     decomposed = program.run_decompositions({})
     signature = decomposed.graph_signature
     by_name = {n.name: n for n in decomposed.graph.nodes}

@@ -12,6 +12,9 @@ from torch import nn
 from pccompile.diagnostics import Collector, CompileError, Location
 from pccompile.ops.functions import record_call
 
+APPLIED = "AutogradFunctionApply"
+"""Where torch makes the Function that runs a custom one which Dynamo has traced: its backward is the author's."""
+
 
 @contextmanager
 def author_gradients() -> Iterator[None]:
@@ -19,7 +22,8 @@ def author_gradients() -> Iterator[None]:
     apply, hook = torch.autograd.Function.__dict__["apply"], torch.Tensor.register_hook
 
     def keep(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-        if cls.__module__.partition(".")[0] == "torch" or kwargs:
+        own = cls.__module__.partition(".")[0] == "torch" and APPLIED not in cls.__qualname__
+        if own or kwargs:
             return apply.__get__(None, cls)(*args, **kwargs)
         return record_call(cls, args)
 

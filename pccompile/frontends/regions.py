@@ -13,6 +13,8 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from pccompile.diagnostics import CompileError
+from pccompile.frontends.functional import NO_GRAD, mutated, viewed
 from pccompile.ops.functions import stop_gradient
 
 PLAIN = ("tag_activation_checkpoint", "wrap_activation_checkpoint", "invoke_subgraph")
@@ -36,6 +38,20 @@ def _barriers(graph_module: fx.GraphModule) -> None:
             for n in module.graph.nodes:
                 if n.op == "call_function" and str(n.target) in ("aten.detach.default", "aten.detach_.default"):
                     n.target = stop_gradient()
+                    _refuse_writes(n, module)
+
+
+def _refuse_writes(detached: fx.Node, module: fx.GraphModule) -> None:
+    """Raise CompileError where a detached value is changed in place: it is the same memory as the value itself."""
+    open_ = [detached]
+    for n in module.graph.nodes:
+        if any(v in open_ for v in viewed(n)):
+            open_.append(n)
+        if any(v in open_ for v in mutated(n)):
+            raise CompileError(
+                "a detached value is changed in place, and with it the value that it was detached from",
+                hint="clone it after detach()",
+            )
 
 
 def _name(n: fx.Node) -> str:
@@ -70,6 +86,11 @@ def _inline(graph_module: fx.GraphModule, region: fx.Node) -> None:
                 env[n] = graph_module.graph.get_attr(path)
             elif n.op == "call_function":
                 env[n] = graph_module.graph.node_copy(n, lambda x: env[x])
+                if stops and _from_outside(n):
+                    env[n].meta[NO_GRAD] = True
+                    with graph_module.graph.inserting_before(env[n]):
+                        for source in set(env[n].all_input_nodes) - set(mutated(env[n])):
+                            env[n].replace_input_with(source, _stopped(graph_module.graph, source))
             elif n.op == "output":
                 result = fx.node.map_arg(n.args[0], lambda x: env[x])
         results = list(result) if isinstance(result, tuple | list) else [result]
@@ -85,8 +106,21 @@ def _inline(graph_module: fx.GraphModule, region: fx.Node) -> None:
     graph_module.graph.erase_node(region)
 
 
+def _from_outside(n: fx.Node) -> bool:
+    """Whether an operation of a region changes in place what was made outside, which keeps the gradient that it had."""
+    open_ = mutated(n)
+    while open_:
+        source = open_.pop()
+        if source.op == "placeholder":
+            return True
+        open_ += [*viewed(source), *mutated(source)]
+    return False
+
+
 def _stopped(graph: fx.Graph, value: Any) -> Any:
     tensor = value.meta.get("val") if isinstance(value, fx.Node) else None
+    if isinstance(value, fx.Node) and value.meta.get(NO_GRAD):
+        return value
     if not isinstance(tensor, torch.Tensor) or not tensor.dtype.is_floating_point:
         return value
     barrier = graph.call_function(stop_gradient(), (value,))

@@ -43,6 +43,35 @@ define(OpDef(STOP, "linear", parameters=("x",), infer=lambda args, type_of: type
              spell=lambda t, a: str(t["x"]), equation="stop(x)"))  # fmt: skip
 
 
+@functools.cache
+def overwritten() -> torch._ops.OpOverload:
+    """The operator for a value that was changed in place where gradients are off: `new`, with the gradient of `old`."""
+
+    @torch.library.custom_op("pccompile::overwritten", mutates_args=())
+    def overwrite(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        return new.clone()
+
+    @overwrite.register_fake
+    def _(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(new)
+
+    found: torch._ops.OpOverload = torch.ops.pccompile.overwritten.default
+    return found
+
+
+define(
+    OpDef(
+        "pccompile.overwritten.default",
+        "linear",
+        lambda b, n, err: {"old": err},
+        parameters=("old", "new"),
+        infer=lambda args, type_of: type_of(args["new"]),
+        spell=lambda t, a: str(t["new"]),
+        equation="y",
+    )
+)
+
+
 class Context:
     """What a Function's forward and backward are given as `ctx`."""
 

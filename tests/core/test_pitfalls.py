@@ -314,3 +314,67 @@ def test_names_from_a_model_are_never_code() -> None:
 
 def test_an_error_shows_control_characters_escaped() -> None:
     assert "\x1b" not in str(CompileError("red \x1b[31m text\nsecond"))
+
+
+# changes in place where gradients are off
+
+
+def in_place_without_gradient(self: Any, x: Tensor) -> Tensor:
+    h = self.a(x)
+    with torch.no_grad():
+        h.clamp_(-1, 1).mul_(2)
+        scale = h.sum()
+    return self.b(h * h) * scale
+
+
+def statistics_without_gradient(self: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        self.norm.running_mean.mul_(0.9).add_(0.1 * x.mean(0))
+        self.norm.running_var[0] = x.mean()
+    return self.a(x) + self.norm.running_mean + self.norm.running_var
+
+
+@pytest.mark.parametrize("forward", [in_place_without_gradient, statistics_without_gradient])
+def test_a_change_in_place_without_gradient_keeps_the_gradient_that_was_there(forward: Callable[..., Any]) -> None:
+    make = module(forward, a=linear(), b=linear(), norm=nn.BatchNorm1d(4))
+    x, y = x64(3, 4).requires_grad_(), x64(3, 4)
+    y.data.copy_(x.data)
+    y.requires_grad_()
+    plain, pc = seeded(make), pccompile.compile(seeded(make), (x.detach(),))
+    half_squares(pc(x)).backward()
+    half_squares(plain(y)).backward()
+    found = {"input": x.grad, **{k: p.grad for k, p in pc.named_parameters()}}
+    assert distance(found, {"input": y.grad, **{k: p.grad for k, p in plain.named_parameters()}}) < 1e-12
+    assert all(map(torch.allclose, pc.buffers(), plain.buffers()))
+
+
+def part_without_gradient(self: Any, x: Tensor) -> Tensor:
+    h = self.a(x)
+    with torch.no_grad():
+        h[:, 0] = 1
+    return self.b(h)
+
+
+def through_detach(self: Any, x: Tensor) -> Tensor:
+    h = self.a(x)
+    h.detach().mul_(2)
+    return self.b(h)
+
+
+def parameter_in_place(self: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        self.a.weight.clamp_(-1, 1)
+    return self.b(self.a(x))
+
+
+@pytest.mark.parametrize(
+    "forward, words",
+    [
+        (part_without_gradient, "changes a part of a value in place"),
+        (through_detach, "a detached value is changed in place"),
+        (parameter_in_place, "a parameter is changed in place"),
+    ],
+)
+def test_changes_in_place_that_cannot_be_followed_are_refused(forward: Callable[..., Any], words: str) -> None:
+    with pytest.raises(CompileError, match=words):
+        pccompile.compile(seeded(module(forward, a=linear(), b=linear())), (x64(3, 4),))

@@ -22,7 +22,6 @@ REFUSED = {
     "cond": "torch control flow",
     "scan": "torch control flow",
     "while_loop": "torch control flow",
-    "item": "read from a tensor's contents",
 }
 """Cases that torch.export takes and we do not: the words of the refusal."""
 

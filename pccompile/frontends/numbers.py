@@ -1,0 +1,111 @@
+"""Numbers that a model reads from its tensors (`.item()`), kept as tensors without dimensions.
+
+Such a number is known only when the model runs, and no error passes through it. Where it is an operand it can stay a
+tensor; where it decides a size or a setting it cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+from pccompile.ir import DEVICE, Arg, Ref, TensorType, Type, refs
+from pccompile.ops import Builder, overload, schema
+from pccompile.ops.functions import STOP
+
+READS = ("aten.item.default", "aten._local_scalar_dense.default")
+ARITHMETIC = {
+    "add": "aten.add.Tensor",
+    "sub": "aten.sub.Tensor",
+    "mul": "aten.mul.Tensor",
+    "truediv": "aten.div.Tensor",
+    "pow": "aten.pow.Tensor_Tensor",
+    "neg": "aten.neg.default",
+    "sqrt": "aten.sqrt.default",
+    "sin": "aten.sin.default",
+    "cos": "aten.cos.default",
+    "exp": "aten.exp.default",
+    "log": "aten.log.default",
+}
+COMMON = ("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "rsub", "mul", "div")
+FORMS = {
+    "aten.clamp.default": "aten.clamp.Tensor",
+    "aten.clamp_min.default": "aten.clamp_min.Tensor",
+    "aten.clamp_max.default": "aten.clamp_max.Tensor",
+    "aten.pow.Tensor_Scalar": "aten.pow.Tensor_Tensor",
+    "aten.pow.Scalar": "aten.pow.Tensor_Tensor",
+    "aten.lerp.Scalar": "aten.lerp.Tensor",
+} | {f"aten.{name}.Scalar": f"aten.{name}.Tensor" for name in COMMON}
+"""Operators that take a number, and their forms that take a tensor in its place."""
+
+
+class Read(Ref):
+    """A number that is read from a tensor, or computed from such: the name of a tensor without dimensions."""
+
+    __slots__ = ()
+
+
+def is_read(value: object) -> bool:
+    """Whether a number in an exported program is known only when the program runs."""
+    return isinstance(value, torch.SymInt | torch.SymFloat) and bool(free_unbacked_symbols(value))
+
+
+def number(b: Builder, target: object, args: tuple[Arg, ...], value: object) -> Read | None:
+    """The number that `target(*args)` reads or computes; None where that has no form with tensors."""
+    dtype = torch.int64 if isinstance(value, torch.SymInt) else torch.float64
+    if str(target) in READS:
+        found = b.view(args[0], ())
+    else:
+        name = getattr(target, "__name__", str(target)).removeprefix("_").removeprefix("sym_")
+        given = tuple(_tensor(b, a) for a in args)
+        if name == "float":
+            (found,) = given
+        elif name in ARITHMETIC:
+            found = b(ARITHMETIC[name], *(b("aten._to_copy.default", a, dtype=dtype) for a in given))
+        else:
+            return None
+    if b.type(found).dtype is not dtype:
+        found = b("aten._to_copy.default", found, dtype=dtype)
+    return Read(b(STOP, found))
+
+
+def _tensor(b: Builder, arg: Arg) -> Ref:
+    if isinstance(arg, Ref):
+        return arg
+    whole = not isinstance(arg, float) and bool(getattr(arg, "is_integer", True))
+    return b("aten.full.default", (), arg, dtype=torch.int64 if whole else torch.float64, device=DEVICE)
+
+
+def with_operands(b: Builder, op: str, bound: Mapping[str, Arg], result: Type) -> tuple[str, dict[str, Arg]] | None:
+    """A call that reads numbers, with tensors in their place; None where it takes them as sizes or settings.
+
+    A tensor without dimensions takes the type that keeps that of the result as it is with a number.
+    """
+    if op == "aten.full.default" and isinstance(bound["fill_value"], Read) and isinstance(result, TensorType):
+        filled = b("aten._to_copy.default", Ref(bound["fill_value"]), dtype=result.dtype)
+        return "aten.expand.default", {"self": filled, "size": result.shape, "implicit": False}
+    form = FORMS.get(op, op)
+    kinds = {a.name: str(a.type) for a in overload(form)._schema.arguments}
+    if form != op:
+        bound = {name: bound.get(name, None) for name, _ in schema(form)}
+    dtype = result[0].dtype if isinstance(result, tuple) and result[0] else getattr(result, "dtype", torch.float32)
+    if not (dtype.is_floating_point or dtype.is_complex):
+        others = [b.type(r).dtype for r in refs(bound.values()) if not isinstance(r, Read) and r in b.types]
+        dtype = others[0] if others else dtype
+    found = dict(bound)
+    for name, arg in bound.items():
+        if isinstance(arg, tuple) and any(isinstance(a, Read) for a in arg):
+            return None
+        if isinstance(arg, Read) and "Tensor" not in kinds[name]:
+            return None
+        if isinstance(arg, Read):
+            keep = b.type(arg).dtype is dtype or not (dtype.is_floating_point or dtype.is_complex)
+            found[name] = Ref(arg) if keep else b("aten._to_copy.default", Ref(arg), dtype=dtype)
+        elif form != op and isinstance(arg, int | float) and "Tensor" in kinds[name]:
+            found[name] = b("aten.full.default", (), arg, dtype=dtype, device=DEVICE)
+    return form, found
+
+
+__all__ = ["Read", "is_read", "number", "with_operands"]
