@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 from onnx import defs
 
-from pccompile.diagnostics import Collector, CompileError, Location, Problem, listing
+from pccompile.diagnostics import Collector, CompileError, Location, listing
 from pccompile.frontends.onnx.registry import find
 from pccompile.frontends.onnx.tensors import first_line, verify
 from pccompile.frontends.onnx.values import DTYPES, NARROW, TEXT, type_name
@@ -234,12 +234,3 @@ def check_attributes(model: onnx.ModelProto, found: Collector) -> None:
             onnx.checker.check_node(node, context)
         except Exception as error:
             found.add(first_line(error), Location(label(node)))
-
-
-def problems_of(model: onnx.ModelProto, folder: Path | None) -> list[Problem]:
-    """Everything that keeps `model` from being loaded."""
-    found = Collector()
-    for check in (check_structure, check_types, check_operators):
-        check(model, found)
-    check_tensors(model, folder, found)
-    return found.problems

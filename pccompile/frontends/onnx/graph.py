@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -74,17 +74,21 @@ class Graph:
                     yield from value.subgraphs()
 
 
-def build(proto: onnx.GraphProto, opsets: dict[str, int], folder: Path | None) -> Graph:
-    """The graph that `proto` describes, its constants given their roles."""
-    graph = read(proto, opsets, folder)
+def build(
+    proto: onnx.GraphProto, opsets: dict[str, int], folder: Path | None, weights: Mapping[str, Constant | None]
+) -> Graph:
+    """The graph that `proto` describes, its constants given their roles; `weights` holds those that lie apart."""
+    graph = read(proto, opsets, folder, weights)
     fold_constant_shapes(graph)
     assign_roles(graph)
     return graph
 
 
-def read(proto: onnx.GraphProto, opsets: dict[str, int], folder: Path | None) -> Graph:
+def read(
+    proto: onnx.GraphProto, opsets: dict[str, int], folder: Path | None, weights: Mapping[str, Constant | None]
+) -> Graph:
     """`proto` as plain data."""
-    constants = {}
+    constants = {name: weight for name, weight in weights.items() if weight is not None}
     for tensor in proto.initializer:
         constants[tensor.name] = constant_of(tensor.name, array_of(tensor, folder), tensor.data_type, True)
     nodes = []
@@ -95,6 +99,7 @@ def read(proto: onnx.GraphProto, opsets: dict[str, int], folder: Path | None) ->
             nodes.append(made)
         else:
             constants[made.outputs[0]] = constant_holding(made.outputs[0], value)
+    constants = {n: constants[n] for n in weights if n in constants} | constants
     inputs = tuple(i.name for i in proto.input if i.name not in constants)
     outputs = tuple(o.name for o in proto.output)
     nodes = [with_body(n, nodes) if n.op_type == "Gradient" else n for n in nodes]
@@ -195,7 +200,7 @@ def attribute(proto: onnx.AttributeProto, opsets: dict[str, int], folder: Path |
         case kinds.TYPE_PROTO:
             return proto.tp
         case kinds.GRAPH:
-            return read(proto.g, opsets, folder)
+            return read(proto.g, opsets, folder, {})
     return None
 
 

@@ -7,28 +7,27 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
-import onnx.defs
-import onnx.inliner
-import onnx.shape_inference
-import onnx.version_converter
 import torch
 from torch import Tensor
 
 from pccompile.diagnostics import Collector, CompileError, Problem
 from pccompile.frontends.onnx import checks
-from pccompile.frontends.onnx.graph import build, with_floats
+from pccompile.frontends.onnx.graph import Constant, build, with_floats
 from pccompile.frontends.onnx.inlining import prepared
 from pccompile.frontends.onnx.module import InputType, OnnxModule
 from pccompile.frontends.onnx.tensors import first_line
 from pccompile.frontends.onnx.values import DTYPES, NARROW, TEXT, Host, host_of, type_name
+from pccompile.frontends.onnx.weights import as_inputs, weights_of, without_numbers
+
+Source: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
 
 
 def load_onnx(
-    source: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    source: Source,
     *,
     constants: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
@@ -40,12 +39,8 @@ def load_onnx(
     the file, for verification in double precision or for training a half-precision file. Raises CompileError with
     everything that is wrong.
     """
-    model, folder = read(source)
+    model, weights, folder = checked(source)
     found = Collector()
-    checks.check_structure(model, found)
-    checks.check_types(model, found)
-    checks.check_tensors(model, folder, found)
-    found.raise_if_any()
     model = prepared(model)
     checks.check_structure(model, found)
     checks.check_operators(model, found)
@@ -53,9 +48,8 @@ def load_onnx(
     checks.check_attributes(model, found)
     found.raise_if_any()
     opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
-    held = {i.name for i in model.graph.initializer}
-    types = [input_type(i) for i in model.graph.input if i.name not in held]
-    graph = build(model.graph, opsets, folder)
+    types = [input_type(i) for i in model.graph.input if i.name not in weights]
+    graph = build(model.graph, opsets, folder, weights)
     if dtype is not None:
         with_floats(graph, dtype)
         types = [replace(t, dtype=dtype) if t.form == "tensor" and t.dtype.is_floating_point else t for t in types]
@@ -63,24 +57,41 @@ def load_onnx(
     return OnnxModule(graph, [t for t in types if t.name not in fixed], fixed)
 
 
-def unsupported(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> list[Problem]:
+def checked(source: Source) -> tuple[onnx.ModelProto, dict[str, Constant | None], Path | None]:
+    """A model in which large weights are inputs, its weights, and its folder. Raises CompileError."""
+    model, folder = read(source)
+    light = without_numbers(model)
+    found = Collector()
+    checks.check_structure(light, found)
+    checks.check_types(light, found)
+    checks.check_tensors(model, folder, found)
+    found.raise_if_any()
+    as_inputs(light)
+    return light, weights_of(model, folder), folder
+
+
+def unsupported(source: Source) -> list[Problem]:
     """Everything that keeps a model from being loaded, without raising."""
     try:
         model, folder = read(source)
-        problems = checks.problems_of(model, folder)
-        if problems and any("no rule" not in p.what for p in problems):
-            return problems
-        return checks.problems_of(prepared(model), folder)
+        light, found = without_numbers(model), Collector()
+        for check in (checks.check_structure, checks.check_types, checks.check_operators):
+            check(light, found)
+        checks.check_tensors(model, folder, found)
+        if any("no rule" not in p.what for p in found.problems):
+            return found.problems
+        as_inputs(light)
+        found = Collector()
+        checks.check_operators(prepared(light), found)
+        return found.problems
     except CompileError as error:
         return list(error.problems)
 
 
-def read(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
+def read(source: Source) -> tuple[onnx.ModelProto, Path | None]:
     """The model, and the folder that its external data has to lie in."""
     if isinstance(source, onnx.ModelProto):
-        copy = onnx.ModelProto()
-        copy.CopyFrom(source)
-        return recognised(copy, "the model"), None
+        return recognised(source, "the model"), None
     if isinstance(source, bytes):
         return parsed(source, "the model"), None
     path = Path(source)

@@ -37,7 +37,7 @@ def along(node: Node, part: Tensor, x: Tensor) -> Tensor:
     return part.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
 
 
-@operator("QuantizeLinear")
+@operator("QuantizeLinear", statistics=(1,))
 def quantize(node: Node, x: Tensor, scale: Tensor, zero: Value = None) -> Tensor | Narrow:
     """x / scale, rounded and moved by the zero point, in the zero point's type."""
     code = node.get("output_dtype", 0) or (UINT8 if zero is None else code_of(zero))
@@ -87,7 +87,7 @@ def matmul_integer(
     return torch.matmul(shifted_rows(a, a_zero, -2), shifted_rows(b, b_zero, -1)).to(torch.int32)
 
 
-@operator("QLinearMatMul")
+@operator("QLinearMatMul", statistics=(1, 4, 6))
 def quantised_matmul(
     node: Node,
     a: Tensor,
@@ -125,7 +125,7 @@ def conv_integer(
     return integer_conv(node, x, w, x_zero, w_zero).to(torch.int32)
 
 
-@operator("QLinearConv")
+@operator("QLinearConv", statistics=(1, 4, 6))
 def quantised_conv(
     node: Node,
     x: Tensor,
