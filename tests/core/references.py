@@ -3,60 +3,72 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
 import sympy
 import torch
+from ops.references import REFERENCES
 from torch import Tensor
 
 from core.models import Gradients, gradients, half_squares
 from pccompile import PCModule
-from pccompile.algorithms.law import path_lengths
-from pccompile.ir import Node, PCGraph, Ref
+from pccompile.ir import DEVICE, Node, PCGraph, Ref
 from pccompile.ops import overload
+from pccompile.ops.functions import STOP
 from pccompile.ops.typer import split_arguments
+from pccompile.runtime import Runtime
 
 
-def by_path_length(pc: PCModule, x: Tensor) -> list[Gradients]:
+def by_path_length(pc: PCModule, loss: Callable[[Any], Tensor], *inputs: Tensor) -> list[Gradients]:
     """What the paths of k edges contribute to each gradient, for each k, by autograd alone.
 
-    The gradient that arrives at a hidden value is multiplied by z there, so that a path of k edges carries z^k; the
-    coefficients of the polynomial in z are found from its values.
+    Each vertex is run by itself on the values of a forward pass, and autograd takes what has arrived at it over k edges
+    to its parents, where it has come over k + 1. Parameters go by their paths, an input x by "input x".
     """
-    compiled = pc.compiled
-    latent = {str(v.result) for v in compiled.pc.latent}
-    count = 1 + max(max(ks) for ks in path_lengths(compiled.pc).values())
-    assert count < 16, "interpolation in doubles loses too many digits"
-
-    def at(z: float) -> Gradients:
-        env = given(pc, x)
-        for n in compiled.graph.nodes:
-            value = run(n, env)
-            if n.name in latent:
-                value.register_hook(lambda g: z * g)
-            env[n.name] = value
-        return gradients(pc, half_squares(tuple(env[o] for o in compiled.graph.outputs)))
-
-    points = np.cos(np.pi * (np.arange(count) + 0.5) / count)
-    values = [at(float(z)) for z in points]
-    inverse = torch.from_numpy(np.linalg.inv(np.vander(points, increasing=True)))
-    return [
-        {
-            name: None if values[0][name] is None else sum(inverse[k, i] * values[i][name] for i in range(count))
-            for name in values[0]
-        }
-        for k in range(count)
-    ]
+    runtime = pc.prepare(inputs)
+    graph = runtime.compiled.pc
+    env = {name: v.detach() if isinstance(v, Tensor) else v for name, v in given(pc, *inputs).items()}
+    for n in graph.graph.nodes:
+        env[n.name] = run(n, env)
+    arrived: dict[str, dict[int, Tensor]] = {name: {} for name in (*graph.names, *graph.reached)}
+    for vertex, error in zip(graph.outputs, _output_errors(runtime, env, loss), strict=True):
+        arrived[vertex][0] = error
+    for v in reversed(graph.vertices):
+        parents = [p for p in v.parents if p in arrived]
+        own = {**env, **{p: env[p].detach().requires_grad_() for p in parents}}
+        for n in v.prediction:
+            own[n.name] = run(n, own)
+        for k, error in arrived[v.name].items():
+            sent = torch.autograd.grad(own[v.result], [own[p] for p in parents], error, True, allow_unused=True)
+            for p, message in zip(parents, sent, strict=True):
+                if message is not None:
+                    edges = k + (p in graph.names)
+                    arrived[p][edges] = arrived[p].get(edges, 0) + message
+    count = 1 + max(k for parts in arrived.values() for k in parts)
+    names = {p: graph.graph.origin[p] if p in graph.graph.params else f"input {p}" for p in graph.reached}
+    return [{key: arrived[p].get(k, torch.zeros_like(env[p])) for p, key in names.items()} for k in range(count)]
 
 
-def given(pc: PCModule, x: Tensor) -> dict[str, Any]:
-    """The parameters, the only input and the lengths of a call, by name."""
-    graph = pc.compiled.graph
-    lengths = {name: x.shape[source.axis] for name, source in graph.dims.items()}
-    return {**pc.compiled.imported.tensors, next(iter(graph.inputs)): x, **lengths}
+def _output_errors(runtime: Runtime, env: Mapping[str, Any], loss: Callable[[Any], Tensor]) -> list[Tensor]:
+    """The gradient of the loss at each output vertex, from the values in `env`: minus its error."""
+    graph, interface = runtime.compiled.pc, runtime.interface
+    leaves = {o: env[o].detach().requires_grad_(env[o].is_floating_point()) for o in graph.graph.outputs}
+    value = loss(interface.assemble(list(leaves.values())))
+    wanted = [leaves[o if o in leaves else o.removesuffix("_output")] for o in graph.outputs]
+    found = torch.autograd.grad(value, wanted, allow_unused=True)
+    return [torch.zeros_like(o) if g is None else g for o, g in zip(wanted, found, strict=True)]
+
+
+def given(pc: PCModule, *inputs: Tensor) -> dict[str, Any]:
+    """The parameters, buffers, inputs and lengths of a call, by name."""
+    runtime = pc.prepare(inputs)
+    bound = runtime.interface.bind(inputs, {})
+    tensors = {**runtime.compiled.imported.tensors, **bound}
+    dims = runtime.compiled.graph.dims
+    lengths = {name: tensors[d.tensor].shape[d.axis] for name, d in dims.items() if d.tensor in tensors}
+    return {**tensors, **lengths}
 
 
 def run(node: Node, env: dict[str, Any]) -> Any:
@@ -67,11 +79,17 @@ def run(node: Node, env: dict[str, Any]) -> Any:
             return [read(a) for a in arg]
         if isinstance(arg, sympy.Expr):
             return int(arg.subs({s: env[str(s)] for s in arg.free_symbols}))
+        if arg is DEVICE:
+            return torch.device("cpu")
         return env[arg] if isinstance(arg, Ref) else arg
 
     args = {name: read(arg) for name, arg in node.args.items()}
     if node.op == "getitem":
         return args["of"][args["index"]]
+    if node.op == STOP:
+        return args["x"].detach()
+    if node.op in REFERENCES:
+        return REFERENCES[node.op](*args.values())
     positional, named = split_arguments(overload(node.op), args)
     return overload(node.op)(*positional, **named)
 

@@ -9,6 +9,7 @@ import pytest
 import sympy as sp
 import torch
 from ops.harness import Run, arguments, evaluate, run
+from ops.references import REFERENCES
 from torch import Tensor
 
 from pccompile.ops import OPS
@@ -17,52 +18,6 @@ from pccompile.ops.registry import OpDef, Sample
 
 SAMPLES = [pytest.param(op, s, id=f"{name}-{i}") for name, op in OPS.items() for i, s in enumerate(op.samples)]
 ELEMENTWISE = [op for op in OPS.values() if op.formula is not None and op.samples]
-
-
-def _lstm(x: Tensor, h: Tensor, c: Tensor, *rest: Any) -> tuple[Any, ...]:
-    *weights, reverse = rest
-    x = x.flip(0) if reverse else x
-    y, _, last = torch.lstm(
-        x,
-        [h[None], c[None]],
-        [w for w in weights if w is not None],
-        weights[2] is not None,
-        1,
-        0.0,
-        False,
-        False,
-        False,
-    )
-    return y.flip(0) if reverse else y, last[0], None, None
-
-
-def _gru(x: Tensor, h: Tensor, *rest: Any) -> tuple[Any, ...]:
-    *weights, reverse = rest
-    x = x.flip(0) if reverse else x
-    y, _ = torch.gru(
-        x, h[None], [w for w in weights if w is not None], weights[2] is not None, 1, 0.0, False, False, False
-    )
-    return y.flip(0) if reverse else y, None
-
-
-def _rnn(x: Tensor, h: Tensor, *rest: Any) -> Tensor:
-    *weights, nonlinearity, reverse = rest
-    x = x.flip(0) if reverse else x
-    function = torch.rnn_tanh if nonlinearity == "tanh" else torch.rnn_relu
-    y, _ = function(
-        x, h[None], [w for w in weights if w is not None], weights[2] is not None, 1, 0.0, False, False, False
-    )
-    return y.flip(0) if reverse else y
-
-
-REFERENCES: dict[str, Callable[..., Any]] = {
-    "pcc.lstm_layer": _lstm,
-    "pcc.gru_layer": _gru,
-    "pcc.rnn_layer": _rnn,
-    "aten.heaviside.default": lambda x, y: torch.heaviside(x.detach(), y.detach()),  # torch has no derivative
-    "aten.floor_divide.default": lambda x, y: x.detach() // (y.detach() if isinstance(y, Tensor) else y),
-}
-"""What to compare with, where that is not the ATen operation itself."""
 
 
 AUTOGRAD_IS_WRONG: dict[str, tuple[str, Callable[..., Tensor]]] = {
