@@ -12,6 +12,7 @@ from pccompile.backends.torch.spell import quoted
 from pccompile.backends.torch.statements import Function, Loop
 from pccompile.backends.torch.writer import Writer
 from pccompile.ir import Arg, Do, Graph, Node, PCGraph, Program, Ref, Repeat, Step, Vertex, map_refs
+from pccompile.ops import result_name
 
 
 @dataclass
@@ -101,16 +102,21 @@ class _Lowering:
         saved: dict[str, set[int]] = {}
         for r in (r for v in self.pc.vertices for r in v.rules if r.op == "getitem"):
             saved.setdefault(str(r["of"]), set()).add(r["index"])
+        ops = {n.name: n.op for n in self.graph.nodes}
+        values = {n["of"]: n.name for n in self.graph.nodes if n.op == "getitem" and n["index"] == 0}
         for n in self.graph.nodes:
             args = {k: map_refs(a, self._forward) for k, a in n.args.items()}
             vertex = self.made_by.get(n.name)
             w.vertex = vertex or ""
-            value = w.call(n.op, args, n.name)
+            further = n.op == "getitem" and n["index"] > 0
+            whole = n["of"] if further else n.name
+            owner = values.get(whole, whole)
+            value = w.call(n.op, args, f"{owner}_{result_name(ops[whole], n['index'])}" if further else n.name)
             if vertex:
                 value = self.slots[vertex, "prediction"] = w.name(value, f"prediction_{vertex}")
             self.env[n.name] = value
             for index in sorted(saved.get(n.name, ())):
-                w.call("getitem", {"of": value, "index": index}, f"{n.name}_{index}")
+                w.call("getitem", {"of": value, "index": index}, f"{owner}_{result_name(n.op, index)}")
         for v in self.pc.vertices:
             if not v.prediction:
                 w.vertex = v.name
@@ -253,10 +259,8 @@ class _Lowering:
             if not weights:
                 continue
             err, gain = self.sent(child.name, weights)
-            nodes = self.nodes_of(child)
-            terms.append(
-                Term(child, child.messages[d.vertex], err, self.parents(child.name, d.at), nodes, self.w, gain)
-            )
+            nodes, read = self.nodes_of(child), self.parents(child.name, d.at)
+            terms.append(Term(child, child.messages[d.vertex], err, read, nodes, self.w, gain, d.vertex))
         if not terms:
             like = self.slots.get((d.vertex, "prediction")) or self._forward(Ref(d.vertex))
             return self.w("aten.zeros_like.default", like, label=f"zero_{d.vertex}")

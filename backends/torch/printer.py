@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from pccompile.backends.torch.layout import STEP, WIDTH, folded, listed
 from pccompile.backends.torch.spell import Speller, atom, quoted
 from pccompile.backends.torch.statements import Function, Line, Loop, Statement
 from pccompile.ir import Ref
@@ -165,11 +166,18 @@ class Printer:
             self.line(depth, f"{name} = {self.names[s.target]}.shape[{axis}]")
 
     def own_name(self, value: Ref) -> str:
-        """What a value is called from here on."""
+        """What a value is called from here on; the first term of a sum is called what the sum is."""
         if value not in self.names:
-            self.names[value] = self.fixed.get(value) or self.namer(self.labels[value])
+            self.names[value] = self.fixed.get(value) or self.namer(self.labels[self.becomes(value)])
         self.owner[self.names[value]] = value
         return self.names[value]
+
+    def becomes(self, value: Ref) -> Ref:
+        """What a value is once all is added to it that is added to its memory."""
+        for reader in self.readers.get(value, []):
+            if reader is not None and self.accumulates(reader, value):
+                return self.becomes(reader.target)
+        return value
 
     def expression(self, s: Statement) -> str:
         """What a statement computes."""
@@ -192,20 +200,12 @@ class Printer:
 
     def in_place(self, s: Statement, i: int, depth: int, last: Mapping[Ref, int], kept: set[Ref]) -> bool:
         """Print an addition as an accumulation, or a scaling in place, where the operand's memory is ours alone."""
-        if (
-            s.op not in ("aten.add.Tensor", "aten.neg.default", "aten.mul.Tensor")
-            or s.target in self.names
-            or self.fixed
-        ):
-            return False
-        operand = s.args["self"]
+        operand = s.args.get("self")
         if not isinstance(operand, Ref) or operand in self.inlined or operand in kept or last[operand] != i:
             return False
-        source = self.made.get(operand)
-        here = self.block_of.get(operand) == self.block_of[s.target] and source is not None and fresh(source, self.made)
-        if not here or len(self.readers[operand]) > 1 or self.labels[operand].startswith(("prediction_", "value_")):
+        if s.target in self.names:
             return False
-        if s.op == "aten.add.Tensor" and s.args["alpha"] == 1 and isinstance(s.args["other"], Ref):
+        if self.accumulates(s, operand):
             other = s.args["other"]
             name = self.names[s.target] = self.names[operand]
             self.owner[name] = s.target
@@ -216,12 +216,31 @@ class Printer:
             else:
                 self.line(depth, f"{name} += {self.spell(other)}")
             return True
-        gradient = self.labels[s.target].startswith("gradient_")
-        if gradient and (s.op == "aten.neg.default" or isinstance(s.args.get("other"), float)):
+        scales = s.op == "aten.neg.default" or (s.op == "aten.mul.Tensor" and isinstance(s.args["other"], float))
+        if scales and self.labels[s.target].startswith("gradient_") and self.alone(operand, s):
             call = "neg_()" if s.op == "aten.neg.default" else f"mul_({s.args['other']!r})"
             self.line(depth, f"{self.own_name(s.target)} = {self.names[operand]}.{call}")
             return True
         return False
+
+    def accumulates(self, s: Statement, operand: Ref) -> bool:
+        """Whether a statement adds to the memory of its operand."""
+        return (
+            s.op == "aten.add.Tensor"
+            and s.args["self"] == operand
+            and s.args["alpha"] == 1
+            and isinstance(s.args["other"], Ref)
+            and s.target not in self.names
+            and operand not in self.kept
+            and self.alone(operand, s)
+        )
+
+    def alone(self, operand: Ref, reader: Statement) -> bool:
+        """Whether an operand's memory is its own, read by one statement in the block that made it."""
+        source = self.made.get(operand)
+        here = self.block_of.get(operand) == self.block_of[reader.target] and not self.fixed
+        single = source is not None and fresh(source, self.made) and len(self.readers[operand]) == 1
+        return here and single and not self.labels[operand].startswith(("prediction_", "value_"))
 
     def overwrites(self, s: Statement, i: int, depth: int, last: Mapping[Ref, int], kept: set[Ref]) -> bool:
         """Print a function in place, where nothing else will read its argument, a prediction and so floating."""
@@ -248,7 +267,10 @@ class Printer:
         for p in parts:
             names[p.args["index"]] = self.own_name(p.target)
             self.unpacked.add(p.target)
-        self.line(depth, f"{', '.join(names)} = {self.expression(s)}")
+        expression, targets = self.expression(s), ", ".join(names)
+        room = WIDTH - len(STEP * depth) - len(expression.partition("(")[0]) - len(" = (")
+        targets = targets if len(targets) <= room else listed(names, STEP * depth, 0)
+        self.line(depth, f"{targets} = {expression}")
         return True
 
     def loop(self, loop: Loop, depth: int) -> None:
@@ -293,11 +315,13 @@ class Printer:
         """Write `del` for values that nothing reads any more."""
         names = [self.names[r] for r in dead if r in self.names and self.owner[self.names[r]] == r]
         if names:
-            self.line(depth, f"del {', '.join(dict.fromkeys(names))}")
+            line = f"del {', '.join(dict.fromkeys(names))}"
+            self.line(depth, line if len(line) < WIDTH - 4 * depth else f"del ({line[4:]})")
 
     def line(self, depth: int, text: str) -> None:
-        """Print one line."""
-        self.text.append("    " * depth + text)
+        """Print one line, over several where it is too long."""
+        *first, last = (STEP * depth + text).split("\n")
+        self.text += [*first, *folded(last)]
 
 
 def result_count(op: str) -> int | None:

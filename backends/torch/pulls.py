@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -38,7 +38,7 @@ MANY = 4
 
 @dataclass(frozen=True)
 class Term:
-    """A message, or a step on its way: the value `result` of a vertex's rules, with `err` for its error."""
+    """A message `to` a value, or a step on its way: the value `result` of a vertex's rules, with `err` for its error."""
 
     vertex: Vertex
     result: Ref
@@ -47,6 +47,7 @@ class Term:
     nodes: dict[str, Node]
     w: Writer
     gain: float = 1.0
+    to: str = ""
 
     @property
     def node(self) -> Node | None:
@@ -55,7 +56,12 @@ class Term:
 
     def at(self, result: Ref) -> Term:
         """An earlier step of the same message."""
-        return Term(self.vertex, result, self.err, self.read, self.nodes, self.w)
+        return replace(self, result=result, gain=1.0)
+
+    def type_of(self, name: Ref) -> object:
+        """The type of the error or of a value that the rules make; None for what they read."""
+        made = self.nodes.get(name)
+        return self.vertex.type if name == ERROR else made.type if made and name not in self.read else None
 
     def write(self, ref: Ref | None = None) -> Ref:
         """The statements of this term, and the value that they end in."""
@@ -65,7 +71,8 @@ class Term:
         if name in self.read:
             return self.read[name]
         node = self.nodes[name]
-        value = self.w.call(node.op, {k: map_refs(a, self.write) for k, a in node.args.items()}, node.name)
+        label = f"pull_{self.to}" if node.op == "getitem" and ref is None else node.name
+        value = self.w.call(node.op, {k: map_refs(a, self.write) for k, a in node.args.items()}, label)
         self.read[name] = value
         return value
 
@@ -82,7 +89,19 @@ def total(w: Writer, terms: Sequence[Term]) -> Ref:
     return values[0]
 
 
+def _summands(term: Term) -> list[Term]:
+    """The terms of a message that is itself a sum, as where a vertex reads several pieces of one value."""
+    n = term.node
+    if n is None or n.name in term.read or n.op != "aten.add.Tensor" or n["alpha"] != 1:
+        return [term]
+    parts = [n["self"], n["other"]]
+    if any(not isinstance(p, Ref) or term.type_of(p) != n.type for p in parts):
+        return [term]
+    return [part for p in parts for part in _summands(term.at(p))]
+
+
 def _sum(w: Writer, terms: Sequence[Term]) -> Ref:
+    terms = [part for t in terms for part in _summands(t)]
     if len(terms) == 1:
         return terms[0].write()
     groups: dict[object, list[Term]] = {}

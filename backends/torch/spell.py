@@ -76,10 +76,8 @@ class Speller:
         if _in_torch(base):
             return f"torch.{base}"
         if op not in self.kernels:
-            name = identifier(base)
-            if name in self.kernels.values():
-                name = identifier("_".join(op.split(".")[1:]))
-            self.kernels[op] = name
+            plain, full = kernel_names(op)
+            self.kernels[op] = full if plain in self.kernels.values() else plain
         return self.kernels[op]
 
     def _arguments(self, op: str, args: Mapping[str, Arg], text: Text) -> list[str]:
@@ -96,6 +94,12 @@ class Speller:
         return [self.arg(args[a.name], text) for a in positional] + [
             f"{a.name}={self.arg(args[a.name], text)}" for a in named
         ]
+
+
+def kernel_names(op: str) -> tuple[str, ...]:
+    """What the file may call an operator, without and with the name of its overload."""
+    _, *parts = op.split(".")
+    return (identifier(parts[0]), identifier("_".join(parts))) if parts else ()
 
 
 def _equal(value: Arg, default: Any) -> bool:

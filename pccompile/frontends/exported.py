@@ -392,7 +392,7 @@ class _Importer:
             return located.module
         path, kind = stack[-1] if stack else ("", "")
         path = path.split("@")[0]
-        own = str(kind).startswith("torch.nn.modules") and path
+        own = str(kind).startswith("torch.nn.modules") and path and not _counts(n)
         if own and Namer()(path) not in self.namer.used:
             return path
         return f"{path}_{base}" if path else base
@@ -407,6 +407,12 @@ class _Importer:
         if not mine:
             return Location(path)
         return Location(path, mine[-1][0].rsplit("/", 1)[-1], int(mine[-1][1]))
+
+
+def _counts(n: fx.Node) -> bool:
+    """Whether a result is a whole number, such as the batches that a batch norm has seen."""
+    value = n.meta.get("val")
+    return isinstance(value, torch.Tensor) and not (value.dtype.is_floating_point or value.dtype.is_complex)
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -20,7 +20,7 @@ from pccompile.ops import (
 )
 from pccompile.ops.builder import Builder
 from pccompile.ops.elementwise import Formula, user_elementwise
-from pccompile.ops.registry import OPS, Family, OpDef, bind, define, family_of, overload, schema
+from pccompile.ops.registry import OPS, Family, OpDef, bind, define, family_of, overload, result_name, schema
 from pccompile.ops.trace import decompose, is_composite, traced_rule
 from pccompile.ops.typer import Typer
 
@@ -49,6 +49,7 @@ __all__ = [
     "random",
     "recurrent",
     "resampling",
+    "result_name",
     "schema",
     "selection",
     "special",

@@ -26,6 +26,7 @@ class Builder:
         self.reserved: set[str] = set()
         self.updates: dict[str, Ref] = {}
         self._known: dict[object, Ref] = {}
+        self._made: dict[str, Node] = {}
 
     def __call__(self, op: str, *args: Arg, **kwargs: Arg) -> Ref:
         """Append `op(args)` unless the same call stands already; return the name of its result."""
@@ -43,6 +44,7 @@ class Builder:
         """Append `node` as it is."""
         self.nodes.append(node)
         self.types[node.name] = node.type
+        self._made[node.name] = node
 
     def reuse(self, node: Node) -> None:
         """Take `node`, which stands already, where the same call is written again."""
@@ -64,6 +66,7 @@ class Builder:
             n = self.nodes[i]
             args = {k: map_refs(a, lambda r: swap.get(r, r)) for k, a in n.args.items()}
             self.nodes[i] = replace(n, name=name if i == index else n.name, args=args)
+            self._made[self.nodes[i].name] = self.nodes[i]
         self.types[name] = self.types.pop(old)
         self.updates = {k: swap.get(v, v) for k, v in self.updates.items()}
         self._known.clear()
@@ -96,7 +99,9 @@ class Builder:
 
     def view(self, x: Ref, shape: Iterable[Dim]) -> Ref:
         """`x` in another shape; itself where that changes nothing."""
-        shape = tuple(shape)
+        shape, made = tuple(shape), self._made.get(x)
+        if made is not None and made.op == "aten.reshape.default":
+            x = made["self"]
         return x if self.shape(x) == shape else self("aten.reshape.default", x, shape)
 
     def sum(self, x: Ref, dims: Iterable[int], keepdim: bool = False) -> Ref:

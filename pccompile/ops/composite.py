@@ -17,9 +17,12 @@ def _x(*shape: int) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.float64)
 
 
-def composite(name: str, rule: Any, *samples: Sample, spell: Any = None, equation: str = "") -> None:
-    """Define an operation whose message is one fused kernel."""
-    define(OpDef(name, "composite", rule, spell=spell, samples=samples, equation=equation))
+STATISTICS = ("", "mean", "inv_std", "running_mean", "running_var")
+
+
+def composite(name: str, rule: Any, *samples: Sample, **more: Any) -> None:
+    """Define an operation whose message is one fused kernel; `more` are fields of its OpDef."""
+    define(OpDef(name, "composite", rule, samples=samples, **more))
 
 
 def normalisation(name: str, kernel: Any, *samples: Sample) -> None:
@@ -35,7 +38,7 @@ def normalisation(name: str, kernel: Any, *samples: Sample) -> None:
         call = kernel(b, n, errors[0], mask)
         return {a: b.get(call, i) for i, a in enumerate(("input", "weight", "bias")) if mask[i]}
 
-    composite(name, rule, *samples)
+    composite(name, rule, *samples, results=STATISTICS, equation="γ (x − μ) / σ + β")
 
 
 def _batch_norm_kernel(training: bool) -> Any:

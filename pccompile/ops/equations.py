@@ -29,9 +29,13 @@ def working(vertex: Vertex) -> list[Node]:
     return computing or nodes[-1:]
 
 
+TRAPPINGS = re.compile(r"^native_|_legit(_functional|_no_training)?$|_with_indices$|_forward$")
+"""What ATen adds to an operation's name that says how it is computed."""
+
+
 def short(op: str) -> str:
     """The operation's name as people say it."""
-    return op.split(".")[1].strip("_") if "." in op else op
+    return TRAPPINGS.sub("", TRAPPINGS.sub("", op.split(".")[1].strip("_"))) if "." in op else op
 
 
 def prediction(vertex: Vertex) -> str:

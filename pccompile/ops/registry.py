@@ -30,6 +30,7 @@ class OpDef:
     spell(texts, args)    Python source of the call, from the source of each argument; None: the generic spelling
     wiring                moves entries about and computes nothing: it gets no value and no error of its own
     equation              what a reader sees, `x` and `y` for the arguments
+    results               what several results are called; the first, where it is the value itself, ""
     samples               arguments for the test that runs every operation
     parameters, infer     for operations that torch does not have: argument names, and the result's type
     helper                source of functions that the generated file needs to run it
@@ -44,6 +45,7 @@ class OpDef:
     spell: Callable[[Mapping[str, Any], Mapping[str, Arg]], str] | None = None
     wiring: bool = False
     equation: str = ""
+    results: tuple[str, ...] = ()
     samples: tuple[Sample, ...] = ()
     parameters: tuple[str, ...] = ()
     infer: Callable[[Mapping[str, Arg], Callable[[Ref], TensorType]], Type] | None = None
@@ -91,6 +93,14 @@ def schema(name: str) -> tuple[tuple[str, Any], ...]:
         return tuple((p, ...) for p in OPS[name].parameters)
     arguments = overload(name)._schema.arguments
     return tuple((a.name, a.default_value if a.has_default_value() else ...) for a in arguments)
+
+
+def result_name(op: str, index: int) -> str:
+    """What result number `index` of an operation is called: as its definition or its schema says, else the number."""
+    if op in OPS and OPS[op].results:
+        return OPS[op].results[index]
+    declared = overload(op)._schema.returns if op.startswith("aten.") else ()
+    return (declared[index].name if index < len(declared) else "") or str(index)
 
 
 IGNORED = {"layout", "pin_memory", "memory_format", "non_blocking"}

@@ -24,7 +24,8 @@ def _max_pool(rank: int) -> None:
         chosen = b.get(Ref(n.name), 1)
         return {"self": b(f"{name}_backward.default", errors[0], n["self"], *(n[o] for o in options), chosen)}
 
-    define(OpDef(f"{name}.default", "selection", rule, samples=(lambda: (_x(2, 3, *(5,) * rank), [2] * rank),)))
+    samples = (lambda: (_x(2, 3, *(5,) * rank), [2] * rank),)
+    define(OpDef(f"{name}.default", "selection", rule, samples=samples, results=("", "indices")))
     rewrite(
         f"aten.max_pool{rank}d.default",
         lambda b, n: b.get(b(f"{name}.default", n["self"], *(n[o] for o in options)), 0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import traceback
@@ -358,3 +359,18 @@ def test_deepcopies_of_a_table_do_not_matter() -> None:
     first = scope["step"](params, buffers, inputs, [target])[1]
     second = scope["step"](clone(params), clone(buffers), clone(inputs), [target.clone()])[1]
     assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_results_of_fused_kernels_have_names_and_lines_fit_a_page() -> None:
+    source = pccompile.compile(ConvNet(), (torch.randn(2, 3, 8, 8),)).source
+    assert "norm_mean, norm_inv_std, norm_running_mean, norm_running_var" in source
+    assert "minus_error_max_pool2d, gradient_conv2_weight, gradient_conv2_bias = convolution_backward(" in source
+    assert not re.search(r"getitem|legit\w* =", source)
+    assert max(len(line) for line in source.splitlines() if not line.lstrip().startswith("#")) <= 120
+
+
+def test_pieces_of_one_value_that_one_vertex_reads_lie_side_by_side() -> None:
+    """Queries, keys and values of one projection: no padded copies."""
+    source = pccompile.compile(Transformer(), (torch.randn(2, 3, 4),)).source
+    assert "slice_backward" not in source
+    assert "minus_error_qkv = torch.cat(" in source
