@@ -38,7 +38,7 @@ MANY = 4
 
 @dataclass(frozen=True)
 class Term:
-    """A message `to` a value, or a step on its way: the value `result` of a vertex's rules, with `err` for its error."""
+    """A message `to` a value, or a step on its way: the value `result` of a vertex's rules, `err` being its error."""
 
     vertex: Vertex
     result: Ref

@@ -77,8 +77,10 @@ def _adjoint(n: Node, e: str, child: Vertex, parent: str, last: bool) -> str:
         slope = sp.diff(definition.formula(n), symbol).xreplace(numbers)
         if slope == 1 or slope == -1:
             return e if slope == 1 else f"−{e}"
-        text = str(slope)
-        return f"({text}) ⊙ {e}" if len(text) < LONGEST // 2 else f"{short(n.op)}′ ⊙ {e}"
+        if slope.is_number:
+            return f"{float(slope):.6g} {e}"
+        text = str(slope) if slope.is_Symbol else f"({slope})"
+        return f"{text} ⊙ {e}" if len(text) < LONGEST // 2 else f"{short(n.op)}′ ⊙ {e}"
     if family_of(n.op) == "linear" and definition and definition.wiring:
         return e
     return f"J[{short(n.op)}]ᵀ {e}"
