@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from pccompile.diagnostics import Collector
-from pccompile.ir import ERROR, Arg, Node, PCGraph, Ref, TensorType, Vertex, live
+from pccompile.ir import ERROR, Arg, Node, PCGraph, Ref, TensorType, Vertex, live, refs
 from pccompile.ops import OPS, Builder, Typer, family_of, traced_rule
 from pccompile.passes.activity import STOPS, active
 
@@ -57,13 +57,9 @@ class _Deriver:
             whole[index] = self.added(whole[index], err)
             return
         err = tuple(err) if isinstance(err, list) else err
-        definition = OPS.get(node.op)
         self.how[node.name] = family_of(node.op)
         try:
-            if definition and definition.rule:
-                messages = definition.rule(self.b, node, err)
-            else:
-                messages = traced_rule(self.b, node, err)
+            messages = self.messages(node, err)
         except (RuntimeError, NotImplementedError) as e:
             line = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
             self.problems.add(
@@ -72,6 +68,16 @@ class _Deriver:
             return
         for argument, message in messages.items():
             self.deliver(node[argument], message)
+
+    def messages(self, node: Node, err: Any) -> Mapping[str, Any]:
+        """What the operation's rule sends; torch's own derivative where the rule leaves out an argument that waits."""
+        definition = OPS.get(node.op)
+        if definition and definition.rule:
+            sent = definition.rule(self.b, node, err)
+            if all(name in sent for name, a in node.args.items() if any(r in self.b.wants for r in refs([a]))):
+                return sent
+            self.how[node.name] = "traced"
+        return traced_rule(self.b, node, err)
 
     def deliver(self, argument: Arg, message: Any) -> None:
         """Add a message to what has arrived at an argument; broadcasting and promotion are undone here."""

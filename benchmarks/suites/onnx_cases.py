@@ -1,7 +1,7 @@
 """The ONNX project's own cases: each operator, small networks, and networks of old exporters.
 
 Forward rows come from the project's own runner over `pccompile.onnx_backend`; kinds are the project's, except that the
-networks it calls real are called light here, as their files are.
+networks it calls real are called light here, as their files are. Gradient rows: suites/onnx_gradients.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from suites.onnx_forward import KINDS, cases, forward
+from suites.onnx_gradients import KIND as GRADIENT
+from suites.onnx_gradients import gradient
 from suites.rows import Row
 
 FLOORS: Mapping[str, float] = {
@@ -20,6 +22,11 @@ FLOORS: Mapping[str, float] = {
     "light passed": 9,
 }
 
+NOTE = f"""A row of kind {GRADIENT} holds the predictive-coding gradients of a node case against central differences of
+onnx.reference in float64. It is there for the cases with float inputs and outputs, function bodies left out, on which
+the reference has a derivative: both one-sided slopes and two step sizes agree, and nothing is drawn at random. Inputs
+that decide a graph's form, such as shapes, axes and the scales of Resize, are fixed."""
+
 
 def names() -> list[str]:
     """The cases, sorted."""
@@ -28,20 +35,20 @@ def names() -> list[str]:
 
 def check(name: str, samples: int | None = None) -> list[Row]:
     """The rows of one case; a case has one sample."""
-    return [forward(name)]
+    return [forward(name), *gradient(name)]
 
 
 def figures(rows: Sequence[Row]) -> dict[str, float]:
     """How many cases of each kind pass."""
     passed = Counter(r.kind for r in rows if r.status == "pass")
-    return {f"{kind} passed": passed[kind] for kind in KINDS if any(r.kind == kind for r in rows)}
+    return {f"{kind} passed": passed[kind] for kind in (*KINDS, GRADIENT) if any(r.kind == kind for r in rows)}
 
 
 def document(rows: Sequence[Row]) -> str:
     """The suite's section of docs/coverage.md."""
     lines = ["## ONNX", "", "| kind | cases | pass | refused | fail | wrong |", "|---|---|---|---|---|---|"]
-    for kind in KINDS:
+    for kind in (*KINDS, GRADIENT):
         count = Counter(r.status for r in rows if r.kind == kind)
         cells = (count["pass"], count["refused"] + count["not capturable"], count["fail"], count["wrong"])
         lines.append(f"| {kind} | {sum(count.values())} | {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", NOTE])

@@ -25,10 +25,11 @@ def composite(name: str, rule: Any, *samples: Sample, **more: Any) -> None:
     define(OpDef(name, "composite", rule, samples=samples, **more))
 
 
-def normalisation(name: str, kernel: Any, *samples: Sample) -> None:
+def normalisation(name: str, kernel: Any, *samples: Sample, unread: tuple[str, ...] = ()) -> None:
     """Define a normalisation: kernel(b, node, err, mask) yields the messages to input, weight and bias together.
 
     The mask is the full one wherever a message goes to the input, since the kernel needs the same sums for all three.
+    The result does not depend on the arguments called `unread`.
     """
 
     def rule(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> Any:
@@ -36,7 +37,8 @@ def normalisation(name: str, kernel: Any, *samples: Sample) -> None:
             return traced_rule(b, n, errors)
         mask = tuple(n.args.get(a) in b.wants for a in ("input", "weight", "bias"))
         call = kernel(b, n, errors[0], mask)
-        return {a: b.get(call, i) for i, a in enumerate(("input", "weight", "bias")) if mask[i]}
+        sent = {a: b.get(call, i) for i, a in enumerate(("input", "weight", "bias")) if mask[i]}
+        return {**sent, **dict.fromkeys(unread)}
 
     composite(name, rule, *samples, results=STATISTICS, equation="γ (x − μ) / σ + β")
 
@@ -64,6 +66,7 @@ normalisation(
     "aten._native_batch_norm_legit_functional.default",
     _batch_norm_kernel(True),
     lambda: (_x(4, 3, 2), _x(3), _x(3), _x(3), _x(3).abs(), True, 0.1, 1e-5),
+    unread=("running_mean", "running_var"),
 )
 normalisation(
     "aten._native_batch_norm_legit.no_stats",

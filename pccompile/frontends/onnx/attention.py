@@ -125,16 +125,21 @@ def rotary_embedding(node: Node, x: Tensor, cos: Tensor, sin: Tensor, positions:
     """x with pairs of features turned by angles that grow with position."""
     flat = x.dim() == 3
     x = x.reshape(x.shape[0], x.shape[1], node.get("num_heads"), -1) if flat else x.transpose(1, 2)
-    width = node.get("rotary_embedding_dim", 0) or x.shape[-1]
     if positions is not None:
         cos, sin = cos[positions], sin[positions]
+    result = rotated(x, cos, sin, bool(node.get("interleaved", 0)))
+    return result.flatten(2) if flat else result.transpose(1, 2)
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """x `[batch, time, heads, size]`, its first features turned in pairs by angles `[batch, time, pairs]`."""
     cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+    width = 2 * cos.shape[-1]
     turning, still = x[..., :width], x[..., width:]
-    if node.get("interleaved", 0):
+    if interleaved:
         a, b = turning[..., 0::2], turning[..., 1::2]
         turned = torch.stack([cos * a - sin * b, sin * a + cos * b], -1).flatten(-2)
     else:
         a, b = turning.chunk(2, -1)
         turned = torch.cat([cos * a - sin * b, sin * a + cos * b], -1)
-    result = torch.cat([turned, still], -1) if width != x.shape[-1] else turned
-    return result.flatten(2) if flat else result.transpose(1, 2)
+    return torch.cat([turned, still], -1) if width != x.shape[-1] else turned

@@ -228,7 +228,7 @@ def check_attributes(model: onnx.ModelProto, found: Collector) -> None:
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx") or any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute):
             continue
-        if any(a.type == onnx.AttributeProto.TENSOR for a in node.attribute):
+        if any(a.type == onnx.AttributeProto.TENSOR for a in node.attribute) or not defs.has(node.op_type):
             continue
         try:
             onnx.checker.check_node(node, context)

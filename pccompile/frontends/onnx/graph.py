@@ -338,7 +338,7 @@ def with_floats(graph: Graph, dtype: torch.dtype) -> None:
                 node.attributes.setdefault("value", Host(np.zeros(1, np.float32), torch.float32))
             for key, value in node.attributes.items():
                 if isinstance(value, Host) and value.dtype.is_floating_point:
-                    node.attributes[key] = Host(value.array.astype(NUMPY[dtype]), dtype)
+                    node.attributes[key] = value.to(dtype)
                 elif key in TYPES and value in DTYPES and DTYPES[value].is_floating_point:
                     node.attributes[key] = code
 

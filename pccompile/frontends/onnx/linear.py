@@ -40,12 +40,3 @@ def einsum(node: Node, *values: Tensor) -> Tensor:
 def determinant(node: Node, x: Tensor) -> Tensor:
     """The determinant of each matrix."""
     return torch.det(x)
-
-
-@operator("FusedMatMul", domain="com.microsoft", weights=(0, 1))
-def fused_matmul(node: Node, a: Tensor, b: Tensor) -> Tensor:
-    """alpha A B, A and B transposed on request."""
-    a = a.transpose(-1, -2) if node.get("transA", 0) else a
-    b = b.transpose(-1, -2) if node.get("transB", 0) else b
-    result = torch.matmul(a, b)
-    return result if node.get("alpha", 1.0) == 1.0 else torch.mul(result, node.get("alpha"))

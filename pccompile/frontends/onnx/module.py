@@ -6,8 +6,8 @@ import inspect
 import keyword
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pccompile.diagnostics import CompileError, Location, Problem
 from pccompile.frontends.onnx.examples import batch_axis, example_inputs
-from pccompile.frontends.onnx.graph import Constant, Graph
+from pccompile.frontends.onnx.graph import Constant, Graph, with_floats
 from pccompile.frontends.onnx.names import attach, lookup, parameter_paths
 from pccompile.frontends.onnx.registry import Node, find, host_result
 from pccompile.frontends.onnx.standins import computed
@@ -116,6 +116,16 @@ class OnnxModule(nn.Module):
         with torch.fx.traceback.preserve_node_meta():
             results = [as_output(v) for v in self._execute(self.graph, values)]
         return results[0] if len(results) == 1 else tuple(results)
+
+    def double(self) -> Self:
+        """Turn parameters, buffers, constants and inputs into float64, where they are floating-point numbers."""
+        super().double()
+        with_floats(self.graph, torch.float64)
+        self._fixed = {n: h.to(torch.float64) if h.dtype.is_floating_point else h for n, h in self._fixed.items()}
+        self.input_types = tuple(
+            replace(t, dtype=torch.float64) if t.dtype.is_floating_point else t for t in self.input_types
+        )
+        return self
 
     def example_inputs(self, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0) -> tuple[Tensor, ...]:
         """Random inputs that fit the graph; `shapes` overrides sizes by input name."""

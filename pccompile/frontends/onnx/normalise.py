@@ -9,14 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pccompile.frontends.onnx.registry import Node, operator
-from pccompile.frontends.onnx.values import DTYPES
+from pccompile.frontends.onnx.values import DTYPES, Value, as_tensor
 
 
 @operator("BatchNormalization", weights=(1, 2), statistics=(3, 4))
-def batch_normalization(node: Node, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Any:
+def batch_normalization(node: Node, x: Tensor, scale: Tensor, bias: Tensor, mean: Value, variance: Value) -> Any:
     """x by channel, with the stored statistics, or the batch's own where the node asks for training."""
     epsilon, momentum = node.get("epsilon", 1e-5), node.get("momentum", 0.9)
     learning = bool(node.get("training_mode", 0)) or (node.opset < 14 and len(node.outputs) > 1)
+    if not learning and (isinstance(mean, Tensor) or isinstance(variance, Tensor)):
+        # torch's own has no derivative by the statistics, which are computed here
+        shape = [-1, *[1] * (x.dim() - 2)]
+        shift, spread, factor, offset = (as_tensor(v).reshape(shape) for v in (mean, variance, scale, bias))
+        return torch.mul((x - shift) * torch.rsqrt(spread + epsilon), factor) + offset
+    mean, variance = as_tensor(mean), as_tensor(variance)
     if not learning:
         return F.batch_norm(x, mean, variance, scale, bias, training=False, eps=epsilon)
     axes = [0, *range(2, x.dim())]

@@ -87,6 +87,10 @@ class Host:
             raise CompileError(f"a single number is expected, {len(items)} are given")
         return items[0]
 
+    def to(self, dtype: torch.dtype) -> Host:
+        """The same numbers with another type."""
+        return Host(compact(self.array, dtype), dtype)
+
     def as_tensor(self) -> Tensor:
         """The same numbers as a tensor; symbolic sizes become scalar tensors, never `.item()`."""
         if self.tensor is not None:
