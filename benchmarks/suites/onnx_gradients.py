@@ -67,9 +67,9 @@ def gradient(name: str) -> list[Row]:
     case = cases().get(name)
     if case is None:
         return []
+    start = time.process_time()
     try:
         slopes = Slopes(case, formal(case.model))
-        start = time.process_time()
         status, reason = judged(case.model, slopes)
     except NotJudged:
         return []
@@ -214,9 +214,11 @@ def gradients(model: onnx.ModelProto, slopes: Slopes) -> dict[str, Any]:
 
 
 def compiled(model: onnx.ModelProto, slopes: Slopes) -> tuple[pccompile.PCModule, dict[str, torch.Tensor]]:
-    """The compiled model, formal inputs fixed, and the others; all integers fixed where the model asks for that."""
+    """The compiled model and its inputs, fixed where they are formal or no numbers of torch's; where the model asks for
+    more, all integers are fixed."""  # fmt: skip
+    least = slopes.still | {n for n, a in slopes.feed.items() if np.asarray(a).dtype.isbuiltin != 1}
     integers = frozenset(n for n, a in slopes.feed.items() if not is_float(a))
-    for fixed in (slopes.still, slopes.still | integers):
+    for fixed in (least, least | integers):
         module = load_onnx(model, constants={n: slopes.feed[n] for n in fixed}, dtype=torch.float64)
         inputs = {t.name: torch.from_numpy(np.array(slopes.feed[t.name])) for t in module.input_types}
         inputs = {n: t.requires_grad_(t.is_floating_point()) for n, t in inputs.items()}

@@ -40,8 +40,8 @@ JOINT, JOINT_BIAS = normal(WIDTH, 3 * WIDTH), normal(3 * WIDTH)
 PAST = normal(BATCH, HEADS, 3, SIZE)
 COS, SIN = angles()
 IDS = whole([1, 4, 2, 0], [3, 3, 1, 2])
-HELD = dict(num_heads=HEADS)
-GROUPS = dict(num_heads=2 * HEADS, kv_num_heads=HEADS)
+HELD = {"num_heads": HEADS}
+GROUPS = {"num_heads": 2 * HEADS, "kv_num_heads": HEADS}
 MANY = normal(BATCH, TIME, 2 * WIDTH)
 RAW = whole([1, 1, 1, 0], [1, 1, 0, 0])
 PREFIX = whole(3, 5), np.array(6, np.int32)
@@ -50,42 +50,46 @@ CASES = {
     "gelu": ("Gelu", [X], {}),
     "fast gelu": ("FastGelu", [X], {}),
     "fast gelu with bias": ("FastGelu", [X, BIAS], {}),
-    "quick gelu": ("QuickGelu", [X], dict(alpha=1.5)),
+    "quick gelu": ("QuickGelu", [X], {"alpha": 1.5}),
     "bias gelu": ("BiasGelu", [X, BIAS], {}),
-    "product, transposed": ("FusedMatMul", [normal(2, 3, 4), normal(2, 5, 3)], dict(transA=1, transB=1, alpha=0.5)),
-    "product, batches turned": ("FusedMatMul", [normal(3, 2, 4), normal(2, 4, 5)], dict(transBatchA=1)),
-    "product, all turned": ("FusedMatMul", [normal(3, 2, 5, 4), normal(2, 5, 3, 6)], dict(transBatchA=1, transA=1)),
-    "gemm": ("FusedGemm", [normal(3, 4), normal(5, 4), normal(5)], dict(transB=1, activation="Relu")),
-    "gemm, leaky": ("FusedGemm", [normal(3, 4), normal(4, 5)], dict(activation="LeakyRelu", activation_alpha=0.2)),
-    "convolution": ("FusedConv", [normal(2, 3, 6, 6), normal(4, 3, 3, 3), normal(4)], dict(activation="Relu")),
+    "product, transposed": (
+        "FusedMatMul",
+        [normal(2, 3, 4), normal(2, 5, 3)],
+        {"transA": 1, "transB": 1, "alpha": 0.5},
+    ),
+    "product, batches turned": ("FusedMatMul", [normal(3, 2, 4), normal(2, 4, 5)], {"transBatchA": 1}),
+    "product, all turned": ("FusedMatMul", [normal(3, 2, 5, 4), normal(2, 5, 3, 6)], {"transBatchA": 1, "transA": 1}),
+    "gemm": ("FusedGemm", [normal(3, 4), normal(5, 4), normal(5)], {"transB": 1, "activation": "Relu"}),
+    "gemm, leaky": ("FusedGemm", [normal(3, 4), normal(4, 5)], {"activation": "LeakyRelu", "activation_alpha": 0.2}),
+    "convolution": ("FusedConv", [normal(2, 3, 6, 6), normal(4, 3, 3, 3), normal(4)], {"activation": "Relu"}),
     "convolution, clipped": (
         "FusedConv",
         [normal(2, 3, 6, 6), normal(4, 3, 3, 3)],
-        dict(activation="Clip", activation_params=[-1.0, 1.0]),
+        {"activation": "Clip", "activation_params": [-1.0, 1.0]},
     ),
     "convolution, hard": (
         "FusedConv",
         [normal(2, 3, 6, 6), normal(4, 3, 3, 3)],
-        dict(activation="HardSigmoid", activation_params=[0.2, 0.5]),
+        {"activation": "HardSigmoid", "activation_params": [0.2, 0.5]},
     ),
     "convolution, residual": (
         "FusedConv",
         [normal(2, 3, 6, 6), normal(4, 3, 3, 3), normal(4), normal(2, 4, 4, 4)],
-        dict(activation="Relu"),
+        {"activation": "Relu"},
     ),
-    "root mean square": ("SimplifiedLayerNormalization", [X, SCALE], dict(axis=-1, domain="")),
-    "skip": ("SkipLayerNormalization", [X, SKIP, SCALE, SHIFT, BIAS], dict(epsilon=1e-5, outputs=4)),
+    "root mean square": ("SimplifiedLayerNormalization", [X, SCALE], {"axis": -1, "domain": ""}),
+    "skip": ("SkipLayerNormalization", [X, SKIP, SCALE, SHIFT, BIAS], {"epsilon": 1e-5, "outputs": 4}),
     "skip, plain": ("SkipLayerNormalization", [X, SKIP, SCALE], {}),
-    "skip, simplified": ("SkipSimplifiedLayerNormalization", [X, SKIP, SCALE, BIAS], dict(epsilon=1e-5, outputs=4)),
+    "skip, simplified": ("SkipSimplifiedLayerNormalization", [X, SKIP, SCALE, BIAS], {"epsilon": 1e-5, "outputs": 4}),
     "embedding": (
         "EmbedLayerNormalization",
         [IDS, whole([0, 0, 1, 1], [0, 1, 1, 1]), normal(5, 8), normal(4, 8), normal(2, 8), normal(8), normal(8), RAW],
-        dict(epsilon=1e-5, outputs=3),
+        {"epsilon": 1e-5, "outputs": 3},
     ),
     "embedding, plain": (
         "EmbedLayerNormalization",
         [IDS, None, normal(5, 8), normal(4, 8), None, normal(8), normal(8)],
-        dict(outputs=2),
+        {"outputs": 2},
     ),
     "attention": ("Attention", [X, JOINT, JOINT_BIAS], HELD),
     "attention, raw mask": ("Attention", [X, JOINT, JOINT_BIAS, RAW], HELD),
@@ -116,12 +120,12 @@ CASES = {
     ),
     "heads, cache": ("MultiHeadAttention", [Q, K, V, None, None, None, PAST, PAST], dict(outputs=3, **HELD)),
     "turned": ("RotaryEmbedding", [X, whole([0, 1, 2, 3], [4, 5, 6, 7], kind=np.int64), COS, SIN], {}),
-    "turned from": ("RotaryEmbedding", [X, whole(3, kind=np.int64), COS, SIN], dict(interleaved=1)),
+    "turned from": ("RotaryEmbedding", [X, whole(3, kind=np.int64), COS, SIN], {"interleaved": 1}),
     "turned by heads": ("RotaryEmbedding", [normal(BATCH, HEADS, TIME, SIZE), whole(0, kind=np.int64), COS, SIN], {}),
     "turned in part": (
         "RotaryEmbedding",
         [X, whole(0, kind=np.int64), *angles(16, 4)],
-        dict(rotary_embedding_dim=8, num_heads=HEADS),
+        {"rotary_embedding_dim": 8, "num_heads": HEADS},
     ),
     "groups, prompt": (
         "GroupQueryAttention",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+import pccompile
 from onnx_frontend.build import model
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx import load_onnx
@@ -134,3 +135,41 @@ def test_example_inputs_stay_within_their_tables():
     assert 0 <= ids.min() <= ids.max() < 5
     assert torch.equal(module.example_inputs(seed=3)[0], module.example_inputs(seed=3)[0])
     assert module.example_inputs({"ids": [1, 3]})[0].shape == (1, 3)
+
+
+def test_verification_in_double_precision_reaches_constants():
+    """A grid in a Constant node is no buffer, and GridSample takes no mixture of precisions."""
+    grid = np.array([[[[-0.5, 0.2], [0.3, 0.4]]]], np.float32)
+    nodes = [
+        node("Constant", [], ["val_0"], value=numpy_helper.from_array(grid)),
+        node("Mul", ["x", "w"], ["scaled"]),
+        node("GridSample", ["scaled", "val_0"], ["y"]),
+    ]
+    made = model(nodes, {"x": [1, 1, 2, 2]}, {"y": None}, {"w": np.ones((2, 2), np.float32)})
+    x = torch.randn(1, 1, 2, 2)
+    report = pccompile.verify(pccompile.compile(made, (x,)), x)
+    assert report.passed
+    assert report.tolerance == 1e-10
+    assert "gradients were compared in float64" in report.notes
+
+
+def test_class_weights_and_statistics_may_be_computed():
+    """torch has no derivative by the weights of a loss nor by the statistics of batch normalisation."""
+    kinds = {"x": [4, 3], "t": ([4], TensorProto.INT64), "w": [3]}
+    loss = model([node("NegativeLogLikelihoodLoss", ["x", "t", "w"], ["y"])], kinds, {"y": []})
+    x, w = torch.randn(4, 3, requires_grad=True), torch.rand(3, requires_grad=True)
+    target = torch.tensor([0, 2, 1, 2])
+    found = torch.autograd.grad(pccompile.compile(loss, (x, target, w))(x, target, w), [x, w])
+    mean = -(w[target] * x[torch.arange(4), target]).sum() / w[target].sum()
+    for got, wanted in zip(found, torch.autograd.grad(mean, [x, w]), strict=True):
+        torch.testing.assert_close(got, wanted)
+    compiled = pccompile.compile(Likelihood(), (x, target, w.detach()))
+    with pytest.raises(CompileError, match="not differentiable with respect to argument 'weight'"):
+        compiled(x, target, w)
+
+
+class Likelihood(torch.nn.Module):
+    """torch's own loss."""
+
+    def forward(self, x, target, weight):
+        return torch.nn.functional.nll_loss(x, target, weight)

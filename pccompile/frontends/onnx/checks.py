@@ -215,6 +215,8 @@ def hint(domain: str, op_type: str) -> str:
         return "quantised arithmetic has no gradient; export the model in floating point"
     if domain == "ai.onnx.ml":
         return "classical machine learning is not differentiable; cut the model before it"
+    if domain == "com.microsoft.nchwc":
+        return "weights are laid out for one kind of processor; optimise with ORT_ENABLE_EXTENDED instead"
     if domain:
         return f"export without the extensions of {domain}"
     return "cut the model before or behind it, or export with an older or newer operator set"

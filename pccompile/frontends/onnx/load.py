@@ -16,11 +16,12 @@ from torch import Tensor
 
 from pccompile.diagnostics import Collector, CompileError, Problem
 from pccompile.frontends.onnx import checks
+from pccompile.frontends.onnx.boundary import from_numpy
 from pccompile.frontends.onnx.graph import Constant, build, with_floats
 from pccompile.frontends.onnx.inlining import prepared
 from pccompile.frontends.onnx.module import InputType, OnnxModule
 from pccompile.frontends.onnx.tensors import first_line
-from pccompile.frontends.onnx.values import DTYPES, NARROW, TEXT, Host, host_of, type_name
+from pccompile.frontends.onnx.values import DTYPES, NARROW, TEXT, Value, host_of, type_name
 from pccompile.frontends.onnx.weights import as_inputs, weights_of, without_numbers
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
@@ -155,18 +156,15 @@ def input_type(entry: onnx.ValueInfoProto) -> InputType:
     return InputType(entry.name, dtype, tuple(sizes), form)
 
 
-def fixed_inputs(types: list[InputType], constants: Mapping[str, Any]) -> dict[str, Host]:
-    """The numbers that inputs are fixed to."""
+def fixed_inputs(types: list[InputType], constants: Mapping[str, Any]) -> dict[str, Value]:
+    """What inputs are fixed to."""
     known = {t.name: t for t in types}
     absent = [n for n in constants if n not in known]
-    others = [n for n in constants if n in known and known[n].form != "tensor"]
-    if others:
-        raise CompileError([Problem(f"input {n} is {known[n].form}, which cannot be fixed") for n in others])
     if absent:
         raise CompileError([Problem(f"there is no input {n} to fix; inputs are {', '.join(known)}") for n in absent])
-    fixed = {}
+    fixed: dict[str, Value] = {}
     for name, value in constants.items():
-        array = np.asarray(value.detach().numpy() if isinstance(value, Tensor) else value)
-        dtype: torch.dtype = known[name].dtype
-        fixed[name] = host_of(array, dtype)
+        array = value.detach().numpy() if isinstance(value, Tensor) else value
+        plain = known[name].form == "tensor"
+        fixed[name] = host_of(np.asarray(array), known[name].dtype) if plain else from_numpy(array)
     return fixed

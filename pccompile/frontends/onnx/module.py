@@ -58,7 +58,9 @@ class OnnxModule(nn.Module):
     `parameter_names` maps the initializers' names to the parameters' paths: equal, save for names that cannot be paths.
     """
 
-    def __init__(self, graph: Graph, input_types: Sequence[InputType], fixed: Mapping[str, Host] | None = None) -> None:
+    def __init__(
+        self, graph: Graph, input_types: Sequence[InputType], fixed: Mapping[str, Value] | None = None
+    ) -> None:
         super().__init__()
         self.input_types = tuple(input_types)
         self.output_names = graph.outputs
@@ -121,9 +123,13 @@ class OnnxModule(nn.Module):
         """Turn parameters, buffers, constants and inputs into float64, where they are floating-point numbers."""
         super().double()
         with_floats(self.graph, torch.float64)
-        self._fixed = {n: h.to(torch.float64) if h.dtype.is_floating_point else h for n, h in self._fixed.items()}
+        self._fixed = {
+            n: v.to(torch.float64) if isinstance(v, Host) and v.dtype.is_floating_point else v
+            for n, v in self._fixed.items()
+        }
         self.input_types = tuple(
-            replace(t, dtype=torch.float64) if t.dtype.is_floating_point else t for t in self.input_types
+            replace(t, dtype=torch.float64) if t.form == "tensor" and t.dtype.is_floating_point else t
+            for t in self.input_types
         )
         return self
 
