@@ -16,6 +16,8 @@ from pccompile.frontends.onnx import (  # each enters its operators into the reg
     elementwise,
     host,
     images,
+    labels,
+    learned,
     linear,
     losses,
     normalise,
@@ -31,6 +33,7 @@ from pccompile.frontends.onnx import (  # each enters its operators into the reg
     signal,
     text,
     training,
+    trees,
 )
 from pccompile.frontends.onnx.examples import randomize
 from pccompile.frontends.onnx.load import load_onnx, unsupported
@@ -47,6 +50,8 @@ FAMILIES = (
     elementwise,
     host,
     images,
+    labels,
+    learned,
     linear,
     losses,
     normalise,
@@ -62,6 +67,7 @@ FAMILIES = (
     signal,
     text,
     training,
+    trees,
 )
 
 __all__ = ["InputType", "OnnxModule", "load_onnx", "location_of", "randomize", "unsupported"]

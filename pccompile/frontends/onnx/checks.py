@@ -14,9 +14,6 @@ from pccompile.frontends.onnx.tensors import first_line, verify
 from pccompile.frontends.onnx.values import DTYPES, NARROW, TEXT, type_name
 
 STRUCTURAL = frozenset({"Constant"})
-STRINGS = frozenset(
-    {"StringNormalizer", "StringConcat", "StringSplit", "RegexFullMatch", "TfIdfVectorizer", "LabelEncoder"}
-)
 QUANTIZED = ("Quantize", "Dequantize", "QLinear", "Integer", "QGemm", "QAttention")
 
 
@@ -209,12 +206,10 @@ def check_operators(model: onnx.ModelProto, found: Collector) -> None:
 
 def hint(domain: str, op_type: str) -> str:
     """What a user can do about an operator without a rule."""
-    if op_type in STRINGS:
-        return "it works on strings and carries no gradient; cut the model behind it, where numbers begin"
     if any(part in op_type for part in QUANTIZED):
         return "quantised arithmetic has no gradient; export the model in floating point"
     if domain == "ai.onnx.ml":
-        return "classical machine learning is not differentiable; cut the model before it"
+        return "it reads or makes tables, not tensors; cut the model before or behind it"
     if domain == "com.microsoft.nchwc":
         return "weights are laid out for one kind of processor; optimise with ORT_ENABLE_EXTENDED instead"
     if domain:
