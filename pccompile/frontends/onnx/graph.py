@@ -29,6 +29,7 @@ FORMULAS = frozenset(
 
 GENERATED = re.compile(
     r"\d+|(.*[/.:_])?(Constant|constant|const|val|scalar_tensor|onnx::|ortshared|_to_copy|clone)[\w.]*|.*_cast(_\d+)?"
+    r"|(.*/)?Const(_\d+)?:0|ConstantFolding/.*"  # TensorFlow's
 )
 """Names that exporters make up for the numbers in formulas."""
 
