@@ -20,6 +20,7 @@ FLOORS: Mapping[str, float] = {
     "pytorch-converted passed": 82,
     "pytorch-operator passed": 35,
     "light passed": 9,
+    "gradient passed": 793,
 }
 
 NOTE = f"""A row of kind {GRADIENT} holds the predictive-coding gradients of a node case against central differences of
