@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pccompile.diagnostics import CompileError
-from pccompile.ir import Arg, Graph, Node, Ref, map_refs
+from pccompile.diagnostics import CompileError, Location
+from pccompile.ir import Arg, Fragment, Graph, Node, Ref, live, map_refs
 from pccompile.ops import OPS, Builder, Typer, decompose, is_composite
 
 ROUNDS = 12
@@ -13,11 +13,30 @@ ROUNDS = 12
 
 def canonicalise(graph: Graph, typer: Typer) -> Graph:
     """Rewrite every operation that is defined by others, until none is left."""
+    graph = replace(graph, nodes=tuple(_with_fragments(n, typer) for n in graph.nodes))
     for _ in range(ROUNDS):
         if not any(_rewritten(n) for n in graph.nodes):
             return graph
         graph = _once(graph, typer)
     raise CompileError(f"rewriting does not end: {next(n for n in graph.nodes if _rewritten(n)).op}")
+
+
+def _with_fragments(node: Node, typer: Typer) -> Node:
+    """`node` with the programs that it calls in canonical form."""
+    if not any(isinstance(a, Fragment) for a in node.args.values()):
+        return node
+    args = {k: _fragment(a, typer, node.where) if isinstance(a, Fragment) else a for k, a in node.args.items()}
+    return replace(node, args=args)
+
+
+def _fragment(fragment: Fragment, typer: Typer, where: Location) -> Fragment:
+    graph = canonicalise(Graph(fragment.parameters, {}, {}, fragment.nodes, fragment.results), typer)
+    if graph.updates:
+        raise CompileError("control flow changes a buffer", where, "update it outside the branch or loop")
+    if any(n.op in OPS and OPS[n.op].random for n in graph.nodes):
+        raise CompileError("control flow draws random numbers", where, "draw them outside and pass them as an operand")
+    results = tuple(map(Ref, graph.outputs))
+    return replace(fragment, nodes=live(graph.nodes, results), results=results)
 
 
 def _rewritten(node: Node) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pccompile.backends.torch.layout import dictionary, listed
 from pccompile.backends.torch.loss import clamp_lines
 from pccompile.backends.torch.lower import lower
+from pccompile.backends.torch.nested import fragments_of, print_fragments
 from pccompile.backends.torch.optimise import optimise
 from pccompile.backends.torch.printer import Printer
 from pccompile.backends.torch.spell import Speller, kernel_names, quoted
@@ -82,7 +84,6 @@ class _File:
         self.lowered = optimise(lower(program, record))
         self.vertices = {v.name: v for v in self.pc.vertices}
         self.children = self.pc.children()
-        self.speller = Speller()
         self.moving = bool(program.state)
         self.given = "targets" if self.moving else "output_errors"
         self.defaults = "".join(f", {k}={v!r}" for k, v in program.arguments.items())
@@ -91,6 +92,13 @@ class _File:
         kernels = {name for f in functions for s in f.statements() for name in kernel_names(s.op)}
         self.reserved = {*ARGUMENTS, *program.arguments, *self.pc.graph.dims, *kernels}
         namer = Namer(self.reserved)
+        called = dict.fromkeys(c for f in functions for c in fragments_of(f.statements()))
+        kernels = {name for c in called for n in c.nodes for name in kernel_names(n.op)}
+        self.reserved |= kernels
+        namer.used |= kernels
+        self.speller = Speller({c: namer(c.name) for c in called})
+        self.speller.printed = functools.partial(print_fragments, reserved=self.reserved)
+        self.reserved |= set(self.speller.fragments.values())
         self.names = {r: namer(self.lowered.labels[r]) for r in self.lowered.context}
         self.dims: set[str] = set()
 

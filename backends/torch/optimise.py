@@ -26,7 +26,7 @@ def optimise(lowered: Lowered) -> Lowered:
         if s.op == "leaf" and s.target in needed and (s.args["table"], s.args["key"]) in written:
             s.args = {**s.args, "clone": True}
     for f in (predict, *later):
-        _mask(f)
+        mask_unread(f)
     return replace(lowered, predict=predict, infer=later[0], learn=later[1], sweep=later[2], context=list(needed))
 
 
@@ -70,7 +70,7 @@ def _live_loop(loop: Loop, need: set[Ref]) -> Loop:
         carried += more
 
 
-def _mask(f: Function) -> None:
+def mask_unread(f: Function) -> None:
     """Ask fused kernels only for the results that are read."""
     used: dict[Ref, set[int]] = {}
     for s in f.statements():

@@ -7,13 +7,13 @@ import functools
 import json
 import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sympy
 import torch
 
-from pccompile.ir import DEVICE, Arg, Ref
+from pccompile.ir import DEVICE, Arg, Fragment, Ref
 from pccompile.ir.names import identifier
 from pccompile.ops import OPS, overload
 from pccompile.ops.expressions import dim_code
@@ -28,9 +28,14 @@ Text = Callable[[Ref], str]
 
 
 class Speller:
-    """Spells calls, and remembers which operators and helpers the file must name at its top."""
+    """Spells calls, and remembers which operators and helpers the file must name at its top.
 
-    def __init__(self) -> None:
+    fragments: what the programs that operations call are named in the file.
+    """
+
+    def __init__(self, fragments: Mapping[Fragment, str] | None = None) -> None:
+        self.fragments = dict(fragments or {})
+        self.printed: Callable[[Speller, Sequence[Fragment]], Sequence[str]] = lambda speller, fragments: ()
         self.kernels: dict[str, str] = {}
         self.helpers: dict[str, str] = {}
         self.modules: set[str] = {"torch"}
@@ -41,6 +46,8 @@ class Speller:
         """Python source of an argument."""
         if isinstance(arg, Ref):
             return text(arg)
+        if isinstance(arg, Fragment):
+            return self.fragments[arg]
         if isinstance(arg, tuple):
             return f"[{', '.join(self.arg(a, text) for a in arg)}]"
         if isinstance(arg, sympy.Expr):
@@ -61,6 +68,8 @@ class Speller:
             self.helpers[op] = definition.helper
         if definition and definition.spell:
             texts: dict[str, Any] = {k: _inside(self.arg(a, text), a) for k, a in args.items()}
+            if called := [a for a in args.values() if isinstance(a, Fragment)]:
+                texts["more"] = ", ".join(self.printed(self, called))
             if op == "pcc.map":
                 texts["args"] = [self.arg(a, text) for a in args["args"]]
             spelled = definition.spell(texts, args)

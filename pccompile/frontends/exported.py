@@ -22,6 +22,7 @@ from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import NOWHERE, Collector, CompileError, Location
+from pccompile.frontends.control import CONTROL, Nested
 from pccompile.frontends.functional import functionalise, op_name
 from pccompile.frontends.intercept import author_gradients, refuse_backward_hooks
 from pccompile.frontends.numbers import Read, is_read, number, with_operands
@@ -164,6 +165,7 @@ class _Importer:
         self.dims: dict[str, Source] = {}
         self.wanted: set[str] = set()
         self.problems = Collector()
+        self.parts: dict[Arg, str] = {}
         self.typer = self._typer()
 
     def _typer(self) -> Typer:
@@ -294,7 +296,9 @@ class _Importer:
         op = op_name(n.target)
         if n.target is operator.getitem:
             of = self.env[n.args[0]]  # type: ignore[index]
-            self._append(n, "getitem", {"of": of, "index": n.args[1]})
+            self._append(n, "getitem", {"of": of, "index": n.args[1]}, label=self.parts.get(of))
+        elif op in CONTROL:
+            self._control(n, op)
         elif not isinstance(n.target, torch._ops.OpOverload):
             where = self._where(n)
             self.problems.add(
@@ -310,6 +314,18 @@ class _Importer:
             if op == FUNCTION:
                 bound["key"] = call_of(bound["key"])
             self._append(n, op, bound)
+
+    def _control(self, n: fx.Node, op: str) -> None:
+        name, types = self._label(n, op), self._builder(n).types
+        try:
+            args = [a if isinstance(a, fx.Node) and a.op == "get_attr" else self._arg(a) for a in n.args]
+            call, bound = Nested(self.program.graph_module, self.typer, name, self._where(n)).call(op, args, types)
+            self._append(n, call, bound, self.typer.infer(call, bound, types))
+            self.parts[self.env[n]] = f"{name}_result"
+        except CompileError as e:
+            for p in e.problems:
+                self.problems.add(p.what, p.where, p.hint)
+            self.env[n] = Ref("unsupported")
 
     def _size(self, n: fx.Node, value: Any) -> None:
         if isinstance(value, int | float | bool):
@@ -347,8 +363,10 @@ class _Importer:
         self.nodes += b.nodes
         self.namer.used.update(m.name for m in b.nodes)
 
-    def _append(self, n: fx.Node, op: str, args: Mapping[str, Arg]) -> None:
-        type_ = self._type(n)
+    def _append(
+        self, n: fx.Node, op: str, args: Mapping[str, Arg], type_: Type | None = None, label: str | None = None
+    ) -> None:
+        type_ = self._type(n) if type_ is None else type_
         if any(isinstance(r, Read) for r in refs(args.values())):
             b = self._builder(n)
             call = with_operands(b, op, args, type_)
@@ -356,7 +374,7 @@ class _Importer:
             if call is None:
                 self._refuse_number(n)
             op, args = call or (op, args)
-        name = self.namer(self._label(n, op))
+        name = self.namer(label or self._label(n, op))
         for t in type_ if isinstance(type_, tuple) else (type_,):
             self._new_dims(name, t)
         self.nodes.append(Node(name, op, args, type_, self._where(n)))
@@ -403,7 +421,7 @@ class _Importer:
         stack = [v for k, v in (n.meta.get("nn_module_stack") or {}).items() if not k.startswith("_empty")]
         path = str(stack[-1][0]) if stack else ""
         frames = re.findall(r'File "([^"]+)", line (\d+)', n.meta.get("stack_trace") or "")
-        mine = [f for f in frames if "/torch/" not in f[0] and not f[0].startswith("torch/")]
+        mine = [f for f in frames if "/torch/" not in f[0] and not f[0].startswith(("torch/", "<"))]
         if not mine:
             return Location(path)
         return Location(path, mine[-1][0].rsplit("/", 1)[-1], int(mine[-1][1]))

@@ -1,5 +1,6 @@
 """Three frozen, name-based data structures: Graph (operations), PCGraph (vertices), Program (a schedule)."""
 
+from pccompile.ir.fragment import Fragment
 from pccompile.ir.graph import (
     DEVICE,
     Arg,
@@ -24,6 +25,7 @@ __all__ = [
     "Arg",
     "Dim",
     "Do",
+    "Fragment",
     "Graph",
     "Node",
     "PCGraph",

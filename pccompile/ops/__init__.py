@@ -3,6 +3,7 @@
 from pccompile.ops import (
     activations,
     composite,
+    control,
     elementwise,
     fills,
     functions,
@@ -18,6 +19,7 @@ from pccompile.ops import (
     spectral,
     steps,
 )
+from pccompile.ops.backward import Backward
 from pccompile.ops.builder import Builder
 from pccompile.ops.elementwise import Formula, user_elementwise
 from pccompile.ops.registry import OPS, Family, OpDef, bind, define, family_of, overload, result_name, schema
@@ -26,6 +28,7 @@ from pccompile.ops.typer import Typer
 
 __all__ = [
     "OPS",
+    "Backward",
     "Builder",
     "Family",
     "Formula",
@@ -34,6 +37,7 @@ __all__ = [
     "activations",
     "bind",
     "composite",
+    "control",
     "decompose",
     "define",
     "elementwise",

@@ -63,7 +63,7 @@ define(
     OpDef(
         "pccompile.overwritten.default",
         "linear",
-        lambda b, n, err: {"old": err},
+        lambda b, n, err: {"old": err, "new": None},
         parameters=("old", "new"),
         infer=lambda args, type_of: type_of(args["new"]),
         spell=lambda t, a: str(t["new"]),

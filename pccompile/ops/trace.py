@@ -37,10 +37,12 @@ def inline(
     arguments: Sequence[Arg],
     constants: Mapping[str, torch.Tensor],
     typer: Typer | None = None,
+    nested: Callable[[fx.Node, Sequence[Arg]], Ref] | None = None,
 ) -> list[Arg]:
     """Append the operations of a traced function to `b`; return what it returns.
 
-    typer: what the function was traced with, where that is not the builder's own.
+    typer: what the function was traced with, where that is not the builder's own. nested: appends a call that has
+    programs among its arguments, which are passed as nodes.
     """
     typer = typer or b.typer
     env: dict[fx.Node, Arg] = {}
@@ -50,11 +52,15 @@ def inline(
         if n.op == "placeholder":
             env[n] = next(given)
         elif n.op == "get_attr":
-            env[n] = constant(b, constants[n.target])
+            tensor = isinstance(constants[n.target], torch.Tensor)
+            env[n] = constant(b, constants[n.target]) if tensor else n
         elif n.op == "output":
-            return [fx_arg(typer, a, env) for a in n.args[0]]
+            returned = n.args[0] if isinstance(n.args[0], list | tuple) else (n.args[0],)
+            return [fx_arg(typer, a, env) for a in returned]
         elif isinstance(value, torch.SymInt | torch.SymFloat):
             env[n] = typer.dim(value)
+        elif nested and not isinstance(n.target, torch._ops.OpOverload) and n.target is not operator.getitem:
+            env[n] = nested(n, [fx_arg(typer, a, env) for a in n.args])
         elif n.target is operator.getitem:
             env[n] = b.get(env[n.args[0]], n.args[1])
         else:

@@ -18,13 +18,6 @@ import pccompile
 from core.models import distance
 from pccompile import CompileError
 
-REFUSED = {
-    "cond": "torch control flow",
-    "scan": "torch control flow",
-    "while_loop": "torch control flow",
-}
-"""Cases that torch.export takes and we do not: the words of the refusal."""
-
 EITHER = ("straight_through", "gradient_reversal", "function_of_two", "tensor_hook", "backward_hook")
 """Backward passes of a model's own: right, or refused."""
 
@@ -48,7 +41,7 @@ def cases(table: dict[str, Case], slow: Set[str]) -> list[Any]:
     """Parameters of a test, with the marks of each case."""
     found = []
     for name, case in table.items():
-        if case.refused or name in REFUSED:
+        if case.refused:
             continue
         marks = [pytest.mark.slow] if case.slow or name in slow else []
         found.append(pytest.param(case, id=name, marks=marks))
@@ -123,11 +116,6 @@ def refusal(case: Case) -> str:
 @pytest.mark.parametrize("name", [name for name, case in ALL.items() if case.refused])
 def test_what_torch_export_refuses_is_refused_in_one_line(name: str) -> None:
     assert "cannot capture" in refusal(ALL[name])
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_we_refuse_is_refused_with_a_reason(name: str) -> None:
-    assert REFUSED[name] in refusal(ALL[name])
 
 
 def test_compiling_leaves_the_model_as_it_was() -> None:

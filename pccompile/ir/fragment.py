@@ -1,0 +1,32 @@
+"""A program inside an operation: a branch, or the body of a loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pccompile.ir.graph import Node, Ref, TensorType
+
+
+@dataclass(frozen=True, eq=False)
+class Fragment:
+    """A function of tensors that an operation calls: `results` computed from `parameters` by `nodes`.
+
+    It sees nothing but its parameters and the free dimensions. `name` and `about` are for the reader.
+    """
+
+    name: str
+    parameters: Mapping[str, TensorType]
+    nodes: tuple[Node, ...]
+    results: tuple[Ref, ...]
+    about: str = ""
+
+    @property
+    def types(self) -> tuple[TensorType, ...]:
+        """The types of its results."""
+        known = {**self.parameters, **{n.name: n.tensor for n in self.nodes if isinstance(n.type, TensorType)}}
+        return tuple(known[r] for r in self.results)
+
+    def __str__(self) -> str:
+        body = "; ".join(map(str, self.nodes))
+        return f"{self.name}({', '.join(self.parameters)}) {{{body}; return {', '.join(map(repr, self.results))}}}"
