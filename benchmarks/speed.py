@@ -1,6 +1,8 @@
 """Time and memory of one training gradient, as a ratio to autograd: interleaved in one run, medians, one thread.
 
-python benchmarks/speed.py [names …] [--compile] [--memory] [--repeats N]
+python benchmarks/speed.py [names …] [--compile] [--relax] [--repeats N]
+
+exact is the generated file's `step`; "as a module" is `pc(x)` with a loss and autograd around it.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def program_step(bench: Bench, model: torch.nn.Module, x: Any, y: Any, compiled:
     """The same by the generated file's `step`."""
     algorithm = options.pop("algorithm", "exact")
     pc = PCModule(model, Options(algorithm, None, options), bench.loss)
-    runtime = pc._runtime(x, {}, bench.loss, y)
+    runtime = pc.prepare(x, loss=bench.loss, target=y)
     params, buffers = pc.tables(runtime)
     params = {k: p.detach() for k, p in params.items()}
     inputs, targets = runtime.interface.bind(x, {}), targets_of(y)
@@ -51,6 +53,13 @@ def program_step(bench: Bench, model: torch.nn.Module, x: Any, y: Any, compiled:
     if compiled:
         run = torch.compile(run, fullgraph=True, options=INDUCTOR)
     return lambda: run(params, buffers, inputs, targets)
+
+
+def module_step(bench: Bench, model: torch.nn.Module, x: tuple[torch.Tensor, ...], y: torch.Tensor) -> Step:
+    """The same as a user takes it: the compiled module, a loss outside it, and `torch.autograd.grad`."""
+    pc = PCModule(model, Options("exact"))
+    pc.prepare(x)
+    return autograd_step(bench, pc, x, y)
 
 
 def interleaved(steps: dict[str, Step], repeats: int) -> dict[str, float]:
@@ -89,8 +98,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=60)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    header = "| network | eager autograd ms | exact | closed form T=100 |" + " relax T=100 |" * options.relax
-    header += " compiled autograd ms | compiled exact |" * options.compile + " peak memory |"
+    header = "| network | eager autograd ms | exact | as a module | closed form T=100 |"
+    header += " relax T=100 |" * options.relax + " compiled autograd ms | compiled exact |" * options.compile
+    header += " peak memory | as a module |"
     print(header)
     print("|---" * (header.count("|") - 1) + "|")
     for name in options.names:
@@ -104,6 +114,7 @@ def row(bench: Bench, options: argparse.Namespace) -> str:
     steps = {
         "eager": autograd_step(bench, model, x, y),
         "exact": program_step(bench, model, x, y),
+        "module": module_step(bench, model, x, y),
         "closed": program_step(bench, model, x, y, algorithm="fixed-prediction", steps=100, rate=0.1),
     }
     if options.relax:
@@ -124,7 +135,8 @@ def row(bench: Bench, options: argparse.Namespace) -> str:
         }
         times = interleaved(pair, options.repeats)
         cells += [f"{1e3 * times['eager']:.2f}", f"{times['exact'] / times['eager']:.3f}"]
-    cells.append(f"{peak(steps['exact']) / peak(steps['eager']):.3f}")
+    eager = peak(steps["eager"])
+    cells += [f"{peak(steps[k]) / eager:.3f}" for k in ("exact", "module")]
     return f"| {' | '.join(cells)} |"
 
 

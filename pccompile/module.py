@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from pccompile.diagnostics import CompileError
 from pccompile.driver import Compiled, Hook, Options, compile_imported, import_model
 from pccompile.frontends.exported import Imported, Locate
+from pccompile.holding import form, tensor_at
 from pccompile.losses import compile_loss, targets_of
 from pccompile.runtime import Interface, Runtime, reaching
 
@@ -30,14 +31,15 @@ if TYPE_CHECKING:
     from pccompile.report.trace import Trace
 
 Criterion = Callable[..., Tensor]
+Tables = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Parameters and buffers by path."""
 
 
 @dataclass
 class _Traced:
     """The model as it was captured in one mode for one form of call."""
 
-    mode: tuple[bool, ...]
-    dtypes: tuple[torch.dtype, ...]
+    form: tuple[Any, ...]
     imported: Imported
     interface: Interface
     programs: dict[Any, Runtime] = field(default_factory=dict)
@@ -122,7 +124,7 @@ class PCModule(nn.Module):
         graph = traced.imported.graph
         tensors = traced.interface.bind(args, kwargs)
         wanted = frozenset(
-            p for p, t in self._params(traced.imported).items() if t.requires_grad and graph.params[p].differentiable
+            p for p, t in graph.params.items() if t.differentiable and self._present(traced.imported, p).requires_grad
         )
         wanted |= {name for name, t in tensors.items() if t.requires_grad}
         target_types = tuple((t.dtype, t.dim()) for t in targets_of(target)) if loss is not None else ()
@@ -139,12 +141,9 @@ class PCModule(nn.Module):
         return traced.programs[key]
 
     def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Traced:
-        model: nn.Module = self.__dict__["model"]
-        mode = tuple(m.training for m in model.modules())
-        dtypes = tuple(dict.fromkeys(p.dtype for p in model.parameters()))
-        reason = ""
+        now, reason = form(self.__dict__["model"]), ""
         for traced in self._traces:
-            if traced.mode == mode and traced.dtypes == dtypes:
+            if traced.form == now:
                 reason = traced.interface.mismatch(args, kwargs)
                 if not reason:
                     return traced
@@ -167,11 +166,8 @@ class PCModule(nn.Module):
 
     def adopt(self, imported: Imported, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Traced:
         """Take an imported model as what calls of this form run."""
-        model: nn.Module = self.__dict__["model"]
         leaves = pytree.tree_leaves((args, dict(kwargs)))
-        mode = tuple(m.training for m in model.modules())
-        dtypes = tuple(dict.fromkeys(p.dtype for p in model.parameters()))
-        traced = _Traced(mode, dtypes, imported, Interface.of(imported, leaves))
+        traced = _Traced(form(self.__dict__["model"]), imported, Interface.of(imported, leaves))
         self._traces.append(traced)
         return traced
 
@@ -192,7 +188,7 @@ class PCModule(nn.Module):
         compiled_loss = None
         if loss is not None:
             plain = self._runtime(args, kwargs)
-            outputs, _ = self._predict(plain, plain.interface.bind(args, kwargs), probe=True)
+            outputs, _ = self._predict(plain, self.tables(plain), plain.interface.bind(args, kwargs), probe=True)
             compiled_loss = compile_loss(loss, traced.interface, outputs, target)
         compiled = compile_imported(imported, options, compiled_loss, record, self._hook)
         name = f"{type(self.__dict__['model']).__name__} {options.algorithm}"
@@ -200,30 +196,27 @@ class PCModule(nn.Module):
 
     # running
 
-    def tables(self, runtime: Runtime) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def tables(self, runtime: Runtime) -> Tables:
         """The model's parameters and buffers as the generated functions take them."""
         assert runtime.compiled is not None
         imported = runtime.compiled.imported
         graph = imported.graph
-        live = self._live_buffers()
-        params = {graph.origin[p]: t for p, t in self._params(imported).items()}
-        buffers = {graph.origin[b]: live.get(graph.origin[b], imported.tensors[b]) for b in graph.buffers}
+        params, buffers = (
+            {graph.origin[name]: self._present(imported, name) for name in names}
+            for names in (graph.params, graph.buffers)
+        )
         return params, buffers
 
-    def _params(self, imported: Imported) -> dict[str, Tensor]:
-        """The Parameters that the model has now, by their names in the graph: they may have been replaced."""
-        own: dict[str, Tensor] = dict(self.__dict__["model"].named_parameters(remove_duplicate=False))
-        graph = imported.graph
-        return {p: own.get(graph.origin[p], imported.tensors[p]) for p in graph.params}
-
-    def _live_buffers(self) -> dict[str, Tensor]:
-        return dict(self.__dict__["model"].named_buffers(remove_duplicate=False))
+    def _present(self, imported: Imported, name: str) -> Tensor:
+        """The tensor that the model has now for a parameter or buffer of the graph; its own where that has none."""
+        found = tensor_at(self.__dict__["model"], imported.graph.origin[name])
+        return imported.tensors[name] if found is None else found
 
     def _predict(
-        self, runtime: Runtime, inputs: dict[str, Tensor], probe: bool = False
+        self, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], probe: bool = False
     ) -> tuple[tuple[Tensor, ...], list[Any]]:
         """The outputs and the context, in the model's own precision whatever autocast says."""
-        params, buffers = self.tables(runtime)
+        params, buffers = tables
         kind = next(iter((params or inputs).values())).device.type
         with ExitStack() as stack:
             stack.enter_context(torch.autocast(kind, enabled=False))
@@ -242,11 +235,11 @@ class PCModule(nn.Module):
     def _run(
         self, runtime: Runtime, inputs: dict[str, Tensor], targets: list[Tensor] | None = None
     ) -> tuple[Tensor, ...]:
-        params, _ = self.tables(runtime)
+        tables = self.tables(runtime)
         sources = [
-            params.get(key) if not key.startswith("input ") else inputs[key[6:]] for key in runtime.source.gradients
+            tables[0].get(key) if not key.startswith("input ") else inputs[key[6:]] for key in runtime.source.gradients
         ]
-        result: tuple[Tensor, ...] = _Bridge.apply(self, runtime, inputs, targets, *sources)  # type: ignore[no-untyped-call]
+        result: tuple[Tensor, ...] = _Bridge.apply(self, runtime, tables, inputs, targets, *sources)  # type: ignore[no-untyped-call]
         return result
 
     def loss(self, *args: Any, target: Any, **kwargs: Any) -> Tensor:
@@ -323,22 +316,19 @@ class _Bridge(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, pc: PCModule, runtime: Runtime, inputs: dict[str, Tensor], targets: Any, *sources: Tensor
+        ctx: Any, pc: PCModule, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], targets: Any, *_: Tensor
     ) -> Any:
         detached = {k: t.detach() for k, t in inputs.items()}
-        outputs, context = pc._predict(runtime, detached)
+        outputs, context = pc._predict(runtime, tables, detached)
         ctx.runtime, ctx.targets = runtime, targets
         ctx.is_tensor = [isinstance(c, Tensor) for c in context]
         ctx.rest = [c for c in context if not isinstance(c, Tensor)]
         ctx.set_materialize_grads(False)
-        params, _ = pc.tables(runtime)
+        params = tables[0]
         ctx.names = tuple(params)
         kept = [*params.values(), *(c for c in context if isinstance(c, Tensor))]
         clamped = [outputs[i] for i in runtime.source.errors]
-        ctx.like = (
-            [torch.empty(0, dtype=o.dtype, device=o.device).expand(0) for o in clamped],
-            [o.shape for o in clamped],
-        )
+        ctx.like = [(o.shape, o.dtype, o.device) for o in clamped]
         if targets is None:
             ctx.save_for_backward(*kept, *(o.detach() for o in clamped if runtime.source.moving))
             results = tuple(o if all(o is not p for p in outputs[:i]) else o.detach() for i, o in enumerate(outputs))
@@ -354,19 +344,22 @@ class _Bridge(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         runtime: Runtime = ctx.runtime
-        none = (None,) * 4
+        none = (None,) * 5
         if all(g is None for g in grads):
             return (*none, *(None for _ in runtime.source.gradients))
         tensors, rest = iter(ctx.saved_tensors), iter(ctx.rest)
         params = {name: next(tensors) for name in ctx.names}
         context = [next(tensors) if tensor else next(rest) for tensor in ctx.is_tensor]
         saved = list(tensors)
+        del tensors
+        ctx.maybe_clear_saved_tensors()  # unless the graph is kept, the sweep frees each value when it has read it
         moving, scale = runtime.source.moving, None
         if ctx.targets is None:
             arrived = [_arrived(runtime, i, grads) for i in range(len(runtime.source.errors))]
             used = {i for i, g in enumerate(arrived) if g is not None}
             full = [
-                like.new_zeros(shape) if g is None else g for g, like, shape in zip(arrived, *ctx.like, strict=True)
+                torch.zeros(shape, dtype=dtype, device=device) if g is None else g
+                for g, (shape, dtype, device) in zip(arrived, ctx.like, strict=True)
             ]
             given = [o - g for o, g in zip(saved, full, strict=True)] if moving else [-g for g in full]
         else:

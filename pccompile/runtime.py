@@ -60,7 +60,7 @@ class Interface:
         leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
         if spec != self.in_spec:
             return f"the arguments have another structure: expected {len(self.inputs)} leaves, got {len(leaves)}"
-        known: dict[str, int] = {}
+        known: dict[Any, int] = {}
         for name, leaf, constant in zip(self.inputs, leaves, self.constants, strict=True):
             if name is None:
                 if type(leaf) is not type(constant) or leaf != constant:
@@ -72,7 +72,7 @@ class Interface:
             if leaf.dtype != type_.dtype or leaf.dim() != len(type_.shape):
                 return f"input {name}: expected {type_}, got {TensorType(tuple(leaf.shape), leaf.dtype)}"
             for axis, (size, dim) in enumerate(zip(leaf.shape, type_.shape, strict=True)):
-                if (isinstance(dim, int) and size != dim) or known.setdefault(str(dim), size) != size:
+                if size != (dim if isinstance(dim, int) else known.setdefault(dim, size)):
                     return f"input {name}: expected {dim} entries in dimension {axis} of {type_}, got {size}"
         return ""
 

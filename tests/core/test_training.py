@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -637,3 +638,22 @@ def test_a_trap_that_reads_a_number_is_refused_by_place() -> None:
     x = case.inputs(torch.Generator(), torch.float32)
     with pytest.raises(CompileError, match=r"traps_flow\.py:\d+"):
         pccompile.compile(case.build(), x)
+
+
+def test_the_sweep_frees_what_prediction_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peak of memory is that of backpropagation: autograd holds nothing that inference has read already."""
+    pc, x = pccompile.compile(ConvNet(), (torch.randn(2, 3, 8, 8),)), torch.randn(2, 3, 8, 8)
+    runtime = pc.prepare((x,))
+    sweep, alive = runtime.function("infer_and_learn"), []
+
+    def watched(params: Any, context: list[Any], errors: Any) -> Any:
+        saved = [weakref.ref(c) for c in context if isinstance(c, Tensor) and c.shape != x.shape]
+        found = sweep(params, context, errors)
+        alive.append((len(saved), sum(s() is not None for s in saved)))
+        return found
+
+    monkeypatch.setitem(runtime._scope, "infer_and_learn", watched)
+    half_squares(pc(x)).backward()
+    half_squares(pc(x)).backward(retain_graph=True)
+    (before, after), (_, kept) = alive
+    assert (before > 5, after, kept) == (True, 0, before)
