@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import logging
 import operator
@@ -16,17 +15,17 @@ from typing import Any
 import sympy
 import torch
 from torch import fx, nn
-from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import NOWHERE, Collector, CompileError, Location
 from pccompile.frontends.control import CONTROL, Nested
-from pccompile.frontends.functional import functionalise, op_name
+from pccompile.frontends.functional import functionalise, name_dtypes, op_name
 from pccompile.frontends.intercept import author_gradients, refuse_backward_hooks
-from pccompile.frontends.numbers import Read, is_read, number, with_operands
+from pccompile.frontends.numbers import Read, is_read, number, only_asserted, with_operands
 from pccompile.frontends.regions import inline_regions
+from pccompile.frontends.signature import free_batch, spelled_out
 from pccompile.ir import DEVICE, Arg, Graph, Node, Ref, Source, TensorType, Type, refs
 from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer, bind
@@ -65,16 +64,17 @@ def export(
     """
     kwargs = dict(kwargs or {})
     refuse_backward_hooks(model)
-    attempts = [dynamic_shapes] if dynamic_shapes is not None else [_free_batch(model, args, kwargs), None]
-    for i, shapes in enumerate(attempts):
-        try:
-            with author_gradients(), _quiet():
-                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-        except CompileError:
-            raise
-        except Exception as e:
-            if i + 1 == len(attempts):
-                raise _refused(model, e) from e
+    with spelled_out(model, kwargs):
+        attempts = [dynamic_shapes] if dynamic_shapes is not None else [free_batch(model, args, kwargs), None]
+        for i, shapes in enumerate(attempts):
+            try:
+                with author_gradients(), _quiet():
+                    return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            except CompileError:
+                raise
+            except Exception as e:
+                if i + 1 == len(attempts):
+                    raise _refused(model, e) from e
     raise AssertionError
 
 
@@ -98,25 +98,6 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
         for child, disabled in zip(children, before, strict=True):
             child.disabled = disabled
-
-
-def _free_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Dimension 0 of every tensor argument, to be free where the model allows it; or what the model itself says."""
-    if callable(own := getattr(model, "dynamic_shapes", None)) and not kwargs:
-        return own(args)
-
-    def free(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] > 1:
-            return {0: ExportDim.AUTO}
-        return None
-
-    try:
-        arguments = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-    except TypeError as e:
-        raise CompileError(
-            f"{type(model).__name__}.forward {e}", hint="give the example arguments that forward takes"
-        ) from e
-    return pytree.tree_map(free, dict(arguments))
 
 
 def _refused(model: nn.Module, error: Exception) -> CompileError:
@@ -146,6 +127,7 @@ def import_program(
     Raises CompileError for what the dialect cannot say.
     """
     inline_regions(program)
+    name_dtypes(program.graph)
     program, written = functionalise(program)
     return _Importer(program, model, locate).run(written, writes)
 
@@ -333,7 +315,7 @@ class _Importer:
             return
         expr = value.node.expr.xreplace(self.typer.names)
         unknown = {str(s) for s in expr.free_symbols} - set(self.dims)
-        if unknown:
+        if unknown and not only_asserted(n):
             self._refuse_number(n)
         self.env[n] = expr if not expr.is_Integer else int(expr)
 

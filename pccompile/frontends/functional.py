@@ -152,6 +152,17 @@ def _is_plain_buffer(n: fx.Node, program: ExportedProgram) -> bool:
     return True
 
 
+def name_dtypes(graph: fx.Graph) -> None:
+    """Name the dtype of new float tensors: torch's default dtype may be another when the program runs."""
+    for n in graph.nodes:
+        value = n.meta.get("val")
+        if not isinstance(n.target, torch._ops.OpOverload) or not isinstance(value, torch.Tensor):
+            continue
+        made = not any(isinstance(i.meta.get("val"), torch.Tensor) for i in n.all_input_nodes)
+        if made and value.is_floating_point() and any(a.name == "dtype" for a in n.target._schema.arguments):
+            n.update_kwarg("dtype", value.dtype)
+
+
 def functionalise(program: ExportedProgram) -> tuple[ExportedProgram, dict[fx.Node, fx.Node]]:
     """A program without in-place operations, and the values that its buffers and inputs take."""
     possible, written = rename_in_place(program.graph)

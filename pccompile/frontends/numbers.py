@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from pccompile.ir import DEVICE, Arg, Ref, TensorType, Type, refs
 from pccompile.ops import Builder, overload, schema
 from pccompile.ops.functions import STOP
 
+SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 READS = ("aten.item.default", "aten._local_scalar_dense.default")
 ARITHMETIC = {
     "add": "aten.add.Tensor",
@@ -50,6 +52,16 @@ class Read(Ref):
 def is_read(value: object) -> bool:
     """Whether a number in an exported program is known only when the program runs."""
     return isinstance(value, torch.SymInt | torch.SymFloat) and bool(free_unbacked_symbols(value))
+
+
+def only_asserted(n: fx.Node) -> bool:
+    """Whether nothing but assertions read a number, which then decides nothing."""
+    return all(
+        only_asserted(u)
+        if isinstance(u.meta.get("val"), SYMBOLIC)
+        else u.op != "output" and u.meta.get("val") is None and not u.users
+        for u in n.users
+    )
 
 
 def number(b: Builder, target: object, args: tuple[Arg, ...], value: object) -> Read | None:

@@ -17,6 +17,12 @@ from pccompile.diagnostics import CompileError
 from pccompile.frontends.functional import NO_GRAD, mutated, viewed
 from pccompile.ops.functions import stop_gradient
 
+SAME = {
+    *("aten.to.dtype", "aten.to.device", "aten.to.other", "aten.to.dtype_layout", "aten.type_as.default"),
+    *("aten.contiguous.default", "aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default"),
+    *("aten.positive.default", "aten.conj.default", "aten.resolve_conj.default", "aten.resolve_neg.default"),
+}
+"""Operators that return their very argument where there is nothing to do."""
 PLAIN = ("tag_activation_checkpoint", "wrap_activation_checkpoint", "invoke_subgraph")
 
 
@@ -95,7 +101,8 @@ def _inline(graph_module: fx.GraphModule, region: fx.Node) -> None:
                 result = fx.node.map_arg(n.args[0], lambda x: env[x])
         results = list(result) if isinstance(result, tuple | list) else [result]
         if stops:
-            results = [_stopped(graph_module.graph, r) for r in results]
+            inside = {env[n] for n in body.graph.nodes if n.op == "call_function"}
+            results = [_stopped(graph_module.graph, r) if _itself(r) in inside else r for r in results]
     for user in list(region.users):
         if user.target is operator.getitem:
             index: Any = user.args[1]
@@ -115,6 +122,30 @@ def _from_outside(n: fx.Node) -> bool:
             return True
         open_ += [*viewed(source), *mutated(source)]
     return False
+
+
+def _itself(value: Any) -> Any:
+    """The value that `value` is: a cast to its own type and the like return their argument, gradient and all."""
+    while isinstance(value, fx.Node):
+        if written := mutated(value):
+            value = written[0]
+        elif _returns_its_argument(value):
+            value = value.args[0]
+        else:
+            break
+    return value
+
+
+def _returns_its_argument(n: fx.Node) -> bool:
+    if n.op != "call_function" or str(n.target) not in SAME or not isinstance(n.args[0], fx.Node):
+        return False
+    before, after = n.args[0].meta.get("val"), n.meta.get("val")
+    if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
+        return False
+    copies = "aten.to." in str(n.target) and any(a is True for a in (*n.args[1:], *n.kwargs.values()))
+    drops = "dropout" in str(n.target) and n.args[1] != 0 and n.args[2]
+    alike = before.dtype == after.dtype and before.device == after.device and before.stride() == after.stride()
+    return alike and not copies and not drops
 
 
 def _stopped(graph: fx.Graph, value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pccompile.ir import DEVICE, Arg, Node, Ref
+from pccompile.ir import DEVICE, Arg, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
 from pccompile.ops.linear import linear
 from pccompile.ops.registry import OpDef, define, rewrite
@@ -182,6 +182,40 @@ define(
         samples=(
             lambda: (_x(4, 3), torch.tensor([True, False, True])),
             lambda: (_x(3), torch.tensor([[True, False, True], [False, True, True]])),
+        ),
+    )
+)
+
+
+def _masked_scatter(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
+    """Entry k of `source` went where the mask is true for the k-th time.
+
+    Errors of places that kept their own entry are added up in one place more, which is then left out.
+    """
+    mask = b.expand_to(n["mask"], b.shape(n.name))
+    messages: dict[str, Ref | None] = {"self": b("aten.masked_fill.Scalar", e, mask, 0)}
+    if n["source"] in b.wants:
+        count = b.numel(b.shape(n.name))
+        true, flat = (b("aten.reshape.default", x, (count,)) for x in (mask, e))
+        source = b.type(n["source"])
+        entries = b.numel(source.shape)
+        kth = b("aten.sub.Tensor", b("aten.cumsum.default", true, 0), 1)
+        place = b("aten.where.ScalarOther", true, kth, entries)
+        sent = b("aten.scatter_add.default", b.zeros(TensorType((entries + 1,), source.dtype)), 0, place, flat)
+        messages["source"] = b.view(b("aten.slice.Tensor", sent, 0, 0, entries), source.shape)
+    return messages
+
+
+define(
+    OpDef(
+        "aten.masked_scatter.default",
+        "linear",
+        _masked_scatter,
+        samples=(
+            lambda: (_x(4, 3), torch.tensor([True, False, True]), _x(3, 3)),
+            lambda: (_x(4, 3), torch.tensor(False), _x(0, 3)),
+            lambda: (_x(3), torch.tensor([[False, True, True], [False, False, True]]), _x(5)),
+            lambda: (_x(2, 2), torch.zeros(2, 2, dtype=torch.bool), _x(1)),
         ),
     )
 )
