@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from onnx.backend.base import Backend, BackendRep, Device, DeviceType, namedtupledict
@@ -16,6 +17,7 @@ from onnx.backend.base import Backend, BackendRep, Device, DeviceType, namedtupl
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx import OnnxModule, load_onnx
 from pccompile.frontends.onnx.boundary import from_numpy, to_numpy
+from pccompile.frontends.onnx.names import lookup
 
 
 class Prepared(BackendRep):
@@ -32,14 +34,27 @@ class Prepared(BackendRep):
         mapping from their names; numpy arrays, lists for sequences, None for absent ones. Raises CompileError.
         """
         given = self._named(inputs)
-        absent = [t.name for t in self.module.input_types if t.name not in given]
+        wanted = [t.name for t in self.module.input_types]
+        absent = [name for name in wanted if name not in given]
         if absent:
             raise CompileError(f"input {absent[0]} is missing")
+        for name in given.keys() - set(wanted):
+            self._check_initializer(name, given[name])
         with torch.no_grad():
             results = self.module(*(from_numpy(given[t.name]) for t in self.module.input_types))
         outputs = [to_numpy(r) for r in (results if isinstance(results, tuple) else (results,))]
         made: tuple[Any, ...] = namedtupledict("Outputs", self.module.output_names)(*outputs)
         return made
+
+    def _check_initializer(self, name: str, value: Any) -> None:
+        """Raise CompileError unless `value` is what the initializer called `name` holds."""
+        constant = self.module.graph.constants.get(name)
+        if constant is None:
+            raise CompileError(f"there is no input {name}")
+        held = to_numpy(lookup(self.module, constant.path)) if constant.path else constant.array
+        if not np.array_equal(np.asarray(to_numpy(from_numpy(value))), held, equal_nan=held.dtype.kind in "fc"):
+            hint = "change the initializer, or take it out of the file"
+            raise CompileError(f"input {name} has an initializer of other numbers", hint=hint)
 
     def _named(self, inputs: Any) -> dict[str, Any]:
         if isinstance(inputs, Mapping):

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from onnx.backend.test.case.test_case import TestCase
 from onnx.backend.test.loader import load_model_tests
 from onnx.backend.test.runner import Runner
@@ -54,6 +55,7 @@ def forward(name: str) -> Row:
     try:
         with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")
+            torch.manual_seed(0)
             with patch.dict(os.environ, {"ONNX_HOME": folder, "ONNX_MODELS": folder}):
                 items()[name](None)
     except CompileError as error:

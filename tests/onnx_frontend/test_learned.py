@@ -3,47 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
 
 import pccompile.onnx_backend as backend
+from onnx_frontend import runtime
 
-ML = helper.make_opsetid("ai.onnx.ml", 3)
 TRANSFORMS = ("NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO")
 RNG = np.random.default_rng(0)
 
 
-def agree(op_type, inputs, outputs=1, opset=ML, **attributes):
-    """Both run the one node on `inputs` and yield the same."""
-    node = helper.make_node(
-        op_type,
-        [f"x{i}" for i in range(len(inputs))],
-        [f"y{i}" for i in range(outputs)],
-        domain=opset.domain,
-        **attributes,
-    )
-    entries = [
-        helper.make_tensor_value_info(f"x{i}", helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-        for i, a in enumerate(inputs)
-    ]
-    graph = helper.make_graph([node], "g", entries, [onnx.ValueInfoProto(name=n) for n in node.output])
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20), opset], ir_version=10)
-    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
-    expected = session.run(None, {f"x{i}": a for i, a in enumerate(inputs)})
-    for got, wanted in zip(backend.run_model(made, inputs), expected, strict=True):
-        if isinstance(wanted, list):
-            assert [list(row) for row in got] == [list(row) for row in wanted]
-            assert np.allclose([list(r.values()) for r in got], [list(r.values()) for r in wanted])
-        elif wanted.dtype == object:
-            assert got.tolist() == wanted.tolist()
-        else:
-            assert got.dtype == wanted.dtype
-            assert np.allclose(got, wanted, rtol=1e-4, atol=1e-5, equal_nan=True), (got, wanted)
+agree = partial(runtime.agree, domain="ai.onnx.ml", version=3)
 
 
 def draw(*shape):
@@ -200,7 +175,7 @@ def test_gradients_reach_the_features():
     graph = helper.make_graph(
         [node], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])], [onnx.ValueInfoProto(name="y")]
     )
-    module = backend.prepare(helper.make_model(graph, opset_imports=[ML, helper.make_opsetid("", 20)])).module
+    module = backend.prepare(helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 3)])).module
     source = torch.from_numpy(x).requires_grad_()
     module(source).sum().backward()
     step = 1e-2

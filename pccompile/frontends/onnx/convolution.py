@@ -143,10 +143,8 @@ def deform_conv(
     tap_x = (torch.arange(kernel_width) * dilation[1]).repeat(kernel_height)
     y = shifts[:, :, :, 0] + tap_y[:, None, None] + (torch.arange(rows) * stride[0] - pads[0])[:, None]
     z = shifts[:, :, :, 1] + tap_x[:, None, None] + (torch.arange(columns) * stride[1] - pads[1])
-    grid = torch.stack([(2 * z + 1) / width - 1, (2 * y + 1) / height - 1], -1)
-    grid = grid.reshape(batch * parts, taps * rows, columns, 2)
     source = x.reshape(batch * parts, channels // parts, height, width)
-    sampled = F.grid_sample(source, grid, padding_mode="zeros", align_corners=False)
+    sampled = read_between(source, y.reshape(batch * parts, -1), z.reshape(batch * parts, -1))
     sampled = sampled.reshape(batch, parts, channels // parts, taps, rows, columns)
     if mask is not None:
         sampled = sampled * mask.reshape(batch, parts, 1, taps, rows, columns)
@@ -154,3 +152,26 @@ def deform_conv(
     kernel = weight.reshape(groups, out_channels // groups, channels // groups * taps)
     result = torch.matmul(kernel, sampled).reshape(batch, out_channels, rows, columns)
     return result if bias is None else result + bias[:, None, None]
+
+
+def read_between(image: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """`image[sample, channel, row, column]` interpolated at places `y`, `z`, both `[sample, place]`; 0 outside of it.
+
+    Unlike grid_sample it takes places in pixels, so that a whole number reads a pixel exactly.
+    """
+    height, width = image.shape[2:]
+    top, left = torch.floor(y), torch.floor(z)
+    down, across = y - top, z - left
+    flat = image.flatten(2)
+    total = torch.zeros((), dtype=image.dtype)
+    for row, column, weight in (
+        (top, left, (1 - down) * (1 - across)),
+        (top, left + 1, (1 - down) * across),
+        (top + 1, left, down * (1 - across)),
+        (top + 1, left + 1, down * across),
+    ):
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        index = torch.clamp(row, 0, height - 1) * width + torch.clamp(column, 0, width - 1)
+        pixels = torch.gather(flat, 2, index.to(torch.int64)[:, None, :].expand(-1, flat.shape[1], -1))
+        total = total + pixels * (weight * inside)[:, None, :]
+    return total

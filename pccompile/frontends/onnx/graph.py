@@ -103,7 +103,9 @@ def read(
     constants = {n: constants[n] for n in weights if n in constants} | constants
     inputs = tuple(i.name for i in proto.input if i.name not in constants)
     outputs = tuple(o.name for o in proto.output)
-    nodes = [with_body(n, nodes) if n.op_type == "Gradient" else n for n in nodes]
+    for index, made in enumerate(nodes):
+        if made.op_type == "Gradient":
+            nodes[index] = with_body(made, nodes)  # in order: a derivative of a derivative holds the first
     nodes = without_unread(nodes, outputs)
     return Graph(proto.name, inputs, outputs, tuple(nodes), constants, last_reads(nodes, outputs))
 
