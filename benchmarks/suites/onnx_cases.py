@@ -23,9 +23,9 @@ FLOORS: Mapping[str, float] = {
     "gradient passed": 793,
 }
 
-FORWARD = """The other rows come from the ONNX project's runner over `pccompile.onnx_backend`: a model as `load_onnx` reads
-it, one torch operation after the other, compared at the tolerance that the case states; nothing is compiled there. The
-cases that draw at random are among them, and fail: what they expect was drawn by another generator."""
+FORWARD = """The other rows come from the ONNX project's runner over `pccompile.onnx_backend`: a model as `load_onnx`
+reads it, one torch operation after the other, compared at the tolerance that the case states. Nothing is compiled
+there. The cases that draw at random are among them, and fail: what they expect was drawn by another generator."""
 
 NOTE = f"""A row of kind {GRADIENT} holds the predictive-coding gradients of a node case against central differences of
 onnx.reference in float64. It is there for the cases with float inputs and outputs, function bodies left out, on which
