@@ -21,7 +21,8 @@ from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError
 from pccompile.driver import Compiled, Hook, Options, compile_imported, import_model
-from pccompile.frontends.exported import Imported, Locate
+from pccompile.frontends.autocast import current
+from pccompile.frontends.exported import Imported, Locate, device_of
 from pccompile.holding import form, tensor_at
 from pccompile.losses import compile_loss, targets_of
 from pccompile.runtime import Interface, Runtime, reaching
@@ -141,14 +142,14 @@ class PCModule(nn.Module):
         return traced.programs[key]
 
     def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Traced:
-        now, reason = form(self.__dict__["model"]), ""
+        now, reason = self._form(args, kwargs), ""
         for traced in self._traces:
             if traced.form == now:
                 reason = traced.interface.mismatch(args, kwargs)
                 if not reason:
                     return traced
         if self._traces and not self._recapture:
-            what = reason or "this program was captured in one mode and dtype"
+            what = reason or "this program was captured in one mode and dtype, and with or without autocast"
             raise CompileError(what, hint="compile the nn.Module itself to call it in several forms")
         shapes = self._dynamic_shapes if not self._traces else None
         try:
@@ -160,6 +161,11 @@ class PCModule(nn.Module):
             raise CompileError(reason, e.problems[0].where, why) from e
         return self.adopt(imported, args, kwargs)
 
+    def _form(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What a program depends on besides the shapes of its arguments: the model's modes and types, and autocast."""
+        model: nn.Module = self.__dict__["model"]
+        return form(model), current(device_of(model, (args, kwargs)))
+
     def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Imported:
         """The model as a graph, for calls of this form."""
         return import_model(self.__dict__["model"], args, kwargs, dynamic_shapes, self._locate, self._hook)
@@ -167,7 +173,7 @@ class PCModule(nn.Module):
     def adopt(self, imported: Imported, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Traced:
         """Take an imported model as what calls of this form run."""
         leaves = pytree.tree_leaves((args, dict(kwargs)))
-        traced = _Traced(form(self.__dict__["model"]), imported, Interface.of(imported, leaves))
+        traced = _Traced(self._form(args, kwargs), imported, Interface.of(imported, leaves))
         self._traces.append(traced)
         return traced
 
@@ -215,7 +221,7 @@ class PCModule(nn.Module):
     def _predict(
         self, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], probe: bool = False
     ) -> tuple[tuple[Tensor, ...], list[Any]]:
-        """The outputs and the context, in the model's own precision whatever autocast says."""
+        """The outputs and the context; the program itself makes the casts of autocast."""
         params, buffers = tables
         kind = next(iter((params or inputs).values())).device.type
         with ExitStack() as stack:

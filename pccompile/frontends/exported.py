@@ -20,6 +20,7 @@ from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import NOWHERE, Collector, CompileError, Location
+from pccompile.frontends.autocast import current, write_casts
 from pccompile.frontends.control import CONTROL, Nested
 from pccompile.frontends.functional import functionalise, name_dtypes, op_name
 from pccompile.frontends.intercept import author_gradients, refuse_backward_hooks
@@ -31,6 +32,7 @@ from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer, bind
 from pccompile.ops.functions import FUNCTION, call_of
 
+AUTOCAST = "pccompile_autocast"
 Locate = Callable[[fx.Node], Location | None]
 
 
@@ -69,13 +71,21 @@ def export(
         for i, shapes in enumerate(attempts):
             try:
                 with author_gradients(), _quiet():
-                    return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+                    program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+                program.graph_module.meta[AUTOCAST] = current(device_of(model, (args, kwargs)))
+                return program
             except CompileError:
                 raise
             except Exception as e:
                 if i + 1 == len(attempts):
                     raise _refused(model, e) from e
     raise AssertionError
+
+
+def device_of(model: nn.Module, arguments: Any) -> str:
+    """The kind of device that a model runs on."""
+    tensors = [*model.parameters(), *(t for t in pytree.tree_leaves(arguments) if isinstance(t, torch.Tensor))]
+    return tensors[0].device.type if tensors else "cpu"
 
 
 @contextmanager
@@ -126,6 +136,7 @@ def import_program(
     writes: return the last values of inputs that are changed in place as well; they are left as they were otherwise.
     Raises CompileError for what the dialect cannot say.
     """
+    write_casts(program.graph_module, program.graph_module.meta.get(AUTOCAST))
     inline_regions(program)
     name_dtypes(program.graph)
     program, written = functionalise(program)

@@ -69,10 +69,8 @@ def _next_region(graph: fx.Graph) -> fx.Node | None:
 
 
 def _is_plain(n: fx.Node) -> bool:
-    """Whether a region changes nothing but gradients: autocast does, unless it is switched off."""
-    return _name(n) in ("wrap_with_set_grad_enabled", *PLAIN) or (
-        _name(n) == "wrap_with_autocast" and n.args[2] is False
-    )
+    """Whether a region is only a grouping, now that the casts of autocast have been written out."""
+    return _name(n) in ("wrap_with_set_grad_enabled", "wrap_with_autocast", *PLAIN)
 
 
 def _inline(graph_module: fx.GraphModule, region: fx.Node) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,13 +105,19 @@ class Call:
     template: tuple[Any, ...]
     places: tuple[int, ...]
     single: bool = True
-    shapes: list[Any] = field(default_factory=list)
+    autocast: dict[str, torch.dtype] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.function.__name__
 
     def forward(self, tensors: Sequence[Any], ctx: Context) -> tuple[Any, ...]:
-        """The results of the user's forward."""
+        """The results of the user's forward, under the autocast setting of the call."""
+        with ExitStack() as stack:
+            for device, dtype in self.autocast.items():
+                stack.enter_context(torch.autocast(device, dtype=dtype, cache_enabled=False))
+            return self._forward(tensors, ctx)
+
+    def _forward(self, tensors: Sequence[Any], ctx: Context) -> tuple[Any, ...]:
         args = list(self.template)
         for place, tensor in zip(self.places, tensors, strict=True):
             args[place] = tensor
@@ -160,7 +167,9 @@ def record_call(function: type[torch.autograd.Function], args: tuple[Any, ...]) 
     """Run a Function as an operator that capture keeps; return what it returns."""
     places = tuple(i for i, a in enumerate(args) if isinstance(a, torch.Tensor))
     template = tuple(None if i in places else a for i, a in enumerate(args))
-    _calls.append(Call(function, template, places))
+    devices = {a.device.type for a in args if isinstance(a, torch.Tensor)}
+    casting = {d: torch.get_autocast_dtype(d) for d in devices if d != "meta" and torch.is_autocast_enabled(d)}
+    _calls.append(Call(function, template, places, autocast=casting))
     results = function_operator()([args[p] for p in places], len(_calls) - 1)
     return results[0] if _calls[-1].single else tuple(results)
 
