@@ -84,8 +84,10 @@ def export(
 
 def device_of(model: nn.Module, arguments: Any) -> str:
     """The kind of device that a model runs on."""
-    tensors = [*model.parameters(), *(t for t in pytree.tree_leaves(arguments) if isinstance(t, torch.Tensor))]
-    return tensors[0].device.type if tensors else "cpu"
+    tensor = next(model.parameters(), None)
+    if tensor is None:
+        tensor = next((t for t in pytree.tree_leaves(arguments) if isinstance(t, torch.Tensor)), None)
+    return "cpu" if tensor is None else tensor.device.type
 
 
 @contextmanager
