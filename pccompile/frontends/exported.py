@@ -84,7 +84,7 @@ def export(
 
 def device_of(model: nn.Module, arguments: Any) -> str:
     """The kind of device that a model runs on."""
-    tensor = next(model.parameters(), None)
+    tensor: torch.Tensor | None = next(model.parameters(), None)
     if tensor is None:
         tensor = next((t for t in pytree.tree_leaves(arguments) if isinstance(t, torch.Tensor)), None)
     return "cpu" if tensor is None else tensor.device.type
