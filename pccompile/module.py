@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError
 from pccompile.driver import Compiled, Hook, Options, compile_imported, import_model
 from pccompile.frontends.autocast import current
 from pccompile.frontends.exported import Imported, Locate, device_of
+from pccompile.higher import refuse_second_order, refuse_transforms
 from pccompile.holding import form, tensor_at
 from pccompile.losses import compile_loss, targets_of
 from pccompile.runtime import Interface, Runtime, reaching
@@ -142,6 +142,7 @@ class PCModule(nn.Module):
         return traced.programs[key]
 
     def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Traced:
+        refuse_transforms(self.__dict__["model"], args, kwargs)
         now, reason = self._form(args, kwargs), ""
         for traced in self._traces:
             if traced.form == now:
@@ -347,8 +348,8 @@ class _Bridge(torch.autograd.Function):
         return (loss,)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_second_order()
         runtime: Runtime = ctx.runtime
         none = (None,) * 5
         if all(g is None for g in grads):

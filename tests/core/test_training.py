@@ -226,14 +226,6 @@ def test_backward_again_without_retain_graph_is_refused() -> None:
         loss.backward()
 
 
-def test_second_derivatives_are_refused() -> None:
-    x = data(5, 4)
-    _, pc = pair(mlp, x)
-    (first, *_) = torch.autograd.grad(half_squares(pc(x)), list(pc.parameters()), create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
-
-
 def test_no_grad_and_inference_mode() -> None:
     x = data(5, 4)
     plain, pc = pair(mlp, x)
