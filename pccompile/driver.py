@@ -18,6 +18,7 @@ from pccompile.passes.canonicalise import canonicalise
 from pccompile.passes.dce import dce
 from pccompile.passes.derive_rules import derive_rules
 from pccompile.passes.insert_vertices import insert_vertices
+from pccompile.passes.settle_layouts import settle_layouts
 
 Hook = Callable[[str, object, float], None]
 """Called after each stage with its name, its result and the seconds of CPU that it took."""
@@ -94,6 +95,7 @@ def to_vertices(imported: Imported, granularity: str, hook: Hook = _silent) -> t
     graph = stage("import-graph", lambda: imported.graph)
     graph = stage("canonicalise", lambda: canonicalise(graph, typer))
     graph = stage("dce", lambda: dce(graph))
+    graph = stage("settle-layouts", lambda: settle_layouts(graph))
     pc = stage("insert-vertices", lambda: insert_vertices(graph, granularity=granularity))
     return graph, stage("derive-rules", lambda: derive_rules(pc, typer))
 

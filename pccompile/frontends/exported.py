@@ -232,6 +232,9 @@ class _Importer:
 
     def _placeholder(self, n: fx.Node, spec: Any) -> None:
         value = n.meta.get("val")
+        learns = spec.kind == InputKind.PARAMETER or getattr(value, "requires_grad", False)
+        if learns and isinstance(value, torch.Tensor) and value.layout is not torch.strided:
+            self.problems.add(f"{spec.target or n.name} is sparse and takes a gradient", hint="use a dense tensor")
         if spec.kind == InputKind.USER_INPUT:
             if isinstance(value, torch.Tensor):
                 name = self.namer(n.name)
@@ -383,6 +386,8 @@ class _Importer:
 
     def _type(self, n: fx.Node) -> Type:
         value = n.meta["val"]
+        if any(v.layout is not torch.strided for v in pytree.tree_leaves(value) if isinstance(v, torch.Tensor)):
+            self.problems.add(f"the result of {op_name(n.target)} is sparse", self._where(n), "use a dense tensor")
         if isinstance(value, torch.Tensor):
             return self.typer.type_of(value)
         return tuple(self.typer.type_of(v) if isinstance(v, torch.Tensor) else None for v in value)

@@ -39,6 +39,8 @@ linear(
 def _embedding(b: Builder, n: Node, e: Ref) -> dict[str, Any]:
     rows = b.shape(n["weight"])[0]
     padding = n["padding_idx"]
+    if n["sparse"]:
+        return {"weight": b("pcc.sparse_rows", e, n["indices"], n["weight"], padding)}
     return {
         "weight": b("aten.embedding_dense_backward.default", e, n["indices"], rows, padding, n["scale_grad_by_freq"])
     }
@@ -51,6 +53,26 @@ define(
         _embedding,
         spell=lambda t, a: f"F.embedding({t['indices']}, {t['weight']})",
         samples=(lambda: (_x(5, 3), _i([0, 4], [1, 1])), lambda: (_x(5, 3), _i(2, 0), 2)),
+    )
+)
+
+SPARSE_ROWS = '''
+def sparse_rows(err, indices, table, padding):
+    """The errors of the rows that were read, as a sparse tensor in the shape of the table."""
+    rows, errors = indices.reshape(-1), err.reshape(-1, table.shape[1])
+    if padding >= 0:
+        rows, errors = rows[rows != padding], errors[rows != padding]
+    return torch.sparse_coo_tensor(rows[None], errors, table.shape)
+'''
+
+define(
+    OpDef(
+        "pcc.sparse_rows",
+        "linear",
+        parameters=("err", "indices", "table", "padding"),
+        infer=lambda args, type_of: type_of(args["table"]),
+        spell=lambda t, a: f"sparse_rows({t['err']}, {t['indices']}, {t['table']}, {t['padding']})",
+        helper=SPARSE_ROWS,
     )
 )
 
