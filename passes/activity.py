@@ -15,13 +15,28 @@ def differentiable(node: Node) -> bool:
     return any(isinstance(t, TensorType) and t.differentiable for t in types)
 
 
+def passes_on(node: Node) -> bool:
+    """Whether an error at a result of `node` goes on to its arguments."""
+    return node.op not in STOPS and family_of(node.op) != "context" and differentiable(node)
+
+
+def gradient_ends(graph: Graph) -> list[Node]:
+    """The operations behind which no error arrives, though they read what a wanted value changes."""
+    moved, ends = set(graph.wanted), []
+    for n in graph.nodes:
+        if any(i in moved for i in n.inputs):
+            if passes_on(n):
+                moved.add(n.name)
+            else:
+                ends.append(n)
+    return ends
+
+
 def active(graph: Graph) -> frozenset[str]:
     """The names of values that carry an error, wanted leaves included."""
     moved = set(graph.wanted)
     for n in graph.nodes:
-        if n.op in STOPS or family_of(n.op) == "context" or not differentiable(n):
-            continue
-        if any(i in moved for i in n.inputs):
+        if passes_on(n) and any(i in moved for i in n.inputs):
             moved.add(n.name)
     reaching = set(graph.outputs)
     for n in reversed(graph.nodes):

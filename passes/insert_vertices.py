@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from pccompile.diagnostics import CompileError
+from pccompile.diagnostics import CompileError, listing
 from pccompile.ir import Graph, Node, PCGraph, Ref, TensorType, Vertex
 from pccompile.ops import OPS, family_of
-from pccompile.passes.activity import active, fixed
+from pccompile.passes.activity import active, fixed, gradient_ends
 
 GRANULARITIES = ("op", "layer")
 
@@ -42,11 +42,20 @@ def insert_vertices(graph: Graph, *, granularity: str = "op") -> PCGraph:
         vertices.append(Vertex(f"{o}_output", (o,), (), Ref(o), type_))
         outputs.append(f"{o}_output")
     if not outputs:
-        raise CompileError(
-            "no output depends on a parameter that learns", hint="is every parameter frozen or detached?"
-        )
+        raise _nothing_learns(graph)
     context = tuple(n for n in graph.nodes if n.name in plan.still)
     return PCGraph(graph, tuple(vertices), context, tuple(outputs), graph.wanted & plan.carrying)
+
+
+def _nothing_learns(graph: Graph) -> CompileError:
+    """The error for a graph without a path from what is wanted to an output, naming what cuts the paths."""
+    if not graph.wanted:
+        hint = "are its weights whole numbers, or frozen? An input that requires a gradient will do, too"
+        return CompileError("the model has no parameter that learns", hint=hint)
+    ends = gradient_ends(graph)
+    places = dict.fromkeys(f"{n.op.split('.')[1]}{f' at {n.where}' if str(n.where) else ''}" for n in ends)
+    hint = f"the derivative is 0 behind {listing(places)}" if places else "is every parameter frozen or detached?"
+    return CompileError("no output depends on a parameter that learns", hint=hint)
 
 
 @dataclass(frozen=True)

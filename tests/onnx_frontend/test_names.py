@@ -112,10 +112,12 @@ def test_what_learns_and_what_does_not():
         node("Constant", [], ["eps"], value_float=0.1),
         node("Add", ["c", "eps"], ["d"]),
         node("Pow", ["d", "onnx::Pow_3"], ["e"]),
-        node("Mul", ["e", "scale"], ["y"]),
+        node("Mul", ["e", "scale"], ["f"]),
+        node("Mul", ["f", "net/Const_4:0"], ["y"]),
     ]
     three = {f"bn.{n}": np.ones(3, np.float32) for n in ("weight", "bias", "mean", "var")}
     scalars = {"low": np.float32(-1), "high": np.float32(1), "onnx::Pow_3": np.float32(2), "scale": np.float32(3)}
+    scalars["net/Const_4:0"] = np.float32(0.5)  # TensorFlow's
     module = load_onnx(model(nodes, {"x": ["n", 3]}, {"y": ["n", 2]}, three | scalars))
     assert {n for n, _ in module.named_parameters()} == {"bn.weight", "bn.bias", "k", "scale"}
     assert {n for n, _ in module.named_buffers()} == {"bn.mean", "bn.var"}

