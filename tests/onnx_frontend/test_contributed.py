@@ -78,6 +78,7 @@ CASES = {
         {"activation": "Relu"},
     ),
     "root mean square": ("SimplifiedLayerNormalization", [X, SCALE], {"axis": -1, "domain": ""}),
+    "in an old operator set": ("LayerNormalization", [X, SCALE, SHIFT], {"axis": -1, "domain": "", "opset": 13}),
     "skip": ("SkipLayerNormalization", [X, SKIP, SCALE, SHIFT, BIAS], {"epsilon": 1e-5, "outputs": 4}),
     "skip, plain": ("SkipLayerNormalization", [X, SKIP, SCALE], {}),
     "skip, simplified": ("SkipSimplifiedLayerNormalization", [X, SKIP, SCALE, BIAS], {"epsilon": 1e-5, "outputs": 4}),
@@ -168,6 +169,7 @@ def built(op_type, arrays, options):
     """The model of one node, and its inputs by name."""
     options = dict(options)
     domain, count = options.pop("domain", "com.microsoft"), options.pop("outputs", 1)
+    opset = options.pop("opset", 17)
     names = ["" if a is None else f"i{i}" for i, a in enumerate(arrays)]
     skipped = {
         ("SkipLayerNormalization", 4): ["o0", "", "", "o3"],
@@ -182,7 +184,7 @@ def built(op_type, arrays, options):
         if o
     }
     node = helper.make_node(op_type, names, outputs, domain=domain, **options)
-    return model([node], kinds, results, extra_opsets=[helper.make_opsetid("com.microsoft", 1)]), feed
+    return model([node], kinds, results, opset=opset, extra_opsets=[helper.make_opsetid("com.microsoft", 1)]), feed
 
 
 def session_of(made):

@@ -173,3 +173,28 @@ class Likelihood(torch.nn.Module):
 
     def forward(self, x, target, weight):
         return torch.nn.functional.nll_loss(x, target, weight)
+
+
+def test_only_the_chosen_branch_sends_gradients():
+    """log(sum) beside w · x: where the sum is negative, the logarithm's derivative is no number."""
+    out = [helper.make_tensor_value_info("out", 1, None)]
+    nodes = [node("Log", ["t"], ["l"]), node("Mul", ["l", "w"], ["lw"]), node("Mul", ["lw", "x"], ["out"])]
+    yes = helper.make_graph(nodes, "yes", [], out)
+    table = [numpy_helper.from_array(np.arange(1, 4, dtype=np.float32), "v")]
+    no = helper.make_graph([node("Mul", ["x", "w"], ["a"]), node("Add", ["a", "v"], ["out"])], "no", [], out, table)
+    outer = [
+        node("ReduceSum", ["x"], ["t"], keepdims=0),
+        node("Greater", ["t", "zero"], ["c"]),
+        node("If", ["c"], ["y"], then_branch=yes, else_branch=no),
+    ]
+    weights = {"zero": np.float32(0), "w": np.ones(3, np.float32)}
+    module = load_onnx(model(outer, {"x": ["n", 3]}, {"y": ["n", 3]}, weights, opset=18))
+    pc = pccompile.compile(module, (torch.rand(2, 3),))
+    for x in (torch.rand(4, 3), -torch.rand(5, 3)):
+        y = module(x)  # chooses as it runs
+        torch.testing.assert_close(pc(x), y)
+        learning = [module.get_parameter(n) for n in (["w"] if x.sum() > 0 else ["w", "v"])]
+        found = torch.autograd.grad(pc(x).square().sum(), learning)
+        for got, wanted in zip(found, torch.autograd.grad(y.square().sum(), learning), strict=True):
+            assert wanted.isfinite().all()
+            torch.testing.assert_close(got, wanted)

@@ -234,9 +234,7 @@ def test_scales_of_whole_numbers_learn(tmp_path):
 
 def test_what_stands_for_quantised_layers_is_refused_by_name(tmp_path):
     made, _ = quantised(tmp_path, "QOperator")
-    with pytest.raises(
-        CompileError, match=r"com.microsoft.QGemm .*\n.*quantised arithmetic has no gradient"
-    ):
+    with pytest.raises(CompileError, match=r"com.microsoft.QGemm .*\n.*quantised arithmetic has no gradient"):
         load_onnx(made)
 
 

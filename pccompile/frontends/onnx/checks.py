@@ -14,6 +14,9 @@ from pccompile.frontends.onnx.tensors import first_line, verify
 from pccompile.frontends.onnx.values import DTYPES, NARROW, TEXT, type_name
 
 STRUCTURAL = frozenset({"Constant"})
+FOREIGN = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
+"""What onnxruntime's optimiser puts into the standard domain whatever its version."""
+
 QUANTIZED = ("Quantize", "Dequantize", "QLinear", "Integer", "QGemm", "QAttention")
 
 
@@ -225,7 +228,7 @@ def check_attributes(model: onnx.ModelProto, found: Collector) -> None:
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx") or any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute):
             continue
-        if any(a.type == onnx.AttributeProto.TENSOR for a in node.attribute) or not defs.has(node.op_type):
+        if any(a.type == onnx.AttributeProto.TENSOR for a in node.attribute) or node.op_type in FOREIGN:
             continue
         try:
             onnx.checker.check_node(node, context)

@@ -2,45 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pccompile.diagnostics import CompileError
+from pccompile.frontends.onnx.graph import Graph
 from pccompile.frontends.onnx.registry import Node, operator
+from pccompile.frontends.onnx.scope import Scope, constants_traced
 from pccompile.frontends.onnx.values import Value, as_host, as_tensor, host_of
 
-Runner = Callable[[Any, list[Value]], list[Value]]
 MOST_ITERATIONS = 10_000
 FIX = "make it a constant: load_onnx(..., constants={input name: value}) fixes an input"
 
 
 @operator("If", control=True)
-def if_(node: Node, run: Runner, condition: Value) -> list[Value]:
-    """The outputs of the branch that the condition chooses; both, elementwise chosen, where it depends on the data."""
+def if_(node: Node, run: Scope, condition: Value) -> list[Value]:
+    """The outputs of the branch that the condition chooses."""
+    yes, no = node.get("then_branch"), node.get("else_branch")
     try:
         chosen = as_host(condition, "the condition of If").item()
     except CompileError:
-        return both(node, run, as_tensor(condition))
-    return run(node.get("then_branch" if chosen else "else_branch"), [])
+        return by_data(node, run, as_tensor(condition), yes, no)
+    return run(yes if chosen else no, [])
 
 
-def both(node: Node, run: Runner, condition: Tensor) -> list[Value]:
+def by_data(node: Node, run: Scope, condition: Tensor, yes: Graph, no: Graph) -> list[Value]:
+    """The outputs of the branch that a traced condition chooses when the program runs.
+
+    Where `torch.cond` cannot have the branches, because they hold tensors of their own, both run, and each element is
+    taken from the one that is chosen.
+    """
+    before = constants_traced()
+    results = both(run, condition, yes, no)
+    if before is None or constants_traced() != before:
+        return results
+    return run.choose(node, condition, yes, no) or results
+
+
+def both(run: Scope, condition: Tensor, yes: Graph, no: Graph) -> list[Value]:
     """The outputs of two branches, each element taken from the one that a traced condition chooses."""
     try:
-        pairs = list(zip(run(node.get("then_branch"), []), run(node.get("else_branch"), []), strict=True))
+        pairs = list(zip(run(yes, []), run(no, []), strict=True))
     except CompileError as error:
         raise CompileError(
             f"the condition of If depends on the data, and a branch fails on these inputs: {error.problems[0].what}",
             hint=FIX,
         ) from None
     results: list[Value] = []
-    for yes, no in pairs:
-        a, b = as_tensor(yes), as_tensor(no)
+    for first, second in pairs:
+        a, b = as_tensor(first), as_tensor(second)
         if a.dim() != b.dim() or any(m != n for m, n in zip(a.shape, b.shape, strict=True)):
             shapes = f"{list(a.shape)} and {list(b.shape)}"
             raise CompileError(
@@ -51,7 +64,7 @@ def both(node: Node, run: Runner, condition: Tensor) -> list[Value]:
 
 
 @operator("Loop", control=True)
-def loop(node: Node, run: Runner, trips: Value = None, condition: Value = None, *carried: Value) -> list[Value]:
+def loop(node: Node, run: Scope, trips: Value = None, condition: Value = None, *carried: Value) -> list[Value]:
     """The last carried values and the stacked outputs of a loop, unrolled; its end must be known while tracing."""
     body = node.get("body")
     most = MOST_ITERATIONS if trips is None else as_host(trips, "the number of Loop iterations").item()
@@ -72,14 +85,14 @@ def loop(node: Node, run: Runner, trips: Value = None, condition: Value = None, 
 
 
 @operator("Scan", control=True)
-def scan(node: Node, run: Runner, *values: Value) -> list[Value]:
+def scan(node: Node, run: Scope, *values: Value) -> list[Value]:
     """The last states and the stacked outputs of a scan, unrolled over the length of its inputs."""
     if node.opset < 9:
         return batched_scan(node, run, values[0], [as_tensor(v) for v in values[1:]])
     return scanned(node, run, list(values))
 
 
-def batched_scan(node: Node, run: Runner, lengths: Value, values: list[Tensor]) -> list[Value]:
+def batched_scan(node: Node, run: Scope, lengths: Value, values: list[Tensor]) -> list[Value]:
     """Scan as of opset 8: one for each sample of a batch, with lengths of their own."""
     size = values[0].shape[0]
     count, states = node.get("num_scan_inputs"), len(values) - node.get("num_scan_inputs")
@@ -96,7 +109,7 @@ def batched_scan(node: Node, run: Runner, lengths: Value, values: list[Tensor]) 
     return [torch.stack(group) for group in zip(*samples, strict=True)]
 
 
-def scanned(node: Node, run: Runner, values: list[Value]) -> list[Value]:
+def scanned(node: Node, run: Scope, values: list[Value]) -> list[Value]:
     """The last states and the stacked outputs of one scan."""
     body, count = node.get("body"), node.get("num_scan_inputs")
     state = values[: len(values) - count]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import keyword
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from pccompile.frontends.onnx.examples import batch_axis, example_inputs
 from pccompile.frontends.onnx.graph import Constant, Graph, with_floats
 from pccompile.frontends.onnx.names import attach, lookup, parameter_paths
 from pccompile.frontends.onnx.registry import Node, find, host_result
+from pccompile.frontends.onnx.scope import Scope
 from pccompile.frontends.onnx.standins import computed
 from pccompile.frontends.onnx.tensors import first_line
 from pccompile.frontends.onnx.values import (
@@ -67,6 +69,7 @@ class OnnxModule(nn.Module):
         self.parameter_names: dict[str, str] = {}
         self.graph = graph
         self._fixed = dict(fixed or {})
+        self._lent: dict[str, Tensor] = {}
         self._install_constants()
         self._install_signature()
 
@@ -116,7 +119,7 @@ class OnnxModule(nn.Module):
         """
         values: dict[str, Value] = {**self._fixed, **self._bind(inputs, named)}
         with torch.fx.traceback.preserve_node_meta():
-            results = [as_output(v) for v in self._execute(self.graph, values)]
+            results = [as_output(v) for v in self.execute(self.graph, values)]
         return results[0] if len(results) == 1 else tuple(results)
 
     def double(self) -> Self:
@@ -169,7 +172,7 @@ class OnnxModule(nn.Module):
             raise CompileError(problems)
         return bound
 
-    def _execute(self, graph: Graph, values: dict[str, Value]) -> list[Value]:
+    def execute(self, graph: Graph, values: dict[str, Value]) -> list[Value]:
         """The outputs of `graph`, given the values that it and its subgraphs read."""
         for constant in graph.constants.values():
             values[constant.name] = self._constant(constant)
@@ -184,8 +187,18 @@ class OnnxModule(nn.Module):
                     values.pop(name, None)
         return [values[name] for name in graph.outputs]
 
+    @contextmanager
+    def lent(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within: other tensors stand at these paths, as in a branch that is given its weights."""
+        before, self._lent = self._lent, {**self._lent, **tensors}
+        try:
+            yield
+        finally:
+            self._lent = before
+
     def _constant(self, constant: Constant) -> Value:
-        tensor = lookup(self, constant.path) if constant.path else None
+        tensor = self._lent.get(constant.path) if constant.path else None
+        tensor = lookup(self, constant.path) if constant.path and tensor is None else tensor
         if constant.code == TEXT:
             return Text(constant.array)
         if constant.code:
@@ -199,9 +212,6 @@ class OnnxModule(nn.Module):
         while arguments and arguments[-1] is None and not node.inputs[len(arguments) - 1]:
             arguments.pop()
 
-        def run(graph: Graph, inputs: Sequence[Value]) -> list[Value]:
-            return self._execute(graph, {**values, **dict(zip(graph.inputs, inputs, strict=True))})
-
         try:
             known = host_result(node, arguments)
             if known is not None:
@@ -209,7 +219,7 @@ class OnnxModule(nn.Module):
             operator = find(node.domain, node.op_type)
             if operator is None:
                 raise CompileError(f"no rule for {node.op_type}")
-            return outputs_of(computed(node, operator, arguments, run))
+            return outputs_of(computed(node, operator, arguments, Scope(self, values)))
         except CompileError as error:
             raise CompileError([located(p, node) for p in error.problems]) from None
         except Exception as error:
