@@ -51,7 +51,7 @@ def files(folder: Path) -> Path:
     (folder / "taken2").mkdir()
     (folder / "taken2" / "model_pc.safetensors").write_text("somebody's work\n")
     model = perceptron()
-    model.graph.node[0].op_type, model.graph.node[1].op_type = "StringNormalizer", "NotAnOperator"
+    model.graph.node[0].op_type, model.graph.node[1].op_type = "Blend", "NotAnOperator"
     onnx.save(model, folder / "bad.onnx")
     return folder
 

@@ -12,14 +12,14 @@ from zoo import ZOO, Case
 import pccompile
 from core.models import Gradients, distance
 from core.references import by_path_length, survival
-from core.test_zoo import REFUSED, built, cases, drawn
+from core.test_zoo import built, cases, drawn
 from pccompile import PCModule
 from pccompile.backends.torch import emit
 from pccompile.driver import Options, schedule
 from pccompile.runtime import load
 
 STEPS, RATE = 9, 0.4
-SLOW = {name for name, case in ZOO.items() if case.slow or name in REFUSED} | {"mobilenet_v2", "resnet18"}
+SLOW = {name for name, case in ZOO.items() if case.slow or case.refused} | {"mobilenet_v2", "resnet18"}
 
 
 def settled(pc: PCModule, case: Case, inputs: tuple[Tensor, ...], target: Tensor, lowering: str) -> Gradients:
