@@ -19,7 +19,7 @@ from pccompile.diagnostics import EXIT_BUG, EXIT_MODEL, EXIT_USAGE, CompileError
 
 EXIT_INTERRUPTED, EXIT_PIPE = 130, 141
 LOSSES = ("squared-error", "cross-entropy", "none")
-STAGES = ("import", "canonicalise", "dce", "insert-vertices", "derive-rules", "schedule", "emit")
+STAGES = ("import", "canonicalise", "dce", "settle-layouts", "insert-vertices", "derive-rules", "schedule", "emit")
 EMITS = ("graph", "pc", "program", "code")
 
 EPILOG = """\

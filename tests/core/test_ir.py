@@ -74,6 +74,7 @@ def test_the_driver_shows_every_stage_in_order() -> None:
         "import-graph",
         "canonicalise",
         "dce",
+        "settle-layouts",
         "insert-vertices",
         "derive-rules",
         "schedule",
