@@ -180,10 +180,8 @@ def _pieces(w: Writer, group: Sequence[Term]) -> Ref:
     size = sizes[dim]
     spans: dict[tuple[object, object], list[Term]] = {}
     for t, n in zip(group, nodes, strict=True):
-        start = n["index"] if selects else n["start"]
-        if selects and isinstance(start, int) and isinstance(size, int):
-            start %= size
-        end = None if selects else size if isinstance(n["end"], int) and n["end"] > 2**62 else n["end"]
+        start = _place(n["index"] if selects else n["start"], size)
+        end = None if selects else _place(n["end"], size)
         spans.setdefault((start, end), []).append(t)
     order = sorted(spans, key=lambda s: s[0] if isinstance(s[0], int) else 2**62)
     if len(spans) == 1:
@@ -198,6 +196,15 @@ def _pieces(w: Writer, group: Sequence[Term]) -> Ref:
         edge = start + 1 if selects else end  # type: ignore[operator]
     parts += _gap(w, sizes, dim, edge, size, selects, nodes[0].tensor.dtype)  # type: ignore[arg-type]
     return w("aten.stack.default" if selects else "aten.cat.default", tuple(parts), dim, label="pieces")
+
+
+def _place(at: object, size: Dim) -> object:
+    """A place counted from the front, where that is known."""
+    if isinstance(at, int) and at > 2**62:
+        return size
+    if isinstance(at, int) and isinstance(size, int):
+        return max(at + size, 0) if at < 0 else min(at, size)
+    return at
 
 
 def _apart(order: Sequence[tuple[object, object]], size: object, selects: bool) -> bool:

@@ -97,6 +97,8 @@ def _checked(name: str, training: bool) -> Row:
         return Row(name, kind, "fail", 0, total, seconds, _line(e))
     if worst <= LIMIT:
         return Row(name, kind, "pass", 1, total, seconds)
+    if reason := _captured_otherwise(reference, given, wanted):
+        return Row(name, kind, "not capturable", 0, total, seconds, reason)
     return Row(name, kind, "wrong", 0, total, seconds, f"relative error {worst:.1e} of {where}")
 
 
@@ -107,6 +109,14 @@ def _not_capturable(model: nn.Module, given: dict[str, Any]) -> str:
     except Exception as e:
         return _line(e)
     return ""
+
+
+def _captured_otherwise(model: nn.Module, given: dict[str, Any], wanted: Mapping[str, Tensor | None]) -> str:
+    """How far what torch.export captured is from the model where its own outputs differ; empty where they do not."""
+    found = gradients(torch.export.export(model, (), given, strict=False).module(), given)
+    outputs = {k: v for k, v in wanted.items() if k.startswith("output")}
+    worst, where = distance({k: found.get(k) for k in outputs}, outputs)
+    return f"torch.export's own program differs from the model: {worst:.1e} of {where}" if worst > LIMIT else ""
 
 
 def _line(error: Exception) -> str:

@@ -163,9 +163,14 @@ def name_dtypes(graph: fx.Graph) -> None:
             n.update_kwarg("dtype", value.dtype)
 
 
+def _vectorised(graph: fx.Graph) -> bool:
+    """Whether there are calls of torch.vmap, whose operations have dimensions that the graph does not show."""
+    return any(getattr(n.target, "__module__", "") == "torch._functorch.predispatch" for n in graph.nodes)
+
+
 def functionalise(program: ExportedProgram) -> tuple[ExportedProgram, dict[fx.Node, fx.Node]]:
     """A program without in-place operations, and the values that its buffers and inputs take."""
-    possible, written = rename_in_place(program.graph)
+    possible, written = (False, {}) if _vectorised(program.graph) else rename_in_place(program.graph)
     if possible:
         return program, written
     for n in program.graph.nodes:

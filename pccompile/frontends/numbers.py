@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import sympy
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
@@ -70,6 +71,8 @@ def number(b: Builder, target: object, args: tuple[Arg, ...], value: object) -> 
     if str(target) in READS:
         found = b.view(args[0], ())
     else:
+        if not all(isinstance(a, Ref | int | float | sympy.Expr) for a in args):
+            return None
         name = getattr(target, "__name__", str(target)).removeprefix("_").removeprefix("sym_")
         given = tuple(_tensor(b, a) for a in args)
         if name == "float":
