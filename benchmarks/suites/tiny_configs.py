@@ -40,6 +40,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (r"experts_per_tok|moe_top_?k|top_k$|num_selected_experts|topk$", at_most(2)),
     (r"^(topk_group|n_shared_experts|first_k_dense_replace)$", at_most(1)),
     (r"^n_group$|num_expert_group", at_most(2)),
+    (r"(^|_)n_?groups$", at_most(2)),
     (r"experts$|^num_local_experts", at_most(4)),
     (r"(expert|moe).*(size|dim)$", at_most(16)),
     (r"^num_feat_extract_layers$", at_most(3)),
