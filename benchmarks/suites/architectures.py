@@ -116,7 +116,7 @@ def _not_capturable(model: nn.Module, given: dict[str, Any]) -> str:
 
 def _captured_otherwise(model: nn.Module, given: dict[str, Any], wanted: Mapping[str, Tensor | None]) -> str:
     """How far what torch.export captured is from the model where its own outputs differ; empty where they do not."""
-    found = gradients(torch.export.export(model, (), given, strict=False).module(), given)
+    found = gradients(Doubled(torch.export.export(model, (), given, strict=False).module()), given)
     outputs = {k: v for k, v in wanted.items() if k.startswith("output")}
     worst, where = distance({k: found.get(k) for k in outputs}, outputs)
     return f"torch.export's own program differs from the model: {worst:.1e} of {where}" if worst > LIMIT else ""

@@ -185,6 +185,17 @@ for name, source, keep in (
     )
 
 
+def _where(b: Builder, n: Node) -> tuple[Ref, ...]:
+    """The places where a condition holds, an index tensor a dimension; their number is known when they are."""
+    kinds = [t for t in n.type if isinstance(t, TensorType)] if isinstance(n.type, tuple) else []
+    places = TensorType((kinds[0].shape[0], len(kinds)), torch.int64)
+    b.add(Node(n.name, "aten.nonzero.default", {"self": n["condition"]}, places, n.where))
+    return tuple(b("aten.select.int", Ref(n.name), 1, i) for i in range(len(kinds)))
+
+
+rewrite("aten.where.default", _where, "context")
+
+
 def _masked_select(b: Builder, n: Node, e: Ref) -> dict[str, Ref]:
     like = b("aten.expand.default", b.zeros(b.type(n["self"])), _joint(b, n))
     return {"self": b("aten.masked_scatter.default", like, n["mask"], e)}
