@@ -23,6 +23,13 @@ EITHER = ("straight_through", "gradient_reversal", "function_of_two", "tensor_ho
 
 SLOW = {"mobilenet_v2"}
 SLOW_TWICE = {
+    "diffusion_unet",
+    "scattered_attention",
+    "spectral_norm_hooked",
+    "stacked_dropout",
+    "stacked_gru",
+    "stacked_lstm",
+    "translator",
     "gpt2",
     "gpt2_no_dropout",
     "gru",
