@@ -12,6 +12,7 @@ from pccompile.frontends.onnx.narrow import narrowed
 from pccompile.frontends.onnx.registry import Node, operator
 from pccompile.frontends.onnx.values import (
     DTYPES,
+    HOST_LIMIT,
     NARROW,
     NUMPY,
     TEXT,
@@ -27,6 +28,8 @@ from pccompile.frontends.onnx.values import (
     text_of,
     type_name,
 )
+
+NUMPY_OF = {c: onnx.helper.tensor_dtype_to_np_dtype(c) for c in DTYPES}
 
 
 @operator("Cast")
@@ -45,6 +48,8 @@ def converted(node: Node, x: Value, code: int) -> Value:
     """x with ONNX's element type `code`; numbers become text, and text numbers, on the host."""
     if isinstance(x, Text):
         return parsed(x, code)
+    if isinstance(x, Host) and code in NUMPY_OF and not x.symbolic and x.array.size <= HOST_LIMIT:
+        return Host(x.array.astype(NUMPY_OF[code]), DTYPES[code])
     numbers = x.tensor if isinstance(x, Narrow) else as_tensor(x)
     if code in NARROW:
         return narrowed(numbers, code, bool(node.get("saturate", 1)), node.get("round_mode", "up"))

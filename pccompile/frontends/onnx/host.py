@@ -313,9 +313,14 @@ def reduce(node: Node, data: Host, axes: Host | None = None) -> Array | None:
 def split(node: Node, data: Host, sizes: Host | None = None) -> list[Host] | None:
     """Parts of the value along an axis."""
     lengths = sizes.tolist() if sizes is not None else node.get("split")
-    if lengths is None or not small(data) or any(isinstance(s, SYMBOLIC) for s in lengths):
+    axis = node.get("axis", 0)
+    if lengths is None:
+        extent, count = data.array.shape[axis], node.get("num_outputs", len(node.outputs))
+        each = -(-extent // count)
+        lengths = [min(each, extent - i * each) for i in range(count)]
+    if not small(data) or any(isinstance(s, SYMBOLIC) for s in lengths):
         return None
-    parts = np.split(data.array, np.cumsum(lengths)[:-1].tolist(), axis=node.get("axis", 0))
+    parts = np.split(data.array, np.cumsum(lengths)[:-1].tolist(), axis=axis)
     return [Host(p, data.dtype) for p in parts]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pccompile.diagnostics import Collector, CompileError, Problem
 from pccompile.frontends.onnx import checks
-from pccompile.frontends.onnx.boundary import from_numpy
+from pccompile.frontends.onnx.boundary import from_numpy, to_numpy
 from pccompile.frontends.onnx.graph import Constant, build, with_floats
 from pccompile.frontends.onnx.inlining import prepared
 from pccompile.frontends.onnx.module import InputType, OnnxModule
@@ -164,7 +164,7 @@ def fixed_inputs(types: list[InputType], constants: Mapping[str, Any]) -> dict[s
         raise CompileError([Problem(f"there is no input {n} to fix; inputs are {', '.join(known)}") for n in absent])
     fixed: dict[str, Value] = {}
     for name, value in constants.items():
-        array = value.detach().numpy() if isinstance(value, Tensor) else value
+        array = to_numpy(value) if isinstance(value, Tensor) else value
         plain = known[name].form == "tensor"
         fixed[name] = host_of(np.asarray(array), known[name].dtype) if plain else from_numpy(array)
     return fixed

@@ -124,7 +124,7 @@ def stand_ins(node: Node, values: Sequence[Value]) -> tuple[list[Tensor], Back]:
         return [t.to(torch.int64) for t in tensors], lambda t: t.to(dtype)
     signed = [t.view(torch.int64) for t in tensors]
     if node.op_type not in MODULAR and (any(map(tracing, tensors)) or any(bool((t < 0).any()) for t in signed)):
-        raise CompileError(f"{node.op_type} of uint64 beyond 2**63 - 1")
+        raise CompileError(f"{node.op_type} of uint64, which is or may be beyond 2**63 - 1")
     return signed, lambda t: t.view(torch.uint64)
 
 
