@@ -35,6 +35,22 @@ def test_recurrent_weights_may_be_inputs():
         assert torch.allclose(fused, written)
 
 
+def test_numbers_cast_like_a_tensor_and_even_splits_stay_on_the_host():
+    """Pad asks for a known fill and Reshape for a known shape, while the tensor that gives the type is traced."""
+    nodes = [
+        node("CastLike", ["fill", "x"], ["value"]),
+        node("Pad", ["x", "pads", "value"], ["p"]),
+        node("Split", ["sizes"], ["rows", "columns"], num_outputs=2),
+        node("Concat", ["columns", "rows"], ["target"], axis=0),
+        node("Reshape", ["p", "target"], ["y"]),
+    ]
+    weights = {"fill": np.array(7), "pads": np.array([0, 0, 0, 1]), "sizes": np.array([2, 5])}
+    module = load_onnx(model(nodes, {"x": [2, 4]}, {"y": None}, weights, opset=21))
+    y = traced(module, torch.zeros(2, 4)).module()(torch.zeros(2, 4))
+    assert y.shape == (5, 2)
+    assert y.sum() == 14
+
+
 def test_shape_arithmetic_stays_on_the_host():
     nodes = [
         node("Shape", ["x"], ["s"]),
