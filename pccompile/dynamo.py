@@ -79,10 +79,9 @@ class _Piece(PCModule):
         outputs = self._run(runtime, own)
         position = {o: i for i, o in enumerate(imported.graph.outputs)}
         results = interface.assemble(outputs, inputs)
-        results = _shared(list(results), list(own.values()), self.sharing[id(imported)])
         for name, value in imported.writes.items():
             inputs[name].copy_(outputs[position[value]])
-        return tuple(results)
+        return tuple(_shared(list(results), given, list(own.values()), self.sharing[id(imported)]))
 
     def _plain(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """What eager torch returns where no error can flow."""
@@ -109,8 +108,9 @@ def _check_write(name: str, inputs: Mapping[str, Tensor]) -> None:
 
 @dataclass(frozen=True)
 class _Sharing:
-    """For each result, whether it shares memory with an argument, and whether with another result."""
+    """For each result, the argument that it is, whether it shares memory with one, and whether with another result."""
 
+    same: tuple[int | None, ...]
     arguments: tuple[bool, ...]
     results: tuple[bool, ...]
 
@@ -123,16 +123,20 @@ def _sharing(piece: fx.GraphModule, args: Sequence[Any]) -> _Sharing:
     given = {_memory(t) for t in _tensors(copies) if t.numel()}
     memory = [_memory(r) if isinstance(r, Tensor) and r.numel() else None for r in results]
     return _Sharing(
+        tuple(next((i for i, c in enumerate(copies) if c is r and isinstance(c, Tensor)), None) for r in results),
         tuple(m in given for m in memory),
         tuple(m is not None and memory.count(m) > 1 for m in memory),
     )
 
 
-def _shared(results: list[Any], inputs: Sequence[Tensor], sharing: _Sharing) -> list[Any]:
+def _shared(results: list[Any], given: Sequence[Any], inputs: Sequence[Tensor], sharing: _Sharing) -> list[Any]:
     """Results that share memory where eager torch's do, as views that autograd knows, and nowhere else."""
     groups: dict[int, list[int]] = {}
     for i, r in enumerate(results):
-        if not isinstance(r, Tensor) or not r.numel():
+        same = sharing.same[i]
+        if same is not None:
+            results[i] = given[same]
+        if same is not None or not isinstance(r, Tensor) or not r.numel():
             continue
         bases = [t for t in inputs if _memory(t) == _memory(r)]
         if sharing.arguments[i]:
@@ -162,7 +166,8 @@ def _view_of(bases: Sequence[Tensor], view: Tensor) -> Tensor:
     same = len(bases) == 1 and bases[0].dtype == view.dtype and not view.is_conj() and not view.is_neg()
     if not same:
         raise CompileError("a result shares memory with an argument in a way that is not followed", hint="clone it")
-    return bases[0].as_strided(view.shape, view.stride(), view.storage_offset())
+    base = bases[0].detach() if bases[0].requires_grad and not view.requires_grad else bases[0]
+    return base.as_strided(view.shape, view.stride(), view.storage_offset())
 
 
 def _memory(t: Tensor) -> int:

@@ -170,7 +170,14 @@ def view_of_an_argument(m: Program, x: Tensor) -> Tensor:
 
 def returned_twice(m: Program, x: Tensor) -> tuple[Tensor, ...]:
     h = m.a(x)
-    return m.out(h), h, h.clone(), h.t(), x[0]
+    return m.out(h), h, h.clone(), h.t(), x[0], h.detach()
+
+
+def counted(m: Program, x: Tensor) -> Tensor:
+    h = m.a(x)
+    m.norm.num_batches_tracked += 1
+    m.norm.running_mean.mul_(0.9).add_(0.1 * h.detach().mean(0))
+    return m.out(torch.tanh(h - m.norm.running_mean)) * m.norm.num_batches_tracked
 
 
 def checkpointed(m: Program, x: Tensor) -> Tensor:
@@ -194,7 +201,16 @@ PROGRAMS = {
     f.__name__: f
     for f in (
         *(printed, branched, listed, scaled, looped, normed, dropped, tied, no_grad, detached, functions, hooked),
-        *(in_place, no_grad_in_place, through_a_view, view_of_an_argument, returned_twice, checkpointed, sized),
+        *(
+            in_place,
+            no_grad_in_place,
+            through_a_view,
+            view_of_an_argument,
+            returned_twice,
+            counted,
+            checkpointed,
+            sized,
+        ),
     )
 }
 
