@@ -13,7 +13,7 @@ import importlib
 import multiprocessing
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,8 @@ def main() -> None:
     parser.add_argument("suite", choices=[*SUITES, "document"])
     parser.add_argument("names", nargs="*", help="only these cases; the documents stay as they are")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--samples", type=int, help="only the first samples of each case")
+    parser.add_argument("--samples", type=int, help="at most so many samples of each case")
+    parser.add_argument("--merge", action="store_true", help="put the rows into the table as they come, beside others")
     options = parser.parse_args()
     if options.suite == "document":
         return renew()
@@ -82,17 +83,27 @@ def main() -> None:
     if unknown:
         parser.error(f"{options.suite} has no case {', '.join(sorted(unknown))}")
     names = options.names or every
+    path = DOCS / "coverage" / f"{options.suite}.csv"
+    table = {(r.name, r.kind): r for r in read(path)} if options.merge and path.exists() else {}
     rows: list[Row] = []
     for row in run(options.suite, names, options.jobs, options.samples):
         rows.append(row)
         print(f"{len(rows):5d} {row.status:15s} {row.name} {row.kind} {row.seconds:.1f} s  {row.reason}", flush=True)
+        table[row.name, row.kind] = row
+        if options.merge:
+            keep(path, table.values())
     print(_counts(rows))
     for name, value in suite.figures(rows).items():
         print(f"{name}: {value:g}")
-    if not options.names and options.samples is None:
-        (DOCS / "coverage").mkdir(parents=True, exist_ok=True)
-        write(DOCS / "coverage" / f"{options.suite}.csv", rows)
+    if options.merge or (not options.names and options.samples is None):
+        keep(path, table.values())
         renew()
+
+
+def keep(path: Path, rows: Iterable[Row]) -> None:
+    """Write a table."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, rows)
 
 
 def _counts(rows: Sequence[Row]) -> str:

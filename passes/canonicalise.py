@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pccompile.diagnostics import CompileError, Location
+from pccompile.diagnostics import CompileError, Location, first_line
 from pccompile.ir import Arg, Fragment, Graph, Node, Ref, live, map_refs
 from pccompile.ops import OPS, Builder, Typer, decompose, is_composite
 
@@ -61,12 +61,21 @@ def _once(graph: Graph, typer: Typer) -> Graph:
             env[n.name] = Ref(n.name)
             continue
         else:
-            definition = OPS.get(n.op)
-            env[n.name] = definition.expand(b, node) if definition and definition.expand else decompose(b, node)
+            env[n.name] = _expanded(b, node)
         env[n.name] = _named(b, env[n.name], n.name, start)
     updates = {k: str(map_refs(v, lambda r: env.get(r, r))) for k, v in b.updates.items()}
     outputs = tuple(str(env[o]) for o in graph.outputs)
     return replace(graph, nodes=tuple(b.nodes), outputs=outputs, updates=updates)
+
+
+def _expanded(b: Builder, node: Node) -> Arg:
+    """The result of `node`, written in other operations. Raises CompileError where torch cannot say of which."""
+    definition = OPS.get(node.op)
+    try:
+        return definition.expand(b, node) if definition and definition.expand else decompose(b, node)
+    except (RuntimeError, NotImplementedError) as e:
+        hint = "write it in simpler operations, or compute it outside the model"
+        raise CompileError(f"{node.op} cannot be taken apart: {first_line(e)}", node.where, hint) from e
 
 
 def _named(b: Builder, result: Arg, name: str, start: int) -> Arg:

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pccompile.api import compile, register_elementwise
+    from pccompile.api import compile, register_elementwise, register_linear, register_onnx
     from pccompile.diagnostics import CompileError
     from pccompile.frontends.onnx import load_onnx
     from pccompile.module import PCModule
@@ -26,6 +26,8 @@ _WHERE = {
     "compile": "pccompile.api",
     "load_onnx": "pccompile.frontends.onnx",
     "register_elementwise": "pccompile.api",
+    "register_linear": "pccompile.api",
+    "register_onnx": "pccompile.api",
     "verify": "pccompile.report.verify",
 }
 
@@ -49,5 +51,7 @@ __all__ = [
     "compile",
     "load_onnx",
     "register_elementwise",
+    "register_linear",
+    "register_onnx",
     "verify",
 ]

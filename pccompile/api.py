@@ -16,8 +16,9 @@ from pccompile.driver import Hook, Options
 from pccompile.frontends.exported import import_program
 from pccompile.frontends.onnx import OnnxModule, load_onnx
 from pccompile.frontends.onnx import location_of as onnx_location
+from pccompile.frontends.onnx.registry import operator
 from pccompile.module import PCModule
-from pccompile.ops import user_elementwise
+from pccompile.ops import user_elementwise, user_linear
 
 
 def compile(
@@ -92,3 +93,25 @@ def register_elementwise(op: Any, formula: Callable[..., Any]) -> None:
     code follow; unstable textbook forms are replaced by stable ones. Raises TypeError and ValueError.
     """
     user_elementwise(op, formula)
+
+
+def register_linear(op: Any, adjoint: Callable[..., Tensor]) -> None:
+    """Teach the compiler a torch operator of your own that is linear in its first argument, by its adjoint.
+
+    op: what `torch.library.custom_op` returns. adjoint: a torch function of the error of the result and the operator's
+    other arguments, such as `lambda error, step: ...`; a parameter called `shape` is given the first argument's shape.
+    It is traced into operations when a model is compiled. Raises TypeError.
+    """
+    user_linear(op, adjoint)
+
+
+def register_onnx(*names: str, domain: str, weights: tuple[int, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator that teaches the importer ONNX operators of your own domain by one torch function.
+
+    The function takes the node, whose attributes are `node.get("alpha", 1.0)`, and the node's inputs, each annotated
+    `torch.Tensor` (`torch.Tensor | None` where it may be absent). weights: inputs that are learnable even where a file
+    holds them as constants. Raises TypeError for another annotation, ValueError for the domain of ONNX itself.
+    """
+    if domain in ("", "ai.onnx"):
+        raise ValueError("operators of ONNX itself are not redefined; use a domain of your own")
+    return operator(*names, domain=domain, weights=weights)

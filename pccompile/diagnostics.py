@@ -74,6 +74,11 @@ def printable(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else f"{text[: limit // 2]}…({len(text)} characters)…{text[-limit // 4 :]}"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of torch says first, or its kind where it says nothing."""
+    return next((ln.strip() for ln in str(error).splitlines() if ln.strip()), type(error).__name__)
+
+
 def listing(names: Iterable[str], most: int = 3) -> str:
     """`a, b, c and 4 more`."""
     names = [printable(n, 80) for n in names]

@@ -82,10 +82,14 @@ def import_model(
     locate: Locate | None = None,
     hook: Hook = _silent,
     writes: bool = False,
+    fixed: bool = False,
 ) -> Imported:
-    """`model` as an operation graph; `writes` as for import_program. Raises CompileError where it cannot."""
+    """`model` as an operation graph; `writes` as for import_program, `fixed` as for export.
+
+    Raises CompileError where it cannot be captured.
+    """
     stage = Stages(hook)
-    program = stage("export", lambda: export(model, args, kwargs, dynamic_shapes))
+    program = stage("export", lambda: export(model, args, kwargs, dynamic_shapes, fixed))
     return stage("import", lambda: import_program(program, model, locate, writes))  # type: ignore[no-any-return]
 
 

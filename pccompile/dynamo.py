@@ -55,7 +55,7 @@ class _Piece(PCModule):
 
     def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Imported:
         plain = pytree.tree_map_only(Tensor, torch.Tensor.detach, args)
-        return import_model(self.__dict__["model"], plain, kwargs, hook=self._hook, writes=True)
+        return import_model(self.__dict__["model"], plain, kwargs, hook=self._hook, writes=True, fixed=self._fixed)
 
     def run(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The piece's results, and what it writes into its arguments, as eager torch has them."""

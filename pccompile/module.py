@@ -71,6 +71,7 @@ class PCModule(nn.Module):
         self._hook: Hook = hook or (lambda stage, result, seconds: None)
         self._traces: list[_Traced] = []
         self._last: Runtime | None = None
+        self._fixed = False
 
     def _share(self) -> None:
         """Hold the model's own tables of parameters, buffers and submodules, so that the two can never differ."""
@@ -136,7 +137,13 @@ class PCModule(nn.Module):
             record,
         )
         if key not in traced.programs:
-            traced.programs[key] = self._compile(traced, key[0], args, kwargs, loss, target, record)
+            try:
+                traced.programs[key] = self._compile(traced, key[0], args, kwargs, loss, target, record)
+            except CompileError:
+                if not self._frees(traced):
+                    raise
+                traced = self._fix(traced, args, kwargs)
+                traced.programs[key] = self._compile(traced, key[0], args, kwargs, loss, target, record)
         if not record:
             self._last = traced.programs[key]
         return traced.programs[key]
@@ -169,7 +176,20 @@ class PCModule(nn.Module):
 
     def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Imported:
         """The model as a graph, for calls of this form."""
-        return import_model(self.__dict__["model"], args, kwargs, dynamic_shapes, self._locate, self._hook)
+        model: nn.Module = self.__dict__["model"]
+        return import_model(model, args, kwargs, dynamic_shapes, self._locate, self._hook, fixed=self._fixed)
+
+    def _frees(self, traced: _Traced) -> bool:
+        """Whether dimensions are free in a captured model that nobody asked to be free."""
+        dims = traced.imported.graph.dims.values()
+        asked = self._dynamic_shapes is not None or not self._recapture
+        return not asked and any(d.tensor in traced.imported.graph.inputs for d in dims)
+
+    def _fix(self, traced: _Traced, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Traced:
+        """The model captured anew with the lengths of this call: the free ones stand in the way of a rule."""
+        self._fixed = True
+        self._traces.remove(traced)
+        return self.adopt(self._import(args, kwargs, None), args, kwargs)
 
     def adopt(self, imported: Imported, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Traced:
         """Take an imported model as what calls of this form run."""

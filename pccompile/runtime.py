@@ -33,7 +33,7 @@ class Interface:
 
     `types` are the input types by name, `inputs` a name or None for each leaf of the arguments, `results` for each leaf
     of the result a position among the graph's outputs, or a constant; `numbers` are those leaves that the model returns
-    as Python numbers.
+    as Python numbers. `unmet` says which condition on lengths does not hold.
     """
 
     types: Mapping[str, TensorType]
@@ -42,6 +42,7 @@ class Interface:
     results: tuple[tuple[bool, Any], ...]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
+    unmet: Callable[[Mapping[Any, int]], str]
     numbers: frozenset[int] = frozenset()
 
     @classmethod
@@ -50,10 +51,10 @@ class Interface:
         position = {o: i for i, o in enumerate(imported.graph.outputs)}
         results = tuple((True, position[o]) if isinstance(o, Ref) else (False, o) for o in imported.outputs)
         constants = tuple(None if name else leaf for name, leaf in zip(imported.inputs, leaves, strict=True))
+        specs = imported.in_spec, imported.out_spec
         numbers = frozenset(i for i, o in enumerate(imported.outputs) if isinstance(o, Read))
-        return cls(
-            imported.graph.inputs, imported.inputs, constants, results, imported.in_spec, imported.out_spec, numbers
-        )
+        unmet = imported.typer.unmet
+        return cls(imported.graph.inputs, imported.inputs, constants, results, *specs, unmet, numbers)
 
     def mismatch(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """Why a call does not fit, in the model's own names; '' if it does."""
@@ -74,7 +75,8 @@ class Interface:
             for axis, (size, dim) in enumerate(zip(leaf.shape, type_.shape, strict=True)):
                 if size != (dim if isinstance(dim, int) else known.setdefault(dim, size)):
                     return f"input {name}: expected {dim} entries in dimension {axis} of {type_}, got {size}"
-        return ""
+        condition = self.unmet({dim: size for dim, size in known.items() if not isinstance(dim, int)})
+        return f"input lengths: expected {condition}, which the model's own branches decided on" if condition else ""
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensors of a call, by name."""

@@ -227,6 +227,7 @@ class Printer:
         """Whether a statement adds to the memory of its operand."""
         return (
             s.op == "aten.add.Tensor"
+            and s.even
             and s.args["self"] == operand
             and s.args["alpha"] == 1
             and isinstance(s.args["other"], Ref)

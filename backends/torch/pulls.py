@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pccompile.backends.torch.writer import Writer
-from pccompile.ir import DEVICE, ERROR, Arg, Dim, Node, Ref, Vertex, map_refs
+from pccompile.ir import DEVICE, ERROR, Arg, Dim, Node, Ref, Type, Vertex, map_refs
 
 TAILS = frozenset(
     (
@@ -60,8 +60,7 @@ class Term:
 
     def type_of(self, name: Ref) -> object:
         """The type of the error or of a value that the rules make; None for what they read."""
-        made = self.nodes.get(name)
-        return self.vertex.type if name == ERROR else made.type if made and name not in self.read else None
+        return None if name in self.read else self.made_type(name)
 
     def write(self, ref: Ref | None = None) -> Ref:
         """The statements of this term, and the value that they end in."""
@@ -72,9 +71,16 @@ class Term:
             return self.read[name]
         node = self.nodes[name]
         label = f"pull_{self.to}" if node.op == "getitem" and ref is None else node.name
-        value = self.w.call(node.op, {k: map_refs(a, self.write) for k, a in node.args.items()}, label)
+        even = all(self.made_type(i) == node.type for i in node.inputs)
+        value = self.w.call(node.op, {k: map_refs(a, self.write) for k, a in node.args.items()}, label, even)
         self.read[name] = value
         return value
+
+    def made_type(self, name: Ref) -> Type | None:
+        """The type of a value where this vertex makes it."""
+        if name == ERROR:
+            return self.vertex.type
+        return self.nodes[name].type if name in self.nodes else None
 
 
 def total(w: Writer, terms: Sequence[Term]) -> Ref:

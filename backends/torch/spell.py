@@ -82,7 +82,7 @@ class Speller:
     def kernel(self, op: str) -> str:
         """The function that runs `op`: torch's own name for it, or a name given at the top of the file."""
         base = op.split(".")[1]
-        if _in_torch(base):
+        if op.startswith("aten.") and _in_torch(base):
             return f"torch.{base}"
         if op not in self.kernels:
             plain, full = kernel_names(op)

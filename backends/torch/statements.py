@@ -16,12 +16,15 @@ class Statement:
     given      args: text: a Python expression over the function's arguments
     alias      args: of: the same tensor under a second name
     copy       args: key, of: writes a buffer of the model; has no target
+
+    even: every tensor that it reads is known to have the result's shape, so that the result fits in its memory
     """
 
     target: Ref
     op: str
     args: Mapping[str, Arg]
     vertex: str = ""
+    even: bool = False
 
     @property
     def reads(self) -> tuple[Ref, ...]:

@@ -31,20 +31,20 @@ class Writer:
         return name
 
     def __call__(self, op: str, *args: Arg, label: str = "", **kwargs: Arg) -> Ref:
-        """The value of `op(args)`, arguments as the operator's schema has them."""
-        return self.call(op, bind(op, args, kwargs), label or op.split(".")[1])
+        """The value of `op(args)`, arguments as the operator's schema has them and of one shape."""
+        return self.call(op, bind(op, args, kwargs), label or op.split(".")[1], even=True)
 
-    def call(self, op: str, args: Mapping[str, Arg], label: str) -> Ref:
+    def call(self, op: str, args: Mapping[str, Arg], label: str, even: bool = False) -> Ref:
         """The value of `op(args)`, written unless it is there already."""
         key = (op, tuple((type(a), a) for a in args.values()))
         random = op in OPS and OPS[op].random
         if key not in self.known or random:
-            self.known[key] = self.write(op, args, label)
+            self.known[key] = self.write(op, args, label, even)
         return self.known[key]
 
-    def write(self, op: str, args: Mapping[str, Arg], label: str) -> Ref:
+    def write(self, op: str, args: Mapping[str, Arg], label: str, even: bool = False) -> Ref:
         """Append `op(args)`, before the loop if we are in one and nothing that it reads moves."""
-        statement = Statement(self.fresh(label), op, args, self.vertex)
+        statement = Statement(self.fresh(label), op, args, self.vertex, even)
         self.made[statement.target] = statement
         if self._outer is not None and not set(statement.reads) & self._inner:
             self._outer.append(statement)

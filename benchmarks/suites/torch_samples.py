@@ -75,7 +75,10 @@ def _module(info: Any, dtype: torch.dtype) -> Iterator[Sample]:
         for s in info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=True, training=training):
             built = s.constructor_input
             model = info.module_cls(*built.args, **built.kwargs).to(dtype).train(training)
-            yield Sample(model, tuple(s.forward_input.args), dict(s.forward_input.kwargs))
+            args, kwargs = tuple(s.forward_input.args), dict(s.forward_input.kwargs)
+            if info.is_lazy:
+                model(*args, **kwargs)
+            yield Sample(model, args, kwargs)
 
 
 @functools.cache

@@ -31,6 +31,7 @@ from pccompile.ir import DEVICE, Arg, Graph, Node, Ref, Source, TensorType, Type
 from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer, bind
 from pccompile.ops.functions import FUNCTION, call_of
+from pccompile.ops.trace import AS_STRIDED, own_strides
 
 AUTOCAST = "pccompile_autocast"
 Locate = Callable[[fx.Node], Location | None]
@@ -57,22 +58,29 @@ class Imported:
 
 
 def export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    fixed: bool = False,
 ) -> ExportedProgram:
     """The program that torch.export captures, in the mode (train or eval) that `model` is in.
 
     dynamic_shapes: as torch.export takes it; None frees dimension 0 of every tensor input where the model allows that.
+    fixed: free no dimension.
     Raises CompileError where torch.export cannot capture the model.
     """
-    kwargs = dict(kwargs or {})
+    args, named = _apart((args, dict(kwargs or {})))
     refuse_backward_hooks(model)
-    with spelled_out(model, kwargs):
-        attempts = [dynamic_shapes] if dynamic_shapes is not None else [free_batch(model, args, kwargs), None]
+    with spelled_out(model, named):
+        attempts = [free_batch(model, args, named), None]
+        if fixed or dynamic_shapes is not None:
+            attempts = [None if fixed else dynamic_shapes]
         for i, shapes in enumerate(attempts):
             try:
                 with author_gradients(), _quiet():
-                    program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-                program.graph_module.meta[AUTOCAST] = current(device_of(model, (args, kwargs)))
+                    program = torch.export.export(model, args, named, dynamic_shapes=shapes, strict=False)
+                program.graph_module.meta[AUTOCAST] = current(device_of(model, (args, named)))
                 return program
             except CompileError:
                 raise
@@ -88,6 +96,19 @@ def device_of(model: nn.Module, arguments: Any) -> str:
     if tensor is None:
         tensor = next((t for t in pytree.tree_leaves(arguments) if isinstance(t, torch.Tensor)), None)
     return "cpu" if tensor is None else tensor.device.type
+
+
+def _apart(arguments: Any) -> Any:
+    """Example arguments of which no two are one tensor: torch.export would take them for one input ever after."""
+    seen: set[int] = set()
+
+    def own(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            return tensor
+        return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+    return pytree.tree_map_only(torch.Tensor, own, arguments)
 
 
 @contextmanager
@@ -306,7 +327,7 @@ class _Importer:
         elif value is None and not n.users:
             return
         else:
-            args = [self._arg(a) for a in n.args]
+            args = [self._arg(a) for a in self._given(n)]
             kwargs = {k: self._arg(a) for k, a in n.kwargs.items()}
             bound = bind(op, args, kwargs)
             if op == FUNCTION:
@@ -324,6 +345,16 @@ class _Importer:
             for p in e.problems:
                 self.problems.add(p.what, p.where, p.hint)
             self.env[n] = Ref("unsupported")
+
+    def _given(self, n: fx.Node) -> tuple[Any, ...]:
+        """The positional arguments of a call, independent of how its tensors lie in memory."""
+        if n.target is not AS_STRIDED:
+            return n.args
+        try:
+            return own_strides(n)
+        except NotImplementedError as e:
+            self.problems.add(str(e), self._where(n), "write it with slices, reshape or unfold")
+            return n.args
 
     def _size(self, n: fx.Node, value: Any) -> None:
         if isinstance(value, int | float | bool):

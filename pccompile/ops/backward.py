@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pccompile.diagnostics import Collector
+from pccompile.diagnostics import Collector, first_line
 from pccompile.ir import Arg, Fragment, Node, Ref, TensorType, Type, live, refs
 from pccompile.ir.names import Namer
 from pccompile.ops.builder import Builder
@@ -44,10 +44,8 @@ class Backward:
         try:
             messages = self.messages(node, err)
         except (RuntimeError, NotImplementedError) as e:
-            line = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-            self.problems.add(
-                f"no rule for {node.op}: {line}", node.where, "detach its result, or compute it outside the model"
-            )
+            hint = "detach its result, or compute it outside the model"
+            self.problems.add(f"no rule for {node.op}: {first_line(e)}", node.where, hint)
             return
         for argument, message in messages.items():
             self.deliver(node[argument], message)

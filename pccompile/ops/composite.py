@@ -25,22 +25,28 @@ def composite(name: str, rule: Any, *samples: Sample, **more: Any) -> None:
     define(OpDef(name, "composite", rule, samples=samples, **more))
 
 
-def normalisation(name: str, kernel: Any, *samples: Sample, unread: tuple[str, ...] = ()) -> None:
+def normalisation(
+    name: str, kernel: Any, *samples: Sample, unread: tuple[str, ...] = (), statistics: Any = traced_rule
+) -> None:
     """Define a normalisation: kernel(b, node, err, mask) yields the messages to input, weight and bias together.
 
     The mask is the full one wherever a message goes to the input, since the kernel needs the same sums for all three.
     The result does not depend on the arguments called `unread`.
+    statistics: the rule where the mean and the deviation that it also returns are read.
     """
 
     def rule(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> Any:
-        if any(e is not None for e in errors[1:]):  # its statistics are read as well
-            return traced_rule(b, n, errors)
-        mask = tuple(n.args.get(a) in b.wants for a in ("input", "weight", "bias"))
-        call = kernel(b, n, errors[0], mask)
-        sent = {a: b.get(call, i) for i, a in enumerate(("input", "weight", "bias")) if mask[i]}
-        return {**sent, **dict.fromkeys(unread)}
+        if any(e is not None for e in errors[1:]):
+            return statistics(b, n, errors)
+        return {**_by_argument(b, n, kernel, errors[0]), **dict.fromkeys(unread)}
 
     composite(name, rule, *samples, results=STATISTICS, equation="γ (x − μ) / σ + β")
+
+
+def _by_argument(b: Builder, n: Node, kernel: Any, e: Ref | None) -> dict[str, Ref]:
+    mask = tuple(n.args.get(a) in b.wants for a in ("input", "weight", "bias"))
+    call = kernel(b, n, e, mask)
+    return {a: b.get(call, i) for i, a in enumerate(("input", "weight", "bias")) if mask[i]}
 
 
 def _batch_norm_kernel(training: bool) -> Any:
@@ -80,8 +86,19 @@ normalisation(
 )
 
 
+def _empty_norm(b: Builder, n: Node) -> Ref:
+    """Of no entries torch takes no statistics: the weight's and the bias's first entry act on what is not there."""
+    y: Any = n["input"]
+    for name, op in (("weight", "aten.mul.Tensor"), ("bias", "aten.add.Tensor")):
+        if n[name] is not None:
+            y = b(op, y, b("aten.select.int", n[name], 0, 0))
+    return y
+
+
 def _batch_norm(b: Builder, n: Node) -> Ref:
     x, weight, bias, mean, var = (n[a] for a in ("input", "weight", "bias", "running_mean", "running_var"))
+    if b.numel(b.shape(x)) == 0:
+        return _empty_norm(b, n)
     rest = (n["momentum"], n["eps"])
     if not n["training"]:
         return b.get(b("aten._native_batch_norm_legit_no_training.default", x, weight, bias, mean, var, *rest), 0)
@@ -126,8 +143,34 @@ def _group_norm_kernel(b: Builder, n: Node, e: Ref, mask: tuple[bool, ...]) -> R
     return b("aten.native_group_norm_backward.default", e, n["input"], *saved, n["weight"], *sizes, mask)
 
 
+def _group_statistics(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> dict[str, Ref]:
+    """Messages with those of the groups' means m and inverse deviations r: (ε₁ − ε₂ r³ (x − m)) / M, M entries a group.
+
+    torch's own formula is wrong there: it leaves both out where the normalised values are not read.
+    """
+    sent_on = {} if errors[0] is None else _by_argument(b, n, _group_norm_kernel, errors[0])
+    if n["input"] not in b.wants:
+        return sent_on
+    mean, inverse = (b("aten.unsqueeze.default", b.get(Ref(n.name), i), -1) for i in (1, 2))
+    x = b.view(n["input"], (n["N"], n["group"], n["C"] // n["group"] * n["HxW"]))
+    sent: Any = None
+    if errors[1] is not None:
+        sent = b("aten.unsqueeze.default", errors[1], -1)
+    if errors[2] is not None:
+        cube = b("aten.pow.Tensor_Scalar", inverse, 3)
+        pull = b.mul(b.mul(b("aten.unsqueeze.default", errors[2], -1), cube), b("aten.sub.Tensor", mean, x))
+        sent = pull if sent is None else b("aten.add.Tensor", pull, sent)
+    sent = b.view(b.expand_to(b("aten.div.Tensor", sent, b.shape(x)[-1]), b.shape(x)), b.shape(n["input"]))
+    if "input" in sent_on:
+        sent = b("aten.add.Tensor", sent_on["input"], sent)
+    return {**sent_on, "input": sent}
+
+
 normalisation(
-    "aten.native_group_norm.default", _group_norm_kernel, lambda: (_x(2, 4, 3), _x(4), _x(4), 2, 4, 3, 2, 1e-5)
+    "aten.native_group_norm.default",
+    _group_norm_kernel,
+    lambda: (_x(2, 4, 3), _x(4), _x(4), 2, 4, 3, 2, 1e-5),
+    statistics=_group_statistics,
 )
 
 

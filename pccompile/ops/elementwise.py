@@ -15,7 +15,7 @@ import torch
 
 from pccompile.ir import Arg, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
-from pccompile.ops.expressions import out, stable, torch_code, x, y
+from pccompile.ops.expressions import out, torch_code, x, y
 from pccompile.ops.registry import OpDef, Rule, Sample, define, overload
 from pccompile.ops.trace import unless_complex
 
@@ -67,13 +67,15 @@ def elementwise(
     symbols = arguments(name)
     default = samples or (_sample(sum(s in (x, y) for s, _ in symbols)),)
     formula = expr if callable(expr) and not isinstance(expr, sp.Expr) else lambda node: expr
-    rule = _rule(symbols, formula, slopes or {}, kernel)
+    rule = rule_of(symbols, formula, slopes or {}, kernel)
     return define(
         OpDef(name, "elementwise", rule, spell=spell, samples=default, equation=equation or str(expr), formula=formula)
     )
 
 
-def _rule(symbols: Symbols, formula: Formulate, slopes: Mapping[sp.Symbol, sp.Expr], kernel: Any) -> Rule:
+def rule_of(symbols: Symbols, formula: Formulate, slopes: Mapping[sp.Symbol, sp.Expr], kernel: Any) -> Rule:
+    """The rule err · ∂f/∂x of an elementwise operation, for each of its arguments that carries an error."""
+
     def rule(b: Builder, node: Node, err: Ref) -> dict[str, Ref | None]:
         values = {s: node[a] for s, a in symbols if node[a] is not None} | {out: Ref(node.name)}
         messages: dict[str, Ref | None] = {}
@@ -146,35 +148,4 @@ def _sample(tensors: int) -> Sample:
     return lambda: tuple(torch.randn(4, 3, dtype=torch.float64) for _ in range(tensors))
 
 
-def user_elementwise(op: object, formula: Callable[..., sp.Expr]) -> OpDef:
-    """Define a user's own torch operator by an expression; it is printed as that expression, so nothing else is needed.
-
-    op: what `torch.library.custom_op` returns, or an OpOverload. formula: from sympy symbols, one for each tensor
-    argument, to an expression. Raises TypeError for anything else, ValueError for a function without a torch spelling.
-    """
-    op = getattr(op, "_opoverload", op)
-    if isinstance(op, torch._ops.OpOverloadPacket):
-        op = getattr(op, op.overloads()[0])
-    if not isinstance(op, torch._ops.OpOverload):
-        raise TypeError(
-            "register_elementwise takes an operator made with torch.library.custom_op; "
-            f"{getattr(op, '__name__', op)!r} is a plain function, which is compiled without being registered"
-        )
-    name = str(op) if str(op).count(".") == 2 else f"{op.namespace}.{op._opname}.{op._overloadname}"
-    symbols = [(s, a) for s, a in arguments(name) if s in (x, y)]
-    expr = stable(sp.sympify(formula(*(s for s, _ in symbols))))
-    torch_code(expr, {s.name: s.name for s in expr.free_symbols})
-    return define(
-        OpDef(
-            name,
-            "elementwise",
-            _rule(tuple(symbols), lambda node: expr, {}, None),
-            spell=lambda texts, _: torch_code(expr, {s.name: texts[a] for s, a in symbols}),
-            equation=str(expr),
-            samples=(_sample(len(symbols)),),
-            formula=lambda node: expr,
-        )
-    )
-
-
-__all__ = ["Formula", "arguments", "elementwise", "slope_of", "times_slope", "user_elementwise"]
+__all__ = ["Formula", "arguments", "elementwise", "rule_of", "slope_of", "times_slope"]

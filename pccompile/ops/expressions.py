@@ -213,6 +213,9 @@ class _DimPrinter(StrPrinter):
         match type(e):
             case torch_functions.FloorDiv | torch_functions.CleanDiv:
                 return f"({first} // {rest[0]})"
+            case sp.floor | sp.ceiling:
+                over, under = (self._print(part) for part in sp.fraction(sp.together(e.args[0])))
+                return f"(({over}) // {under})" if isinstance(e, sp.floor) else f"(-(-({over}) // {under}))"
             case torch_functions.Mod | torch_functions.PythonMod | sp.Mod:
                 return f"({first} % {rest[0]})"
             case torch_functions.Max | sp.Max:

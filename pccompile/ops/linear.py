@@ -54,7 +54,7 @@ def reduced_dims(b: Builder, n: Node) -> tuple[int, ...]:
     """The dimensions over which a reduction runs."""
     rank = len(b.shape(n["self"]))
     dims = n.args.get("dim")
-    if dims is None or dims == ():
+    if dims is None or dims == () or rank == 0:
         return tuple(range(rank))
     return tuple(axis(d, rank) for d in (dims if isinstance(dims, tuple) else (dims,)))
 
@@ -320,6 +320,15 @@ linear(
     lambda: (_x(4, 7), 1, 3, 2),
     wiring=False,
 )
+
+
+def _as_strided(t: Any, a: Any) -> str:
+    """The offset is one within the tensor's own entries, wherever they lie in memory."""
+    first = "" if a["storage_offset"] in (0, None) else f".flatten()[{t['storage_offset']}:]"
+    return f"{t['self']}.contiguous(){first}.as_strided({t['size']}, {t['stride']})"
+
+
+define(OpDef("aten.as_strided.default", "linear", spell=_as_strided))
 
 
 WINDOW = ("kernel_size", "dilation", "padding", "stride")

@@ -205,6 +205,28 @@ def _spread(value: Any, rank: int) -> tuple[Any, ...]:
     return values * rank if len(values) == 1 else values
 
 
+def _convolved(b: Builder, x: Ref, weight: Any, bias: Any, options: tuple[Any, ...]) -> Ref:
+    """A convolution; of complex numbers by three of real ones, as torch does it."""
+    if not b.type(x).dtype.is_complex:
+        return b("aten.convolution.default", x, weight, bias, *options)
+    (x0, x1), (w0, w1) = _real_parts(b, x), _real_parts(b, weight)
+    first, second, both = (
+        b("aten.convolution.default", u, w, None, *options)
+        for u, w in ((x0, w0), (x1, w1), (b("aten.add.Tensor", x0, x1), b("aten.add.Tensor", w0, w1)))
+    )
+    real = b("aten.sub.Tensor", first, second)
+    imaginary = b("aten.sub.Tensor", b("aten.sub.Tensor", both, first), second)
+    y = b("aten.complex.default", real, imaginary)
+    if bias is None:
+        return y
+    return b("aten.add.Tensor", y, b.view(bias, (b.shape(bias)[0], *(1,) * (len(b.shape(x)) - 2))))
+
+
+def _real_parts(b: Builder, z: Ref) -> tuple[Ref, Ref]:
+    pair = b("aten.view_as_real.default", z)
+    return b("aten.select.int", pair, -1, 0), b("aten.select.int", pair, -1, 1)
+
+
 def _conv(rank: int, transpose: bool) -> Any:
     def expand(b: Builder, n: Node) -> Ref:
         x: Any = n["input"]
@@ -212,18 +234,8 @@ def _conv(rank: int, transpose: bool) -> Any:
         x = x if batched else b("aten.unsqueeze.default", x, 0)
         stride, padding, dilation = (_spread(n[a], rank) for a in ("stride", "padding", "dilation"))
         out_padding = _spread(n["output_padding"], rank) if transpose else (0,) * rank
-        y = b(
-            "aten.convolution.default",
-            x,
-            n["weight"],
-            n["bias"],
-            stride,
-            padding,
-            dilation,
-            transpose,
-            out_padding,
-            n["groups"],
-        )
+        options = (stride, padding, dilation, transpose, out_padding, n["groups"])
+        y = _convolved(b, x, n["weight"], n["bias"], options)
         return y if batched else b.view(y, n.tensor.shape)
 
     return expand

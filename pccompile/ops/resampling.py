@@ -50,15 +50,21 @@ def _bag(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> dict[str, Ref |
     offset2bag, sizes, chosen = (b.get(Ref(n.name), i) for i in (1, 2, 3))
     rows = b.shape(weight)[0]
     options = (n["scale_grad_by_freq"], n["mode"], False, per_sample, n["padding_idx"])
-    kernel = "aten._embedding_bag_backward.default"
+    kernel, indices = "aten._embedding_bag_backward.default", b("aten.clone.default", n["indices"])
     saved = (offset2bag, sizes, chosen)
-    messages: dict[str, Ref | None] = {"weight": b(kernel, e, n["indices"], n["offsets"], *saved, rows, *options)}
+    messages: dict[str, Ref | None] = {"weight": b(kernel, e, indices, n["offsets"], *saved, rows, *options)}
     if per_sample is not None and per_sample in b.wants:
         kernel = "aten._embedding_bag_per_sample_weights_backward.default"
         messages["per_sample_weights"] = b(
-            kernel, e, weight, n["indices"], n["offsets"], offset2bag, n["mode"], n["padding_idx"]
+            kernel, e, weight, indices, n["offsets"], offset2bag, n["mode"], n["padding_idx"]
         )
     return messages
+
+
+def _spell_bag(t: Any, a: Any) -> str:
+    """The kernel wants its indices side by side in memory, where torch's own function sees to that."""
+    options = ", ".join(str(t[name]) for name in list(a)[3:])
+    return f"torch.ops.aten._embedding_bag({t['weight']}, {t['indices']}.contiguous(), {t['offsets']}, {options})"
 
 
 def _indices() -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,6 +76,7 @@ define(
         "aten._embedding_bag.default",
         "linear",
         _bag,
+        spell=_spell_bag,
         samples=(
             lambda: (_x(5, 3), *_indices(), False, 0),
             lambda: (_x(5, 3), *_indices(), False, 1),

@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pccompile.ir import DEVICE, Arg, Node, Ref, TensorType, refs
 from pccompile.ops.builder import Builder
-from pccompile.ops.registry import OPS, Message, Rule, overload
+from pccompile.ops.registry import OPS, Message, OpDef, Rule, define, overload
 from pccompile.ops.typer import Typer, split_arguments
 
 
@@ -64,18 +64,67 @@ def inline(
         elif n.target is operator.getitem:
             env[n] = b.get(env[n.args[0]], n.args[1])
         else:
-            args = [fx_arg(typer, a, env) for a in n.args]
+            args = [fx_arg(typer, a, env) for a in (own_strides(n) if n.target is AS_STRIDED else n.args)]
             kwargs = {k: fx_arg(typer, a, env) for k, a in n.kwargs.items()}
             env[n] = canonical(b, str(n.target), args, kwargs)
     raise AssertionError("a traced function returns")
 
 
+AS_STRIDED = torch.ops.aten.as_strided.default
+
+
+def own_strides(n: fx.Node) -> tuple[Any, ...]:
+    """The arguments of `as_strided`, its offset counted from where its tensor starts.
+
+    Raises NotImplementedError where that tensor's entries do not lie side by side in memory, or others are read too:
+    the gradient would then depend on how the tensor came about.
+    """
+    arguments: Any = n.args
+    source, size, stride, *rest = arguments
+    size, stride = list(map(_number, size)), list(map(_number, stride))
+    tensor = _number(source)
+    start = tensor.storage_offset()
+    offset = _number(rest[0] if rest else n.kwargs.get("storage_offset"))
+    offset = start if offset is None else offset
+    reached = offset - start + sum((d - 1) * s for d, s in zip(size, stride, strict=True))
+    if not tensor.is_contiguous() or offset < start or reached >= tensor.numel():
+        raise NotImplementedError("as_strided reads memory between or beyond the entries of its tensor")
+    return source, size, stride, offset - start
+
+
+def _number(value: Any) -> Any:
+    return value.meta["val"] if isinstance(value, fx.Node) else value
+
+
 def constant(b: Builder, tensor: torch.Tensor) -> Ref:
     """A small tensor that a trace met, as an operation."""
-    if tensor.numel() != 1:
-        raise NotImplementedError("a traced rule holds a tensor of its own")
-    shape = tuple(tensor.shape)
-    return b("aten.full.default", shape, tensor.item(), dtype=tensor.dtype, device=DEVICE)
+    if tensor.numel() == 1:
+        return b("aten.full.default", tuple(tensor.shape), tensor.item(), dtype=tensor.dtype, device=DEVICE)
+    if tensor.numel() > LARGEST:
+        raise NotImplementedError("a traced rule holds a large tensor of its own")
+    return b("pcc.tensor", _tuples(tensor.tolist()), tuple(tensor.shape), tensor.dtype, DEVICE)
+
+
+LARGEST = 1024
+"""The most entries of a tensor that are written out in a generated file."""
+
+
+def _tuples(entries: Any) -> Any:
+    return tuple(map(_tuples, entries)) if isinstance(entries, list) else entries
+
+
+define(
+    OpDef(
+        "pcc.tensor",
+        "context",
+        parameters=("entries", "shape", "dtype", "device"),
+        infer=lambda args, type_of: TensorType(args["shape"], args["dtype"]),
+        spell=lambda t, a: (
+            f"torch.tensor({t['entries']}, dtype={t['dtype']}, device={t['device']})"
+            + ("" if 0 not in a["shape"] else f".reshape({t['shape']})")
+        ),
+    )
+)
 
 
 def canonical(b: Builder, op: str, args: Sequence[Arg], kwargs: Mapping[str, Arg]) -> Ref:
@@ -119,7 +168,23 @@ def captured(
         fakes = _fakes(typer, [b.type(n) for n in names])
         return trace(lambda *xs: function(typer, *xs), fakes, typer.mode), typer
 
-    return b.typer.either(attempt)
+    return b.typer.either(attempt, _form)
+
+
+def _form(found: tuple[fx.GraphModule, Typer]) -> Any:
+    """What was traced as plain data: operations with the places of their arguments, constants by their entries."""
+    traced, typer = found
+    places = {n: f"%{i}" for i, n in enumerate(traced.graph.nodes)}
+    constants = {k: str(t.tolist()) for k, t in constants_of(traced).items()}
+    return tuple(
+        (
+            str(n.target),
+            constants.get(str(n.target)),
+            fx_arg(typer, n.args, places),
+            fx_arg(typer, tuple(n.kwargs.items()), places),
+        )
+        for n in traced.graph.nodes
+    )
 
 
 def decompose(b: Builder, node: Node) -> Message:
@@ -130,7 +195,7 @@ def decompose(b: Builder, node: Node) -> Message:
         return _leaves(_call(b, node, dict(zip(names, tensors, strict=True)), typer))
 
     traced, typer = captured(b, names, call)
-    results = inline(b, traced.graph, names, _constants(traced), typer)
+    results = inline(b, traced.graph, names, constants_of(traced), typer)
     if isinstance(node.type, tuple):
         return tuple(results)
     return results[0]
@@ -160,7 +225,7 @@ def traced_rule(b: Builder, node: Node, err: Any) -> Mapping[str, Message]:
 
     traced, typer = captured(b, [*names, *errors], product, missing.clear)
     found = [n for n in active if n not in missing]
-    sent = dict(zip(found, inline(b, traced.graph, [*names, *errors], _constants(traced), typer), strict=True))
+    sent = dict(zip(found, inline(b, traced.graph, [*names, *errors], constants_of(traced), typer), strict=True))
     return _by_argument(node, sent)
 
 
@@ -209,7 +274,8 @@ def _fakes(typer: Typer, types: Sequence[TensorType]) -> list[torch.Tensor]:
         return [torch.empty_like(typer.fake(t)) for t in types]  # one object each: a trace tells them apart by it
 
 
-def _constants(traced: fx.GraphModule) -> dict[str, torch.Tensor]:
+def constants_of(traced: fx.GraphModule) -> dict[str, torch.Tensor]:
+    """The tensors that a traced function holds, by name."""
     return {n.target: getattr(traced, n.target) for n in traced.graph.nodes if n.op == "get_attr"}
 
 
@@ -221,11 +287,15 @@ def is_composite(op: str) -> bool:
 
 
 __all__ = [
+    "AS_STRIDED",
     "canonical",
+    "captured",
+    "constants_of",
     "decompose",
     "fx_arg",
     "inline",
     "is_composite",
+    "own_strides",
     "trace",
     "traced_rule",
     "unless_complex",

@@ -31,6 +31,7 @@ class Typer:
         self.device = torch.device("cpu")
         self._fakes: dict[TensorType, torch.Tensor] = {}
         self._results: dict[Any, Type] = {}
+        self._unmet: dict[Any, str] = {}
         self.stand_in: StandIn | None = None
 
     def dim(self, size: Any) -> Dim:
@@ -90,10 +91,12 @@ class Typer:
             self._results[key] = self._run(op, args, types)
         return self._results[key]
 
-    def either(self, run: Callable[[Typer], T]) -> T:
+    def either(self, run: Callable[[Typer], T], form: Callable[[T], Any]) -> T:
         """run(typer), with this typer or, where torch took a free dimension for a number, with one that has numbers.
 
         What torch once took for a number it takes for one ever after, without saying so: there is no way back.
+        form: a result with its Dims as plain data, by which what numbers gave is checked at lengths that may occur.
+        Raises RuntimeError where that differs.
         """
         if self.stand_in is None:
             try:
@@ -104,8 +107,34 @@ class Typer:
             except RuntimeError:
                 if not self.names:
                     raise
-                return run(StandIn(self))
-        return run(self.stand_in)
+                return self._checked(run, form, StandIn(self))
+        return self._checked(run, form, self.stand_in)
+
+    def _checked(self, run: Callable[[Typer], T], form: Callable[[T], Any], stand_in: StandIn) -> T:
+        found = run(stand_in)
+        for lengths in self._lengths():
+            numbers = {symbol: lengths.get(symbol, 3) for symbol in stand_in.numbers}
+            if _at(form(found), numbers) != form(run(Numbered(self, numbers))):
+                raise RuntimeError("what is computed depends on a free length")
+        return found
+
+    def _lengths(self) -> list[dict[sympy.Symbol, int]]:
+        """Lengths that the free dimensions may have: the example's, and two where nothing is said against it."""
+        env = self.mode.shape_env
+        known = getattr(env, "backed_var_to_val", {})
+        example = {name: int(known[symbol]) for symbol, name in self.names.items() if symbol in known}
+        small = dict.fromkeys(example, 2)
+        return [example] if self.unmet(small) else [example, small]
+
+    def unmet(self, sizes: Mapping[sympy.Symbol, int]) -> str:
+        """A condition on free dimensions that was relied on so far and does not hold for `sizes`; '' if all hold."""
+        env = self.mode.shape_env
+        guards = env.guards if env is not None else []
+        key = (*sizes.items(), len(guards))
+        if key not in self._unmet:
+            conditions = (g.expr.xreplace(self.names) for g in guards)
+            self._unmet[key] = next((str(c) for c in conditions if c.xreplace(sizes) == sympy.false), "")
+        return self._unmet[key]
 
     def fixed(self) -> bool:
         """Whether torch took a free dimension for a number."""
@@ -113,7 +142,7 @@ class Typer:
         return env is not None and any(symbol in env.replacements for symbol in self.names)
 
     def _run(self, op: str, args: Mapping[str, Arg], types: Mapping[str, Type]) -> Type:
-        return self.either(lambda typer: typer._evaluate(op, args, types))
+        return self.either(lambda typer: typer._evaluate(op, args, types), _shapes)
 
     def _evaluate(self, op: str, args: Mapping[str, Arg], types: Mapping[str, Type]) -> Type:
         target = overload(op)
@@ -126,36 +155,53 @@ class Typer:
         return tuple(self.type_of(t) if isinstance(t, torch.Tensor) else None for t in out or ())
 
 
-class StandIn(Typer):
+class Numbered(Typer):
+    """A typer for which free dimensions are numbers."""
+
+    def __init__(self, typer: Typer, numbers: Mapping[sympy.Symbol, int]) -> None:
+        super().__init__(FakeTensorMode(), typer.names)
+        self.numbers = dict(numbers)
+
+    def size(self, dim: Dim) -> Any:
+        """A Dim as a number."""
+        return dim if isinstance(dim, int) else int(dim.xreplace(self.numbers))
+
+
+class StandIn(Numbered):
     """A typer that puts a number which occurs nowhere else in the place of each free dimension.
 
     For torch code that insists on numbers: those in its results are then told by their size, and named again.
     """
 
-    FIRST = 10007
+    FIRST, NEAR, PARTS = 118_171, 100, 16
 
     def __init__(self, typer: Typer) -> None:
-        super().__init__(FakeTensorMode(), typer.names)
-        self.typer = typer
-        self.numbers: dict[sympy.Symbol, int] = {}
+        super().__init__(typer, {})
 
     def size(self, dim: Dim) -> Any:
         """A Dim as a number."""
-        if isinstance(dim, int):
-            return dim
-        for symbol in dim.free_symbols:
+        for symbol in () if isinstance(dim, int) else dim.free_symbols:
             self.numbers.setdefault(symbol, sympy.nextprime(self.FIRST, len(self.numbers) + 1))
-        return int(dim.xreplace(self.numbers))
+        return super().size(dim)
 
     def dim(self, size: Any) -> Dim:
-        """The Dim that a number stands for: a free dimension times a number, or a little more or less."""
+        """The Dim that a number stands for: some free dimensions' product, or a little more or less than a multiple.
+
+        Raises RuntimeError where the number looks like a part of a free dimension, which this cannot name.
+        """
         for symbol, number in self.numbers.items():
-            times, rest = divmod(size, number)
-            if times and rest == 0:
-                return self.dim(times) * symbol
-            if abs(size - number) < 100:
-                return symbol + (size - number)
+            if size and size % number == 0:
+                return self.dim(size // number) * symbol
+            if times := self._times(size, number):
+                return times * symbol + (size - times * number)
+            if any(self._times(parts * size, number) for parts in range(2, self.PARTS)):
+                raise RuntimeError(f"a length is a part of the free length {symbol}")
         return int(size)
+
+    def _times(self, size: int, number: int) -> int:
+        """How often a number stands in a size that is near a multiple of it; 0 for any other size."""
+        times = round(size / number)
+        return times if abs(size - times * number) < self.NEAR else 0
 
 
 def split_arguments(target: torch._ops.OpOverload, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -172,3 +218,15 @@ def _key(arg: Arg, types: Mapping[str, Type]) -> Any:
     if isinstance(arg, tuple):
         return tuple(_key(a, types) for a in arg)
     return (type(arg), arg)
+
+
+def _shapes(type_: Type | None) -> Any:
+    """A type as plain data."""
+    return tuple(map(_shapes, type_)) if isinstance(type_, tuple) else type_ and (type_.shape, type_.dtype)
+
+
+def _at(form: Any, numbers: Mapping[sympy.Symbol, int]) -> Any:
+    """Plain data with its Dims at these lengths."""
+    if isinstance(form, tuple):
+        return tuple(_at(f, numbers) for f in form)
+    return int(form.xreplace(numbers)) if isinstance(form, sympy.Expr) else form

@@ -45,7 +45,16 @@ def _rnn(x: Tensor, h: Tensor, *rest: Any) -> Tensor:
     return y.flip(0) if reverse else y
 
 
+def _group_norm(x: Tensor, weight: Tensor, bias: Tensor, n: int, c: int, hxw: int, groups: int, eps: float) -> Any:
+    """torch's own derivative is wrong by the mean and the deviation."""
+    grouped = x.reshape(n, groups, -1)
+    mean, inverse = grouped.mean(-1), (grouped.var(-1, unbiased=False) + eps).rsqrt()
+    y = ((grouped - mean[..., None]) * inverse[..., None]).reshape(n, c, hxw)
+    return (y * weight[:, None] + bias[:, None]).reshape(x.shape), mean, inverse
+
+
 REFERENCES: dict[str, Callable[..., Any]] = {
+    "aten.native_group_norm.default": _group_norm,
     "pcc.lstm_layer": _lstm,
     "pcc.gru_layer": _gru,
     "pcc.rnn_layer": _rnn,

@@ -122,7 +122,9 @@ def operator(
         parameters = list(inspect.signature(function).parameters.values())[2 if control else 1 :]
         kinds, variadic = [], ""
         for parameter in parameters:
-            kind = str(parameter.annotation).split("|")[0].strip()
+            annotation = parameter.annotation
+            text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+            kind = text.split("|")[0].strip().rpartition(".")[-1]
             if kind not in KINDS:
                 raise TypeError(f"{names[0]}: {parameter.name} is annotated {kind}, not one of {KINDS}")
             if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
