@@ -26,6 +26,7 @@ from pccompile.frontends.functional import functionalise, name_dtypes, op_name
 from pccompile.frontends.intercept import author_gradients, refuse_backward_hooks
 from pccompile.frontends.numbers import Read, is_read, number, only_asserted, with_operands
 from pccompile.frontends.regions import inline_regions
+from pccompile.frontends.shapes import shapes_torch_lacks
 from pccompile.frontends.signature import free_batch, spelled_out
 from pccompile.ir import DEVICE, Arg, Graph, Node, Ref, Source, TensorType, Type, refs
 from pccompile.ir.names import Namer
@@ -78,7 +79,7 @@ def export(
             attempts = [None if fixed else dynamic_shapes]
         for i, shapes in enumerate(attempts):
             try:
-                with author_gradients(), _quiet():
+                with author_gradients(), shapes_torch_lacks(), _quiet():
                     program = torch.export.export(model, args, named, dynamic_shapes=shapes, strict=False)
                 program.graph_module.meta[AUTOCAST] = current(device_of(model, (args, named)))
                 return program

@@ -2,6 +2,7 @@
 
 from pccompile.ops import (
     activations,
+    alignment,
     composite,
     control,
     elementwise,
@@ -36,6 +37,7 @@ __all__ = [
     "OpDef",
     "Typer",
     "activations",
+    "alignment",
     "bind",
     "composite",
     "control",
