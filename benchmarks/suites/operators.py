@@ -21,7 +21,7 @@ import pccompile
 from pccompile.analysis.compare import difference
 from pccompile.diagnostics import printable
 from suites.draws import SharedDraws
-from suites.rows import Row
+from suites.rows import STATUSES, Row
 from suites.torch_samples import Case, Sample, cases
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.complex128: 1e-9}
@@ -30,7 +30,7 @@ ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-4, torch.complex128: 1e-12}
 """A difference of so much of the sample's largest number is none: some gradients are 0 up to rounding."""
 MOST = 16
 """Samples of an entry that are run, spread over torch's list, unless more are asked for: max_pool2d alone has 1440."""
-FLOORS: Mapping[str, float] = {}
+FLOORS: Mapping[str, float] = {"operator: pass, % of capturable": 99.0, "wrong": 0.0}
 
 
 @dataclass(frozen=True)
@@ -226,8 +226,8 @@ def _quiet() -> Iterator[None]:
 
 
 def figures(rows: Sequence[Row]) -> dict[str, float]:
-    """Per cent of the entries that torch.export can capture, of which all samples agree, by kind."""
-    found: dict[str, float] = {}
+    """Entries that pass, by kind, and their share of what torch.export can capture; minus the number of wrong ones."""
+    found: dict[str, float] = {"wrong": -float(sum(r.status == "wrong" for r in rows))}
     for kind in dict.fromkeys(sorted(r.kind for r in rows)):
         some = [r for r in rows if r.kind == kind and r.status != "not capturable"]
         found[f"{kind}s that pass"] = sum(r.status == "pass" for r in some)
@@ -237,5 +237,26 @@ def figures(rows: Sequence[Row]) -> dict[str, float]:
     return found
 
 
+TEXT = """## Operators of PyTorch
+
+Each entry of torch's own test databases that supports autograd on the CPU: `op_db` (operators, and once more with
+complex numbers where they take them) and `module_db` (modules). Every sample is wrapped as a module, compiled with the
+exact algorithm, and its outputs and all gradients are compared with eager autograd's for random cotangents, to a
+relative error of 1e-9 in float64; the first sample also in float32. An entry passes if all samples agree that
+torch.export can capture: at most {most}, spread over torch's list. Random operators are compared under the same draws;
+where eager autograd and we differ, central differences decide.
+"""
+
+
 def document(rows: Sequence[Row]) -> str:
-    return ""
+    """The counts, and every entry that does not pass with its reason."""
+    kinds = sorted({r.kind for r in rows})
+    lines = [TEXT.format(most=MOST), "| kind | entries run | " + " | ".join(STATUSES) + " |", "|---" * 7 + "|"]
+    for kind in kinds:
+        counts = Counter(r.status for r in rows if r.kind == kind)
+        lines.append(f"| {kind} | {counts.total()} | " + " | ".join(str(counts[s]) for s in STATUSES) + " |")
+    lines += ["", "| entry | kind | status | samples | reason |", "|---|---|---|---|---|"]
+    for r in sorted((r for r in rows if r.status != "pass"), key=lambda r: (r.status, r.name, r.kind)):
+        reason = r.reason.replace("|", "/")
+        lines.append(f"| `{r.name}` | {r.kind} | {r.status} | {r.passed} of {r.total} | {reason} |")
+    return "\n".join(lines)

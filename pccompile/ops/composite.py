@@ -49,39 +49,30 @@ def _by_argument(b: Builder, n: Node, kernel: Any, e: Ref | None) -> dict[str, R
     return {a: b.get(call, i) for i, a in enumerate(("input", "weight", "bias")) if mask[i]}
 
 
-def _batch_norm_kernel(training: bool) -> Any:
-    def kernel(b: Builder, n: Node, e: Ref, mask: tuple[bool, ...]) -> Ref:
-        saved = (b.get(Ref(n.name), 1), b.get(Ref(n.name), 2))
-        running = (None, None) if training else (n["running_mean"], n["running_var"])
-        return b(
-            "aten.native_batch_norm_backward.default",
-            e,
-            n["input"],
-            n["weight"],
-            *running,
-            *saved,
-            training,
-            n["eps"],
-            mask,
-        )
-
-    return kernel
+def _batch_norm_kernel(b: Builder, n: Node, e: Ref, mask: tuple[bool, ...]) -> Ref:
+    """Outside training the statistics are the running ones."""
+    training = n.args.get("training", False)
+    saved = (b.get(Ref(n.name), 1), b.get(Ref(n.name), 2))
+    running = (None, None) if training else (n.args.get("running_mean"), n.args.get("running_var"))
+    kernel = "aten.native_batch_norm_backward.default"
+    return b(kernel, e, n["input"], n["weight"], *running, *saved, training, n["eps"], mask)
 
 
 normalisation(
     "aten._native_batch_norm_legit_functional.default",
-    _batch_norm_kernel(True),
+    _batch_norm_kernel,
     lambda: (_x(4, 3, 2), _x(3), _x(3), _x(3), _x(3).abs(), True, 0.1, 1e-5),
+    lambda: (_x(4, 3, 2), _x(3), _x(3), _x(3), _x(3).abs(), False, 0.1, 1e-5),
     unread=("running_mean", "running_var"),
 )
 normalisation(
     "aten._native_batch_norm_legit.no_stats",
-    _batch_norm_kernel(True),
+    _batch_norm_kernel,
     lambda: (_x(4, 3, 2), _x(3), _x(3), True, 0.1, 1e-5),
 )
 normalisation(
     "aten._native_batch_norm_legit_no_training.default",
-    _batch_norm_kernel(False),
+    _batch_norm_kernel,
     lambda: (_x(4, 3, 2), _x(3), _x(3), _x(3), _x(3).abs(), 0.1, 1e-5),
 )
 
