@@ -33,7 +33,7 @@ def _message(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> dict[str, R
 
 def _sample(zero_infinity: bool) -> tuple[Any, ...]:
     x = torch.randn(6, 2, 4, dtype=torch.float64).log_softmax(-1)
-    return (x, torch.tensor([[1, 2, 3], [2, 1, 1]]), torch.tensor([6, 4]), torch.tensor([3, 2]), 0, zero_infinity)
+    return (x, torch.tensor([[1, 2, 3], [2, 1, 1]]), torch.tensor([6, 6]), torch.tensor([3, 3]), 0, zero_infinity)
 
 
 define(OpDef(BACKWARD, "composite", infer=lambda args, type_of: type_of(args["log_probs"])))
