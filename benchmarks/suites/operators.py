@@ -247,8 +247,8 @@ complex numbers where they take them) and `module_db` (modules). Every sample is
 exact algorithm, and its outputs and all gradients are compared with eager autograd's for random cotangents, to a
 relative error of 1e-9 in float64; the first sample also in float32. An entry passes if all samples agree that
 torch.export can capture: at most {most}, spread over torch's list. Random operators are compared under the same draws;
-where eager autograd and we differ, central differences decide. The table holds the entries that have been run so far, of
-540 operators (326 of them complex too) and 114 modules in torch 2.13.
+where eager autograd and we differ, central differences decide. The table holds the entries that have been run so far,
+of 540 operators (326 of them complex too) and 114 modules in torch 2.13.
 """
 
 

@@ -1,0 +1,67 @@
+"""What a program relied on when it was captured is checked at each call: lengths, and which inputs are one tensor."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pccompile
+
+
+class Branches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.shape[0] > 5 else x * 3
+
+
+class Product(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x * y.sin()
+
+
+class Orthogonal(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.qr(x)[1].abs()
+
+
+class Strided(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.as_strided((2, 2), (1, 2), 0)
+
+
+def agree(model: nn.Module, pc: nn.Module, *args: Tensor) -> None:
+    leaves = [a.clone().requires_grad_() for a in args]
+    expected = torch.autograd.grad(model(*leaves).square().sum(), leaves)
+    torch.testing.assert_close(torch.autograd.grad(pc(*leaves).square().sum(), leaves), expected)
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+
+def test_a_branch_on_a_length_is_taken_anew() -> None:
+    pc = pccompile.compile(Branches(), (draw(8, 3),))
+    agree(Branches(), pc, draw(3, 3))
+    agree(Branches(), pc, draw(7, 3))
+
+
+def test_one_tensor_given_twice_stays_two_inputs() -> None:
+    x = draw(4, 3)
+    agree(Product(), pccompile.compile(Product(), (x, x)), draw(4, 3), draw(4, 3))
+
+
+def test_a_rule_that_depends_on_a_length() -> None:
+    pc = pccompile.compile(Orthogonal(), (draw(6, 4),))
+    for rows in (6, 4, 2):
+        agree(Orthogonal(), pc, draw(rows, 4))
+
+
+def test_a_rule_whose_sum_is_larger_than_its_first_term() -> None:
+    class Gamma(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.mvlgamma(x + 5, 3)
+
+    agree(Gamma(), pccompile.compile(Gamma(), (draw(4, 3),)), draw(4, 3))
+
+
+def test_memory_beyond_a_view_is_refused() -> None:
+    with pytest.raises(pccompile.CompileError, match="between or beyond"):
+        pccompile.compile(Strided(), (draw(20)[5:15],))
