@@ -134,12 +134,14 @@ def _group_norm_kernel(b: Builder, n: Node, e: Ref, mask: tuple[bool, ...]) -> R
     return b("aten.native_group_norm_backward.default", e, n["input"], *saved, n["weight"], *sizes, mask)
 
 
-def _group_statistics(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> dict[str, Ref]:
+def _group_statistics(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> dict[str, Ref | None]:
     """Messages with those of the groups' means m and inverse deviations r: (ε₁ − ε₂ r³ (x − m)) / M, M entries a group.
 
     torch's own formula is wrong there: it leaves both out where the normalised values are not read.
     """
-    sent_on = {} if errors[0] is None else _by_argument(b, n, _group_norm_kernel, errors[0])
+    sent_on: dict[str, Ref | None] = {"weight": None, "bias": None}
+    if errors[0] is not None:
+        sent_on |= _by_argument(b, n, _group_norm_kernel, errors[0])
     if n["input"] not in b.wants:
         return sent_on
     mean, inverse = (b("aten.unsqueeze.default", b.get(Ref(n.name), i), -1) for i in (1, 2))
