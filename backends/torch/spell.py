@@ -91,6 +91,7 @@ class Speller:
 
     def _arguments(self, op: str, args: Mapping[str, Arg], text: Text) -> list[str]:
         declared = overload(op)._schema.arguments
+        dense = OPS[op].dense if op in OPS else ()
         positional = [a for a in declared if not a.kwarg_only]
         while (
             positional
@@ -100,9 +101,9 @@ class Speller:
             positional.pop()
         named = [a for a in declared if a.kwarg_only and args[a.name] is not None]
         named = [a for a in named if not (a.has_default_value() and _equal(args[a.name], a.default_value))]
-        return [self.arg(args[a.name], text) for a in positional] + [
-            f"{a.name}={self.arg(args[a.name], text)}" for a in named
-        ]
+        given = [self.arg(args[a.name], text) for a in positional]
+        given = [f"{atom(t)}.contiguous()" if a.name in dense else t for a, t in zip(positional, given, strict=True)]
+        return given + [f"{a.name}={self.arg(args[a.name], text)}" for a in named]
 
 
 def kernel_names(op: str) -> tuple[str, ...]:

@@ -26,7 +26,12 @@ def composite(name: str, rule: Any, *samples: Sample, **more: Any) -> None:
 
 
 def normalisation(
-    name: str, kernel: Any, *samples: Sample, unread: tuple[str, ...] = (), statistics: Any = traced_rule
+    name: str,
+    kernel: Any,
+    *samples: Sample,
+    unread: tuple[str, ...] = (),
+    statistics: Any = traced_rule,
+    dense: tuple[str, ...] = (),
 ) -> None:
     """Define a normalisation: kernel(b, node, err, mask) yields the messages to input, weight and bias together.
 
@@ -40,7 +45,7 @@ def normalisation(
             return statistics(b, n, errors)
         return {**_by_argument(b, n, kernel, errors[0]), **dict.fromkeys(unread)}
 
-    composite(name, rule, *samples, results=STATISTICS, equation="γ (x − μ) / σ + β")
+    composite(name, rule, *samples, results=STATISTICS, equation="γ (x − μ) / σ + β", dense=dense)
 
 
 def _by_argument(b: Builder, n: Node, kernel: Any, e: Ref | None) -> dict[str, Ref]:
@@ -164,7 +169,9 @@ normalisation(
     _group_norm_kernel,
     lambda: (_x(2, 4, 3), _x(4), _x(4), 2, 4, 3, 2, 1e-5),
     statistics=_group_statistics,
+    dense=("input",),
 )
+define(OpDef("aten.native_group_norm_backward.default", "composite", dense=("grad_out", "input")))
 
 
 def _group_norm(b: Builder, n: Node) -> Ref:
@@ -297,3 +304,5 @@ def _adaptive(b: Builder, n: Node) -> Ref:
 
 
 rewrite("aten.adaptive_avg_pool2d.default", _adaptive)
+define(OpDef("aten._cdist_backward.default", "composite", dense=("grad", "x1", "x2", "cdist")))
+define(OpDef("aten._weight_norm_interface_backward.default", "composite", dense=("grad_w", "saved_v", "saved_g")))

@@ -30,6 +30,7 @@ class OpDef:
     spell(texts, args)    Python source of the call, from the source of each argument; None: the generic spelling
     wiring                moves entries about and computes nothing: it gets no value and no error of its own
     equation              what a reader sees, `x` and `y` for the arguments
+    dense                 arguments that the kernel reads as they lie in memory, in place of what their strides say
     results               what several results are called; the first, where it is the value itself, ""
     samples               arguments for the test that runs every operation
     parameters, infer     for operations that torch does not have: argument names, and the result's type
@@ -46,6 +47,7 @@ class OpDef:
     wiring: bool = False
     equation: str = ""
     results: tuple[str, ...] = ()
+    dense: tuple[str, ...] = ()
     samples: tuple[Sample, ...] = ()
     parameters: tuple[str, ...] = ()
     infer: Callable[[Mapping[str, Arg], Callable[[Ref], TensorType]], Type] | None = None

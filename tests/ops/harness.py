@@ -51,8 +51,14 @@ def _cast(a: Any, dtype: torch.dtype, scale: float) -> Any:
     return (a * scale).to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a
 
 
-def run(name: str, args: list[Any], kwargs: dict[str, Any], reference: Callable[..., Any] | None = None) -> Run:
-    """Run `name` and its messages, both as spelled and by autograd."""
+def run(
+    name: str,
+    args: list[Any],
+    kwargs: dict[str, Any],
+    reference: Callable[..., Any] | None = None,
+    layout: Callable[[Tensor], Tensor] = lambda t: t,
+) -> Run:
+    """Run `name` and its messages, both as spelled, on tensors as `layout` places them in memory, and by autograd."""
     tensors: dict[str, Tensor] = {}
     bound = bind(name, [_named(a, tensors) for a in args], {k: _named(a, tensors) for k, a in kwargs.items()})
     typer = Typer()
@@ -68,7 +74,7 @@ def run(name: str, args: list[Any], kwargs: dict[str, Any], reference: Callable[
     b.types.update({k: typer.type_of(e) for k, e in given.items()})
     refs = tuple(Ref(f"err{i}") if e is not None else None for i, e in enumerate(errors))
     arrived = messages(b, node, refs if isinstance(node.type, tuple) else refs[0]) if given else {}
-    values = execute(live(b.nodes, ["result", *arrived.values()]), {**tensors, **given})
+    values = execute(live(b.nodes, ["result", *arrived.values()]), {k: layout(t) for k, t in {**tensors, **given}.items()})
     found = {k: values[arrived[k]] if k in arrived else torch.zeros_like(tensors[k]) for k in gradients}
     whole = values["result"]
     return Run(node, values, list(whole) if isinstance(whole, list | tuple) else [whole], expected, found, gradients)

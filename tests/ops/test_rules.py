@@ -42,8 +42,8 @@ def _left_out(op: OpDef, ran: Run, like: Tensor) -> Tensor:
     return AUTOGRAD_IS_WRONG[op.name][1](*tensors).expand_as(like)
 
 
-def _run(op: OpDef, sample: Sample, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> Run:
-    return run(op.name, *arguments(sample, dtype, scale), REFERENCES.get(op.name))
+def _run(op: OpDef, sample: Sample, dtype: torch.dtype = torch.float64, scale: float = 1.0, **how: Any) -> Run:
+    return run(op.name, *arguments(sample, dtype, scale), REFERENCES.get(op.name), **how)
 
 
 def _close(found: Any, expected: Any, tolerance: float) -> None:
@@ -83,6 +83,26 @@ def test_samples(op: OpDef, sample: Sample) -> None:
         for name, expected in ran.gradients.items():
             judged = ~_left_out(op, ran, expected) if op.name == "aten.special_log_ndtr.default" else ...
             _close(ran.messages[name][judged], expected[judged], tolerance)
+
+
+def _spread(t: Tensor) -> Tensor:
+    """`t` as every second entry of its memory, between numbers that nobody should read."""
+    return torch.stack([t, torch.full_like(t, 77)], -1)[..., 0]
+
+
+def _turned(t: Tensor) -> Tensor:
+    """`t` with its first dimension lying innermost."""
+    return t.movedim(0, -1).contiguous().movedim(-1, 0) if t.dim() > 1 else t
+
+
+@pytest.mark.parametrize("layout", [_spread, _turned])
+@pytest.mark.parametrize("op, sample", SAMPLES)
+def test_samples_however_they_lie_in_memory(op: OpDef, sample: Sample, layout: Callable[[Tensor], Tensor]) -> None:
+    ran = _run(op, sample, layout=layout)
+    for found, expected in zip(ran.results, ran.expected, strict=True):
+        _close(found, expected, 1e-10)
+    for name, expected in ran.gradients.items():
+        _close(ran.messages[name], expected, 1e-10)
 
 
 FORMULA_LESS = {
