@@ -101,8 +101,12 @@ class Speller:
             positional.pop()
         named = [a for a in declared if a.kwarg_only and args[a.name] is not None]
         named = [a for a in named if not (a.has_default_value() and _equal(args[a.name], a.default_value))]
-        given = [self.arg(args[a.name], text) for a in positional]
-        given = [f"{atom(t)}.contiguous()" if a.name in dense else t for a, t in zip(positional, given, strict=True)]
+        given = [
+            f"{atom(self.arg(args[a.name], text))}.contiguous()"
+            if a.name in dense and isinstance(args[a.name], Ref)
+            else self.arg(args[a.name], text)
+            for a in positional
+        ]
         return given + [f"{a.name}={self.arg(args[a.name], text)}" for a in named]
 
 

@@ -169,9 +169,9 @@ normalisation(
     _group_norm_kernel,
     lambda: (_x(2, 4, 3), _x(4), _x(4), 2, 4, 3, 2, 1e-5),
     statistics=_group_statistics,
-    dense=("input",),
+    dense=("input", "weight", "bias"),
 )
-define(OpDef("aten.native_group_norm_backward.default", "composite", dense=("grad_out", "input")))
+define(OpDef("aten.native_group_norm_backward.default", "composite", dense=("grad_out", "input", "weight")))
 
 
 def _group_norm(b: Builder, n: Node) -> Ref:
@@ -228,8 +228,13 @@ def _nll_rule(kernel: str) -> Any:
 
 composite("aten.nll_loss_forward.default", _nll_rule("aten.nll_loss_backward.default"),
           lambda: (_x(4, 3), torch.tensor([0, 2, 1, 1]), None, 1, -100))  # fmt: skip
-composite("aten.nll_loss2d_forward.default", _nll_rule("aten.nll_loss2d_backward.default"),
-          lambda: (_x(2, 3, 2, 2), torch.randint(3, (2, 2, 2)), None, 1, -100))  # fmt: skip
+composite(
+    "aten.nll_loss2d_forward.default",
+    _nll_rule("aten.nll_loss2d_backward.default"),
+    lambda: (_x(2, 3, 2, 2), torch.randint(3, (2, 2, 2)), None, 1, -100),
+    dense=("self", "target"),
+)
+define(OpDef("aten.nll_loss2d_backward.default", "composite", dense=("self", "target")))
 
 
 def _two(*options: Any) -> tuple[Any, ...]:

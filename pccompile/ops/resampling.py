@@ -43,6 +43,9 @@ for name in ("bilinear2d", "bicubic2d"):
     _interpolation(f"_upsample_{name}_aa", 2, False)
 
 
+PLACES = ("indices", "offsets")
+
+
 def _bag(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> dict[str, Ref | None]:
     """Each row of the table gets the errors of the bags that it is in; so does the weight of each sample."""
     e, weight, per_sample = errors[0], n["weight"], n["per_sample_weights"]
@@ -50,7 +53,7 @@ def _bag(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> dict[str, Ref |
     offset2bag, sizes, chosen = (b.get(Ref(n.name), i) for i in (1, 2, 3))
     rows = b.shape(weight)[0]
     options = (n["scale_grad_by_freq"], n["mode"], False, per_sample, n["padding_idx"])
-    kernel, indices = "aten._embedding_bag_backward.default", b("aten.clone.default", n["indices"])
+    kernel, indices = "aten._embedding_bag_backward.default", n["indices"]
     saved = (offset2bag, sizes, chosen)
     messages: dict[str, Ref | None] = {"weight": b(kernel, e, indices, n["offsets"], *saved, rows, *options)}
     if per_sample is not None and per_sample in b.wants:
@@ -59,12 +62,6 @@ def _bag(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> dict[str, Ref |
             kernel, e, weight, indices, n["offsets"], offset2bag, n["mode"], n["padding_idx"]
         )
     return messages
-
-
-def _spell_bag(t: Any, a: Any) -> str:
-    """The kernel wants its indices side by side in memory, where torch's own function sees to that."""
-    options = ", ".join(str(t[name]) for name in list(a)[3:])
-    return f"torch.ops.aten._embedding_bag({t['weight']}, {t['indices']}.contiguous(), {t['offsets']}, {options})"
 
 
 def _indices() -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,7 +73,7 @@ define(
         "aten._embedding_bag.default",
         "linear",
         _bag,
-        spell=_spell_bag,
+        dense=PLACES,
         samples=(
             lambda: (_x(5, 3), *_indices(), False, 0),
             lambda: (_x(5, 3), *_indices(), False, 1),
@@ -92,4 +89,6 @@ def _whole_bag(b: Builder, n: Node) -> tuple[Ref, ...]:
     return tuple(b.get(call, i) for i in range(4))
 
 
+for name in ("_embedding_bag_backward", "_embedding_bag_per_sample_weights_backward"):
+    define(OpDef(f"aten.{name}.default", "linear", dense=PLACES))
 rewrite("aten._embedding_bag_forward_only.default", _whole_bag, "linear")

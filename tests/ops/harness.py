@@ -74,7 +74,8 @@ def run(
     b.types.update({k: typer.type_of(e) for k, e in given.items()})
     refs = tuple(Ref(f"err{i}") if e is not None else None for i, e in enumerate(errors))
     arrived = messages(b, node, refs if isinstance(node.type, tuple) else refs[0]) if given else {}
-    values = execute(live(b.nodes, ["result", *arrived.values()]), {k: layout(t) for k, t in {**tensors, **given}.items()})
+    placed = {k: layout(t) for k, t in {**tensors, **given}.items()}
+    values = execute(live(b.nodes, ["result", *arrived.values()]), placed)
     found = {k: values[arrived[k]] if k in arrived else torch.zeros_like(tensors[k]) for k in gradients}
     whole = values["result"]
     return Run(node, values, list(whole) if isinstance(whole, list | tuple) else [whole], expected, found, gradients)
