@@ -46,6 +46,10 @@ class CompileError(Exception):
         super().__init__("\n".join(map(str, self.problems)))
 
 
+class OutputError(CompileError):
+    """What was compiled cannot be written: no other way of compiling helps."""
+
+
 class UsageError(Exception):
     """A command line that says something impossible; the model is not to blame."""
 

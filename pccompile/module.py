@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pccompile.diagnostics import CompileError
+from pccompile.diagnostics import CompileError, OutputError
 from pccompile.driver import Compiled, Hook, Options, compile_imported, import_model
 from pccompile.frontends.autocast import current
 from pccompile.frontends.exported import Imported, Locate, device_of
@@ -139,8 +139,8 @@ class PCModule(nn.Module):
         if key not in traced.programs:
             try:
                 traced.programs[key] = self._compile(traced, key[0], args, kwargs, loss, target, record)
-            except CompileError:
-                if not self._frees(traced):
+            except CompileError as e:
+                if isinstance(e, OutputError) or not self._frees(traced):
                     raise
                 traced = self._fix(traced, args, kwargs)
                 traced.programs[key] = self._compile(traced, key[0], args, kwargs, loss, target, record)

@@ -274,9 +274,10 @@ def test_stages_are_the_drivers(run, folder) -> None:
     assert "derive-rules" in result.err
     assert "total" in result.err
     assert result.out.startswith('"""exact predictive coding')
-    (folder / "dump" / "03-canonicalise.txt").write_text("mine")
+    (written,) = (folder / "dump").glob("*-canonicalise.txt")
+    written.write_text("mine")
     assert run("model.onnx", "--dump-dir", "dump").code == 1
-    assert (folder / "dump" / "03-canonicalise.txt").read_text() == "mine"
+    assert written.read_text() == "mine"
 
 
 def test_doctor(run, folder) -> None:

@@ -71,6 +71,19 @@ def given(pc: PCModule, *inputs: Tensor) -> dict[str, Any]:
     return {**tensors, **lengths}
 
 
+class _Author(torch.autograd.Function):
+    """A value whose gradient is what the backward of a model's own autograd Function says."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, call: Any, *tensors: Tensor) -> Tensor:
+        ctx.call, ctx.tensors = call, tensors
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[Any, ...]:
+        return (None, None, *ctx.call.backward(ctx.tensors, (error,)))
+
+
 def run(node: Node, env: dict[str, Any]) -> Any:
     """What a node computes in torch, from the values, parameters and lengths in `env`."""
 
@@ -88,6 +101,8 @@ def run(node: Node, env: dict[str, Any]) -> Any:
         return args["of"][args["index"]]
     if node.op == STOP:
         return args["x"].detach()
+    if node.op == "pcc.function":
+        return _Author.apply(args["value"], args["call"], *args["tensors"])
     if node.op in REFERENCES:
         return REFERENCES[node.op](*args.values())
     positional, named = split_arguments(overload(node.op), args)

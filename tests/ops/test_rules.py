@@ -66,7 +66,8 @@ OVERWRITTEN = "pccompile.overwritten.default"
 
 def test_every_rule_has_samples() -> None:
     made_by_models = {"pcc.function", "pcc.cond", "pcc.while_loop", "pcc.scan", OVERWRITTEN}  # they call what it holds
-    assert [name for name, op in OPS.items() if op.rule and not op.samples and name not in made_by_models] == []
+    own = {name: op for name, op in OPS.items() if name.startswith(("aten.", "pcc."))}
+    assert [name for name, op in own.items() if op.rule and not op.samples and name not in made_by_models] == []
 
 
 @pytest.mark.parametrize("op, sample", SAMPLES)

@@ -19,6 +19,7 @@ class Case:
 
     `random` says that the forward pass draws numbers, so that two runs agree only if they share the draw.
     `refused` is the reason why torch.export does not take the model, empty where it does.
+    `exported` is False where torch.export by itself does not take it, and we do.
     `oracle` builds the same function, under the same parameter names, where autograd itself is wrong on `build`.
     """
 
@@ -31,6 +32,7 @@ class Case:
     slow: bool = False
     random: bool = False
     refused: str = ""
+    exported: bool = True
     oracle: Callable[[], nn.Module] | None = None
 
 
