@@ -12,7 +12,8 @@ from torch import nn
 from pccompile.algorithms import ALGORITHMS, GRANULARITY
 from pccompile.backends.torch import Loss, Source, emit
 from pccompile.diagnostics import CompileError
-from pccompile.frontends.exported import Imported, Locate, export, import_program
+from pccompile.frontends.capture import export
+from pccompile.frontends.exported import Imported, Locate, import_program
 from pccompile.ir import Graph, PCGraph, Program, verify, verify_local, verify_program
 from pccompile.passes.canonicalise import canonicalise
 from pccompile.passes.dce import dce

@@ -7,7 +7,6 @@ whatever listens to autograd (optimizers, DistributedDataParallel's hooks, clipp
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -18,11 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from pccompile.bridge import Bridge, Tables
 from pccompile.diagnostics import CompileError, OutputError
 from pccompile.driver import Compiled, Hook, Options, compile_imported, import_model
 from pccompile.frontends.autocast import current
-from pccompile.frontends.exported import Imported, Locate, device_of
-from pccompile.higher import refuse_second_order, refuse_transforms
+from pccompile.frontends.capture import device_of
+from pccompile.frontends.exported import Imported, Locate
+from pccompile.higher import refuse_transforms
 from pccompile.holding import form, tensor_at
 from pccompile.losses import compile_loss, targets_of
 from pccompile.runtime import Interface, Runtime, reaching
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from pccompile.report.trace import Trace
 
 Criterion = Callable[..., Tensor]
-Tables = tuple[dict[str, Tensor], dict[str, Tensor]]
-"""Parameters and buffers by path."""
 
 
 @dataclass
@@ -266,7 +265,7 @@ class PCModule(nn.Module):
         sources = [
             tables[0].get(key) if not key.startswith("input ") else inputs[key[6:]] for key in runtime.source.gradients
         ]
-        result: tuple[Tensor, ...] = _Bridge.apply(self, runtime, tables, inputs, targets, *sources)  # type: ignore[no-untyped-call]
+        result: tuple[Tensor, ...] = Bridge.apply(self._predict, runtime, tables, inputs, targets, *sources)  # type: ignore[no-untyped-call]
         return result
 
     def loss(self, *args: Any, target: Any, **kwargs: Any) -> Tensor:
@@ -336,77 +335,3 @@ class PCModule(nn.Module):
 
 
 _OWN_TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-
-
-class _Bridge(torch.autograd.Function):
-    """Prediction forwards, inference and learning backwards."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, pc: PCModule, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], targets: Any, *_: Tensor
-    ) -> Any:
-        detached = {k: t.detach() for k, t in inputs.items()}
-        outputs, context = pc._predict(runtime, tables, detached)
-        ctx.runtime, ctx.targets = runtime, targets
-        ctx.is_tensor = [isinstance(c, Tensor) for c in context]
-        ctx.rest = [c for c in context if not isinstance(c, Tensor)]
-        ctx.set_materialize_grads(False)
-        params = tables[0]
-        ctx.names = tuple(params)
-        kept = [*params.values(), *(c for c in context if isinstance(c, Tensor))]
-        clamped = [outputs[i] for i in runtime.source.errors]
-        ctx.like = [(o.shape, o.dtype, o.device) for o in clamped]
-        if targets is None:
-            ctx.save_for_backward(*kept, *(o.detach() for o in clamped if runtime.source.moving))
-            results = tuple(o if all(o is not p for p in outputs[:i]) else o.detach() for i, o in enumerate(outputs))
-            carrying = {runtime.source.outputs[i] for i in runtime.source.errors}
-            still = (o for o, name in zip(results, runtime.source.outputs, strict=True) if name not in carrying)
-            ctx.mark_non_differentiable(*still)
-            return results
-        loss, errors = runtime.clamp(outputs, targets)
-        ctx.save_for_backward(*kept, *errors)
-        return (loss,)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        refuse_second_order()
-        runtime: Runtime = ctx.runtime
-        none = (None,) * 5
-        if all(g is None for g in grads):
-            return (*none, *(None for _ in runtime.source.gradients))
-        tensors, rest = iter(ctx.saved_tensors), iter(ctx.rest)
-        params = {name: next(tensors) for name in ctx.names}
-        context = [next(tensors) if tensor else next(rest) for tensor in ctx.is_tensor]
-        saved = list(tensors)
-        del tensors
-        ctx.maybe_clear_saved_tensors()  # unless the graph is kept, the sweep frees each value when it has read it
-        moving, scale = runtime.source.moving, None
-        if ctx.targets is None:
-            arrived = [_arrived(runtime, i, grads) for i in range(len(runtime.source.errors))]
-            used = {i for i, g in enumerate(arrived) if g is not None}
-            full = [
-                torch.zeros(shape, dtype=dtype, device=device) if g is None else g
-                for g, (shape, dtype, device) in zip(arrived, ctx.like, strict=True)
-            ]
-            given = [o - g for o, g in zip(saved, full, strict=True)] if moving else [-g for g in full]
-        else:
-            used, scale = set(range(len(runtime.source.errors))), grads[0]
-            given = ctx.targets if moving else saved
-        with torch.autocast(given[0].device.type, enabled=False):
-            gradients = runtime.function("infer_and_learn")(params, context, given)
-        found: list[Tensor | None] = []
-        for key in runtime.source.gradients:
-            g = gradients[key] if runtime.reaching[key] & used else None
-            found.append(g if g is None or scale is None or _is_one(scale) else g * scale)
-        return (*none, *found)
-
-
-def _arrived(runtime: Runtime, index: int, grads: tuple[Tensor | None, ...]) -> Tensor | None:
-    """What the loss sent to a clamped output, which may stand at several places in the model's result."""
-    name = runtime.source.outputs[runtime.source.errors[index]]
-    sent = [g for g, o in zip(grads, runtime.source.outputs, strict=True) if o == name and g is not None]
-    return functools.reduce(torch.add, sent) if sent else None
-
-
-def _is_one(scale: Tensor) -> bool:
-    return scale.device.type == "cpu" and bool(scale == 1)

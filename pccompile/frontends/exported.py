@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import operator
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,22 +15,19 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
-from pccompile.diagnostics import NOWHERE, Collector, CompileError, Location
-from pccompile.frontends.autocast import current, write_casts
+from pccompile.diagnostics import Collector, CompileError, Location
+from pccompile.frontends.autocast import write_casts
+from pccompile.frontends.capture import AUTOCAST
 from pccompile.frontends.control import CONTROL, Nested
 from pccompile.frontends.functional import functionalise, name_dtypes, op_name
-from pccompile.frontends.intercept import author_gradients, refuse_backward_hooks
 from pccompile.frontends.numbers import Read, is_read, number, only_asserted, with_operands
 from pccompile.frontends.regions import inline_regions
-from pccompile.frontends.shapes import shapes_torch_lacks
-from pccompile.frontends.signature import free_batch, spelled_out
 from pccompile.ir import DEVICE, Arg, Graph, Node, Ref, Source, TensorType, Type, refs
 from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer, bind
 from pccompile.ops.functions import FUNCTION, call_of
 from pccompile.ops.trace import AS_STRIDED, own_strides
 
-AUTOCAST = "pccompile_autocast"
 Locate = Callable[[fx.Node], Location | None]
 
 
@@ -56,100 +49,6 @@ class Imported:
     out_spec: pytree.TreeSpec
     tensors: Mapping[str, torch.Tensor]
     writes: Mapping[str, Ref] = field(default_factory=dict)
-
-
-def export(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any] | None = None,
-    dynamic_shapes: Any = None,
-    fixed: bool = False,
-) -> ExportedProgram:
-    """The program that torch.export captures, in the mode (train or eval) that `model` is in.
-
-    dynamic_shapes: as torch.export takes it; None frees dimension 0 of every tensor input where the model allows that.
-    fixed: free no dimension.
-    Raises CompileError where torch.export cannot capture the model.
-    """
-    args, named = _apart((args, dict(kwargs or {})))
-    refuse_backward_hooks(model)
-    with spelled_out(model, named):
-        attempts = [free_batch(model, args, named), None]
-        if fixed or dynamic_shapes is not None:
-            attempts = [None if fixed else dynamic_shapes]
-        for i, shapes in enumerate(attempts):
-            try:
-                with author_gradients(), shapes_torch_lacks(), _quiet():
-                    program = torch.export.export(model, args, named, dynamic_shapes=shapes, strict=False)
-                program.graph_module.meta[AUTOCAST] = current(device_of(model, (args, named)))
-                return program
-            except CompileError:
-                raise
-            except Exception as e:
-                if i + 1 == len(attempts):
-                    raise _refused(model, e) from e
-    raise AssertionError
-
-
-def device_of(model: nn.Module, arguments: Any) -> str:
-    """The kind of device that a model runs on."""
-    tensor: torch.Tensor | None = next(model.parameters(), None)
-    if tensor is None:
-        tensor = next((t for t in pytree.tree_leaves(arguments) if isinstance(t, torch.Tensor)), None)
-    return "cpu" if tensor is None else tensor.device.type
-
-
-def _apart(arguments: Any) -> Any:
-    """Example arguments of which no two are one tensor: torch.export would take them for one input ever after."""
-    seen: set[int] = set()
-
-    def own(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            return tensor
-        return tensor.detach().clone().requires_grad_(tensor.requires_grad)
-
-    return pytree.tree_map_only(torch.Tensor, own, arguments)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Within: torch keeps the graphs and tracebacks to itself that it prints and logs where it refuses a model."""
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    children = [
-        logging.getLogger(n) for n in ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
-    ]
-    before = [c.disabled for c in children]
-    try:
-        for child in children:
-            child.disabled = True
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        for child, disabled in zip(children, before, strict=True):
-            child.disabled = disabled
-
-
-def _refused(model: nn.Module, error: Exception) -> CompileError:
-    text = str(error).strip()
-    line = next((ln.strip() for ln in text.splitlines() if ln.strip()), type(error).__name__)
-    frames = re.findall(r'File "([^"]+)", line (\d+)', text)
-    mine = [f for f in frames if "/torch/" not in f[0]]
-    trace = error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        if "/torch/" not in code.co_filename and "/pccompile/" not in code.co_filename:
-            mine.append((code.co_filename, str(trace.tb_lineno)))
-        trace = trace.tb_next
-    where = Location(file=mine[-1][0].rsplit("/", 1)[-1], line=int(mine[-1][1])) if mine else NOWHERE
-    hint = (
-        "rewrite data-dependent Python control flow and .item() there, or compile the part of the model that has none"
-    )
-    return CompileError(f"torch.export cannot capture {type(model).__name__}: {line}", where, hint)
 
 
 def import_program(
@@ -476,4 +375,4 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return same_memory and a.shape == b.shape and a.stride() == b.stride() and a.data_ptr() == b.data_ptr()
 
 
-__all__ = ["Imported", "Locate", "export", "import_program"]
+__all__ = ["Imported", "Locate", "import_program"]

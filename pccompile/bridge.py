@@ -1,0 +1,100 @@
+"""A program as one step of autograd: prediction forwards, inference and learning backwards."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pccompile.higher import refuse_second_order
+from pccompile.runtime import Runtime
+
+Tables = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Parameters and buffers by path."""
+Predict = Callable[[Runtime, Tables, dict[str, Tensor]], tuple[tuple[Tensor, ...], list[Any]]]
+"""The outputs of a program for these inputs, and its context."""
+
+
+class Bridge(torch.autograd.Function):
+    """Prediction forwards, inference and learning backwards."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        predict: Predict,
+        runtime: Runtime,
+        tables: Tables,
+        inputs: dict[str, Tensor],
+        targets: Any,
+        *_: Tensor,
+    ) -> Any:
+        """The outputs; or the loss of `targets`, where they are given."""
+        detached = {k: t.detach() for k, t in inputs.items()}
+        outputs, context = predict(runtime, tables, detached)
+        ctx.runtime, ctx.targets = runtime, targets
+        ctx.is_tensor = [isinstance(c, Tensor) for c in context]
+        ctx.rest = [c for c in context if not isinstance(c, Tensor)]
+        ctx.set_materialize_grads(False)
+        params = tables[0]
+        ctx.names = tuple(params)
+        kept = [*params.values(), *(c for c in context if isinstance(c, Tensor))]
+        clamped = [outputs[i] for i in runtime.source.errors]
+        ctx.like = [(o.shape, o.dtype, o.device) for o in clamped]
+        if targets is None:
+            ctx.save_for_backward(*kept, *(o.detach() for o in clamped if runtime.source.moving))
+            results = tuple(o if all(o is not p for p in outputs[:i]) else o.detach() for i, o in enumerate(outputs))
+            carrying = {runtime.source.outputs[i] for i in runtime.source.errors}
+            still = (o for o, name in zip(results, runtime.source.outputs, strict=True) if name not in carrying)
+            ctx.mark_non_differentiable(*still)
+            return results
+        loss, errors = runtime.clamp(outputs, targets)
+        ctx.save_for_backward(*kept, *errors)
+        return (loss,)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The gradients of what was given as `_`, from what the loss sends to the outputs."""
+        refuse_second_order()
+        runtime: Runtime = ctx.runtime
+        none = (None,) * 5
+        if all(g is None for g in grads):
+            return (*none, *(None for _ in runtime.source.gradients))
+        tensors, rest = iter(ctx.saved_tensors), iter(ctx.rest)
+        params = {name: next(tensors) for name in ctx.names}
+        context = [next(tensors) if tensor else next(rest) for tensor in ctx.is_tensor]
+        saved = list(tensors)
+        del tensors
+        ctx.maybe_clear_saved_tensors()  # unless the graph is kept, the sweep frees each value when it has read it
+        moving, scale = runtime.source.moving, None
+        if ctx.targets is None:
+            arrived = [_arrived(runtime, i, grads) for i in range(len(runtime.source.errors))]
+            used = {i for i, g in enumerate(arrived) if g is not None}
+            full = [
+                torch.zeros(shape, dtype=dtype, device=device) if g is None else g
+                for g, (shape, dtype, device) in zip(arrived, ctx.like, strict=True)
+            ]
+            given = [o - g for o, g in zip(saved, full, strict=True)] if moving else [-g for g in full]
+        else:
+            used, scale = set(range(len(runtime.source.errors))), grads[0]
+            given = ctx.targets if moving else saved
+        with torch.autocast(given[0].device.type, enabled=False):
+            gradients = runtime.function("infer_and_learn")(params, context, given)
+        found: list[Tensor | None] = []
+        for key in runtime.source.gradients:
+            g = gradients[key] if runtime.reaching[key] & used else None
+            found.append(g if g is None or scale is None or _is_one(scale) else g * scale)
+        return (*none, *found)
+
+
+def _arrived(runtime: Runtime, index: int, grads: tuple[Tensor | None, ...]) -> Tensor | None:
+    """What the loss sent to a clamped output, which may stand at several places in the model's result."""
+    name = runtime.source.outputs[runtime.source.errors[index]]
+    sent = [g for g, o in zip(grads, runtime.source.outputs, strict=True) if o == name and g is not None]
+    return functools.reduce(torch.add, sent) if sent else None
+
+
+def _is_one(scale: Tensor) -> bool:
+    return scale.device.type == "cpu" and bool(scale == 1)
