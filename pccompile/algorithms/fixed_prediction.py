@@ -77,9 +77,24 @@ def _closed_form(pc: PCGraph, steps: int, rate: float, facts: tuple[str, ...]) -
     infer += [Do(v.name, "error", "zero") for v in pc.latent if not lengths[v.name]]
     together: tuple[Do, ...] = ()
     if all(lengths.values()):
-        weights = {v: {f"minus_part{k}": weight(steps, rate, k) for k in ks} for v, ks in lengths.items()}
-        together = tuple(sweep(pc, tuple(_parts(pc, lengths, "minus_part", "-clamp")), weights))
+        first = {v.name for v in pc.latent if not set(v.parents) & set(pc.names)}
+        weights = {
+            v: {"minus_error": 1.0} if v in first else {f"minus_part{k}": weight(steps, rate, k) for k in ks}
+            for v, ks in lengths.items()
+        }
+        parts = [d for d in _parts(pc, lengths, "minus_part", "-clamp") if d.vertex not in first]
+        parts += [_weighted_at_once(pc, v.name, lengths, steps, rate) for v in reversed(pc.latent) if v.name in first]
+        together = tuple(sweep(pc, tuple(parts), weights))
     return Program(pc, "fixed-prediction", tuple(infer), tuple(learn(pc)), together, facts=facts)
+
+
+def _weighted_at_once(pc: PCGraph, name: str, lengths: Mapping[str, Sequence[int]], steps: int, rate: float) -> Do:
+    """The error of a vertex without parents among the vertices: nobody asks for its parts, so one product a child."""
+    senders = {
+        c.name: {f"minus_part{k}": weight(steps, rate, k + 1) for k in lengths[c.name] if k + 1 <= steps}
+        for c in pc.children()[name]
+    }
+    return Do(name, "minus_error", "pull", carries=senders)
 
 
 def _parts(pc: PCGraph, lengths: Mapping[str, Sequence[int]], slot: str, start: str) -> Iterator[Do]:

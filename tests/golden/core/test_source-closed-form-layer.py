@@ -89,13 +89,15 @@ def infer_and_learn(params, context, output_errors):
     gradient_readout_bias = torch.sum(minus_part0_readout, [0])
 
     # tanh · linear · tanh    ε = Wᵀ ε[readout]    tiny.py:15
-    minus_part1_tanh = minus_part0_readout @ params["readout.weight"]
+    readout_mm = minus_part0_readout @ params["readout.weight"]
     del minus_part0_readout
-    tanh_tanh_backward = tanh_backward(minus_part1_tanh, prediction_tanh)
-    del prediction_tanh, minus_part1_tanh
-    gradient_hidden_weight = (tanh_tanh_backward.t() @ x).mul_(0.83193)
+    minus_error_tanh = readout_mm * 0.83193
+    del readout_mm
+    tanh_tanh_backward = tanh_backward(minus_error_tanh, prediction_tanh)
+    del prediction_tanh, minus_error_tanh
+    gradient_hidden_weight = tanh_tanh_backward.t() @ x
     del x
-    gradient_hidden_bias = torch.sum(tanh_tanh_backward, [0]).mul_(0.83193)
+    gradient_hidden_bias = torch.sum(tanh_tanh_backward, [0])
 
     return {
         "readout.weight": gradient_readout_weight,
