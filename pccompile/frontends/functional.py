@@ -19,7 +19,7 @@ from pccompile.diagnostics import CompileError
 from pccompile.ops.functions import overwritten
 
 TWINS = {
-    "aten.zero_.default": "aten.zeros_like.default",
+    "aten.zero_.default": "aten.zero.default",
     "aten.bernoulli_.float": "aten.bernoulli.p",
     "aten.normal_.default": "aten.normal_functional.default",
     "aten.copy_.default": "aten.copy.default",

@@ -6,11 +6,11 @@ from typing import Any
 
 from pccompile.ir import Node, Ref
 from pccompile.ops.builder import Builder
+from pccompile.ops.fills import flat
 from pccompile.ops.registry import OpDef, define, rewrite
 
 for name in (
     "aten.bernoulli.p",
-    "aten.bernoulli.default",
     "aten.rand.default",
     "aten.randn.default",
     "aten.rand_like.default",
@@ -25,6 +25,16 @@ for name in (
     "aten.poisson.default",
 ):
     define(OpDef(name, "context", random=True))
+define(
+    OpDef(
+        "aten.bernoulli.Tensor",
+        "context",
+        spell=lambda t, a: f"torch.ops.aten.bernoulli.Tensor({t['self']}, {t['p']})",
+        random=True,
+    )
+)
+
+rewrite("aten.bernoulli.default", lambda b, n: flat(b, b("aten.bernoulli.Tensor", n["self"], n["self"]), n["self"]))
 
 
 def dropped(b: Builder, x: Ref, p: float, shape_of: Ref | None = None) -> Ref:

@@ -156,10 +156,13 @@ class Typer:
 
 
 class Numbered(Typer):
-    """A typer for which free dimensions are numbers."""
+    """A typer for which free dimensions are numbers.
+
+    Where torch has a shape only by running its kernel, it has none here: the numbers may be large.
+    """
 
     def __init__(self, typer: Typer, numbers: Mapping[sympy.Symbol, int]) -> None:
-        super().__init__(FakeTensorMode(), typer.names)
+        super().__init__(FakeTensorMode(allow_fallback_kernels=False), typer.names)
         self.numbers = dict(numbers)
 
     def size(self, dim: Dim) -> Any:

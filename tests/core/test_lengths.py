@@ -27,6 +27,17 @@ class Strided(nn.Module):
         return x.as_strided((2, 2), (1, 2), 0)
 
 
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.readout = nn.Linear(3, 4).double()
+        self.loss = nn.MultiLabelMarginLoss(reduction="none")
+        self.register_buffer("classes", torch.tensor([[3, 0, -1, 1]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.loss(self.readout(x), self.classes.expand(len(x), -1))
+
+
 def agree(model: nn.Module, pc: nn.Module, *args: Tensor) -> None:
     leaves = [a.clone().requires_grad_() for a in args]
     expected = torch.autograd.grad(model(*leaves).square().sum(), leaves)
@@ -65,3 +76,11 @@ def test_a_rule_whose_sum_is_larger_than_its_first_term() -> None:
 def test_memory_beyond_a_view_is_refused() -> None:
     with pytest.raises(pccompile.CompileError, match="between or beyond"):
         pccompile.compile(Strided(), (draw(20)[5:15],))
+
+
+def test_a_shape_that_only_a_kernel_knows() -> None:
+    """torch would run the kernel on tensors of the length that stands for the free one."""
+    model = Several()
+    pc = pccompile.compile(model, (draw(2, 3),))
+    for rows in (2, 6):
+        agree(model, pc, draw(rows, 3))

@@ -348,6 +348,26 @@ def test_a_change_in_place_without_gradient_keeps_the_gradient_that_was_there(fo
     assert all(map(torch.allclose, pc.buffers(), plain.buffers()))
 
 
+@pytest.mark.parametrize(
+    "replaced",
+    [lambda h: h.clone().zero_(), torch.bernoulli, lambda h: torch.linalg.matrix_power(h, 0)],
+    ids=["zero_", "bernoulli", "matrix_power"],
+)
+@pytest.mark.parametrize("algorithm", ["exact", "fixed-prediction", "strict"])
+def test_what_other_numbers_were_put_in_the_place_of_has_gradient_zero(
+    replaced: Callable[[Tensor], Tensor], algorithm: str
+) -> None:
+    model = seeded(module(lambda self, x: replaced(self.a(x).sigmoid()), a=linear()))
+    pc = pccompile.compile(model, (x64(4, 4),), algorithm=algorithm)
+    if algorithm == "strict":
+        pc.loss(x64(4, 4), target=x64(4, 4)).backward()
+    else:
+        half_squares(pc(x64(4, 4))).backward()
+    for p in pc.parameters():
+        assert p.grad is not None
+        assert not p.grad.any()
+
+
 def part_without_gradient(self: Any, x: Tensor) -> Tensor:
     h = self.a(x)
     with torch.no_grad():
