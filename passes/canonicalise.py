@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from pccompile.diagnostics import CompileError, Location, first_line
@@ -17,7 +18,7 @@ def canonicalise(graph: Graph, typer: Typer) -> Graph:
     for _ in range(ROUNDS):
         if not any(_rewritten(n) for n in graph.nodes):
             return graph
-        graph = _once(graph, typer)
+        graph = once(graph, typer, _rewritten, _expanded)
     raise CompileError(f"rewriting does not end: {next(n for n in graph.nodes if _rewritten(n)).op}")
 
 
@@ -45,7 +46,10 @@ def _rewritten(node: Node) -> bool:
     return node.op != "getitem" and is_composite(node.op)
 
 
-def _once(graph: Graph, typer: Typer) -> Graph:
+def once(
+    graph: Graph, typer: Typer, rewritten: Callable[[Node], bool], expanded: Callable[[Builder, Node], Arg]
+) -> Graph:
+    """`graph` with each node for which rewritten(node) holds replaced by what expanded(builder, node) writes."""
     b = Builder(graph.leaves, typer, "")
     b.updates.update({k: Ref(v) for k, v in graph.updates.items() if k in graph.leaves})
     b.reserved = {n.name for n in graph.nodes}
@@ -56,12 +60,12 @@ def _once(graph: Graph, typer: Typer) -> Graph:
         b.where, b.prefix = n.where, f"{n.name}_"
         if n.op == "getitem" and isinstance(args["of"], tuple):
             env[n.name] = args["of"][args["index"]]
-        elif not _rewritten(node):
+        elif not rewritten(node):
             b.add(node)
             env[n.name] = Ref(n.name)
             continue
         else:
-            env[n.name] = _expanded(b, node)
+            env[n.name] = expanded(b, node)
         env[n.name] = _named(b, env[n.name], n.name, start)
     updates = {k: str(map_refs(v, lambda r: env.get(r, r))) for k, v in b.updates.items()}
     outputs = tuple(str(env[o]) for o in graph.outputs)
@@ -89,4 +93,4 @@ def _named(b: Builder, result: Arg, name: str, start: int) -> Arg:
     return result
 
 
-__all__ = ["canonicalise"]
+__all__ = ["canonicalise", "once"]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pccompile.ir import Node, Ref
+from pccompile.ops import compositions
 from pccompile.ops.builder import Builder
 from pccompile.ops.registry import OpDef, Sample, define, rewrite
 from pccompile.ops.trace import traced_rule
@@ -32,6 +33,7 @@ def normalisation(
     unread: tuple[str, ...] = (),
     statistics: Any = traced_rule,
     dense: tuple[str, ...] = (),
+    compose: Any = compositions.batch_norm,
 ) -> None:
     """Define a normalisation: kernel(b, node, err, mask) yields the messages to input, weight and bias together.
 
@@ -45,7 +47,7 @@ def normalisation(
             return statistics(b, n, errors)
         return {**_by_argument(b, n, kernel, errors[0]), **dict.fromkeys(unread)}
 
-    composite(name, rule, *samples, results=STATISTICS, equation="γ (x − μ) / σ + β", dense=dense)
+    composite(name, rule, *samples, results=STATISTICS, equation="γ (x − μ) / σ + β", dense=dense, compose=compose)
 
 
 def _by_argument(b: Builder, n: Node, kernel: Any, e: Ref | None) -> dict[str, Ref]:
@@ -79,6 +81,7 @@ normalisation(
     "aten._native_batch_norm_legit_no_training.default",
     _batch_norm_kernel,
     lambda: (_x(4, 3, 2), _x(3), _x(3), _x(3), _x(3).abs(), 0.1, 1e-5),
+    compose=compositions.batch_norm_running,
 )
 
 
@@ -124,7 +127,12 @@ def _layer_norm_kernel(b: Builder, n: Node, e: Ref, mask: tuple[bool, ...]) -> R
     )
 
 
-normalisation("aten.native_layer_norm.default", _layer_norm_kernel, lambda: (_x(4, 3, 5), [5], _x(5), _x(5), 1e-5))
+normalisation(
+    "aten.native_layer_norm.default",
+    _layer_norm_kernel,
+    lambda: (_x(4, 3, 5), [5], _x(5), _x(5), 1e-5),
+    compose=compositions.layer_norm,
+)
 rewrite(
     "aten.layer_norm.default",
     lambda b, n: b.get(
@@ -169,6 +177,7 @@ normalisation(
     _group_norm_kernel,
     lambda: (_x(2, 4, 3), _x(4), _x(4), 2, 4, 3, 2, 1e-5),
     statistics=_group_statistics,
+    compose=compositions.group_norm,
     dense=("input", "weight", "bias"),
 )
 define(OpDef("aten.native_group_norm_backward.default", "composite", dense=("grad_out", "input", "weight")))
@@ -191,16 +200,27 @@ def _softmax_rule(kernel: str) -> Any:
     return lambda b, n, e: {"self": b(kernel, e, Ref(n.name), n["dim"], b.type(n["self"]).dtype)}
 
 
-for name, kernel, spelling in (
-    ("aten._softmax.default", "aten._softmax_backward_data.default", "torch.softmax"),
-    ("aten._safe_softmax.default", "aten._softmax_backward_data.default", "torch.ops.aten._safe_softmax"),
-    ("aten._log_softmax.default", "aten._log_softmax_backward_data.default", "torch.log_softmax"),
+for name, kernel, spelling, composition in (
+    ("aten._softmax.default", "aten._softmax_backward_data.default", "torch.softmax", compositions.softmax),
+    (
+        "aten._safe_softmax.default",
+        "aten._softmax_backward_data.default",
+        "torch.ops.aten._safe_softmax",
+        compositions.safe_softmax,
+    ),
+    (
+        "aten._log_softmax.default",
+        "aten._log_softmax_backward_data.default",
+        "torch.log_softmax",
+        compositions.log_softmax,
+    ),
 ):
     composite(
         name,
         _softmax_rule(kernel),
         functools.partial(_along, 1, *(() if "safe" in name else (False,))),
         spell=lambda t, a, spelling=spelling: f"{spelling}({t['self']}, {t['dim']})",
+        compose=composition,
     )
 
 
@@ -214,6 +234,14 @@ def _typed_softmax(name: str) -> Any:
     return expand
 
 
+define(
+    OpDef(
+        "aten.logsumexp.default",
+        "traced",
+        compose=compositions.logsumexp,
+        samples=(lambda: (_x(4, 3), [1]), lambda: (_x(4, 3), [0, 1], True)),
+    )
+)
 rewrite("aten.softmax.int", _typed_softmax("aten._softmax.default"))
 rewrite("aten.log_softmax.int", _typed_softmax("aten._log_softmax.default"))
 

@@ -13,6 +13,7 @@ import torch
 
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Arg, Node, Ref, TensorType, Type
+from pccompile.ops import compositions
 from pccompile.ops import recurrent_source as source
 from pccompile.ops.builder import Builder
 from pccompile.ops.random import dropped
@@ -124,6 +125,7 @@ define(
         "pcc.lstm_layer",
         "composite",
         _lstm_rule,
+        compose=compositions.lstm_layer,
         spell=_call("lstm_layer"),
         equation="LSTM(x)",
         parameters=("x", "h", "c", *WEIGHTS, "reverse"),
@@ -166,6 +168,7 @@ define(
         "pcc.gru_layer",
         "composite",
         _gru_rule,
+        compose=compositions.gru_layer,
         spell=_call("gru_layer"),
         equation="GRU(x)",
         parameters=("x", "h", *WEIGHTS, "reverse"),
@@ -206,6 +209,7 @@ define(
         "pcc.rnn_layer",
         "composite",
         _rnn_rule,
+        compose=compositions.rnn_layer,
         spell=_call("rnn_layer"),
         equation="RNN(x)",
         parameters=("x", "h", *WEIGHTS, "nonlinearity", "reverse"),

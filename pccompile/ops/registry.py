@@ -27,6 +27,7 @@ class OpDef:
 
     rule(b, node, err)    writes J_iᵀ err for each argument i that carries an error, as operations, with the builder `b`
     expand(b, node)       writes the operation in terms of others; it is then gone after canonicalisation
+    compose(b, node)      writes an operation that has a fused rule in simple ones, for a backend without its kernel
     spell(texts, args)    Python source of the call, from the source of each argument; None: the generic spelling
     wiring                moves entries about and computes nothing: it gets no value and no error of its own
     equation              what a reader sees, `x` and `y` for the arguments
@@ -43,6 +44,7 @@ class OpDef:
     family: Family
     rule: Rule | None = None
     expand: Callable[[Builder, Node], Message] | None = None
+    compose: Callable[[Builder, Node], Message] | None = None
     spell: Callable[[Mapping[str, Any], Mapping[str, Arg]], str] | None = None
     wiring: bool = False
     equation: str = ""

@@ -136,17 +136,23 @@ def canonical(b: Builder, op: str, args: Sequence[Arg], kwargs: Mapping[str, Arg
     return b(op, *args, **kwargs)
 
 
-def trace(function: Callable[..., Any], fakes: Sequence[Any], mode: Any) -> fx.GraphModule:
-    """`function` on fake tensors, as a functional graph of ATen operations.
+Table = Mapping[torch._ops.OpOverload, Callable[..., Any]]
+"""Decompositions of operators, as torch._decomp has them."""
+
+
+def trace(
+    function: Callable[..., Any], fakes: Sequence[Any], mode: Any, table: Table | None = None
+) -> fx.GraphModule:
+    """`function` on fake tensors, as a functional graph of ATen operations, those in `table` taken apart.
 
     Traced twice where a derivative formula writes in place: differentiating inside functionalisation is not allowed.
     """
     with mode, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        traced = make_fx(function, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+        traced = make_fx(function, table, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
         if any(_writes(n) for n in traced.graph.nodes):
             functional = torch.func.functionalize(traced, remove="mutations")
-            traced = make_fx(functional, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+            traced = make_fx(functional, table, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
     traced.graph.eliminate_dead_code()
     return traced
 
@@ -156,7 +162,11 @@ def _writes(n: fx.Node) -> bool:
 
 
 def captured(
-    b: Builder, names: Sequence[str], function: Callable[..., Any], fresh: Callable[[], None] = lambda: None
+    b: Builder,
+    names: Sequence[str],
+    function: Callable[..., Any],
+    fresh: Callable[[], None] = lambda: None,
+    table: Table | None = None,
 ) -> tuple[fx.GraphModule, Typer]:
     """function(typer, *tensors) traced on the types of `names`, and the typer that says what its numbers stand for.
 
@@ -166,7 +176,7 @@ def captured(
     def attempt(typer: Typer) -> tuple[fx.GraphModule, Typer]:
         fresh()
         fakes = _fakes(typer, [b.type(n) for n in names])
-        return trace(lambda *xs: function(typer, *xs), fakes, typer.mode), typer
+        return trace(lambda *xs: function(typer, *xs), fakes, typer.mode, table), typer
 
     return b.typer.either(attempt, _form)
 
@@ -187,14 +197,15 @@ def _form(found: tuple[fx.GraphModule, Typer]) -> Any:
     )
 
 
-def decompose(b: Builder, node: Node) -> Message:
-    """Append `node`, whose operator torch composes of others, as those others; return its result or results."""
+def decompose(b: Builder, node: Node, table: Table | None = None) -> Message:
+    """Append `node`, whose operator torch or `table` composes of others, as those others; return its result or results.
+    """
     names = list(dict.fromkeys(node.inputs))
 
     def call(typer: Typer, *tensors: torch.Tensor) -> list[torch.Tensor]:
         return _leaves(_call(b, node, dict(zip(names, tensors, strict=True)), typer))
 
-    traced, typer = captured(b, names, call)
+    traced, typer = captured(b, names, call, table=table)
     results = inline(b, traced.graph, names, constants_of(traced), typer)
     if isinstance(node.type, tuple):
         return tuple(results)

@@ -1,0 +1,8 @@
+"""Models as circuits of units that talk to their neighbours, and learn."""
+
+from pccompile.backends.netlist.build import NetlistOptions, build
+from pccompile.backends.netlist.losses import LOSSES, with_probabilities
+from pccompile.backends.netlist.lower import has_circuit
+from pccompile.backends.netlist.netlist import Netlist, Result
+
+__all__ = ["LOSSES", "Netlist", "NetlistOptions", "Result", "build", "has_circuit", "with_probabilities"]

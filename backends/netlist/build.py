@@ -1,0 +1,77 @@
+"""A netlist from a graph of simple operations: value units, output errors, then the error circuit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from pccompile.backends.netlist.feedback import Feedback
+from pccompile.backends.netlist.format import Phase, Spec
+from pccompile.backends.netlist.losses import Loss, Outputs
+from pccompile.backends.netlist.lower import Lowering
+from pccompile.backends.netlist.netlist import Netlist
+from pccompile.diagnostics import CompileError
+from pccompile.ir import Graph
+
+
+@dataclass(frozen=True)
+class NetlistOptions:
+    """How a circuit is built.
+
+    loss: what its outputs are compared with. rate: of the error integrators, 0 < rate < 2; 2⁻ᵏ suits hardware.
+    eta: the step of gradient descent in a learning tick. ticks: of the settling phase.
+    """
+
+    loss: Loss = "squared-error"
+    rate: float = 0.125
+    eta: float = 2.0**-4
+    ticks: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < 2:
+            raise CompileError(f"rate {self.rate} is not between 0 and 2: the error units would not settle")
+        if self.ticks < 1:
+            raise CompileError(f"{self.ticks} ticks are too few")
+
+
+def build(
+    graph: Graph,
+    tensors: Mapping[str, torch.Tensor],
+    examples: Mapping[str, torch.Tensor],
+    active: frozenset[str],
+    options: NetlistOptions,
+    name: str,
+    probabilities: Mapping[str, str],
+) -> Netlist:
+    """The circuit of `graph`, whose operations are simple; `active` are the names that carry an error.
+
+    probabilities: the name of the softmax of each output, where the loss reads it; these are no outputs of the model.
+    Raises CompileError with every operation that has no circuit.
+    """
+    lowering = Lowering(graph, tensors, examples, active)
+    lowering.run()
+    outputs = Outputs(lowering, options.loss, dict(probabilities))
+    for o in dict.fromkeys(graph.outputs):
+        if o not in probabilities.values():
+            outputs.add(o)
+    learning = frozenset(graph.origin.get(p, p) for p in graph.params if p in active)
+    circuit = lowering.c
+    Feedback(circuit, outputs.errors, options.rate, learning, options.eta).add()
+    spec = Spec(
+        name=name,
+        phases=(Phase(name="settle", ticks=options.ticks), Phase(name="learn", ticks=1)),
+        populations=circuit.populations,
+        projections=tuple(circuit.projections),
+        plasticity=tuple(circuit.plasticity),
+        tensors=circuit.described(),
+        inputs={k: lowering.inputs[k] for k in sorted(lowering.inputs, key=list(graph.inputs).index)},
+        targets=outputs.targets,
+        clamps=outputs.clamps,
+        outputs=outputs.ports,
+        draws=lowering.draws,
+        fixed=lowering.fixed,
+        arguments=tuple(graph.inputs),
+    )
+    return Netlist(spec, circuit.tensors, {k: v.numpy() for k, v in lowering.drawn.items()})

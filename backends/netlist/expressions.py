@@ -1,0 +1,184 @@
+"""The functions of `map` units as text, and back: arithmetic in x that is parsed, never executed.
+
+The language is that of docs/netlist.md: numbers, x, + - * / **, comparisons, `&`, and the functions of FUNCTIONS.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import sympy as sp
+import torch
+from sympy.printing.str import StrPrinter
+from torch import Tensor
+
+from pccompile.ops import expressions as atoms
+
+X = sp.Symbol("x", real=True)
+
+
+def _piecewise(*branches: tuple[Any, Any]) -> Any:
+    """The value of the first branch whose condition holds."""
+    result: Any = None
+    for value, condition in reversed(branches):
+        if result is None or condition is True:
+            result = value
+            continue
+        value, result = (torch.as_tensor(v, dtype=torch.float64) for v in (value, result))
+        result = torch.where(condition, value, result)
+    return result
+
+
+def _tensorwise(f: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
+    return lambda a: f(torch.as_tensor(a, dtype=torch.float64))
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{n: _tensorwise(getattr(torch, n)) for n in (
+        "exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "tanh",
+        "sigmoid", "relu", "sqrt", "log1p", "expm1", "erf", "erfc", "erfinv", "floor", "ceil", "trunc", "round",
+        "lgamma", "digamma", "sinc")},
+    **{n: _tensorwise(getattr(torch.special, n)) for n in ("ndtr", "ndtri", "erfcx", "log_ndtr", "i0", "i1", "i0e",
+                                                          "i1e")},
+    "softplus": _tensorwise(lambda a: torch.nn.functional.softplus(a, 1.0, 1e6)),
+    "step": _tensorwise(lambda a: (a > 0).to(torch.float64)),
+    "sign": _tensorwise(torch.sign),
+    "abs": _tensorwise(torch.abs),
+    "trigamma": _tensorwise(lambda a: torch.polygamma(1, a)),
+    "hypot1": _tensorwise(lambda a: torch.hypot(a, torch.ones_like(a))),
+    "polygamma": lambda n, a: torch.polygamma(int(n), torch.as_tensor(a, dtype=torch.float64)),
+    "Piecewise": _piecewise,
+}  # fmt: skip
+"""What a function of the language does."""
+
+_SPELLED = {"sgn": "sign", "magnitude": "abs", "floor_": "floor", "ceil_": "ceil", "Abs": "abs"}
+_BINARY = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+    ast.BitAnd: operator.and_,
+    ast.BitOr: operator.or_,
+}
+_COMPARED = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+LONGEST = 10_000
+"""The most characters of an expression."""
+
+
+class _Printer(StrPrinter):  # type: ignore[misc]  # sympy has no types
+    """Prints an expression in the language; numbers so that they read back exactly."""
+
+    def _print_Function(self, e: sp.Function) -> str:
+        name = _SPELLED.get(type(e).__name__, type(e).__name__)
+        if name not in FUNCTIONS:
+            raise ValueError(f"the netlist has no function {name}")
+        return f"{name}({', '.join(map(self._print, e.args))})"
+
+    _print_log = _print_sin = _print_cos = _print_tan = _print_Abs = _print_polygamma = _print_Function
+
+    def _print_ExpBase(self, e: sp.Function) -> str:
+        return f"exp({self._print(e.args[0])})"
+
+    def _print_Float(self, e: sp.Float) -> str:
+        return repr(float(e))
+
+    def _print_NumberSymbol(self, e: sp.Expr) -> str:
+        return repr(float(e))
+
+    _print_Pi = _print_Exp1 = _print_NumberSymbol
+
+    def _print_Pow(self, e: sp.Pow, rational: bool = False) -> str:
+        base, power = e.args
+        if power == -1:
+            return f"1/{self.parenthesize(base, 60)}"
+        if power == sp.Rational(1, 2):
+            return f"sqrt({self._print(base)})"
+        if power == -sp.Rational(1, 2):
+            return f"1/sqrt({self._print(base)})"
+        return f"{self.parenthesize(base, 61)}**{self.parenthesize(power, 60)}"
+
+    def _print_Relational(self, e: sp.Rel) -> str:
+        return f"({self._print(e.lhs)} {e.rel_op} {self._print(e.rhs)})"
+
+    def _print_And(self, e: sp.And) -> str:
+        return f"({' & '.join(map(self._print, e.args))})"
+
+    def _print_Or(self, e: sp.Or) -> str:
+        return f"({' | '.join(map(self._print, e.args))})"
+
+
+def text(expr: sp.Expr) -> str:
+    """An expression in x as text of the language. Raises ValueError for a function that it does not have."""
+    return str(_Printer().doprint(expr))
+
+
+@functools.lru_cache(maxsize=4096)
+def function(source: str) -> Callable[[Tensor], Tensor]:
+    """The function of a float64 tensor that a text of the language says. Raises ValueError for any other text."""
+    if len(source) > LONGEST:
+        raise ValueError(f"an expression of {len(source)} characters")
+    try:
+        tree = ast.parse(source, mode="eval").body
+    except (SyntaxError, MemoryError, RecursionError) as e:
+        raise ValueError(f"no expression in x: {source[:80]!r}") from e
+    evaluate = _compiled(tree)
+
+    def apply(x: Tensor) -> Tensor:
+        return torch.as_tensor(evaluate(x), dtype=torch.float64).expand(x.shape)
+
+    return apply
+
+
+def _compiled(node: ast.expr) -> Callable[[Any], Any]:
+    """A function of x from a syntax tree of which only what the language has is let through."""
+    match node:
+        case ast.Constant(value=bool(value)):
+            return lambda x: value
+        case ast.Constant(value=int() | float() as value):
+            number = float(value)  # powers of whole numbers could take for ever
+            return lambda x: number
+        case ast.Name(id="x"):
+            return lambda x: x
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            inner = _compiled(operand)
+            return lambda x: -inner(x)
+        case ast.BinOp(op=op, left=left, right=right) if type(op) in _BINARY:
+            act, first, second = _BINARY[type(op)], _compiled(left), _compiled(right)
+            return lambda x: act(first(x), second(x))
+        case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARED:
+            act, first, second = _COMPARED[type(op)], _compiled(left), _compiled(right)
+            return lambda x: act(first(x), second(x))
+        case ast.Call(func=ast.Name(id="Piecewise"), args=branches, keywords=[]) if branches:
+            pairs = [_branch(b) for b in branches]
+            return lambda x: _piecewise(*((value(x), condition(x)) for value, condition in pairs))
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
+            act, inners = FUNCTIONS[name], [_compiled(a) for a in arguments]
+            return lambda x: act(*(i(x) for i in inners))
+    raise ValueError(f"not in the language of netlists: {ast.unparse(node)[:80]}")
+
+
+def _branch(node: ast.expr) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    match node:
+        case ast.Tuple(elts=[value, condition]):
+            return _compiled(value), _compiled(condition)
+    raise ValueError(f"a branch of Piecewise is (value, condition): {ast.unparse(node)[:80]}")
+
+
+def derivative(expr: sp.Expr) -> sp.Expr:
+    """The derivative by x, each function by its own stable one."""
+    return sp.diff(expr, X)
+
+
+__all__ = ["FUNCTIONS", "X", "atoms", "derivative", "function", "text"]

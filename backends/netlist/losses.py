@@ -1,0 +1,119 @@
+"""The error units of a circuit's outputs: what they compare the outputs with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from pccompile.backends.netlist.format import Port
+from pccompile.backends.netlist.lower import Lowering
+from pccompile.backends.netlist.lower.values import Signal
+from pccompile.diagnostics import CompileError
+from pccompile.ir import Graph, Ref, TensorType
+from pccompile.ops import Builder, Typer
+from pccompile.ops.functions import STOP
+
+Loss = Literal["squared-error", "cross-entropy", "none"]
+LOSSES: tuple[Loss, ...] = ("squared-error", "cross-entropy", "none")
+
+
+def class_axis(shape: tuple[object, ...]) -> int:
+    """The axis along which torch's cross-entropy has its classes."""
+    return 1 if len(shape) > 1 else 0
+
+
+def with_probabilities(graph: Graph, typer: Typer, outputs: tuple[str, ...]) -> tuple[Graph, dict[str, str]]:
+    """`graph` with the softmax of each of `outputs` as a further output that carries no error, and their names."""
+    b = Builder(graph.types, typer, "probability_")
+    names: dict[str, str] = {}
+    for o in outputs:
+        type_ = graph.types[o]
+        assert isinstance(type_, TensorType)
+        names[o] = b("aten._softmax.default", b(STOP, Ref(o)), class_axis(type_.shape), False)
+    return replace(graph, nodes=(*graph.nodes, *b.nodes), outputs=(*graph.outputs, *names.values())), names
+
+
+class Outputs:
+    """Gives each output of a circuit its port and its error population.
+
+        squared-error  ε = t − y           L = ½ Σ (t − y)²
+        cross-entropy  ε = t − softmax(y)  L = −Σ t log softmax(y), t one-hot or probabilities that add up to 1
+        none           ε is set from outside, to −∂L/∂y
+
+    Losses are sums, over samples too: fixed prediction has no other place for a mean than the rate of plasticity.
+    """
+
+    def __init__(self, lo: Lowering, loss: Loss, probabilities: dict[str, str]) -> None:
+        self.lo, self.c, self.loss, self.probabilities = lo, lo.c, loss, probabilities
+        self.ports: dict[str, Port] = {}
+        self.targets: dict[str, Port] = {}
+        self.clamps: dict[str, Port] = {}
+        self.errors: dict[str, str] = {}
+
+    def add(self, name: str) -> None:
+        """Add output `name`. Raises CompileError for one that is no number that units hold."""
+        value = self.lo.env[name]
+        if isinstance(value, tuple):
+            raise CompileError(f"output {name} is not a single tensor")
+        if name not in self.lo.active:
+            self._idle(name)
+            return
+        assert isinstance(value, Signal)
+        shape, read = value.ids.shape, {p.pre for p in self.c.projections}
+        found = self.c.whole(value.ids)
+        fits = found is not None and found not in read and found not in self.errors and found in self.c.active
+        if not fits or self.c.populations[str(found)].shape != shape:
+            found = self.c.population(f"{name}_output.v", shape, "sum", "value", f"{name}_output", active=True)
+            self.c.project(value.ids, found)
+        assert found is not None
+        self.ports[name] = Port(population=found, shape=shape)
+        self.errors[found] = self._error(name, found, shape)
+
+    def _idle(self, name: str) -> None:
+        """An output that no parameter reaches: read, not compared."""
+        self.lo.node = replace(self.lo.node, name=f"{name}_output")
+        ids = self.lo.ids(Ref(name))
+        population = self.lo.relayed(ids, "")
+        self.ports[name] = Port(population=population, shape=ids.shape)
+
+    def _error(self, name: str, output: str, shape: tuple[int, ...]) -> str:
+        vertex, base = self.c.populations[output].vertex, output.removesuffix(".v")
+        if self.loss == "none":
+            error = self.c.population(f"{base}.e", shape, "input", "error", vertex)
+            self.clamps[name] = Port(population=error, shape=shape)
+            return error
+        target = self.c.population(f"{base}.t", shape, "input", "target", vertex)
+        error = self.c.population(f"{base}.e", shape, "sum", "error", vertex)
+        self.c.project(self.c.ids(target), error)
+        if self.loss == "squared-error":
+            self.c.project(self.c.ids(output), error, gain=-1.0)
+            self.targets[name] = Port(population=target, shape=shape)
+        else:
+            self.c.project(self.lo.ids(Ref(self.probabilities[name])), error, gain=-1.0)
+            axis = class_axis(shape)
+            without = tuple(s for i, s in enumerate(shape) if i != axis)
+            self.targets[name] = Port(population=target, shape=without, encode="one_hot", axis=axis)
+        return error
+
+
+def encoded(port: Port, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The states that a presented tensor stands for, replicas in front: integers one-hot, numbers as they are.
+
+    shape: of the population. Raises ValueError where the value does not fit.
+    """
+    width = shape[port.axis]
+    whole = value.dtype.kind in "iub"
+    if port.encode == "one_hot" and whole:
+        if value.size and (value.min() < 0 or value.max() >= width):
+            raise ValueError(f"labels and tokens go from 0 to {width - 1}, not from {value.min()} to {value.max()}")
+        axis = port.axis if port.axis < 0 else port.axis - len(shape)
+        hot = np.moveaxis(np.eye(width)[value], -1, axis)
+        return np.asarray(hot.reshape(-1, *shape))
+    if value.size % max(int(np.prod(shape)), 1):
+        raise ValueError(f"shape {list(value.shape)} does not fit {list(shape)}")
+    return np.asarray(value, dtype=np.float64).reshape(-1, *shape)
+
+
+__all__ = ["LOSSES", "Loss", "Outputs", "encoded", "with_probabilities"]

@@ -1,0 +1,170 @@
+"""Products with parameters are projections that learn; products of two signals are product units and a sum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from pccompile.backends.netlist.circuit import Ids, finite
+from pccompile.backends.netlist.lower.lowering import Lowering, Unsupported
+from pccompile.backends.netlist.lower.registry import lowers
+from pccompile.backends.netlist.lower.selection import windows
+from pccompile.backends.netlist.lower.values import Const, Param, Signal, Value, Values
+from pccompile.ir import Node, Ref
+
+LARGEST = 2**22
+"""The most product units of one operation."""
+
+
+def matrix(lo: Lowering, value: Value) -> tuple[str, bool, tuple[int, ...]] | None:
+    """The tensor of a matrix that projections can hold, whether it is read transposed, and its shape as stored."""
+    if isinstance(value, Param):
+        path = lo.parameter(value.name)
+        return (path, value.transposed, lo.c.tensors[path].shape) if lo.c.tensors[path].ndim == 2 else None
+    if isinstance(value, Const) and value.tensor.ndim == 2 and not value.tensor.is_complex():
+        array = finite(value.tensor.to(torch.float64).numpy())
+        return lo.c.tensor("weights", array), False, array.shape
+    return None
+
+
+def dense(lo: Lowering, x: Ids, param: str, transpose: bool, width: int, *, learns: bool, bias: Ref | None) -> Ids:
+    """Units W x + b, row by row."""
+    node = lo.node
+    more = {}
+    extra: Ids | None = None
+    if bias is not None:
+        held = lo.value(bias)
+        if isinstance(held, Param) and lo.tensors[held.name].ndim == 1:
+            more = {"bias": lo.parameter(held.name), "bias_axis": x.ndim - 1}
+            learns = learns or held.name in lo.active
+        else:
+            extra = lo.ids(bias)
+    pre = lo.relayed(x)
+    shape = (*x.shape[:-1], width)
+    carries = node.name in lo.active and (learns or lo.c.carries(x) or (extra is not None and lo.c.carries(extra)))
+    name = lo.c.population(f"{node.name}.v", shape, "sum", "value", node.name, carries, **more)
+    lo.c.connect(pre, name, "dense", param=param, transpose=transpose)
+    if extra is not None:
+        lo.c.project(np.broadcast_to(extra, shape), name)
+    return lo.c.ids(name)
+
+
+@lowers("aten.linear.default")
+def linear(lo: Lowering, n: Node) -> Values:
+    """W x + b."""
+    weight = lo.value(n["weight"])
+    held = matrix(lo, weight)
+    if held is None:
+        return _computed_linear(lo, n)
+    param, transposed, stored = held
+    learns = isinstance(weight, Param) and weight.name in lo.active
+    width = stored[1] if transposed else stored[0]
+    return Signal(dense(lo, lo.ids(n["input"]), param, transposed, width, learns=learns, bias=n["bias"]))
+
+
+def _computed_linear(lo: Lowering, n: Node) -> Signal:
+    """W x + b whose weights are signals themselves."""
+    x, weight = lo.ids(n["input"]), lo.ids(n["weight"])
+    weight = weight if weight.ndim == 2 else weight[None]
+    y = contracted(lo, x, weight.swapaxes(-1, -2), "product" if n["bias"] is not None else "")
+    y = y.reshape(lo.shape())
+    if n["bias"] is None:
+        return Signal(y)
+    name = lo.population("sum", y.shape, [y, lo.ids(n["bias"])])
+    lo.c.project(y, name)
+    lo.c.project(np.broadcast_to(lo.ids(n["bias"]), y.shape), name)
+    return Signal(lo.c.ids(name))
+
+
+def contracted(lo: Lowering, x: Ids, y: Ids, label: str = "") -> Ids:
+    """The matrix product of two signals: a product unit for each pair that meets, and sums of them."""
+    batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    x = np.broadcast_to(x, (*batch, *x.shape[-2:])) if x.ndim > 1 else x[None]
+    y = np.broadcast_to(y, (*batch, *y.shape[-2:]))
+    shape = (*batch, x.shape[-2], y.shape[-1], x.shape[-1])
+    if np.prod(shape) > LARGEST:
+        raise Unsupported(f"it needs {np.prod(shape)} product units")
+    first = np.broadcast_to(x[..., :, None, :], shape)
+    second = np.broadcast_to(y.swapaxes(-1, -2)[..., None, :, :], shape)
+    return lo.summed(lo.products(first, second, f"{label}pairs"), label=label)
+
+
+@lowers("aten.mm.default", "aten.bmm.default", "aten.matmul.default", "aten.mv.default", "aten.dot.default")
+def multiplied(lo: Lowering, n: Node) -> Values:
+    """A matrix product; with a parameter or a constant on one side it is one projection."""
+    left, right = (n[a] for a in _OPERANDS[n.op.split(".")[1]])
+    first, second = lo.value(left), lo.value(right)
+    held = matrix(lo, second)
+    if held and not isinstance(first, Const):
+        param, transposed, stored = held
+        learns = isinstance(second, Param) and second.name in lo.active
+        width = stored[0] if transposed else stored[1]
+        x = lo.ids(left)
+        if x.shape[-1] == (stored[1] if transposed else stored[0]):
+            return Signal(dense(lo, x, param, not transposed, width, learns=learns, bias=None))
+    x, y = lo.ids(left), lo.ids(right)
+    x = x[None] if x.ndim == 1 else x
+    y = y[:, None] if y.ndim == 1 else y
+    return Signal(contracted(lo, x, y).reshape(lo.shape()))
+
+
+_OPERANDS = {
+    "mm": ("self", "mat2"),
+    "bmm": ("self", "mat2"),
+    "matmul": ("self", "other"),
+    "mv": ("self", "vec"),
+    "dot": ("self", "tensor"),
+}
+
+
+@lowers("aten.convolution.default")
+def convolution(lo: Lowering, n: Node) -> Values:
+    """W ∗ x + b: a shared kernel, or product units where the kernel is computed."""
+    weight, bias = lo.value(n["weight"]), n["bias"]
+    if isinstance(weight, Signal):
+        return _computed_kernel(lo, n)
+    shape, x = lo.shape(), lo.ids(n["input"])
+    learns = isinstance(weight, Param) and weight.name in lo.active
+    if isinstance(weight, Param):
+        param = lo.parameter(weight.name)
+    else:
+        assert isinstance(weight, Const)
+        param = lo.c.tensor("weights", finite(weight.tensor.numpy()))
+    more = {}
+    held = None if bias is None else lo.value(bias)
+    if isinstance(held, Param):
+        more = {"bias": lo.parameter(held.name), "bias_axis": 1}
+        learns = learns or held.name in lo.active
+    pre = lo.relayed(x)
+    carries = n.name in lo.active and (learns or lo.c.carries(x))
+    name = lo.c.population(f"{n.name}.v", shape, "sum", "value", n.name, carries, **more)
+    geometry: dict[str, Any] = {a: tuple(n[a]) for a in ("stride", "padding", "dilation")}
+    lo.c.connect(pre, name, "conv", param=param, transpose=bool(n["transposed"]), groups=n["groups"], **geometry)
+    if bias is not None and not isinstance(held, Param):
+        ids = lo.ids(bias).reshape(-1, *(1,) * (len(shape) - 2))
+        lo.c.project(np.broadcast_to(ids, shape), name)
+    return Signal(lo.c.ids(name))
+
+
+def _computed_kernel(lo: Lowering, n: Node) -> Signal:
+    """Every entry of every window meets its weight in a product unit."""
+    if n["transposed"]:
+        raise Unsupported("a transposed convolution whose kernel is computed")
+    x, weight, shape, groups = lo.ids(n["input"]), lo.ids(n["weight"]), lo.shape(), int(n["groups"])
+    rank = len(n["stride"])
+    taken = windows(x.shape[2:], shape[2:], weight.shape[2:], n["stride"], n["padding"], n["dilation"])
+    flat = x.reshape(*x.shape[:2], -1)
+    patches = np.where(taken >= 0, flat[..., np.maximum(taken, 0)], 0)  # [N, C, out, k]
+    patches = patches.reshape(x.shape[0], groups, x.shape[1] // groups, *taken.shape)
+    patches = patches.transpose(0, 1, 3, 2, 4).reshape(x.shape[0], groups, taken.shape[0], -1)  # [N, g, out, C/g k]
+    kernel = weight.reshape(groups, weight.shape[0] // groups, -1)
+    y = contracted(lo, kernel[None], patches.swapaxes(-1, -2), "kernel").reshape(shape)
+    if n["bias"] is None:
+        return Signal(y)
+    bias = np.broadcast_to(lo.ids(n["bias"]).reshape(-1, *(1,) * rank), shape)
+    name = lo.population("sum", shape, [y, bias])
+    lo.c.project(y, name)
+    lo.c.project(bias, name)
+    return Signal(lo.c.ids(name))

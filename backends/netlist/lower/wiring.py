@@ -1,0 +1,218 @@
+"""Operations that only move entries about: done on the numbers of the units, they cost nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pccompile.backends.netlist.lower.lowering import TAKES_TOKENS, Lowering, Unsupported
+from pccompile.backends.netlist.lower.registry import lowers
+from pccompile.backends.netlist.lower.values import Choice, Const, Param, Signal, Tokens, Values
+from pccompile.ir import Node, Ref, refs
+from pccompile.ops.functions import STOP
+
+MOVERS: dict[str, tuple[str, ...]] = {
+    **{f"aten.{name}": ("self",) for name in (
+        "reshape.default", "unsqueeze.default", "permute.default", "transpose.int", "t.default", "expand.default",
+        "select.int", "slice.Tensor", "flip.default", "tril.default", "triu.default", "diagonal.default",
+        "roll.default",
+        "repeat.default", "unfold.default", "pixel_shuffle.default", "pixel_unshuffle.default", "as_strided.default",
+        "index_select.default", "gather.default", "index.Tensor", "repeat_interleave.self_int", "diag_embed.default",
+        "channel_shuffle.default", "rot90.default", "select_backward.default", "slice_backward.default",
+        "alias_copy.default", "squeeze.dim", "squeeze.dims", "view.default", "movedim.int", "masked_fill.Scalar")},
+    "aten.cat.default": ("tensors",),
+    "aten.stack.default": ("tensors",),
+    "aten.constant_pad_nd.default": ("self",),
+    "aten.where.self": ("self", "other"),
+    "aten.scatter.src": ("self", "src"),
+    "aten.scatter.value": ("self",),
+    "aten.index_put.default": ("self", "values"),
+    "aten.slice_scatter.default": ("self", "src"),
+    "aten.select_scatter.default": ("self", "src"),
+    "aten.diagonal_scatter.default": ("self", "src"),
+    "aten.index_copy.default": ("self", "source"),
+}  # fmt: skip
+"""Operations that run on the numbers of units as they do on the units' states, and the arguments that are moved."""
+
+TAKES_TOKENS.update(name for name, data in MOVERS.items() if data == ("self",))
+NUMBERS = {"value": ("aten.masked_fill.Scalar", "aten.scatter.value", "aten.constant_pad_nd.default")}
+"""Arguments that are numbers written among the entries."""
+
+
+@lowers(*(name for name in MOVERS if name not in ("aten.where.self", "aten.masked_fill.Scalar", "aten.gather.default",
+                                                  "aten.scatter.src", "aten.scatter.value", "aten.index_put.default",
+                                                  "aten.t.default", "aten.transpose.int")))  # fmt: skip
+def moved(lo: Lowering, n: Node) -> Values:
+    """The result of a mover: the operation itself, run on the numbers of the units."""
+    data = MOVERS[n.op]
+    sources = list(refs(n.args[a] for a in data))
+    others = [i for i in n.inputs if i not in sources]
+    values = [lo.value(r) for r in sources]
+    if len(values) == 1 and isinstance(values[0], Tokens):
+        for i in others:
+            lo._freeze(i)
+        return Tokens(values[0].source, _run(lo, n, {sources[0]: values[0].places}, 0))
+    if len(values) == 1 and isinstance(values[0], Choice):
+        return Choice(values[0].by, _run(lo, n, {sources[0]: values[0].units}, 0), values[0].positions)
+    fill = n.args.get("value")
+    written = int(lo.ids(fill)[()]) if isinstance(fill, int | float) and fill else 0
+    return Signal(_run(lo, n, {r: lo.ids(r) for r in sources}, written))
+
+
+def _run(lo: Lowering, n: Node, arrays: dict[Ref, np.ndarray], written: int) -> np.ndarray:
+    """The node on integers; a number that it writes among them is the number of the unit that holds it."""
+    tensors: dict[str, torch.Tensor] = {r: torch.from_numpy(np.ascontiguousarray(a)) for r, a in arrays.items()}
+    for i in n.inputs:
+        if i not in tensors:
+            found = lo.value(i)
+            if not isinstance(found, Const):
+                raise Unsupported("the places that it reads or writes depend on values")
+            tensors[i] = found.tensor
+    args = dict(n.args)
+    if n.op in NUMBERS["value"]:
+        args["value"] = written
+    result = lo.evaluated(Node(n.name, n.op, args, n.type), tensors)
+    return np.asarray(result.numpy())
+
+
+@lowers("aten.t.default", "aten.transpose.int")
+def transposed(lo: Lowering, n: Node) -> Values:
+    """A transposed matrix; of a parameter it is the same parameter, read the other way."""
+    found = lo.value(n["self"])
+    if isinstance(found, Param) and len(lo.tensors[found.name].shape) == 2:
+        swapped = n.op == "aten.t.default" or {n["dim0"] % 2, n["dim1"] % 2} == {0, 1}
+        return Param(found.name, found.transposed != swapped)
+    return moved(lo, n)
+
+
+@lowers(STOP)
+def stopped(lo: Lowering, n: Node) -> Values:
+    """The same values in units that carry no error."""
+    return passive(lo, lo.ids(n["x"]))
+
+
+@lowers("pccompile.overwritten.default")
+def overwritten(lo: Lowering, n: Node) -> Values:
+    """Values whose gradient is that of others: new + (old − stop(old))."""
+    raise Unsupported("a value written in place without gradient")
+
+
+def passive(lo: Lowering, ids: np.ndarray) -> Signal:
+    """A copy of a signal that carries no error; the signal itself where it carries none."""
+    if not lo.c.carries(ids):
+        return Signal(ids)
+    name = lo.population("sum", ids.shape, [ids], passive=True)
+    lo.c.project(ids, name)
+    return Signal(lo.c.ids(name))
+
+
+@lowers("aten.gather.default")
+def gathered(lo: Lowering, n: Node) -> Values:
+    """Entries at given places, or at places that a select population chose."""
+    index = lo.value(n["index"])
+    if not isinstance(index, Choice):
+        return moved(lo, n)
+    x = np.moveaxis(lo.ids(n["self"]), n["dim"], -1)
+    table = _candidates(index, x, n["dim"])
+    name = lo.population("sum", index.units.shape, [table])
+    _route(lo, index, table, name)
+    return Signal(lo.c.ids(name))
+
+
+def _candidates(index: Choice, x: np.ndarray, dim: int) -> np.ndarray:
+    """For each entry of an index tensor, what it reads in each slot: [entries, slots]."""
+    units = np.moveaxis(index.units, dim, -1)
+    leading = units.shape[:-1]
+    rows = np.broadcast_to(x[tuple(slice(0, s) for s in leading)][..., None, :], (*units.shape, x.shape[-1]))
+    table = np.take_along_axis(rows, index.positions[units], -1)
+    return np.moveaxis(table, -2, dim if dim >= 0 else dim - 1).reshape(index.units.size, -1)
+
+
+def _route(lo: Lowering, index: Choice, table: np.ndarray, post: str, transpose: bool = False) -> None:
+    """Projections by choice: to `post` from the units in `table`."""
+    straight = bool((index.units.reshape(-1) == np.arange(lo.c.populations[index.by].size)).all()) \
+        if index.units.size == lo.c.populations[index.by].size else False  # fmt: skip
+    elements = None if straight else lo.c.tensor("index", index.units.reshape(-1))
+    for source in lo.c.sources(table):
+        first, size = lo.c.first[source], lo.c.populations[source].size
+        inside = (table >= first) & (table < first + size)
+        slots = lo.c.tensor("index", np.where(inside, table - first, -1))
+        lo.c.connect(source, post, "route", by=index.by, index=slots, elements=elements)
+
+
+@lowers("aten.scatter.src", "aten.scatter.value")
+def scattered(lo: Lowering, n: Node) -> Values:
+    """Entries written at given places, or at places that a select population chose, among zeros."""
+    index = lo.value(n["index"])
+    if not isinstance(index, Choice):
+        return moved(lo, n)
+    base = lo.ids(n["self"])
+    if base.any():
+        raise Unsupported("it writes at chosen places over values that are not 0")
+    dim: int = n["dim"]
+    source = lo.ids(n["src"]) if n.op == "aten.scatter.src" else np.broadcast_to(lo.ids(n["value"]), index.units.shape)
+    source = source[tuple(slice(0, s) for s in index.units.shape)]
+    pre = lo.relayed(source)
+    places = np.moveaxis(np.arange(base.size).reshape(base.shape), dim, -1)
+    table = _candidates(index, places, dim)
+    name = lo.population("sum", base.shape, [source])
+    straight = index.units.size == lo.c.populations[index.by].size and bool(
+        (index.units.reshape(-1) == np.arange(index.units.size)).all()
+    )
+    elements = None if straight else lo.c.tensor("index", index.units.reshape(-1))
+    slots = lo.c.tensor("index", table)
+    lo.c.connect(pre, name, "route", by=index.by, index=slots, elements=elements, transpose=True)
+    return Signal(lo.c.ids(name))
+
+
+@lowers("aten.embedding.default")
+def embedded(lo: Lowering, n: Node) -> Values:
+    """Rows of a table: those of fixed indices are wiring; for tokens, one-hot units are multiplied with the table."""
+    indices, table = lo.value(n["indices"]), lo.value(n["weight"])
+    padding: int = n["padding_idx"]
+    if isinstance(indices, Tokens) and not (isinstance(table, Param) and not table.transposed):
+        lo._freeze(n["indices"])
+        indices = lo.value(n["indices"])
+    if isinstance(indices, Tokens):
+        assert isinstance(table, Param)
+        return _from_tokens(lo, n, indices, table, padding)
+    if not isinstance(indices, Const):
+        raise Unsupported("an embedding of an index that was chosen")
+    ids = lo.ids(n["weight"])[indices.tensor.numpy()]
+    if padding >= 0 and bool((indices.tensor == padding).any()):
+        still = passive(lo, ids).ids
+        ids = np.where((indices.tensor == padding).numpy()[..., None], still, ids)
+    return Signal(ids)
+
+
+TAKES_TOKENS.add("aten.embedding.default")
+
+
+def one_hot(lo: Lowering, tokens: Tokens, classes: int) -> np.ndarray:
+    """The units of an input population that holds each token as one active unit among `classes`: [*shape, classes]."""
+    key = (tokens.source, classes)
+    if key not in lo.tables:
+        shape = tuple(lo.examples[tokens.source].shape)
+        lo.tables[key] = lo.c.ids(lo.token_population(tokens.source, shape, classes))
+    return np.asarray(lo.tables[key].reshape(-1, classes)[tokens.places])
+
+
+def _from_tokens(lo: Lowering, n: Node, tokens: Tokens, table: Param, padding: int) -> Signal:
+    path = lo.parameter(table.name)
+    classes, width = lo.c.tensors[path].shape
+    hot = one_hot(lo, tokens, classes)
+    carries = table.name in lo.active and n.name in lo.active
+    name = lo.c.population(f"{n.name}.v", (*tokens.places.shape, width), "sum", "value", n.name, carries)
+    if padding < 0:
+        lo.c.connect(lo.relayed(hot), name, "dense", param=path, transpose=True)
+        return Signal(lo.c.ids(name))
+    hidden = hot.copy()
+    hidden[..., padding] = 0
+    lo.c.connect(lo.relayed(hidden, "tokens"), name, "dense", param=path, transpose=True)
+    still = lo.c.tensor("weights", lo.c.tensors[path][padding])
+    pairs = np.stack([np.arange(hot.size // classes * width), np.repeat(np.arange(hot.size // classes), width)])
+    only = lo.relayed(hot[..., padding], "padding")
+    index = lo.c.tensor("index", pairs)
+    elements = lo.c.tensor("index", np.tile(np.arange(width), hot.size // classes))
+    lo.c.connect(only, name, "sparse", index=index, param=still, elements=elements)
+    return Signal(lo.c.ids(name))

@@ -1,0 +1,140 @@
+"""A netlist with its tensors, and what can be done with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from pccompile.backends.netlist.format import Spec
+from pccompile.backends.netlist.losses import encoded
+from pccompile.backends.netlist.simulate.synchronous import Simulator, Watch
+from pccompile.diagnostics import CompileError
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a simulation leaves: states of every population `[replicas, *shape]`, and the parameters."""
+
+    states: Mapping[str, np.ndarray]
+    params: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+    traces: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Netlist:
+    """A circuit: its description and its tensors by name. `drawn` are examples of its random numbers."""
+
+    spec: Spec
+    tensors: Mapping[str, np.ndarray]
+    drawn: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def presentation(
+        self,
+        inputs: Any = (),
+        targets: Any = (),
+        clamps: Any = (),
+        draws: Mapping[str, Any] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """The states of input populations, `[replicas, *shape]`, for tensors in the model's order or by name.
+
+        Random numbers are those of `drawn` where they are not given. Raises CompileError for what does not fit.
+        """
+        spec = self.spec
+        named = _named("input", inputs, spec.arguments)
+        for name, fixed in spec.fixed.items():
+            if name in named:
+                entries = np.ascontiguousarray(named[name].astype(np.int64))
+                if hashlib.sha256(entries.tobytes()).hexdigest() != fixed.digest:
+                    raise CompileError(f"input {name} is wiring of this circuit, and was given another value",
+                                       hint="compile the model with this value")  # fmt: skip
+        given = {"input": named, "target": _named("target", targets, tuple(spec.targets)),
+                 "clamp": _named("clamp", clamps, tuple(spec.clamps)),
+                 "draw": {**self.drawn, **_named("draw", draws or {}, tuple(spec.draws))}}  # fmt: skip
+        found: dict[str, np.ndarray] = {}
+        for kind, ports in (
+            ("input", spec.inputs),
+            ("target", spec.targets),
+            ("clamp", spec.clamps),
+            ("draw", spec.draws),
+        ):
+            for name, port in ports.items():
+                value = given[kind].get(name.partition("#")[0])
+                if value is None:
+                    continue
+                try:
+                    found[port.population] = encoded(port, value, spec.populations[port.population].shape)
+                except ValueError as e:
+                    raise CompileError(f"{kind} {name}: {e}") from e
+        return found
+
+    def simulator(self, presentation: Mapping[str, np.ndarray]) -> Simulator:
+        """A simulator with the input populations set, a replica for each presentation."""
+        replicas = max((len(v) for v in presentation.values()), default=1)
+        simulator = Simulator(self.spec, self.tensors, replicas)
+        for name, value in presentation.items():
+            if len(value) not in (1, replicas):
+                raise CompileError(f"{name} has {len(value)} presentations, others have {replicas}")
+            simulator.set(name, torch.from_numpy(value))
+        return simulator
+
+    def simulate(
+        self,
+        inputs: Any = (),
+        targets: Any = (),
+        *,
+        clamps: Any = (),
+        draws: Mapping[str, Any] | None = None,
+        ticks: int | None = None,
+        learn: bool = False,
+        trace: Sequence[str] = (),
+        watch: Watch | None = None,
+    ) -> Result:
+        """Present tensors, settle for `ticks` and, if `learn`, change the parameters in one more tick.
+
+        inputs, targets, clamps: one tensor, a sequence in the model's order, or a mapping by name; a leading axis more
+        than the port has is that of replicas. trace: populations whose states are kept for every tick,
+        `[ticks, replicas, *shape]`. Raises CompileError.
+        """
+        phases = {p.name: p.ticks for p in self.spec.phases}
+        if unknown := [t for t in trace if t not in self.spec.populations]:
+            raise CompileError(f"no population is called {unknown[0]}")
+        simulator = self.simulator(self.presentation(inputs, targets, clamps, draws))
+        kept: dict[str, list[np.ndarray]] = {name: [] for name in trace}
+
+        def note(time: int, states: Mapping[str, torch.Tensor]) -> None:
+            for name in trace:
+                kept[name].append(states[name].numpy().copy())
+            if watch is not None:
+                watch(time, states)
+
+        plan = [("settle", ticks if ticks is not None else phases.get("settle", 1))]
+        if learn:
+            plan.append(("learn", phases.get("learn", 1)))
+        simulator.run(plan, note)
+        states = {name: s.numpy() for name, s in simulator.states.items()}
+        outputs = {name: states[port.population] for name, port in self.spec.outputs.items()}
+        params = {name: p.numpy() for name, p in simulator.params.items()}
+        return Result(states, params, outputs, {name: np.stack(v) for name, v in kept.items() if v})
+
+    def learned(self, result: Result) -> Netlist:
+        """The circuit with the parameters that a simulation left."""
+        return Netlist(self.spec, {**self.tensors, **result.params}, self.drawn)
+
+
+def _named(kind: str, values: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Tensors by name, from one, a sequence in order, or a mapping."""
+    if not isinstance(values, Mapping):
+        if not isinstance(values, list | tuple):
+            values = (values,)
+        if len(values) > len(names):
+            raise CompileError(f"{len(values)} {kind}s are given, the circuit has {len(names)}")
+        values = dict(zip(names, values, strict=False))
+    if unknown := set(values) - set(names):
+        raise CompileError(f"the circuit has no {kind} {', '.join(sorted(map(str, unknown)))}")
+    return {k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v) for k, v in values.items()}

@@ -1,0 +1,61 @@
+"""The way of a model to a netlist: capture with fixed shapes, simple operations, then the circuit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pccompile.backends.netlist import Netlist, NetlistOptions, build, has_circuit, with_probabilities
+from pccompile.driver import Hook, Stages, _silent, import_model
+from pccompile.frontends.exported import Imported, Locate
+from pccompile.ir import Graph
+from pccompile.passes.activity import active
+from pccompile.passes.canonicalise import canonicalise
+from pccompile.passes.dce import dce
+from pccompile.passes.simplify import simplify
+
+
+def simple_graph(imported: Imported, loss: str, hook: Hook = _silent) -> tuple[Graph, dict[str, str]]:
+    """A model in operations that have circuits, as far as it can be brought there; and its outputs' probabilities."""
+    stage, typer = Stages(hook), imported.typer
+    graph = stage("import-graph", lambda: imported.graph)
+    graph = stage("canonicalise", lambda: dce(canonicalise(graph, typer)))
+    probabilities: dict[str, str] = {}
+    if loss == "cross-entropy":
+        carrying = active(graph)
+        outputs = tuple(dict.fromkeys(o for o in graph.outputs if o in carrying))
+        graph, probabilities = with_probabilities(graph, typer, outputs)
+    before = graph.outputs
+    graph = stage("simplify", lambda: simplify(graph, typer, has_circuit))
+    renamed = dict(zip(before, graph.outputs, strict=True))
+    return graph, {renamed[o]: renamed[p] for o, p in probabilities.items()}
+
+
+def compile_netlist(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    options: NetlistOptions | None = None,
+    locate: Locate | None = None,
+    hook: Hook = _silent,
+    name: str = "",
+) -> Netlist:
+    """The circuit of `model` for inputs of the shapes given. Raises CompileError with all that has no circuit."""
+    options = options or NetlistOptions()
+    imported = import_model(model, args, kwargs, locate=locate, hook=hook, fixed=True)
+    graph, probabilities = simple_graph(imported, options.loss, hook)
+    leaves = pytree.tree_leaves((args, dict(kwargs or {})))
+    examples = {n: t for n, t in zip(imported.inputs, leaves, strict=True) if n is not None and isinstance(t, Tensor)}
+    tensors = {k: t.detach() for k, t in imported.tensors.items()}
+    stage = Stages(hook)
+    made = stage(
+        "netlist",
+        lambda: build(graph, tensors, examples, active(graph), options, name or type(model).__name__, probabilities),
+    )
+    return made  # type: ignore[no-any-return]
+
+
+__all__ = ["compile_netlist", "simple_graph"]
