@@ -88,7 +88,7 @@ def adaptive_max_pool(lo: Lowering, n: Node) -> Values:
     places = np.arange(math.prod(size)).reshape(size)
     found = []
     for at in itertools.product(*map(range, out)):
-        spans = (slice(i * s // o, -(-(i + 1) * s // o)) for i, s, o in zip(at, size, out, strict=True))
+        spans = [slice(i * s // o, -(-(i + 1) * s // o)) for i, s, o in zip(at, size, out, strict=True)]
         found.append(places[tuple(spans)].reshape(-1))
     width = max(map(len, found))
     taken = np.array([[*f, *[-1] * (width - len(f))] for f in found])
