@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from pccompile.diagnostics import CompileError, Location, first_line
+from pccompile.diagnostics import CompileError, Location, RuleError, first_line
 from pccompile.ir import Arg, Fragment, Graph, Node, Ref, live, map_refs
 from pccompile.ops import OPS, Builder, Typer, decompose, is_composite
 
@@ -73,13 +73,13 @@ def once(
 
 
 def _expanded(b: Builder, node: Node) -> Arg:
-    """The result of `node`, written in other operations. Raises CompileError where torch cannot say of which."""
+    """The result of `node`, written in other operations. Raises RuleError where torch cannot say of which."""
     definition = OPS.get(node.op)
     try:
         return definition.expand(b, node) if definition and definition.expand else decompose(b, node)
     except (RuntimeError, NotImplementedError) as e:
         hint = "write it in simpler operations, or compute it outside the model"
-        raise CompileError(f"{node.op} cannot be taken apart: {first_line(e)}", node.where, hint) from e
+        raise RuleError(f"{node.op} cannot be taken apart: {first_line(e)}", node.where, hint) from e
 
 
 def _named(b: Builder, result: Arg, name: str, start: int) -> Arg:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pccompile.diagnostics import Collector
+from pccompile.diagnostics import Collector, RuleError
 from pccompile.ir import ERROR, PCGraph, Vertex, live
 from pccompile.ops import Backward, Builder, Typer
 from pccompile.passes.activity import active
@@ -15,13 +15,13 @@ from pccompile.passes.activity import active
 def derive_rules(pc: PCGraph, typer: Typer) -> PCGraph:
     """Fill in `rules` and `messages`: for a vertex with prediction f, J_pᵀ err for each parent p that carries an error.
 
-    Raises CompileError with every operation for which torch has no derivative.
+    Raises RuleError with every operation for which torch has no derivative.
     """
     carrying = active(pc.graph)
     types = pc.graph.types
     problems = Collector()
     vertices = tuple(_derived(v, types, carrying, typer, problems) for v in pc.vertices)
-    problems.raise_if_any()
+    problems.raise_if_any(RuleError)
     return replace(pc, vertices=vertices)
 
 

@@ -46,8 +46,12 @@ class CompileError(Exception):
         super().__init__("\n".join(map(str, self.problems)))
 
 
+class RuleError(CompileError):
+    """An operation has no rule where lengths are free; it may have one where they are numbers."""
+
+
 class OutputError(CompileError):
-    """What was compiled cannot be written: no other way of compiling helps."""
+    """What was compiled cannot be written."""
 
 
 class UsageError(Exception):
@@ -66,10 +70,10 @@ class Collector:
         if problem not in self.problems:
             self.problems.append(problem)
 
-    def raise_if_any(self) -> None:
-        """Raise one CompileError with everything that was recorded."""
+    def raise_if_any(self, kind: type[CompileError] = CompileError) -> None:
+        """Raise one error with everything that was recorded."""
         if self.problems:
-            raise CompileError(self.problems)
+            raise kind(self.problems)
 
 
 def printable(text: str, limit: int = 300) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pccompile.bridge import Bridge, Tables
-from pccompile.diagnostics import CompileError, OutputError
+from pccompile.diagnostics import CompileError, RuleError
 from pccompile.driver import Compiled, Hook, Options, compile_imported, import_model
 from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of
@@ -138,8 +138,8 @@ class PCModule(nn.Module):
         if key not in traced.programs:
             try:
                 traced.programs[key] = self._compile(traced, key[0], args, kwargs, loss, target, record)
-            except CompileError as e:
-                if isinstance(e, OutputError) or not self._frees(traced):
+            except RuleError:
+                if not self._frees(traced):
                     raise
                 traced = self._fix(traced, args, kwargs)
                 traced.programs[key] = self._compile(traced, key[0], args, kwargs, loss, target, record)

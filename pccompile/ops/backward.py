@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pccompile.diagnostics import Collector, first_line
+from pccompile.diagnostics import Collector, RuleError, first_line
 from pccompile.ir import Arg, Fragment, Node, Ref, TensorType, Type, live, refs
 from pccompile.ir.names import Namer
 from pccompile.ops.builder import Builder
@@ -81,7 +81,7 @@ def reversed_fragment(
 ) -> Fragment:
     """The messages of `fragment`: from its parameters and the errors of its results to those of `wanted` parameters.
 
-    errors: which of the results have one. What no error reaches gets zeros. Raises CompileError.
+    errors: which of the results have one. What no error reaches gets zeros. Raises RuleError.
     """
     types: dict[str, Type] = {**fragment.parameters, **{n.name: n.type for n in fragment.nodes}}
     problems, wanted = Collector(), list(wanted)
@@ -94,7 +94,7 @@ def reversed_fragment(
     for r, e in pairs:
         backward.arrived[r] = backward.added(backward.arrived.get(r), Ref(e))
     arrived = backward.run(fragment.nodes)
-    problems.raise_if_any()
+    problems.raise_if_any(RuleError)
     sent = tuple(arrived[w] if w in arrived else b.zeros(fragment.parameters[w]) for w in wanted)
     nodes = live((*fragment.nodes, *b.nodes), sent)
     about = f"The messages of {fragment.name} to its parameters, Jᵀ err."

@@ -1,5 +1,7 @@
 """What a program relied on when it was captured is checked at each call: lengths, and which inputs are one tensor."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,11 @@ class Branches(nn.Module):
 class Product(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x * y.sin()
+
+
+class Unruled(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.special.zeta(x.exp() + 1, y)
 
 
 class Orthogonal(nn.Module):
@@ -84,3 +91,18 @@ def test_a_shape_that_only_a_kernel_knows() -> None:
     pc = pccompile.compile(model, (draw(2, 3),))
     for rows in (2, 6):
         agree(model, pc, draw(rows, 3))
+
+
+@pytest.mark.parametrize(
+    "model, how, captured",
+    [(Product(), {}, 1), (Product(), {"algorithm": "strict", "steps": -1}, 1), (Unruled(), {}, 2)],
+    ids=["nothing learns", "a setting", "no rule"],
+)
+def test_a_model_is_captured_anew_only_where_its_lengths_may_be_to_blame(
+    model: nn.Module, how: dict[str, Any], captured: int
+) -> None:
+    stages: list[str] = []
+    x = draw(4, 3) if how or isinstance(model, Unruled) else draw(4, 3).detach()
+    with pytest.raises(pccompile.CompileError):
+        pccompile.compile(model, (x, x), hook=lambda stage, result, seconds: stages.append(stage), **how)
+    assert stages.count("export") == captured
