@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -197,13 +198,21 @@ def _form(found: tuple[fx.GraphModule, Typer]) -> Any:
     )
 
 
-def decompose(b: Builder, node: Node, table: Table | None = None) -> Message:
+def decompose(
+    b: Builder,
+    node: Node,
+    table: Table | None = None,
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Message:
     """Append `node`, whose operator torch or `table` composes of others, as those others; return its result or results.
+
+    within: the context in which the operator is called.
     """
     names = list(dict.fromkeys(node.inputs))
 
     def call(typer: Typer, *tensors: torch.Tensor) -> list[torch.Tensor]:
-        return _leaves(_call(b, node, dict(zip(names, tensors, strict=True)), typer))
+        with within():
+            return _leaves(_call(b, node, dict(zip(names, tensors, strict=True)), typer))
 
     traced, typer = captured(b, names, call, table=table)
     results = inline(b, traced.graph, names, constants_of(traced), typer)

@@ -42,6 +42,7 @@ USES: dict[str, Use] = {
     "made_of_parts": lambda w, r, x: torch.complex((x @ w).real * r, x.imag) * (1 + 2j),
     "solved": lambda w, r, x: torch.linalg.solve(w, (x * r).mT),
     "rotated": rotated,
+    "from_a_spectrogram": lambda w, r, x: torch.istft((w @ x.mT)[:3], 4, 2, window=1 + r.detach(), center=True),
 }
 
 
