@@ -141,9 +141,7 @@ Table = Mapping[torch._ops.OpOverload, Callable[..., Any]]
 """Decompositions of operators, as torch._decomp has them."""
 
 
-def trace(
-    function: Callable[..., Any], fakes: Sequence[Any], mode: Any, table: Table | None = None
-) -> fx.GraphModule:
+def trace(function: Callable[..., Any], fakes: Sequence[Any], mode: Any, table: Table | None = None) -> fx.GraphModule:
     """`function` on fake tensors, as a functional graph of ATen operations, those in `table` taken apart.
 
     Traced twice where a derivative formula writes in place: differentiating inside functionalisation is not allowed.

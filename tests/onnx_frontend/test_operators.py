@@ -191,11 +191,20 @@ class Likelihood(torch.nn.Module):
         return torch.nn.functional.nll_loss(x, target, weight)
 
 
-def test_only_the_chosen_branch_sends_gradients():
+@pytest.mark.parametrize("both", [False, True], ids=["one runs", "both run"])
+def test_only_the_chosen_branch_sends_gradients(both):
     """log(sum) beside w · x: where the sum is negative, the logarithm's derivative is no number."""
     out = [helper.make_tensor_value_info("out", 1, None)]
     nodes = [node("Log", ["t"], ["l"]), node("Mul", ["l", "w"], ["lw"]), node("Mul", ["lw", "x"], ["out"])]
-    yes = helper.make_graph(nodes, "yes", [], out)
+    held = []
+    if both:  # torch.cond cannot have a branch that makes a tensor: i + i
+        nodes[2:] = [
+            node("Add", ["i", "i"], ["j"]),
+            node("Gather", ["lw", "j"], ["g"]),
+            node("Mul", ["g", "x"], ["out"]),
+        ]
+        held = [numpy_helper.from_array(np.array([1, 0, 1]), "i")]
+    yes = helper.make_graph(nodes, "yes", [], out, held)
     table = [numpy_helper.from_array(np.arange(1, 4, dtype=np.float32), "v")]
     no = helper.make_graph([node("Mul", ["x", "w"], ["a"]), node("Add", ["a", "v"], ["out"])], "no", [], out, table)
     outer = [
@@ -206,6 +215,7 @@ def test_only_the_chosen_branch_sends_gradients():
     weights = {"zero": np.float32(0), "w": np.ones(3, np.float32)}
     module = load_onnx(model(outer, {"x": ["n", 3]}, {"y": ["n", 3]}, weights, opset=18))
     pc = pccompile.compile(module, (torch.rand(2, 3),))
+    assert ("torch.where" in pc.source) is both
     for x in (torch.rand(4, 3), -torch.rand(5, 3)):
         y = module(x)  # chooses as it runs
         torch.testing.assert_close(pc(x), y)

@@ -36,16 +36,17 @@ def by_data(node: Node, run: Scope, condition: Tensor, yes: Graph, no: Graph) ->
     taken from the one that is chosen.
     """
     before = constants_traced()
-    results = both(run, condition, yes, no)
+    results = both(node, run, condition.reshape(()), yes, no)
     if before is None or constants_traced() != before:
         return results
     return run.choose(node, condition, yes, no) or results
 
 
-def both(run: Scope, condition: Tensor, yes: Graph, no: Graph) -> list[Value]:
+def both(node: Node, run: Scope, condition: Tensor, yes: Graph, no: Graph) -> list[Value]:
     """The outputs of two branches, each element taken from the one that a traced condition chooses."""
     try:
-        pairs = list(zip(run(yes, []), run(no, []), strict=True))
+        chosen = run.guarded(node, yes, condition), run.guarded(node, no, condition.logical_not())
+        pairs = list(zip(*chosen, strict=True))
     except CompileError as error:
         raise CompileError(
             f"the condition of If depends on the data, and a branch fails on these inputs: {error.problems[0].what}",
@@ -59,7 +60,7 @@ def both(run: Scope, condition: Tensor, yes: Graph, no: Graph) -> list[Value]:
             raise CompileError(
                 f"the condition of If depends on the data, its branches differ in shape: {shapes}", hint=FIX
             )
-        results.append(torch.where(condition.reshape(()), a, b))
+        results.append(torch.where(condition, a, b))
     return results
 
 

@@ -196,9 +196,12 @@ class OnnxModule(nn.Module):
         finally:
             self._lent = before
 
+    def tensor_at(self, path: str) -> Tensor:
+        """The tensor at `path`, or what was lent for it."""
+        return self._lent[path] if path in self._lent else lookup(self, path)
+
     def _constant(self, constant: Constant) -> Value:
-        tensor = self._lent.get(constant.path) if constant.path else None
-        tensor = lookup(self, constant.path) if constant.path and tensor is None else tensor
+        tensor = self.tensor_at(constant.path) if constant.path else None
         if constant.code == TEXT:
             return Text(constant.array)
         if constant.code:

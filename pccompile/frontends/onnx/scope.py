@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pccompile.frontends.onnx.graph import Graph, free_names
-from pccompile.frontends.onnx.names import lookup
 from pccompile.frontends.onnx.registry import Node
 from pccompile.frontends.onnx.values import Host, Value, as_tensor
 
@@ -29,6 +28,16 @@ class Scope:
     def __call__(self, graph: Graph, inputs: Sequence[Value]) -> list[Value]:
         """The outputs of a subgraph."""
         return self.module.execute(graph, {**self.values, **dict(zip(graph.inputs, inputs, strict=True))})
+
+    def guarded(self, node: Node, graph: Graph, chosen: Tensor) -> list[Value]:
+        """The outputs of a branch of `node`. What it reads hears of its errors only where it is `chosen`.
+
+        Elsewhere they may be no numbers, and 0 times those is none.
+        """
+        read = {n: _guarded(self.values[n], chosen) for n in sorted(free_names(node)) if n in self.values}
+        kept = [c for g in graph.subgraphs() for c in g.constants.values() if c.kind == "parameter"]
+        with self.module.lent({c.path: _learning(self.module.tensor_at(c.path), chosen) for c in kept}):
+            return self.module.execute(graph, {**self.values, **read})
 
     def choose(self, node: Node, condition: Tensor, yes: Graph, no: Graph) -> list[Value] | None:
         """The outputs of the branch that a traced condition chooses, by `torch.cond`; None where that cannot be."""
@@ -52,8 +61,19 @@ class Scope:
 
             return run
 
-        operands: tuple[Any, ...] = (*tensors.values(), *(lookup(self.module, p) for p in paths))
+        operands: tuple[Any, ...] = (*tensors.values(), *(self.module.tensor_at(p) for p in paths))
         return list(torch.ops.higher_order.cond(condition.reshape(()), branch(yes), branch(no), operands))
+
+
+def _guarded(value: Value, chosen: Tensor) -> Value:
+    if isinstance(value, list):
+        return [_guarded(v, chosen) for v in value]
+    return _learning(value, chosen) if isinstance(value, Tensor) else value
+
+
+def _learning(tensor: Tensor, chosen: Tensor) -> Tensor:
+    """`tensor`, to which an error passes only where it is `chosen`."""
+    return torch.where(chosen, tensor, tensor.detach()) if tensor.is_floating_point() else tensor
 
 
 def constants_traced() -> int | None:
