@@ -117,8 +117,8 @@ class Plasticity(Struct, frozen=True, kw_only=True):
         copy       Δ param = rate × post, summed over what the parameter is repeated over
         sparse     Δ param.flat[elements_s] += rate post[index_0s] pre[index_1s], index and elements of `via`
 
-    gain: the factor of the projection through which the parameter acts. hebbian: both factors are the states of the
-    populations that the parameter joins, none is a gate between them.
+    gain: the factor of the projection through which the parameter acts. decay: Δ param −= rate × decay × param besides.
+    hebbian: both factors are the states of the populations that the parameter joins, none is a gate between them.
     """
 
     param: str
@@ -129,6 +129,7 @@ class Plasticity(Struct, frozen=True, kw_only=True):
     axis: int | None = None
     rate: float
     gain: float = 1.0
+    decay: float = 0.0
     phase: str = "learn"
     hebbian: bool = True
 
@@ -151,13 +152,15 @@ class Tensor(Struct, frozen=True, kw_only=True):
 class Port(Struct, frozen=True, kw_only=True):
     """Where the world meets the circuit: a tensor of `shape`, the states of a population.
 
-    encode: integers become one active unit each, along axis `axis` of the population.
+    encode: integers become one active unit each, along axis `axis` of the population. example: a tensor that may be
+    presented, of random numbers those that were drawn when the circuit was made.
     """
 
     population: str
     shape: tuple[int, ...]
     encode: Literal["one_hot"] | None = None
     axis: int = -1
+    example: str | None = None
 
 
 class Fixed(Struct, frozen=True, kw_only=True):
@@ -179,11 +182,12 @@ class Spec(Struct, frozen=True, kw_only=True):
 
     inputs, targets and clamps: what a presentation sets; a clamp is the error of an output, −∂L/∂output.
     draws: context populations that hold random numbers, each set anew for a presentation. arguments: all inputs, those
-    that are wiring among them, in the order in which the model takes them.
+    that are wiring among them, in the order in which the model takes them. generator: the program that wrote the file.
     """
 
     format: Literal["pcnetlist"] = "pcnetlist"
     version: str = VERSION
+    generator: str | None = None
     name: str
     semantics: Semantics = Semantics()
     phases: tuple[Phase, ...]

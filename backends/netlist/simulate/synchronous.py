@@ -149,6 +149,9 @@ class Simulator:
         for rule, delta in self.changes:
             if rule.phase == phase:
                 pre = self.states[rule.pre] if rule.pre is not None else None
-                found = delta(pre, self.states[rule.post], tuple(self.params[rule.param].shape))
-                sums[rule.param] = sums[rule.param] + rule.rate * rule.gain * found
+                param = self.params[rule.param]
+                found = rule.gain * delta(pre, self.states[rule.post], tuple(param.shape))
+                if rule.decay:
+                    found = found - rule.decay * param
+                sums[rule.param] = sums[rule.param] + rule.rate * found
         return {name: self.params[name] + total for name, total in sums.items()}
