@@ -46,7 +46,9 @@ class Population(Struct, frozen=True, kw_only=True):
         select      s = the winner among the messages of its one `gather`: the largest, or the ranks-th largest
 
     bias: a parameter of the population's shape, or of one axis of it, `bias_axis`.
-    bits: total and fractional bits of the state in fixed point, where they are not the simulation's.
+    bits: total and fractional bits of the state in fixed point, where they are not the simulation's. guard: further
+    fractional bits of an integrator's accumulator; without, as many as its rate halves. table: log2 of the entries of a
+    map's table and log2 of the largest input that it has an entry for.
     """
 
     shape: tuple[int, ...]
@@ -61,6 +63,8 @@ class Population(Struct, frozen=True, kw_only=True):
     ranks: str | None = None
     smallest: bool = False
     bits: tuple[int, int] | None = None
+    guard: int | None = None
+    table: tuple[int, int] | None = None
 
     @property
     def size(self) -> int:
@@ -142,11 +146,15 @@ class Phase(Struct, frozen=True, kw_only=True):
 
 
 class Tensor(Struct, frozen=True, kw_only=True):
-    """What lies in the side file under a name. path: the parameter of the model that it is."""
+    """What lies in the side file under a name. path: the parameter of the model that it is.
+
+    bits: total and fractional bits in fixed point.
+    """
 
     shape: tuple[int, ...]
     dtype: Literal["float64", "float32", "int64", "int32"]
     path: str | None = None
+    bits: tuple[int, int] | None = None
 
 
 class Port(Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -85,7 +85,10 @@ class Simulator:
         """What a projection delivers."""
         param = self.params[p.param] if p.param is not None else None
         winners = self.winners[p.by] if p.by is not None else None
-        got = self.messages[p.name](self.read(p), param, winners)
+        return self.scaled(p, self.messages[p.name](self.read(p), param, winners))
+
+    def scaled(self, p: Projection, got: Tensor) -> Tensor:
+        """`got` times the gain of a projection."""
         return got if p.gain == 1 else got * p.gain
 
     def ports(self, name: str) -> dict[str, Tensor]:
@@ -111,23 +114,37 @@ class Simulator:
 
     def combine(self, name: str) -> Tensor:
         """The state of a combinational population."""
-        p = self.spec.populations[name]
-        if p.unit == "select":
-            return self.select(name)
-        ports = self.ports(name)
-        if p.unit == "product":
-            return ports["x"] * ports["y"]
-        if p.unit == "map":
-            return function(str(p.function))(ports["in"])
+        match self.spec.populations[name].unit:
+            case "select":
+                return self.select(name)
+            case "product":
+                ports = self.ports(name)
+                return self.multiplied(name, ports["x"], ports["y"])
+            case "map":
+                return self.mapped(name, self.ports(name)["in"])
+            case _:
+                return self.summed(name, self.ports(name)["in"])
+
+    def summed(self, name: str, port: Tensor) -> Tensor:
+        """The state of a `sum` population."""
         bias = self.bias(name)
-        return ports["in"] if bias is None else ports["in"] + bias
+        return port if bias is None else port + bias
+
+    def mapped(self, name: str, port: Tensor) -> Tensor:
+        """The state of a `map` population."""
+        return function(str(self.spec.populations[name].function))(port)
+
+    def multiplied(self, name: str, x: Tensor, y: Tensor) -> Tensor:
+        """The state of a `product` population."""
+        return x * y
 
     def select(self, name: str) -> Tensor:
-        """The winners' states; which slot won is noted. Ties go to the slot that comes first."""
+        """The winners' messages; which slot won is noted. Ties go to the slot that comes first."""
         p, (source,) = self.spec.populations[name], self.into[name]
         index = self.ranks[str(source.index)].long()
-        candidates = self.read(source).flatten(1)[:, index.clamp(min=0)] * (-1 if p.smallest else 1) * source.gain
-        candidates = torch.where(index < 0, -torch.inf, candidates)
+        carried = self.read(source).flatten(1)[:, index.clamp(min=0)]
+        upwards = (source.gain < 0) == p.smallest
+        candidates = torch.where(index < 0, -torch.inf, carried if upwards else -carried)
         if p.ranks is None:
             slots = candidates.argmax(-1, keepdim=True)
         else:
@@ -135,8 +152,7 @@ class Simulator:
             ranks = self.ranks[p.ranks].long().reshape(1, -1, 1).expand(self.replicas, -1, 1)
             slots = ordered.gather(-1, ranks)
         self.winners[name] = slots[..., 0].reshape(self.replicas, *p.shape)
-        won = candidates.gather(-1, slots)[..., 0] * (-1 if p.smallest else 1)
-        return won.reshape(self.replicas, *p.shape)
+        return self.scaled(source, carried.gather(-1, slots)[..., 0].reshape(self.replicas, *p.shape))
 
     def integrated(self, name: str) -> Tensor:
         """The next state of an integrator."""
@@ -145,13 +161,20 @@ class Simulator:
 
     def learned(self, phase: str) -> dict[str, Tensor]:
         """The parameters after this tick's plasticity."""
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+        sums: dict[str, Tensor] = {}
         for rule, delta in self.changes:
             if rule.phase == phase:
                 pre = self.states[rule.pre] if rule.pre is not None else None
-                param = self.params[rule.param]
-                found = rule.gain * delta(pre, self.states[rule.post], tuple(param.shape))
-                if rule.decay:
-                    found = found - rule.decay * param
-                sums[rule.param] = sums[rule.param] + rule.rate * found
-        return {name: self.params[name] + total for name, total in sums.items()}
+                found = delta(pre, self.states[rule.post], tuple(self.params[rule.param].shape))
+                step = self.step(rule, found)
+                sums[rule.param] = sums[rule.param] + step if rule.param in sums else step
+        return {name: self.moved(name, total) for name, total in sums.items()}
+
+    def step(self, rule: Plasticity, found: Tensor) -> Tensor:
+        """What a rule adds to its parameter where its sum of products is `found`."""
+        step = found * (rule.rate * rule.gain)
+        return step - rule.rate * rule.decay * self.params[rule.param] if rule.decay else step
+
+    def moved(self, name: str, total: Tensor) -> Tensor:
+        """A parameter with the sum of its changes."""
+        return self.params[name] + total

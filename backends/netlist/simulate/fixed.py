@@ -1,0 +1,169 @@
+"""Bit-true fixed point: every state and parameter an integer, saturating, with guard bits and lookup tables.
+
+The semantics are those of docs/netlist.md, "Fixed point"; hardware that follows them agrees bit for bit. The integers
+lie in float64, where they are exact (`formats.check`), so that the same matrix products serve as in floating point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pccompile.backends.netlist.expressions import function
+from pccompile.backends.netlist.format import Plasticity, Population, Projection, Spec, Tensors
+from pccompile.backends.netlist.simulate.formats import (
+    TABLE,
+    Bits,
+    Formats,
+    check,
+    decaying,
+    guard_bits,
+    halvings,
+    integers,
+    reals,
+    saturated,
+    scaling,
+    stepping,
+)
+from pccompile.backends.netlist.simulate.synchronous import Simulator
+
+Rounding = Literal["nearest", "stochastic"]
+"""How changes of parameters are rounded; all else is rounded to nearest."""
+
+EXACT_FUNCTIONS = ("relu(x)", "step(x)")
+"""What `map` units compute without a table."""
+
+
+def shifted(v: Tensor, k: int) -> Tensor:
+    """v · 2^-k to the nearest integer, ties upwards; exact where k ≤ 0."""
+    if k == 0:
+        return v
+    scaled: Tensor = v * 2.0**-k
+    return scaled if k < 0 else torch.floor(scaled + 0.5)
+
+
+def lottery(v: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """v · 2^-k, rounded up with the probability of its remainder."""
+    if k <= 0:
+        return v * 2.0**-k
+    draw = torch.rand(v.shape, generator=generator, dtype=torch.float64)
+    return torch.floor(v * 2.0**-k + torch.floor(draw * 2.0**k) * 2.0**-k)
+
+
+def table(population: Population, bits: Bits) -> Tensor:
+    """The entries of a map population's table: its function at the centre of each bin."""
+    entries, reach = population.table or TABLE
+    step = 2.0 ** (reach + 1 - entries)
+    centres = (torch.arange(2**entries, dtype=torch.float64) - 2 ** (entries - 1) + 0.5) * step
+    return integers(function(str(population.function))(centres), bits)
+
+
+def entry(u: Tensor, population: Population, fraction: int) -> Tensor:
+    """The number of the table entry that each input of a map population falls on."""
+    entries, reach = population.table or TABLE
+    place: Tensor = torch.floor(u * 2.0 ** (entries - reach - 1 - fraction)) + 2 ** (entries - 1)
+    return place.clamp(0, 2**entries - 1).to(torch.int64)
+
+
+class FixedSimulator(Simulator):
+    """A netlist in fixed point. `states` and `params` are integers in float64; `values` and `parameters` are real.
+
+    rounding: of changes of parameters. Raises CompileError for what fixed point cannot do exactly.
+    """
+
+    def __init__(
+        self, spec: Spec, tensors: Tensors, replicas: int = 1, rounding: Rounding = "nearest", seed: int = 0
+    ) -> None:
+        self.formats = Formats.of(spec, tensors)
+        check(spec, tensors, self.formats, replicas)
+        self.rounding, self.generator = rounding, torch.Generator().manual_seed(seed)
+        self.scales = {p.name: scaling(p, self.formats) for p in spec.projections}
+        self.halvings = {n: halvings(n, p) for n, p in spec.populations.items() if p.unit == "integrator"}
+        self.guards = {n: guard_bits(n, spec.populations[n]) for n in self.halvings}
+        self.tables = {
+            name: table(p, self.formats.states[name])
+            for name, p in spec.populations.items()
+            if p.unit == "map" and p.function not in EXACT_FUNCTIONS
+        }
+        super().__init__(spec, tensors, replicas)
+        self.params = {name: integers(p, self.formats.params[name]) for name, p in self.params.items()}
+
+    def reset(self) -> None:
+        """Forget all states; parameters stay."""
+        super().reset()
+        self.accumulators = {name: self.states[name] for name in self.halvings}
+
+    def set(self, population: str, value: Tensor) -> None:
+        """Set the state of an input population to the integers nearest to `value`."""
+        super().set(population, integers(torch.as_tensor(value), self.formats.states[population]))
+
+    def values(self) -> Mapping[str, Tensor]:
+        """The states as real numbers."""
+        return {name: reals(s, self.formats.states[name]) for name, s in self.states.items()}
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The parameters as real numbers."""
+        return {name: reals(p, self.formats.params[name]) for name, p in self.params.items()}
+
+    def scaled(self, p: Projection, got: Tensor) -> Tensor:
+        """`got` times the gain of a projection, in the fraction of its target."""
+        factor, shift = self.scales[p.name]
+        return shifted(got if factor == 1 else got * factor, shift)
+
+    def fit(self, name: str, integers: Tensor) -> Tensor:
+        """What a population's format holds of integers in its fraction."""
+        return saturated(integers, self.formats.states[name][0])
+
+    def summed(self, name: str, port: Tensor) -> Tensor:
+        """The state of a `sum` population."""
+        bias = self.bias(name)
+        if bias is not None:
+            fraction = self.formats.params[str(self.spec.populations[name].bias)][1]
+            port = port + shifted(bias, fraction - self.formats.states[name][1])
+        return self.fit(name, port)
+
+    def mapped(self, name: str, port: Tensor) -> Tensor:
+        """The state of a `map` population."""
+        population, (_, fraction) = self.spec.populations[name], self.formats.states[name]
+        u = self.fit(name, port)
+        if name in self.tables:
+            return self.tables[name][entry(u, population, fraction)]
+        if population.function == "relu(x)":
+            return u.clamp(min=0)
+        return self.fit(name, (u > 0).to(torch.float64) * 2.0**fraction)
+
+    def multiplied(self, name: str, x: Tensor, y: Tensor) -> Tensor:
+        """The state of a `product` population."""
+        return self.fit(name, shifted(self.fit(name, x) * self.fit(name, y), self.formats.states[name][1]))
+
+    def select(self, name: str) -> Tensor:
+        """The winners' messages."""
+        return self.fit(name, super().select(name))
+
+    def integrated(self, name: str) -> Tensor:
+        """The next state of an integrator, whose accumulator moves on."""
+        guard, total = self.guards[name], self.formats.states[name][0]
+        held, arriving = self.accumulators[name], self.ports(name)["in"] * 2.0**guard
+        change = arriving - held if self.spec.populations[name].leak else arriving
+        self.accumulators[name] = saturated(held + shifted(change, self.halvings[name]), total + guard)
+        return self.fit(name, shifted(self.accumulators[name], guard))
+
+    def step(self, rule: Plasticity, found: Tensor) -> Tensor:
+        """What a rule adds to its parameter where its sum of products is `found`, in the parameter's fraction."""
+        step = self.rounded(found, *stepping(rule, self.formats))
+        return step - self.rounded(self.params[rule.param], *decaying(rule)) if rule.decay else step
+
+    def rounded(self, integers: Tensor, factor: int, shift: int) -> Tensor:
+        """A change of a parameter, factor · 2^-shift of integers."""
+        product = integers if factor == 1 else integers * factor
+        return shifted(product, shift) if self.rounding == "nearest" else lottery(product, shift, self.generator)
+
+    def moved(self, name: str, total: Tensor) -> Tensor:
+        """A parameter with the sum of its changes, saturated."""
+        return saturated(self.params[name] + total, self.formats.params[name][0])
+
+
+__all__ = ["FixedSimulator", "Rounding", "entry", "shifted", "table"]
