@@ -40,7 +40,7 @@ def message(p: Projection, spec: Spec, tensors: Tensors) -> Message:
         case "dense":
             return lambda x, w, by: shaped(_dense(x, w, p.transpose))
         case "conv":
-            return lambda x, w, by: shaped(_convolution(p, shape, x, w))
+            return lambda x, w, by: _convolution(p, shape, x, w).reshape(x.shape[0], *shape)
         case "route":
             slots = torch.from_numpy(tensors[str(p.index)].astype("int64"))
             units = None if p.elements is None else torch.from_numpy(tensors[p.elements].astype("int64"))

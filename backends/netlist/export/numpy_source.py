@@ -1,0 +1,60 @@
+"""Functions of `map` units as NumPy source."""
+
+from __future__ import annotations
+
+import ast
+
+from pccompile.backends.netlist.expressions import function
+
+_UFUNCS = {
+    **{n: n for n in ("exp", "log", "sin", "cos", "tan", "sinh", "cosh", "tanh", "sqrt", "log1p", "expm1", "floor",
+                      "ceil", "trunc", "sign", "abs", "sinc", "i0")},
+    **{n: f"arc{n[1:]}" for n in ("asin", "acos", "atan", "asinh", "acosh", "atanh")},
+    "round": "rint",
+}  # fmt: skip
+_FORMS = {
+    **{name: f"np.{ufunc}({{0}})" for name, ufunc in _UFUNCS.items()},
+    **{n: f"special.{n}({{0}})" for n in ("erfinv", "digamma", "ndtri", "erfcx", "log_ndtr", "i1", "i0e", "i1e")},
+    **{n: f"np.vectorize(math.{n}, otypes=[float])({{0}})" for n in ("erf", "erfc", "lgamma")},
+    "ndtr": "np.vectorize(lambda a: math.erfc(-a / math.sqrt(2)) / 2, otypes=[float])({0})",
+    "trigamma": "special.polygamma(1, {0})",
+    "sigmoid": "1 / (1 + np.exp(-({0})))",
+    "relu": "np.maximum({0}, 0)",
+    "softplus": "np.logaddexp(0, {0})",
+    "step": "np.greater({0}, 0).astype(float)",
+    "hypot1": "np.hypot({0}, 1)",
+}  # fmt: skip
+"""What each function of the language is in NumPy; `special` is SciPy's, for what NumPy does not have."""
+
+_BINARY = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**", ast.BitAnd: "&", ast.BitOr: "|"}
+_COMPARED = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
+
+
+def numpy_source(text: str) -> str:
+    """The NumPy expression in x of a function of the language. Raises ValueError for any other text."""
+    function(text)
+    return _source(ast.parse(text, mode="eval").body)
+
+
+def _source(node: ast.expr) -> str:
+    match node:
+        case ast.Constant(value=bool(value)):
+            return repr(value)
+        case ast.Constant(value=int() | float() as value):
+            return repr(float(value))
+        case ast.Name():
+            return "x"
+        case ast.UnaryOp(operand=operand):
+            return f"(-{_source(operand)})"
+        case ast.BinOp(op=op, left=left, right=right):
+            return f"({_source(left)} {_BINARY[type(op)]} {_source(right)})"
+        case ast.Compare(left=left, ops=[op], comparators=[right]):
+            return f"({_source(left)} {_COMPARED[type(op)]} {_source(right)})"
+        case ast.Call(func=ast.Name(id="Piecewise"), args=branches):
+            pairs = (f"({_source(b.elts[0])}, {_source(b.elts[1])})" for b in branches if isinstance(b, ast.Tuple))
+            return f"piecewise({', '.join(pairs)})"
+        case ast.Call(func=ast.Name(id="polygamma"), args=[ast.Constant(value=order), of]):
+            return f"special.polygamma({int(order)}, {_source(of)})"  # type: ignore[arg-type]
+        case ast.Call(func=ast.Name(id=name), args=arguments):
+            return f"({_FORMS[name].format(*map(_source, arguments))})"
+    raise ValueError(f"no NumPy for {ast.unparse(node)[:80]}")

@@ -1,0 +1,232 @@
+"""Nengo simulates what we do, step by step, and what autograd says; it learns; the script stands alone."""
+
+import subprocess
+import sys
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pccompile.backends.netlist import Netlist, NetlistOptions
+from pccompile.backends.netlist.export.nengo import from_nengo, generated, to_nengo
+from pccompile.backends.netlist.export.numpy_source import numpy_source
+from pccompile.backends.netlist.expressions import FUNCTIONS, function
+from pccompile.circuits import compile_netlist
+
+nengo = pytest.importorskip("nengo", reason="Nengo is not installed: pip install 'pccompile[nengo]'")
+pytestmark = pytest.mark.filterwarnings("ignore:This learning rate is very high")
+
+
+class Cell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.out = nn.LSTMCell(2, 3), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = c = x.new_zeros(1, 3)
+        for step in x:
+            h, c = self.cell(step, (h, c))
+        return self.out(h)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.out = nn.Conv2d(2, 2, 3, padding=1, bias=False), nn.BatchNorm2d(2), nn.Linear(32, 2)
+        self.norm.running_mean.normal_()
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out((x + torch.relu(self.norm(self.conv(x)))).flatten(1))
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 2, 2), nn.Flatten(),
+                         nn.Linear(8, 2))  # fmt: skip
+
+
+def odd() -> nn.Module:
+    """Samples in one circuit, and convolutions that Nengo does not have."""
+    return nn.Sequential(nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2), nn.GELU(), nn.Conv2d(4, 2, 2, dilation=2),
+                         nn.Flatten(), nn.Linear(8, 2))  # fmt: skip
+
+
+MODELS = {
+    "mlp": (mlp, (1, 4), (1, 3)),
+    "cnn": (cnn, (1, 1, 6, 6), (1, 2)),
+    "lstm": (Cell, (2, 1, 2), (1, 2)),
+    "residual": (Residual, (1, 2, 4, 4), (1, 2)),
+    "odd": (odd, (2, 2, 8, 8), (2, 2)),
+}
+Case = tuple[nn.Module, Netlist, torch.Tensor, torch.Tensor]
+
+
+def case(name: str, ticks: int = 64) -> Case:
+    torch.manual_seed(0)
+    make, shape, to = MODELS[name]
+    model = make().double().eval()
+    x, t = torch.randn(shape, dtype=torch.float64), torch.randn(to, dtype=torch.float64)
+    return model, compile_netlist(model, (x,), options=NetlistOptions(ticks=ticks, rate=0.5)), x, t
+
+
+def simulated(network: object, steps: int) -> object:
+    simulator = nengo.Simulator(network, dt=0.001, progress_bar=False, optimize=False)
+    simulator.run_steps(steps, progress_bar=False)
+    return simulator
+
+
+@pytest.mark.parametrize("learning", ["nodes", "pes", None])
+@pytest.mark.parametrize("name", MODELS)
+def test_errors_and_learning_are_those_of_autograd(name: str, learning: str | None) -> None:
+    model, net, x, t = case(name, ticks=160)
+    network = to_nengo(net, x, t, learning=learning, probes=tuple(net.spec.populations))
+    simulator = simulated(network, 161)
+    states = {n: simulator.data[p][-1] for n, p in network.watched.items()}
+
+    outputs: list[torch.Tensor] = []
+    for module in model.modules():
+        if not list(module.children()) and not isinstance(module, nn.LSTMCell):
+            module.register_forward_hook(lambda _, i, o: outputs.append(o))
+    (0.5 * (model(x) - t).square().sum()).backward(inputs=[*outputs, *model.parameters()])
+    compared = 0
+    for out in outputs:
+        for population, state in states.items():
+            same = state.size == out.numel() and np.allclose(state, out.detach().numpy().ravel(), rtol=0, atol=1e-12)
+            if population.endswith(".v") and same and f"{population[:-2]}.e" in states:
+                error = states[f"{population[:-2]}.e"]
+                assert np.abs(error + out.grad.numpy().ravel()).max() <= 1e-6 * out.grad.abs().max().item()
+                compared += 1
+    assert compared >= min(len(outputs) - 1, 3) or name == "lstm"
+
+    if learning is not None:
+        learned = from_nengo(net, network, simulator)
+        for path, p in model.named_parameters():
+            change = (learned.tensors[path] - net.tensors[path]) * 2**4
+            assert np.abs(change + p.grad.numpy()).max() <= 1e-6 * p.grad.abs().max().item(), path
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_state_is_ours_in_every_step(name: str) -> None:
+    _, net, x, t = case(name)
+    integrators = [n for n, p in net.spec.populations.items() if p.unit == "integrator"]
+    ours = net.simulate(x, t, ticks=20, trace=integrators).traces
+    network = to_nengo(net, x, t, learning=None, probes=integrators)
+    simulator = simulated(network, 21)
+    for n in integrators:
+        assert not simulator.data[network.watched[n]][0].any()
+        expected = ours[n].reshape(20, -1)
+        assert simulator.data[network.watched[n]][1:] == pytest.approx(expected, abs=1e-14)
+
+
+def test_delays_rates_and_leaks() -> None:
+    _, net, x, t = case("mlp")
+    rates = {"n0.e": {"rate": 0.25, "leak": 0.5}, "n1.e": {"rate": 0.3, "leak": 0.0}}
+    populations = {n: msgspec.structs.replace(p, **rates.get(n, {})) for n, p in net.spec.populations.items()}
+    projections = tuple(msgspec.structs.replace(p, delay=i % 4) for i, p in enumerate(net.spec.projections))
+    net = Netlist(msgspec.structs.replace(net.spec, populations=populations, projections=projections), net.tensors)
+    network = to_nengo(net, x, t, probes=("n0.e", "n1.e", "n2.v"), learning=None)
+    simulator, ours = simulated(network, 31), net.simulate(x, t, ticks=31, trace=("n0.e", "n1.e", "n2.v")).traces
+    for n in ("n0.e", "n1.e"):
+        assert simulator.data[network.watched[n]][1:] == pytest.approx(ours[n].reshape(31, -1)[:-1], abs=1e-13)
+    assert simulator.data[network.watched["n2.v"]] == pytest.approx(ours["n2.v"].reshape(31, -1), abs=1e-13)
+    assert np.ptp(ours["n2.v"][:, 0], axis=0).max() > 0.1
+
+
+@pytest.mark.parametrize("learning", ["nodes", "pes"])
+def test_presentations_follow_each_other_and_learn(learning: str) -> None:
+    _, net, _, _ = case("mlp", ticks=7)
+    x, t = torch.randn(2, 4, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    network = to_nengo(net, x, t, learning=learning)
+    learned = from_nengo(net, network, simulated(network, 5 * 8))
+
+    ours = net.simulator(net.presentation(x[:1], t[:1]))
+    for i in range(5):
+        for name, value in net.presentation(x[i % 2], t[i % 2]).items():
+            ours.set(name, torch.from_numpy(value))
+        ours.run([("settle", 7), ("learn", 1)])
+    for path in net.spec.plastic():
+        assert learned.tensors[path] == pytest.approx(ours.params[path].numpy(), abs=1e-14)
+
+
+def test_a_decaying_parameter_decays() -> None:
+    _, net, x, t = case("mlp")
+    rules = tuple(msgspec.structs.replace(r, decay=0.5) for r in net.spec.plasticity)
+    net = Netlist(msgspec.structs.replace(net.spec, plasticity=rules), net.tensors)
+    network = to_nengo(net, x, t, learning="pes")
+    learned = from_nengo(net, network, simulated(network, 65))
+    for path, p in net.simulate(x, t, learn=True).params.items():
+        assert learned.tensors[path] == pytest.approx(p, abs=1e-13)
+
+
+def test_error_driven_learning_converges() -> None:
+    _, net, x, t = case("mlp", ticks=4)
+    network = to_nengo(net, x, t, learning="pes")
+    assert any(isinstance(c.learning_rule_type, nengo.PES) for c in network.all_connections)
+    simulator = simulated(network, 5 * 160)
+    errors = np.abs(simulator.data[network.watched["n2.e"]])
+    assert errors[0].max() > 0.5
+    assert errors[-1].max() < 1e-9
+
+
+def test_the_script_stands_alone(tmp_path) -> None:
+    from pccompile.backends.netlist.export import exporter
+
+    _, net, x, t = case("cnn")
+    script, data = exporter("nengo").emit(net, tmp_path, inputs=x, targets=t)
+    assert (script.name, data.name) == ("Sequential_nengo.py", "Sequential_nengo.npz")
+    blocked = (
+        f"import sys, runpy; sys.modules['torch'] = sys.modules['pccompile'] = None; sys.argv = [{str(script)!r}, "
+    )
+    blocked += f"'--save', {str(tmp_path / 'seen.npz')!r}]; runpy.run_path({str(script)!r}, run_name='__main__')"
+    run = subprocess.run([sys.executable, "-W", "error::SyntaxWarning", "-c", blocked], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    seen, ours = np.load(tmp_path / "seen.npz"), net.simulate(x, t, learn=True)
+    for name in ("n0.e", "n1.e"):
+        assert seen[name] == pytest.approx(ours.states[name].ravel(), abs=1e-12)
+        assert name in run.stdout
+    assert seen["parameter/0.weight"] == pytest.approx(ours.params["0.weight"], abs=1e-12)
+
+
+def test_the_same_script_twice(tmp_path) -> None:
+    from pccompile.backends.netlist.export import exporter
+
+    written = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        _, net, x, t = case("residual")
+        written.append([p.read_bytes() for p in exporter("nengo").emit(net, folder, inputs=x, targets=t)])
+    assert written[0] == written[1]
+
+
+def test_names_are_data() -> None:
+    net = case("mlp")[1]
+    name = 'a"""\nimport os  # {x}'
+    source = generated(Netlist(msgspec.structs.replace(net.spec, name=name), net.tensors)).source()
+    compile(source, "generated", "exec")
+    assert "\nimport os" not in source
+
+
+INPUTS = {"acosh": (1.1, 3), "log": (0.1, 3), "sqrt": (0.1, 3), "lgamma": (0.1, 3), "digamma": (0.1, 3),
+          "trigamma": (0.1, 3), "polygamma": (0.1, 3), "ndtri": (0.05, 0.95)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS])
+def test_functions_in_numpy(name: str) -> None:
+    special = pytest.importorskip("scipy.special")
+    text = {"polygamma": "polygamma(2, x)", "Piecewise": "Piecewise((x, (x > 0) & (x < 1)), (x**2, x <= 0), (1, True))"}
+    text = text.get(name, f"{name}(x) + 1/(2*x**2 + 1)")
+    parts = __import__("pccompile.backends.netlist.export.nengo_parts", fromlist=["piecewise"])
+    x = np.linspace(*INPUTS.get(name, (-0.9, 0.9)), 19)
+    scope = {"np": np, "math": __import__("math"), "special": special, "piecewise": parts.piecewise, "x": x}
+    got = eval(numpy_source(text), scope)
+    assert got == pytest.approx(function(text)(torch.from_numpy(x)).numpy(), rel=1e-9, abs=1e-12)
+
+
+def test_only_the_language_becomes_source() -> None:
+    with pytest.raises(ValueError, match="not in the language"):
+        numpy_source("__import__('os')")
