@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from sympy.printing.str import StrPrinter
 from torch import Tensor
 
+from pccompile.diagnostics import first_line
 from pccompile.ops import expressions as atoms
 
 X = sp.Symbol("x", real=True)
@@ -130,10 +132,12 @@ def function(source: str) -> Callable[[Tensor], Tensor]:
     if len(source) > LONGEST:
         raise ValueError(f"an expression of {len(source)} characters")
     try:
-        tree = ast.parse(source, mode="eval").body
+        evaluate = _compiled(ast.parse(source, mode="eval").body)
+        evaluate(torch.zeros(1, dtype=torch.float64))
     except (SyntaxError, MemoryError, RecursionError) as e:
         raise ValueError(f"no expression in x: {source[:80]!r}") from e
-    evaluate = _compiled(tree)
+    except (TypeError, RuntimeError, ArithmeticError) as e:
+        raise ValueError(f"{source[:80]!r} cannot be computed: {first_line(e)}") from e
 
     def apply(x: Tensor) -> Tensor:
         return torch.as_tensor(evaluate(x), dtype=torch.float64).expand(x.shape)
@@ -148,6 +152,8 @@ def _compiled(node: ast.expr) -> Callable[[Any], Any]:
             return lambda x: value
         case ast.Constant(value=int() | float() as value):
             number = float(value)  # powers of whole numbers could take for ever
+            if not math.isfinite(number):
+                raise ValueError("numbers of an expression are finite")
             return lambda x: number
         case ast.Name(id="x"):
             return lambda x: x

@@ -61,7 +61,9 @@ class Outputs:
             self._idle(name)
             return
         assert isinstance(value, Signal)
+        others = [self.lo.env.get(o) for o in self.lo.graph.outputs if o != name]
         shape, read = value.ids.shape, {p.pre for p in self.c.projections}
+        read |= {s for o in others if isinstance(o, Signal) for s in self.c.sources(o.ids)}
         found = self.c.whole(value.ids)
         fits = found is not None and found not in read and found not in self.errors and found in self.c.active
         if not fits or self.c.populations[str(found)].shape != shape:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,19 @@ class Netlist:
     def learned(self, result: Result) -> Netlist:
         """The circuit with the parameters that a simulation left."""
         return Netlist(self.spec, {**self.tensors, **result.params}, self.drawn)
+
+    def save(self, folder: str | Path, name: str | None = None) -> tuple[Path, Path]:
+        """Write `name.pcnet.json` and `name.safetensors`, and return their paths. Raises CompileError."""
+        from pccompile.backends.netlist.files import save
+
+        return save(self, Path(folder), self.spec.name if name is None else name)
+
+    @staticmethod
+    def load(path: str | Path) -> Netlist:
+        """The netlist of a description and the tensors beside it, checked. Raises CompileError with all problems."""
+        from pccompile.backends.netlist.files import load
+
+        return load(Path(path))
 
 
 def _named(kind: str, values: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
