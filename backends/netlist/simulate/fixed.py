@@ -139,9 +139,9 @@ class FixedSimulator(Simulator):
         """The state of a `product` population."""
         return self.fit(name, shifted(self.fit(name, x) * self.fit(name, y), self.formats.states[name][1]))
 
-    def select(self, name: str) -> Tensor:
+    def select(self, name: str, source: Projection, states: Tensor) -> Tensor:
         """The winners' messages."""
-        return self.fit(name, super().select(name))
+        return self.fit(name, super().select(name, source, states))
 
     def integrated(self, name: str) -> Tensor:
         """The next state of an integrator, whose accumulator moves on."""
@@ -161,9 +161,10 @@ class FixedSimulator(Simulator):
         product = integers if factor == 1 else integers * factor
         return shifted(product, shift) if self.rounding == "nearest" else lottery(product, shift, self.generator)
 
-    def moved(self, name: str, total: Tensor) -> Tensor:
-        """A parameter with the sum of its changes, saturated."""
-        return saturated(self.params[name] + total, self.formats.params[name][0])
+    def move(self, name: str, total: Tensor) -> None:
+        """Change a parameter in its place, saturating."""
+        bits = self.formats.params[name][0]
+        self.params[name].add_(total).clamp_(-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
 
 
 __all__ = ["FixedSimulator", "Rounding", "entry", "shifted", "table"]

@@ -20,7 +20,8 @@ class Simulator:
     """A netlist with states `[replicas, *shape]` and parameters, that ticks.
 
     Replicas are independent presentations which share parameters: a learning tick adds up what each asks for.
-    Integrators start at 0.
+    Integrators start at 0. A message and a state are made anew only when something that they are made of has changed:
+    where inputs stand still, value units cost nothing after the first tick.
     """
 
     def __init__(self, spec: Spec, tensors: Tensors, replicas: int = 1) -> None:
@@ -35,6 +36,7 @@ class Simulator:
         self.changes: list[tuple[Plasticity, Change]] = [(r, change(r, spec, tensors)) for r in spec.plasticity]
         self.integrators = [name for name, p in spec.populations.items() if p.unit == "integrator"]
         self.delays = {n: max((p.delay for p in spec.projections if p.pre == n), default=0) for n in spec.populations}
+        self.room: dict[str, Tensor] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -43,6 +45,7 @@ class Simulator:
             name: torch.zeros(self.replicas, *p.shape, dtype=torch.float64) for name, p in self.spec.populations.items()
         }
         self.winners: dict[str, Tensor] = {}
+        self.made: dict[str, tuple[tuple[tuple[Tensor | None, int], ...], Tensor]] = {}
         self.past: dict[str, deque[Tensor]] = {
             n: deque([self.states[n]] * d, maxlen=d) for n, d in self.delays.items() if d
         }
@@ -70,11 +73,11 @@ class Simulator:
         for name in self.order:
             self.states[name] = self.combine(name)
         latched = {name: self.integrated(name) for name in self.integrators}
-        changed = self.learned(phase)
+        change = self.learn(phase)
         for name, past in self.past.items():
             past.append(self.states[name])
         self.states.update(latched)
-        self.params.update(changed)
+        change()
         self.time += 1
 
     def read(self, p: Projection) -> Tensor:
@@ -85,7 +88,25 @@ class Simulator:
         """What a projection delivers."""
         param = self.params[p.param] if p.param is not None else None
         winners = self.winners[p.by] if p.by is not None else None
-        return self.scaled(p, self.messages[p.name](self.read(p), param, winners))
+        carried = self.read(p)
+        return self.fresh(
+            p.name,
+            (carried, param, winners),
+            lambda: self.scaled(p, self.messages[p.name](carried, param, winners)),
+        )
+
+    def fresh(self, name: str, sources: tuple[Tensor | None, ...], make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives, made again only when one of `sources` is another tensor than last time, or was changed."""
+        held = self.made.get(name)
+        if held is not None and len(held[0]) == len(sources):
+            for (tensor, version), source in zip(held[0], sources, strict=True):
+                if tensor is not source or (source is not None and source._version != version):
+                    break
+            else:
+                return held[1]
+        made = make()
+        self.made[name] = tuple((s, s._version if s is not None else 0) for s in sources), made
+        return made
 
     def scaled(self, p: Projection, got: Tensor) -> Tensor:
         """`got` times the gain of a projection."""
@@ -93,9 +114,12 @@ class Simulator:
 
     def ports(self, name: str) -> dict[str, Tensor]:
         """The sum of what arrives at each port of a population."""
+        return self.added(name, [self.arrived(p) for p in self.into[name]])
+
+    def added(self, name: str, arrived: list[Tensor]) -> dict[str, Tensor]:
+        """The sums of messages, one from each projection into a population, by port."""
         sums: dict[str, Tensor] = {}
-        for p in self.into[name]:
-            got = self.arrived(p)
+        for p, got in zip(self.into[name], arrived, strict=True):
             sums[p.port] = sums[p.port] + got if p.port in sums else got
         for port in ports_of(self.spec.populations[name].unit):
             if port not in sums:
@@ -114,16 +138,24 @@ class Simulator:
 
     def combine(self, name: str) -> Tensor:
         """The state of a combinational population."""
+        p = self.spec.populations[name]
+        if p.unit == "select":
+            (source,) = self.into[name]
+            carried = self.read(source)
+            return self.fresh(name, (carried,), lambda: self.select(name, source, carried))
+        arrived = [self.arrived(p) for p in self.into[name]]
+        bias = self.params[p.bias] if p.bias is not None else None
+        return self.fresh(name, (*arrived, bias), lambda: self.state(name, self.added(name, arrived)))
+
+    def state(self, name: str, ports: Mapping[str, Tensor]) -> Tensor:
+        """The state of a combinational population from what has arrived at its ports."""
         match self.spec.populations[name].unit:
-            case "select":
-                return self.select(name)
             case "product":
-                ports = self.ports(name)
                 return self.multiplied(name, ports["x"], ports["y"])
             case "map":
-                return self.mapped(name, self.ports(name)["in"])
+                return self.mapped(name, ports["in"])
             case _:
-                return self.summed(name, self.ports(name)["in"])
+                return self.summed(name, ports["in"])
 
     def summed(self, name: str, port: Tensor) -> Tensor:
         """The state of a `sum` population."""
@@ -138,11 +170,11 @@ class Simulator:
         """The state of a `product` population."""
         return x * y
 
-    def select(self, name: str) -> Tensor:
+    def select(self, name: str, source: Projection, states: Tensor) -> Tensor:
         """The winners' messages; which slot won is noted. Ties go to the slot that comes first."""
-        p, (source,) = self.spec.populations[name], self.into[name]
+        p = self.spec.populations[name]
         index = self.ranks[str(source.index)].long()
-        carried = self.read(source).flatten(1)[:, index.clamp(min=0)]
+        carried = states.flatten(1)[:, index.clamp(min=0)]
         upwards = (source.gain < 0) == p.smallest
         candidates = torch.where(index < 0, -torch.inf, carried if upwards else -carried)
         if p.ranks is None:
@@ -157,24 +189,33 @@ class Simulator:
     def integrated(self, name: str) -> Tensor:
         """The next state of an integrator."""
         p, state = self.spec.populations[name], self.states[name]
-        return state + p.rate * (self.ports(name)["in"] - p.leak * state)
+        arriving = self.ports(name)["in"]
+        return state + p.rate * (arriving - p.leak * state if p.leak else arriving)
 
-    def learned(self, phase: str) -> dict[str, Tensor]:
-        """The parameters after this tick's plasticity."""
-        sums: dict[str, Tensor] = {}
-        for rule, delta in self.changes:
-            if rule.phase == phase:
-                pre = self.states[rule.pre] if rule.pre is not None else None
-                found = delta(pre, self.states[rule.post], tuple(self.params[rule.param].shape))
-                step = self.step(rule, found)
-                sums[rule.param] = sums[rule.param] + step if rule.param in sums else step
-        return {name: self.moved(name, total) for name, total in sums.items()}
+    def learn(self, phase: str) -> Callable[[], None]:
+        """What this tick's plasticity asks for, found; the call changes the parameters."""
+        totals: dict[str, Tensor] = {}
+        for rule, products in self.changes:
+            if rule.phase != phase:
+                continue
+            pre, param = self.states[rule.pre] if rule.pre is not None else None, self.params[rule.param]
+            further = totals.get(rule.param)
+            if further is not None or rule.param not in self.room:
+                self.room[rule.param] = torch.empty_like(param)
+            step = self.step(rule, products(pre, self.states[rule.post], self.room[rule.param]))
+            totals[rule.param] = step if further is None else further + step
+
+        def change() -> None:
+            for name, total in totals.items():
+                self.move(name, total)
+
+        return change
 
     def step(self, rule: Plasticity, found: Tensor) -> Tensor:
-        """What a rule adds to its parameter where its sum of products is `found`."""
-        step = found * (rule.rate * rule.gain)
-        return step - rule.rate * rule.decay * self.params[rule.param] if rule.decay else step
+        """What a rule adds to its parameter where its sum of products is `found`, which may be overwritten."""
+        step = found.mul_(rule.rate * rule.gain)
+        return step.sub_(self.params[rule.param], alpha=rule.rate * rule.decay) if rule.decay else step
 
-    def moved(self, name: str, total: Tensor) -> Tensor:
-        """A parameter with the sum of its changes."""
-        return self.params[name] + total
+    def move(self, name: str, total: Tensor) -> None:
+        """Change a parameter in its place."""
+        self.params[name].add_(total)
