@@ -123,6 +123,18 @@ class Netlist:
         params = {name: p.numpy() for name, p in simulator.params.items()}
         return Result(states, params, outputs, {name: np.stack(v) for name, v in kept.items() if v})
 
+    def to_nengo(self, inputs: Any = (), targets: Any = (), **options: Any) -> Any:
+        """A `nengo.Network`; see `export.nengo.to_nengo`."""
+        from pccompile.backends.netlist.export.nengo import to_nengo
+
+        return to_nengo(self, inputs, targets, **options)
+
+    def to_nir(self, strict: bool = True) -> Any:
+        """A `nir.NIRGraph`; see `export.nir.to_nir`."""
+        from pccompile.backends.netlist.export.nir import to_nir
+
+        return to_nir(self, strict)
+
     def learned(self, result: Result) -> Netlist:
         """The circuit with the parameters that a simulation left."""
         return Netlist(self.spec, {**self.tensors, **result.params}, self.drawn)

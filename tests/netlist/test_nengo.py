@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pccompile.backends.netlist import Netlist, NetlistOptions
-from pccompile.backends.netlist.export.nengo import from_nengo, generated, to_nengo
+from pccompile.backends.netlist.export.nengo import from_nengo, generated
 from pccompile.backends.netlist.export.numpy_source import numpy_source
 from pccompile.backends.netlist.expressions import FUNCTIONS, function
 from pccompile.circuits import compile_netlist
@@ -85,7 +85,7 @@ def simulated(network: object, steps: int) -> object:
 @pytest.mark.parametrize("name", MODELS)
 def test_errors_and_learning_are_those_of_autograd(name: str, learning: str | None) -> None:
     model, net, x, t = case(name, ticks=160)
-    network = to_nengo(net, x, t, learning=learning, probes=tuple(net.spec.populations))
+    network = net.to_nengo(x, t, learning=learning, probes=tuple(net.spec.populations))
     simulator = simulated(network, 161)
     states = {n: simulator.data[p][-1] for n, p in network.watched.items()}
 
@@ -116,7 +116,7 @@ def test_every_state_is_ours_in_every_step(name: str) -> None:
     _, net, x, t = case(name)
     integrators = [n for n, p in net.spec.populations.items() if p.unit == "integrator"]
     ours = net.simulate(x, t, ticks=20, trace=integrators).traces
-    network = to_nengo(net, x, t, learning=None, probes=integrators)
+    network = net.to_nengo(x, t, learning=None, probes=integrators)
     simulator = simulated(network, 21)
     for n in integrators:
         assert not simulator.data[network.watched[n]][0].any()
@@ -130,7 +130,7 @@ def test_delays_rates_and_leaks() -> None:
     populations = {n: msgspec.structs.replace(p, **rates.get(n, {})) for n, p in net.spec.populations.items()}
     projections = tuple(msgspec.structs.replace(p, delay=i % 4) for i, p in enumerate(net.spec.projections))
     net = Netlist(msgspec.structs.replace(net.spec, populations=populations, projections=projections), net.tensors)
-    network = to_nengo(net, x, t, probes=("n0.e", "n1.e", "n2.v"), learning=None)
+    network = net.to_nengo(x, t, probes=("n0.e", "n1.e", "n2.v"), learning=None)
     simulator, ours = simulated(network, 31), net.simulate(x, t, ticks=31, trace=("n0.e", "n1.e", "n2.v")).traces
     for n in ("n0.e", "n1.e"):
         assert simulator.data[network.watched[n]][1:] == pytest.approx(ours[n].reshape(31, -1)[:-1], abs=1e-13)
@@ -142,7 +142,7 @@ def test_delays_rates_and_leaks() -> None:
 def test_presentations_follow_each_other_and_learn(learning: str) -> None:
     _, net, _, _ = case("mlp", ticks=7)
     x, t = torch.randn(2, 4, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
-    network = to_nengo(net, x, t, learning=learning)
+    network = net.to_nengo(x, t, learning=learning)
     learned = from_nengo(net, network, simulated(network, 5 * 8))
 
     ours = net.simulator(net.presentation(x[:1], t[:1]))
@@ -158,7 +158,7 @@ def test_a_decaying_parameter_decays() -> None:
     _, net, x, t = case("mlp")
     rules = tuple(msgspec.structs.replace(r, decay=0.5) for r in net.spec.plasticity)
     net = Netlist(msgspec.structs.replace(net.spec, plasticity=rules), net.tensors)
-    network = to_nengo(net, x, t, learning="pes")
+    network = net.to_nengo(x, t, learning="pes")
     learned = from_nengo(net, network, simulated(network, 65))
     for path, p in net.simulate(x, t, learn=True).params.items():
         assert learned.tensors[path] == pytest.approx(p, abs=1e-13)
@@ -166,7 +166,7 @@ def test_a_decaying_parameter_decays() -> None:
 
 def test_error_driven_learning_converges() -> None:
     _, net, x, t = case("mlp", ticks=4)
-    network = to_nengo(net, x, t, learning="pes")
+    network = net.to_nengo(x, t, learning="pes")
     assert any(isinstance(c.learning_rule_type, nengo.PES) for c in network.all_connections)
     simulator = simulated(network, 5 * 160)
     errors = np.abs(simulator.data[network.watched["n2.e"]])

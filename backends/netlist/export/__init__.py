@@ -19,6 +19,7 @@ GROUP = "pccompile.backends"
 
 TABLE = {
     "nengo": "pccompile.backends.netlist.export.nengo:EXPORTER",
+    "nir": "pccompile.backends.netlist.export.nir:EXPORTER",
 }
 """The exporters that come with pccompile, for a source tree whose metadata do not name them."""
 

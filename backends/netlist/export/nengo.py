@@ -58,7 +58,7 @@ def generated(
     return Script(net, presented, learning, ticks, probes)
 
 
-def to_nengo(net: Netlist, *presented: Any, **options: Any) -> Any:
+def to_nengo(net: Netlist, inputs: Any = (), targets: Any = (), **options: Any) -> Any:
     """A `nengo.Network` of `net`, for simulation with `dt=0.001`, a tick a step.
 
     inputs, targets, clamps, draws: as for `Netlist.simulate`; several presentations follow each other, each for as many
@@ -69,7 +69,7 @@ def to_nengo(net: Netlist, *presented: Any, **options: Any) -> Any:
     from a simulator. A probe sees what other units see in a step: an integrator before it latches. Raises CompileError.
     """
     library("nengo", "nengo")
-    script = generated(net, *presented, **options)
+    script = generated(net, inputs, targets, **options)
     scope: dict[str, Any] = {"__name__": "pccompile_generated"}
     exec(compile(script.source(), f"{identifier(net.spec.name)}_nengo.py", "exec"), scope)
     return scope["build"](script.data, script.presented)
