@@ -162,9 +162,11 @@ class _File:
 
     def late_dims(self) -> dict[Ref, list[tuple[str, int]]]:
         """For each value whose size is known only when it has been computed, the lengths to read off it."""
+        functions = (self.lowered.predict, self.lowered.infer, self.lowered.learn, self.lowered.sweep)
+        used = {d for f in functions for s in f.statements() for d in s.lengths}
         found: dict[Ref, list[tuple[str, int]]] = {}
         for name, source in self.pc.graph.dims.items():
-            if source.tensor in self.lowered.made:
+            if name in used and source.tensor in self.lowered.made:
                 found.setdefault(self.lowered.made[source.tensor], []).append((name, source.axis))
         return found
 

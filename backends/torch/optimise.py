@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from pccompile.backends.torch.lower import Lowered
 from pccompile.backends.torch.statements import Function, Line, Loop, Statement
@@ -12,6 +13,8 @@ from pccompile.ir import Ref
 
 def optimise(lowered: Lowered) -> Lowered:
     """Drop what no result needs, and settle what prediction has to keep for inference and learning."""
+    dims = lowered.program.pc.graph.dims.items()
+    sources = {name: lowered.made[s.tensor] for name, s in dims if s.tensor in lowered.made}
     later = [without_dead(f) for f in (lowered.infer, lowered.learn, lowered.sweep)]
     made = {s.target: s for s in lowered.predict.statements()}
     needed: dict[Ref, None] = {}
@@ -20,7 +23,8 @@ def optimise(lowered: Lowered) -> Lowered:
         params = [made[r] for r in wanted if r in made and _is_param(made[r])]
         f.lines[:0] = [replace(s) for s in params]
         needed.update({r: None for r in wanted if r not in {s.target for s in params}})
-    predict = without_dead(Function(lowered.predict.lines, lowered.predict.results), needed)
+    measured = [sources[d] for f in later for s in f.statements() for d in s.lengths if d in sources]
+    predict = without_dead(Function(lowered.predict.lines, lowered.predict.results), [*needed, *measured], sources)
     written = {(s.args["table"], s.args["key"]) for s in predict.statements() if s.op == "copy"}
     for s in predict.statements():
         if s.op == "leaf" and s.target in needed and (s.args["table"], s.args["key"]) in written:
@@ -34,8 +38,11 @@ def _is_param(s: Statement) -> bool:
     return s.op == "leaf" and s.args["table"] == "params"
 
 
-def without_dead(f: Function, also: Iterable[Ref] = ()) -> Function:
-    """`f` without statements that neither its results nor `also` need."""
+def without_dead(f: Function, also: Iterable[Ref] = (), sources: Mapping[str, Ref] = MappingProxyType({})) -> Function:
+    """`f` without statements that neither its results nor `also` need.
+
+    sources: the values that lengths are read off.
+    """
     need = {*f.results.values(), *also}
     kept: list[Line] = []
     for line in reversed(f.lines):
@@ -47,6 +54,7 @@ def without_dead(f: Function, also: Iterable[Ref] = ()) -> Function:
         elif line.target in need or line.op == "copy":
             kept.append(line)
             need.update(line.reads)
+            need.update(sources[d] for d in line.lengths if d in sources)
     return Function(list(reversed(kept)), f.results)
 
 

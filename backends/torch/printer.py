@@ -117,7 +117,7 @@ class Printer:
 
     def inlines(self, s: Statement) -> bool:
         """Whether a statement is written where it is read."""
-        if s.target in self.kept or s.op in ("alias", "copy", "clamp"):
+        if s.target in self.kept or s.target in self.late_dims or s.op in ("alias", "copy", "clamp"):
             return False
         readers = self.readers.get(s.target, [])
         if s.op == "leaf" and s.args["table"] == "params":
@@ -158,10 +158,9 @@ class Printer:
         self.comment(s.vertex, depth)
         if self.unpack(s, depth):
             return
-        if self.in_place(s, i, depth, last, kept) or self.overwrites(s, i, depth, last, kept):
-            return
-        expression = self.expression(s)
-        self.line(depth, f"{self.own_name(s.target)} = {expression}")
+        if not self.in_place(s, i, depth, last, kept) and not self.overwrites(s, i, depth, last, kept):
+            expression = self.expression(s)
+            self.line(depth, f"{self.own_name(s.target)} = {expression}")
         for name, axis in self.late_dims.get(s.target, ()):
             self.line(depth, f"{name} = {self.names[s.target]}.shape[{axis}]")
 
@@ -261,8 +260,9 @@ class Printer:
         """Print an operation with several results, where more than one is read, as one assignment to all of them."""
         count = result_count(s.op)
         parts = [p for p in self.readers.get(s.target, ()) if p is not None and p.op == "getitem"]
+        measured = any(p.target in self.late_dims for p in parts)
         here = all(self.block_of[p.target] == self.block_of[s.target] for p in parts)
-        if len(parts) < 2 or count is None or not here or len(self.readers[s.target]) != len(parts):
+        if len(parts) < 2 or count is None or not here or measured or len(self.readers[s.target]) != len(parts):
             return False
         names = ["_"] * count
         for p in parts:

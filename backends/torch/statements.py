@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from pccompile.ir import Arg, Ref, refs
+from pccompile.ir import Arg, Ref, lengths, refs
 
 
 @dataclass(eq=False)
@@ -30,6 +30,11 @@ class Statement:
     def reads(self) -> tuple[Ref, ...]:
         """The values that the statement needs."""
         return tuple(refs(self.args.values()))
+
+    @property
+    def lengths(self) -> tuple[str, ...]:
+        """The free dimensions that the statement is written with."""
+        return tuple(lengths(self.args.values()))
 
 
 @dataclass(eq=False)

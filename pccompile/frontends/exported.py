@@ -26,6 +26,7 @@ from pccompile.ir import DEVICE, Arg, Graph, Node, Ref, Source, TensorType, Type
 from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer, bind
 from pccompile.ops.functions import FUNCTION, call_of
+from pccompile.ops.pieces import PIECE, SPLIT
 from pccompile.ops.trace import AS_STRIDED, own_strides
 
 Locate = Callable[[fx.Node], Location | None]
@@ -213,7 +214,9 @@ class _Importer:
             self._size(n, value)
             return
         op = op_name(n.target)
-        if n.target is operator.getitem:
+        if n.target is operator.getitem and isinstance(self.env[n.args[0]], tuple):  # type: ignore[index]
+            self.env[n] = self.env[n.args[0]][n.args[1]]  # type: ignore[index]
+        elif n.target is operator.getitem:
             of = self.env[n.args[0]]  # type: ignore[index]
             self._append(n, "getitem", {"of": of, "index": n.args[1]}, label=self.parts.get(of))
         elif op in CONTROL:
@@ -232,7 +235,19 @@ class _Importer:
             bound = bind(op, args, kwargs)
             if op == FUNCTION:
                 bound["key"] = call_of(bound["key"])
-            self._append(n, op, bound)
+            if op == SPLIT:
+                self._pieces(n, bound)
+            else:
+                self._append(n, op, bound)
+
+    def _pieces(self, n: fx.Node, bound: Mapping[str, Arg]) -> None:
+        """Each piece of a tensor that is split at places which a tensor holds, as an operation of its own."""
+        found = []
+        for i, piece in enumerate(n.meta["val"]):
+            type_ = self.typer.type_of(piece)
+            self._append(n, PIECE, {**bound, "index": i, "type": type_}, type_)
+            found.append(self.env[n])
+        self.env[n] = tuple(found)
 
     def _control(self, n: fx.Node, op: str) -> None:
         name, types = self._label(n, op), self._builder(n).types
@@ -304,14 +319,14 @@ class _Importer:
                 self._refuse_number(n)
             op, args = call or (op, args)
         name = self.namer(label or self._label(n, op))
-        for t in type_ if isinstance(type_, tuple) else (type_,):
-            self._new_dims(name, t)
+        if isinstance(type_, TensorType):
+            self._new_dims(name, type_)
         self.nodes.append(Node(name, op, args, type_, self._where(n)))
         self.env[n] = Ref(name)
 
-    def _new_dims(self, name: str, type_: TensorType | None) -> None:
+    def _new_dims(self, name: str, type_: TensorType) -> None:
         """Lengths that depend on the data, such as the number of entries that are not zero, are read off the result."""
-        for axis, d in enumerate(type_.shape if type_ else ()):
+        for axis, d in enumerate(type_.shape):
             if isinstance(d, sympy.Symbol) and str(d) not in self.dims:
                 self.dims[str(d)] = Source(name, axis)
 

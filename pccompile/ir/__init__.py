@@ -1,6 +1,6 @@
 """Three frozen, name-based data structures: Graph (operations), PCGraph (vertices), Program (a schedule)."""
 
-from pccompile.ir.fragment import Fragment
+from pccompile.ir.fragment import Fragment, lengths
 from pccompile.ir.graph import (
     DEVICE,
     Arg,
@@ -38,6 +38,7 @@ __all__ = [
     "Type",
     "Vertex",
     "flat",
+    "lengths",
     "live",
     "map_refs",
     "refs",

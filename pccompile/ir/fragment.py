@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from pccompile.ir.graph import Node, Ref, TensorType
+import sympy
+
+from pccompile.ir.graph import Arg, Node, Ref, TensorType
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,3 +32,15 @@ class Fragment:
     def __str__(self) -> str:
         body = "; ".join(map(str, self.nodes))
         return f"{self.name}({', '.join(self.parameters)}) {{{body}; return {', '.join(map(repr, self.results))}}}"
+
+
+def lengths(args: Iterable[Arg]) -> Iterator[str]:
+    """The names of the free dimensions that `args` are written with, through tuples and programs."""
+    for a in args:
+        if isinstance(a, sympy.Expr):
+            yield from sorted(map(str, a.free_symbols))
+        elif isinstance(a, tuple):
+            yield from lengths(a)
+        elif isinstance(a, Fragment):
+            for n in a.nodes:
+                yield from lengths(n.args.values())

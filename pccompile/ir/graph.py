@@ -158,13 +158,16 @@ def map_refs(arg: Arg, rename: Callable[[Ref], Arg]) -> Arg:
     return tuple(map_refs(a, rename) for a in arg) if isinstance(arg, tuple) else arg
 
 
-def live(nodes: Iterable[Node], roots: Iterable[str]) -> tuple[Node, ...]:
-    """The nodes that `roots` need, in order."""
+def live(
+    nodes: Iterable[Node], roots: Iterable[str], also: Callable[[Node], Iterable[str]] = lambda n: ()
+) -> tuple[Node, ...]:
+    """The nodes that `roots` need, in order. also(node): what a node needs besides its inputs."""
     need, keep = set(roots), []
     for n in reversed(tuple(nodes)):
         if n.name in need:
             keep.append(n)
             need.update(n.inputs)
+            need.update(also(n))
     return tuple(reversed(keep))
 
 

@@ -55,6 +55,49 @@ def test_a_number_is_an_operand(name: str, dtype: torch.dtype) -> None:
     assert distance(gradients(pc, half_squares(found)), gradients(plain, half_squares(wanted))) < limit
 
 
+class Counter(nn.Module):
+    """`use` of hidden values and of where the inputs' first entries are positive."""
+
+    def __init__(self, use: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.a, self.use = nn.Linear(4, 4), use
+
+    def forward(self, x: Tensor) -> Any:
+        return self.use(self.a(x), x[:, 0] > 0)
+
+
+def grouped(h: Tensor, where: Tensor) -> Tensor:
+    groups, group = torch.unique(where, return_inverse=True)
+    return torch.zeros(groups.shape[0], 4, dtype=h.dtype).index_add(0, group, h)
+
+
+def split(h: Tensor, where: Tensor) -> Tensor:
+    first, second, third = torch.tensor_split(h, torch.stack([where.sum(), (~where).sum()]))
+    return second.sin().sum(0) * first.shape[0] + third.square().sum(0)
+
+
+COUNTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "places": lambda h, where: h.sum(0) * where.nonzero().shape[0],
+    "chosen": lambda h, where: h[where].sum(0) / (h[where].shape[0] + 1),
+    "unread": lambda h, where: h.sum(0) * h[where].shape[0],
+    "index": lambda h, where: h[where.nonzero(as_tuple=True)[0]].exp(),
+    "grouped": grouped,
+    "kinds": lambda h, where: h.sum(0) * torch.unique_consecutive(where).shape[0],
+    "split": split,
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_length_that_the_data_decides(name: str) -> None:
+    make = lambda: Counter(COUNTS[name])  # noqa: E731
+    x = torch.randn(7, 4, dtype=torch.float64)
+    pc, plain = pccompile.compile(seeded(make), (x,)), seeded(make)
+    for y in (x, -x, x[:5], x.abs()):
+        found, wanted = pc(y), plain(y)
+        torch.testing.assert_close(found, wanted)
+        assert distance(gradients(pc, half_squares(found)), gradients(plain, half_squares(wanted))) < 1e-12
+
+
 def test_a_number_is_returned_as_a_number() -> None:
     make = lambda: Reader(lambda h, a, n: (h, a, n))  # noqa: E731
     x = torch.randn(3, 4, dtype=torch.float64)

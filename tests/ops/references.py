@@ -58,6 +58,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "pcc.lstm_layer": _lstm,
     "pcc.gru_layer": _gru,
     "pcc.rnn_layer": _rnn,
+    "pcc.piece": lambda x, at, dim, index, type_: torch.tensor_split(x, at, dim)[index],
     "pcc.flat": lambda value, by: by.clone().copy_(value.detach()),
     "aten.heaviside.default": lambda x, y: torch.heaviside(x.detach(), y.detach()),  # torch has no derivative
     "aten.floor_divide.default": lambda x, y: x.detach() // (y.detach() if isinstance(y, Tensor) else y),
