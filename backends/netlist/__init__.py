@@ -4,5 +4,17 @@ from pccompile.backends.netlist.build import NetlistOptions, build
 from pccompile.backends.netlist.losses import LOSSES, with_probabilities
 from pccompile.backends.netlist.lower import has_circuit
 from pccompile.backends.netlist.netlist import Netlist, Result
+from pccompile.backends.netlist.session import Session
+from pccompile.backends.netlist.simulate.asynchronous import Asynchrony
 
-__all__ = ["LOSSES", "Netlist", "NetlistOptions", "Result", "build", "has_circuit", "with_probabilities"]
+__all__ = [
+    "LOSSES",
+    "Asynchrony",
+    "Netlist",
+    "NetlistOptions",
+    "Result",
+    "Session",
+    "build",
+    "has_circuit",
+    "with_probabilities",
+]

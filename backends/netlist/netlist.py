@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,11 @@ from pccompile.backends.netlist.format import Spec
 from pccompile.backends.netlist.losses import encoded
 from pccompile.backends.netlist.simulate.synchronous import Simulator, Watch
 from pccompile.diagnostics import CompileError
+
+if TYPE_CHECKING:
+    from pccompile.backends.netlist.session import Session
+    from pccompile.backends.netlist.simulate.asynchronous import Asynchrony
+    from pccompile.backends.netlist.simulate.fixed import Rounding
 
 
 @dataclass(frozen=True)
@@ -74,15 +79,23 @@ class Netlist:
                     raise CompileError(f"{kind} {name}: {e}") from e
         return found
 
+    @property
+    def quantised(self) -> bool:
+        """Whether the netlist names formats of fixed point."""
+        spec = self.spec
+        return any(p.bits for p in spec.populations.values()) or any(t.bits for t in spec.tensors.values())
+
+    def session(self, replicas: int = 1, **options: Any) -> Session:
+        """The netlist running, for presentations one after another; the options are those of `Session`."""
+        from pccompile.backends.netlist.session import Session
+
+        return Session(self, replicas, **options)
+
     def simulator(self, presentation: Mapping[str, np.ndarray]) -> Simulator:
         """A simulator with the input populations set, a replica for each presentation."""
-        replicas = max((len(v) for v in presentation.values()), default=1)
-        simulator = Simulator(self.spec, self.tensors, replicas)
-        for name, value in presentation.items():
-            if len(value) not in (1, replicas):
-                raise CompileError(f"{name} has {len(value)} presentations, others have {replicas}")
-            simulator.set(name, torch.from_numpy(value))
-        return simulator
+        session = self.session(max((len(v) for v in presentation.values()), default=1))
+        session.set(presentation)
+        return session.simulator
 
     def simulate(
         self,
@@ -95,33 +108,31 @@ class Netlist:
         learn: bool = False,
         trace: Sequence[str] = (),
         watch: Watch | None = None,
+        progress: bool = False,
+        bits: tuple[int, int] | None = None,
+        rounding: Rounding = "nearest",
+        asynchronous: Asynchrony | None = None,
+        seed: int = 0,
     ) -> Result:
         """Present tensors, settle for `ticks` and, if `learn`, change the parameters in one more tick.
 
         inputs, targets, clamps: one tensor, a sequence in the model's order, or a mapping by name; a leading axis more
-        than the port has is that of replicas. trace: populations whose states are kept for every tick,
-        `[ticks, replicas, *shape]`. Raises CompileError.
+        than the port has is that of replicas. bits: of weights and of states, `quantise` with this presentation first.
+        trace, watch, progress: see `Session.run`; rounding, asynchronous, seed: see `Session`. Raises CompileError.
         """
-        phases = {p.name: p.ticks for p in self.spec.phases}
-        if unknown := [t for t in trace if t not in self.spec.populations]:
-            raise CompileError(f"no population is called {unknown[0]}")
-        simulator = self.simulator(self.presentation(inputs, targets, clamps, draws))
-        kept: dict[str, list[np.ndarray]] = {name: [] for name in trace}
+        presentation = self.presentation(inputs, targets, clamps, draws)
+        net = self if bits is None else self.quantise(*bits, presentations=[presentation])
+        replicas = max((len(v) for v in presentation.values()), default=1)
+        session = net.session(replicas, asynchronous=asynchronous, rounding=rounding, seed=seed)
+        session.set(presentation)
+        traces = session.run(ticks, learn=learn, trace=trace, watch=watch, progress=progress)
+        return Result(session.states, session.params, session.outputs, traces)
 
-        def note(time: int, states: Mapping[str, torch.Tensor]) -> None:
-            for name in trace:
-                kept[name].append(states[name].numpy().copy())
-            if watch is not None:
-                watch(time, states)
+    def quantise(self, weight_bits: int = 8, state_bits: int = 16, **options: Any) -> Netlist:
+        """The netlist in fixed point; the options are those of `transforms.quantise`."""
+        from pccompile.backends.netlist.transforms.quantise import quantise
 
-        plan = [("settle", ticks if ticks is not None else phases.get("settle", 1))]
-        if learn:
-            plan.append(("learn", phases.get("learn", 1)))
-        simulator.run(plan, note)
-        states = {name: s.numpy() for name, s in simulator.states.items()}
-        outputs = {name: states[port.population] for name, port in self.spec.outputs.items()}
-        params = {name: p.numpy() for name, p in simulator.params.items()}
-        return Result(states, params, outputs, {name: np.stack(v) for name, v in kept.items() if v})
+        return quantise(self, weight_bits, state_bits, **options)
 
     def to_nengo(self, inputs: Any = (), targets: Any = (), **options: Any) -> Any:
         """A `nengo.Network`; see `export.nengo.to_nengo`."""

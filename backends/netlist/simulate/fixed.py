@@ -100,9 +100,9 @@ class FixedSimulator(Simulator):
         """Set the state of an input population to the integers nearest to `value`."""
         super().set(population, integers(torch.as_tensor(value), self.formats.states[population]))
 
-    def values(self) -> Mapping[str, Tensor]:
-        """The states as real numbers."""
-        return {name: reals(s, self.formats.states[name]) for name, s in self.states.items()}
+    def value(self, name: str) -> Tensor:
+        """The state of a population as real numbers."""
+        return reals(self.states[name], self.formats.states[name])
 
     def parameters(self) -> Mapping[str, Tensor]:
         """The parameters as real numbers."""

@@ -36,6 +36,7 @@ class Simulator:
         self.changes: list[tuple[Plasticity, Change]] = [(r, change(r, spec, tensors)) for r in spec.plasticity]
         self.integrators = [name for name, p in spec.populations.items() if p.unit == "integrator"]
         self.delays = {n: max((p.delay for p in spec.projections if p.pre == n), default=0) for n in spec.populations}
+        self.rates: dict[str, float | Tensor] = {n: spec.populations[n].rate for n in self.integrators}
         self.room: dict[str, Tensor] = {}
         self.reset()
 
@@ -66,7 +67,19 @@ class Simulator:
             for _ in range(ticks):
                 self.tick(name)
                 if watch is not None:
-                    watch(self.time, self.states)
+                    watch(self.time, self.values())
+
+    def value(self, name: str) -> Tensor:
+        """The state of a population as real numbers."""
+        return self.states[name]
+
+    def values(self) -> Mapping[str, Tensor]:
+        """The states as real numbers."""
+        return {name: self.value(name) for name in self.states}
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The parameters as real numbers."""
+        return self.params
 
     def tick(self, phase: str) -> None:
         """One tick: combinational units in order, then everything that latches, from the same states."""
@@ -190,7 +203,7 @@ class Simulator:
         """The next state of an integrator."""
         p, state = self.spec.populations[name], self.states[name]
         arriving = self.ports(name)["in"]
-        return state + p.rate * (arriving - p.leak * state if p.leak else arriving)
+        return state + self.rates[name] * (arriving - p.leak * state if p.leak else arriving)
 
     def learn(self, phase: str) -> Callable[[], None]:
         """What this tick's plasticity asks for, found; the call changes the parameters."""
