@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,18 +12,19 @@ from torch.utils import _pytree as pytree
 from pccompile.backends.netlist import Netlist, NetlistOptions, build, has_circuit, with_probabilities
 from pccompile.driver import Hook, Stages, _silent, import_model
 from pccompile.frontends.exported import Imported, Locate
-from pccompile.ir import Graph
+from pccompile.ir import Graph, Ref
 from pccompile.passes.activity import active
 from pccompile.passes.canonicalise import canonicalise
 from pccompile.passes.dce import dce
 from pccompile.passes.simplify import simplify
 
 
-def simple_graph(imported: Imported, loss: str, hook: Hook = _silent) -> tuple[Graph, dict[str, str]]:
-    """A model in operations that have circuits, as far as it can be brought there; and its outputs' probabilities."""
+def simple_graph(imported: Imported, loss: str, hook: Hook = _silent) -> tuple[Graph, list[str], dict[str, str]]:
+    """A model in operations that have circuits, as far as it can be brought there; its results and their softmax."""
     stage, typer = Stages(hook), imported.typer
     graph = stage("import-graph", lambda: imported.graph)
     graph = stage("canonicalise", lambda: dce(canonicalise(graph, typer)))
+    original = dict(zip(imported.graph.outputs, graph.outputs, strict=True))
     probabilities: dict[str, str] = {}
     if loss == "cross-entropy":
         carrying = active(graph)
@@ -31,7 +33,8 @@ def simple_graph(imported: Imported, loss: str, hook: Hook = _silent) -> tuple[G
     before = graph.outputs
     graph = stage("simplify", lambda: simplify(graph, typer, has_circuit))
     renamed = dict(zip(before, graph.outputs, strict=True))
-    return graph, {renamed[o]: renamed[p] for o, p in probabilities.items()}
+    results = [renamed[original[o]] for o in imported.outputs if isinstance(o, Ref)]
+    return graph, results, {renamed[o]: renamed[p] for o, p in probabilities.items()}
 
 
 def compile_netlist(
@@ -46,14 +49,27 @@ def compile_netlist(
     """The circuit of `model` for inputs of the shapes given. Raises CompileError with all that has no circuit."""
     options = options or NetlistOptions()
     imported = import_model(model, args, kwargs, locate=locate, hook=hook, fixed=True)
-    graph, probabilities = simple_graph(imported, options.loss, hook)
+    if options.input_errors:
+        floating = {k for k, t in imported.graph.inputs.items() if t.differentiable}
+        imported = replace(imported, graph=replace(imported.graph, wanted=imported.graph.wanted | floating))
+    graph, results, probabilities = simple_graph(imported, options.loss, hook)
     leaves = pytree.tree_leaves((args, dict(kwargs or {})))
     examples = {n: t for n, t in zip(imported.inputs, leaves, strict=True) if n is not None and isinstance(t, Tensor)}
     tensors = {k: t.detach() for k, t in imported.tensors.items()}
     stage = Stages(hook)
     made = stage(
         "netlist",
-        lambda: build(graph, tensors, examples, active(graph), options, name or type(model).__name__, probabilities),
+        lambda: build(
+            graph,
+            tensors,
+            examples,
+            active(graph),
+            imported.typer,
+            options,
+            name or type(model).__name__,
+            results,
+            probabilities,
+        ),
     )
     return made  # type: ignore[no-any-return]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,11 @@ from pccompile.backends.netlist.feedback import Feedback
 from pccompile.backends.netlist.format import Phase, Spec
 from pccompile.backends.netlist.losses import Loss, Outputs
 from pccompile.backends.netlist.lower import Lowering
+from pccompile.backends.netlist.lower.custom import add_rules
 from pccompile.backends.netlist.netlist import Netlist
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Graph
+from pccompile.ops import Typer
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,15 @@ class NetlistOptions:
     """How a circuit is built.
 
     loss: what its outputs are compared with. rate: of the error integrators, 0 < rate < 2; 2⁻ᵏ suits hardware.
-    eta: the step of gradient descent in a learning tick. ticks: of the settling phase.
+    eta: the step of gradient descent in a learning tick. ticks: of the settling phase. input_errors: whether inputs
+    have error units, too.
     """
 
     loss: Loss = "squared-error"
     rate: float = 0.125
     eta: float = 2.0**-4
     ticks: int = 64
+    input_errors: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 2:
@@ -41,24 +45,25 @@ def build(
     tensors: Mapping[str, torch.Tensor],
     examples: Mapping[str, torch.Tensor],
     active: frozenset[str],
+    typer: Typer,
     options: NetlistOptions,
     name: str,
+    results: Sequence[str],
     probabilities: Mapping[str, str],
 ) -> Netlist:
     """The circuit of `graph`, whose operations are simple; `active` are the names that carry an error.
 
-    probabilities: the name of the softmax of each output, where the loss reads it; these are no outputs of the model.
+    results: the outputs in the model's order. probabilities: the softmax of each, where the loss reads it.
     Raises CompileError with every operation that has no circuit.
     """
-    lowering = Lowering(graph, tensors, examples, active)
+    lowering = Lowering(graph, tensors, examples, active, typer)
     lowering.run()
     outputs = Outputs(lowering, options.loss, dict(probabilities))
-    for o in dict.fromkeys(graph.outputs):
-        if o not in probabilities.values():
-            outputs.add(o)
+    outputs.add(results)
     learning = frozenset(graph.origin.get(p, p) for p in graph.params if p in active)
     circuit = lowering.c
-    Feedback(circuit, outputs.errors, options.rate, learning, options.eta).add()
+    feedback = Feedback(circuit, outputs.errors, options.rate, learning, options.eta)
+    add_rules(lowering, feedback.add())
     spec = Spec(
         name=name,
         phases=(Phase(name="settle", ticks=options.ticks), Phase(name="learn", ticks=1)),

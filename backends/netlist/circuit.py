@@ -27,7 +27,8 @@ FLOOR = -1e30
 class Circuit:
     """Populations, projections and tensors so far.
 
-    active: the populations that carry an error. formulas: what `map` populations compute, in sympy's symbol x.
+    active: the populations that carry an error. unheard: those that send nothing back to what they read.
+    formulas: what `map` populations compute, in sympy's symbol x.
     """
 
     populations: dict[str, Population] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class Circuit:
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)
     active: set[str] = field(default_factory=set)
+    unheard: set[str] = field(default_factory=set)
     formulas: dict[str, sp.Expr] = field(default_factory=dict)
     first: dict[str, int] = field(default_factory=dict)
     units: int = 0

@@ -53,7 +53,7 @@ class Feedback:
     def _adjoint(self, name: str, into: list[Projection]) -> None:
         """What an active population sends back to the populations that it reads."""
         population = self.c.populations[name]
-        if not any(p.pre in self.c.active for p in into):
+        if name in self.c.unheard or not any(p.pre in self.c.active for p in into):
             return
         match population.unit:
             case "sum":

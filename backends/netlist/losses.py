@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
+from pccompile.backends.netlist.circuit import Ids
 from pccompile.backends.netlist.format import Port
 from pccompile.backends.netlist.lower import Lowering
-from pccompile.backends.netlist.lower.values import Signal
-from pccompile.diagnostics import CompileError
 from pccompile.ir import Graph, Ref, TensorType
 from pccompile.ops import Builder, Typer
 from pccompile.ops.functions import STOP
@@ -52,51 +53,53 @@ class Outputs:
         self.clamps: dict[str, Port] = {}
         self.errors: dict[str, str] = {}
 
-    def add(self, name: str) -> None:
-        """Add output `name`. Raises CompileError for one that is no number that units hold."""
-        value = self.lo.env[name]
-        if isinstance(value, tuple):
-            raise CompileError(f"output {name} is not a single tensor")
-        if name not in self.lo.active:
-            self._idle(name)
-            return
-        assert isinstance(value, Signal)
-        others = [self.lo.env.get(o) for o in self.lo.graph.outputs if o != name]
-        shape, read = value.ids.shape, {p.pre for p in self.c.projections}
-        read |= {s for o in others if isinstance(o, Signal) for s in self.c.sources(o.ids)}
-        found = self.c.whole(value.ids)
-        fits = found is not None and found not in read and found not in self.errors and found in self.c.active
-        if not fits or self.c.populations[str(found)].shape != shape:
-            found = self.c.population(f"{name}_output.v", shape, "sum", "value", f"{name}_output", active=True)
-            self.c.project(value.ids, found)
-        assert found is not None
-        self.ports[name] = Port(population=found, shape=shape)
-        self.errors[found] = self._error(name, found, shape)
+    def add(self, names: Sequence[str]) -> None:
+        """Add the outputs, each as often as it is named."""
+        ids: list[Ids] = []
+        for name in names:
+            self.lo.node = replace(self.lo.node, name=f"{name}_output")
+            ids.append(self.lo.ids(Ref(name)))
+        read = Counter(p.pre for p in self.c.projections)
+        read.update(source for array in ids for source in self.c.sources(array))
+        for i, (name, array) in enumerate(zip(names, ids, strict=True)):
+            label = name if name not in names[:i] else f"{name}#{names[:i].count(name) + 1}"
+            if name in self.lo.active:
+                self._compared(label, name, array, read)
+            else:
+                self.lo.node = replace(self.lo.node, name=f"{name}_output")
+                self.ports[label] = Port(population=self.lo.relayed(array, ""), shape=array.shape)
 
-    def _idle(self, name: str) -> None:
-        """An output that no parameter reaches: read, not compared."""
-        self.lo.node = replace(self.lo.node, name=f"{name}_output")
-        ids = self.lo.ids(Ref(name))
-        population = self.lo.relayed(ids, "")
-        self.ports[name] = Port(population=population, shape=ids.shape)
+    def _compared(self, label: str, name: str, ids: Ids, read: Mapping[str, int]) -> None:
+        """An output that carries an error: a population that nothing else reads."""
+        found = self.c.whole(ids)
+        if (
+            found is None
+            or read[found] > 1
+            or found not in self.c.active
+            or self.c.populations[found].shape != ids.shape
+        ):
+            found = self.c.population(f"{name}_output.v", ids.shape, "sum", "value", f"{name}_output", active=True)
+            self.c.project(ids, found)
+        self.ports[label] = Port(population=found, shape=ids.shape)
+        self.errors[found] = self._error(label, name, found, ids.shape)
 
-    def _error(self, name: str, output: str, shape: tuple[int, ...]) -> str:
+    def _error(self, label: str, name: str, output: str, shape: tuple[int, ...]) -> str:
         vertex, base = self.c.populations[output].vertex, output.removesuffix(".v")
         if self.loss == "none":
             error = self.c.population(f"{base}.e", shape, "input", "error", vertex)
-            self.clamps[name] = Port(population=error, shape=shape)
+            self.clamps[label] = Port(population=error, shape=shape)
             return error
         target = self.c.population(f"{base}.t", shape, "input", "target", vertex)
         error = self.c.population(f"{base}.e", shape, "sum", "error", vertex)
         self.c.project(self.c.ids(target), error)
         if self.loss == "squared-error":
             self.c.project(self.c.ids(output), error, gain=-1.0)
-            self.targets[name] = Port(population=target, shape=shape)
+            self.targets[label] = Port(population=target, shape=shape)
         else:
             self.c.project(self.lo.ids(Ref(self.probabilities[name])), error, gain=-1.0)
             axis = class_axis(shape)
             without = tuple(s for i, s in enumerate(shape) if i != axis)
-            self.targets[name] = Port(population=target, shape=without, encode="one_hot", axis=axis)
+            self.targets[label] = Port(population=target, shape=without, encode="one_hot", axis=axis)
         return error
 
 
@@ -105,9 +108,8 @@ def encoded(port: Port, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
 
     shape: of the population. Raises ValueError where the value does not fit.
     """
-    width = shape[port.axis]
-    whole = value.dtype.kind in "iub"
-    if port.encode == "one_hot" and whole:
+    if port.encode == "one_hot" and value.dtype.kind in "iub":
+        width = shape[port.axis]
         if value.size and (value.min() < 0 or value.max() >= width):
             raise ValueError(f"labels and tokens go from 0 to {width - 1}, not from {value.min()} to {value.max()}")
         axis = port.axis if port.axis < 0 else port.axis - len(shape)

@@ -234,6 +234,47 @@ def _typed_softmax(name: str) -> Any:
     return expand
 
 
+for name, composition in (
+    ("var", compositions.variance),
+    ("std", compositions.deviation),
+    ("var_mean", compositions.variance_and_mean),
+    ("std_mean", compositions.deviation_and_mean),
+):
+    define(
+        OpDef(
+            f"aten.{name}.correction",
+            "traced",
+            compose=composition,
+            samples=(
+                lambda: (_x(4, 3), [1], {"correction": 1}),
+                lambda: (_x(4, 3), None, {"correction": 0, "keepdim": True}),
+            ),
+        )
+    )
+for name, samples in (
+    ("aten.prod.default", (lambda: (_x(4, 3),),)),
+    ("aten.prod.dim_int", (lambda: (_x(4, 3), 1), lambda: (_x(4, 3), 0, True))),
+):
+    define(OpDef(name, "traced", compose=compositions.product, samples=samples))
+define(
+    OpDef(
+        "aten.native_batch_norm.default",
+        "traced",
+        compose=compositions.batch_norm,
+        samples=(lambda: (_x(4, 3, 2), _x(3), _x(3), None, None, True, 0.1, 1e-5),),
+    )
+)
+define(
+    OpDef(
+        "aten.grid_sampler_2d.default",
+        "traced",
+        compose=compositions.grid_sample,
+        samples=(
+            lambda: (_x(2, 3, 4, 5), _x(2, 3, 2, 2) / 3, 0, 0, False),
+            lambda: (_x(2, 3, 4, 5), _x(2, 3, 2, 2), 0, 1, True),
+        ),
+    )
+)
 define(
     OpDef(
         "aten.logsumexp.default",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pccompile.ir import Node, Ref
+from pccompile.ir import DEVICE, Node, Ref
 from pccompile.ops.builder import Builder
 from pccompile.ops.functions import STOP
 
@@ -203,3 +203,75 @@ def gru_layer(b: Builder, n: Node) -> tuple[Ref, Ref]:
         h = states[t] = _add(b, new, b.mul(z, _sub(b, h, new)))
         gates[t] = b("aten.cat.default", (r, z, new, kept[2]), 1)
     return _stacked(b, states), _stacked(b, gates)
+
+
+def variance(b: Builder, n: Node) -> Ref:
+    """Σ (x − μ)² / (N − correction)."""
+    x: Any = n["self"]
+    rank = len(b.shape(x))
+    dims: Any = n["dim"] or tuple(range(rank))
+    count = math.prod(b.shape(x)[d] for d in dims)
+    centred = _sub(b, x, b("aten.mean.dim", x, dims, True))
+    correction = 1 if n["correction"] is None else n["correction"]
+    return b("aten.div.Tensor", b.sum(b.mul(centred, centred), dims, n["keepdim"]), max(count - correction, 0))
+
+
+def grid_sample(b: Builder, n: Node) -> Ref:
+    """Bilinear sampling as a product with hat functions: Σ_ij x_ij max(0, 1 − |u − i|) max(0, 1 − |v − j|).
+
+    Raises NotImplementedError for other interpolations, and for padding by reflection.
+    """
+    if n["interpolation_mode"] != 0 or n["padding_mode"] == 2:
+        raise NotImplementedError("only bilinear sampling with zeros or the border outside")
+    x: Any = n["input"]
+    size = b.shape(x)[2:]
+    hats = []
+    for axis, length in zip((1, 0), size, strict=True):
+        at = b("aten.select.int", n["grid"], -1, axis)
+        scale = (length - 1) / 2 if n["align_corners"] else length / 2
+        at = b("aten.add.Scalar", b.mul(at, scale), (length - 1) / 2)
+        if n["padding_mode"] == 1:
+            at = b("aten.clamp.default", at, 0, length - 1)
+        places = b("aten.arange.start", 0, length, dtype=b.type(x).dtype, device=DEVICE)
+        away = b("aten.abs.default", _sub(b, b("aten.unsqueeze.default", at, -1), places))
+        hats.append(b("aten.relu.default", b("aten.rsub.Scalar", away, 1)))
+    rows, columns = hats  # [N, out, out, H] and [N, out, out, W]
+    pairs = b.mul(b("aten.unsqueeze.default", rows, -1), b("aten.unsqueeze.default", columns, -2))
+    count, high, wide = (b.shape(rows)[i] for i in range(3))
+    flat = b.view(pairs, (count, high * wide, math.prod(size)))
+    image = b.view(x, (count, b.shape(x)[1], math.prod(size)))
+    sampled = b("aten.bmm.default", image, b("aten.transpose.int", flat, 1, 2))
+    return b.view(sampled, n.tensor.shape)
+
+
+def product(b: Builder, n: Node) -> Ref:
+    """Π x along an axis, as a tree of pairs."""
+    x: Any = n["self"]
+    if "dim" not in n.args:
+        x = b.view(x, (b.numel(b.shape(x)),))
+    dim, count = n.args.get("dim", 0), b.shape(x)[n.args.get("dim", 0)] if b.shape(x) else 1
+    if not b.shape(x):
+        return x
+    factors = [b("aten.select.int", x, dim, i) for i in range(count)]
+    while len(factors) > 1:
+        pairs = [b.mul(*factors[i : i + 2]) for i in range(0, len(factors) - 1, 2)]
+        factors = pairs + factors[len(pairs) * 2 :]
+    return b.view(factors[0], n.tensor.shape)
+
+
+def variance_and_mean(b: Builder, n: Node) -> tuple[Ref, Ref]:
+    """The variance, and the mean that it is taken about."""
+    x: Any = n["self"]
+    dims: Any = n["dim"] or tuple(range(len(b.shape(x))))
+    return variance(b, n), b("aten.mean.dim", x, dims, n["keepdim"])
+
+
+def deviation(b: Builder, n: Node) -> Ref:
+    """The square root of the variance."""
+    return b("aten.sqrt.default", variance(b, n))
+
+
+def deviation_and_mean(b: Builder, n: Node) -> tuple[Ref, Ref]:
+    """The deviation, and the mean that it is taken about."""
+    found, mean = variance_and_mean(b, n)
+    return b("aten.sqrt.default", found), mean

@@ -1,7 +1,17 @@
 """From a graph of simple operations to the value units of a circuit."""
 
-from pccompile.backends.netlist.lower import elementwise, linear, multilinear, selection, wiring
+from pccompile.backends.netlist.lower import complex, custom, elementwise, linear, multilinear, selection, wiring
 from pccompile.backends.netlist.lower.lowering import Lowering
 from pccompile.backends.netlist.lower.registry import has_circuit
 
-__all__ = ["Lowering", "elementwise", "has_circuit", "linear", "multilinear", "selection", "wiring"]
+__all__ = [
+    "Lowering",
+    "complex",
+    "custom",
+    "elementwise",
+    "has_circuit",
+    "linear",
+    "multilinear",
+    "selection",
+    "wiring",
+]

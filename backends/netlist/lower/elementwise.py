@@ -54,8 +54,8 @@ class Affine:
 TWO = {
     atoms.hypot: lambda a, b: sp.sqrt(a * a + b * b),
     atoms.logaddexp: lambda a, b: b + atoms.softplus(a - b),
-    atoms.xlogy: lambda a, b: a * sp.log(b),
-    atoms.xlog1py: lambda a, b: a * atoms.log1p(b),
+    atoms.xlogy: lambda a, b: sp.Piecewise((0, sp.Eq(a, 0)), (a * sp.log(b), True)),
+    atoms.xlog1py: lambda a, b: sp.Piecewise((0, sp.Eq(a, 0)), (a * atoms.log1p(b), True)),
     atoms.copysign: lambda a, b: atoms.magnitude(a) * (2 * sp.Piecewise((1, b >= 0), (0, True)) - 1),
     atoms.divided_down: lambda a, b: atoms.floor(a / b),
     atoms.divided_to_zero: lambda a, b: atoms.trunc(a / b),
@@ -72,6 +72,8 @@ class Emitter:
 
     def result(self, expr: sp.Expr) -> Ids:
         """The units that hold the value of `expr`."""
+        for function, written in TWO.items():
+            expr = expr.replace(function, written)
         return self.settled(self.build(expr, ""), "")
 
     def build(self, expr: sp.Expr, label: str) -> Affine:
@@ -148,8 +150,6 @@ class Emitter:
     def _mixed(self, expr: sp.Expr, label: str) -> Affine:
         """A function of several signals: of the value of its argument, or written in functions of one."""
         inner = f"{label}inner"
-        if type(expr) in TWO:
-            return self.build(TWO[type(expr)](*expr.args), label)
         if isinstance(expr, sp.Pow):
             base, power = expr.args
             if power.is_number:

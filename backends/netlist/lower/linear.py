@@ -53,6 +53,13 @@ def accumulated(lo: Lowering, n: Node) -> Values:
     return Signal(lo.summed(np.moveaxis(table, -2, n["dim"] % ids.ndim)))
 
 
+@lowers(*(f"aten.{name}.default" for name in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full",
+                                              "empty_like", "new_empty")))  # fmt: skip
+def filled(lo: Lowering, n: Node) -> Values:
+    """A constant of which only the shape is another tensor's."""
+    return Const(lo.evaluated(n, {i: lo.example(i) for i in n.inputs}))
+
+
 SPATIAL = {
     "aten.avg_pool2d.default": 2,
     "aten.avg_pool3d.default": 3,
@@ -82,10 +89,10 @@ def resampled(lo: Lowering, n: Node) -> Values:
     used = weights[weights != 0]
     if used.size and np.ptp(used) == 0:
         return Signal(lo.summed(table, float(used[0])))
-    return _weighted(lo, ids, table, np.broadcast_to(weights, (flat.shape[0], *weights.shape)))
+    return weighted(lo, ids, table, np.broadcast_to(weights, (flat.shape[0], *weights.shape)))
 
 
-def _weighted(lo: Lowering, ids: np.ndarray, table: np.ndarray, weights: np.ndarray) -> Signal:
+def weighted(lo: Lowering, ids: np.ndarray, table: np.ndarray, weights: np.ndarray) -> Signal:
     """Units that add up the last axis of `table`, each entry with its own weight."""
     name = lo.population("sum", table.shape[:-1], [ids])
     table, weights = table.reshape(-1, table.shape[-1]), weights.reshape(-1, table.shape[-1])
@@ -149,4 +156,4 @@ def probed(lo: Lowering, n: Node) -> Values:
         columns.append(lo.evaluated(n, {n["self"]: unit.reshape(ids.shape)}).reshape(-1))
     matrix = torch.stack(columns, 1).numpy()
     table = np.where(matrix != 0, ids.reshape(1, -1), 0).reshape(*lo.shape(), -1)
-    return _weighted(lo, ids, table, matrix)
+    return weighted(lo, ids, table, matrix)

@@ -17,10 +17,10 @@ from pccompile.diagnostics import Collector, CompileError, first_line
 from pccompile.ir import DEVICE, Arg, Graph, Node, Ref, TensorType
 from pccompile.ops import OPS, overload
 from pccompile.ops.functions import STOP
-from pccompile.ops.typer import split_arguments
+from pccompile.ops.typer import Typer, split_arguments
 
-TAKES_TOKENS: set[str] = set()
-"""Operations that can be built for an integer input whose value is not known. For all others its value is wiring."""
+TAKES_TOKENS: dict[str, str] = {}
+"""The argument in which an operation takes integers whose values are not known. Everywhere else they are wiring."""
 
 
 class Unsupported(Exception):
@@ -31,7 +31,8 @@ class Lowering:
     """Builds the value units of `graph`.
 
     tensors: parameters and buffers by their names in the graph. examples: values of its inputs; those of integers
-    and booleans become wiring where they are more than tokens. active: the names that carry an error.
+    and booleans become wiring where they are more than tokens. active: the names that carry an error. `ruled` holds
+    populations whose messages are not the adjoint of what they read, with the node whose rule gives them.
     """
 
     def __init__(
@@ -40,8 +41,9 @@ class Lowering:
         tensors: Mapping[str, torch.Tensor],
         examples: Mapping[str, torch.Tensor],
         active: frozenset[str],
+        typer: Typer,
     ) -> None:
-        self.graph, self.tensors, self.examples, self.active = graph, tensors, examples, active
+        self.graph, self.tensors, self.examples, self.active, self.typer = graph, tensors, examples, active, typer
         self.c = Circuit()
         self.env: dict[str, Values] = {}
         self.inputs: dict[str, Port] = {}
@@ -49,6 +51,7 @@ class Lowering:
         self.fixed: dict[str, Fixed] = {}
         self.drawn: dict[str, torch.Tensor] = {}
         self.held: dict[str, Ids] = {}
+        self.ruled: dict[str, Node] = {}
         self.tables: dict[tuple[str, int], Ids] = {}
         self.node = Node("", "", {}, ())
 
@@ -93,9 +96,10 @@ class Lowering:
             return whole[n["index"]]
         if n.op in OPS and OPS[n.op].random:
             return self._draw(n)
-        if n.op not in TAKES_TOKENS:
-            for i in n.inputs:
-                self._freeze(i)
+        open_ = n.args.get(TAKES_TOKENS.get(n.op, ""))
+        for i in n.inputs:
+            if i != open_:
+                self.freeze(i)
         if all(isinstance(self.env[i], Const) for i in n.inputs):
             return self._folded(n)
         if n.op not in HANDLERS:
@@ -104,7 +108,7 @@ class Lowering:
 
     def _draw(self, n: Node) -> Values:
         """A population that is given random numbers at each presentation; the example is drawn now."""
-        found = self.evaluated(n, {i: self._example(i) for i in n.inputs})
+        found = self.evaluated(n, {i: self.example(i) for i in n.inputs})
         if not found.is_floating_point():
             raise Unsupported("random integers would change the wiring at each presentation")
         population = self.c.population(f"{n.name}.v", found.shape, "input", "context", n.name)
@@ -112,7 +116,7 @@ class Lowering:
         self.drawn[n.name] = found
         return Signal(self.c.ids(population))
 
-    def _example(self, name: str) -> torch.Tensor:
+    def example(self, name: str) -> torch.Tensor:
         """A tensor of the right shape for an operation that reads only the shape, or a constant itself."""
         value = self.env[name]
         if isinstance(value, Const):
@@ -121,7 +125,7 @@ class Lowering:
         assert isinstance(type_, TensorType)
         return torch.zeros(tuple(map(int, type_.shape)), dtype=type_.dtype)
 
-    def _freeze(self, name: str) -> None:
+    def freeze(self, name: str) -> None:
         """Let tokens be a constant: from now on the circuit holds for this value of the input only."""
         value = self.env[name]
         if isinstance(value, Tokens):
@@ -180,7 +184,24 @@ class Lowering:
             case Param():
                 ids = self._held(found.name)
                 return ids.swapaxes(-1, -2) if found.transposed else ids
-        raise Unsupported("an index that was chosen is used as a number")
+            case Choice():
+                return self._positions(found)
+        raise Unsupported(f"input {found.source} is used as a number")
+
+    def _positions(self, choice: Choice) -> Ids:
+        """Units that hold, as a number, the position that was chosen."""
+        if not choice.positions.size:
+            raise Unsupported("the index of a pooling window is used as a number")
+        numbers = self.c.constant(choice.positions[choice.units].astype(np.float64) + 1, self.node.name)
+        (source,) = self.c.sources(numbers)
+        name = self.population(
+            "sum", choice.units.shape, [], "position", bias=self.c.tensor("const", np.full(choice.units.shape, -1.0))
+        )
+        table = numbers.reshape(choice.units.size, -1)
+        index = self.c.tensor("index", np.where(table > 0, table - self.c.first[source], -1))
+        elements = self.c.tensor("index", choice.units.reshape(-1))
+        self.c.connect(source, name, "route", by=choice.by, index=index, elements=elements)
+        return self.c.ids(name)
 
     def _held(self, name: str) -> Ids:
         """A population whose values are a parameter."""

@@ -94,7 +94,7 @@ def contracted(lo: Lowering, x: Ids, y: Ids, label: str = "") -> Ids:
 @lowers("aten.mm.default", "aten.bmm.default", "aten.matmul.default", "aten.mv.default", "aten.dot.default")
 def multiplied(lo: Lowering, n: Node) -> Values:
     """A matrix product; with a parameter or a constant on one side it is one projection."""
-    left, right = (n[a] for a in _OPERANDS[n.op.split(".")[1]])
+    left, right = (n[a] for a in OPERANDS[n.op.split(".")[1]])
     first, second = lo.value(left), lo.value(right)
     held = matrix(lo, second)
     if held and not isinstance(first, Const):
@@ -110,7 +110,7 @@ def multiplied(lo: Lowering, n: Node) -> Values:
     return Signal(contracted(lo, x, y).reshape(lo.shape()))
 
 
-_OPERANDS = {
+OPERANDS = {
     "mm": ("self", "mat2"),
     "bmm": ("self", "mat2"),
     "matmul": ("self", "other"),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pccompile.backends.netlist.circuit import Ids, grouped
-from pccompile.backends.netlist.lower.linear import reduced, rows
+from pccompile.backends.netlist.lower.linear import reduced, rows, weighted
 from pccompile.backends.netlist.lower.lowering import Lowering, Unsupported
 from pccompile.backends.netlist.lower.registry import lowers
 from pccompile.backends.netlist.lower.values import Choice, Const, Signal, Values
@@ -179,9 +179,19 @@ def reduced_at(lo: Lowering, n: Node) -> Values:
     table = np.concatenate([kept, table], 1).reshape(*base.shape, -1)
     if n["reduce"] in ("amax", "amin"):
         return Signal(lo.c.ids(select(lo, table, smallest=n["reduce"] == "amin")))
-    if n["reduce"] != "sum":
+    if n["reduce"] not in ("sum", "mean"):
         raise Unsupported(f"reduction {n['reduce']}")
-    return Signal(lo.summed(np.maximum(table, 0)))
+    used = table >= 0
+    table = np.maximum(table, 0)
+    if n["reduce"] == "sum":
+        return Signal(lo.summed(table))
+    return weighted(lo, table, table, used / np.maximum(used.sum(-1, keepdims=True), 1))
+
+
+@lowers("aten.nonzero.default", "aten.masked_select.default")
+def listed(lo: Lowering, n: Node) -> Values:
+    """Refused: a circuit has as many units as it has."""
+    raise Unsupported("how many results there are depends on values; weight all entries by a mask instead")
 
 
 __all__ = ["Ids", "select", "windows"]

@@ -34,7 +34,7 @@ MOVERS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Operations that run on the numbers of units as they do on the units' states, and the arguments that are moved."""
 
-TAKES_TOKENS.update(name for name, data in MOVERS.items() if data == ("self",))
+TAKES_TOKENS.update({name: "self" for name, data in MOVERS.items() if data == ("self",)})
 NUMBERS = {"value": ("aten.masked_fill.Scalar", "aten.scatter.value", "aten.constant_pad_nd.default")}
 """Arguments that are numbers written among the entries."""
 
@@ -46,22 +46,19 @@ def moved(lo: Lowering, n: Node) -> Values:
     """The result of a mover: the operation itself, run on the numbers of the units."""
     data = MOVERS[n.op]
     sources = list(refs(n.args[a] for a in data))
-    others = [i for i in n.inputs if i not in sources]
     values = [lo.value(r) for r in sources]
     if len(values) == 1 and isinstance(values[0], Tokens):
-        for i in others:
-            lo._freeze(i)
-        return Tokens(values[0].source, _run(lo, n, {sources[0]: values[0].places}, 0))
+        return Tokens(values[0].source, run(lo, n, {sources[0]: values[0].places}, 0))
     if len(values) == 1 and isinstance(values[0], Choice):
-        return Choice(values[0].by, _run(lo, n, {sources[0]: values[0].units}, 0), values[0].positions)
+        return Choice(values[0].by, run(lo, n, {sources[0]: values[0].units}, 0), values[0].positions)
     fill = n.args.get("value")
     written = int(lo.ids(fill)[()]) if isinstance(fill, int | float) and fill else 0
-    return Signal(_run(lo, n, {r: lo.ids(r) for r in sources}, written))
+    return Signal(run(lo, n, {r: lo.ids(r) for r in sources}, written))
 
 
-def _run(lo: Lowering, n: Node, arrays: dict[Ref, np.ndarray], written: int) -> np.ndarray:
+def run(lo: Lowering, n: Node, arrays: dict[Ref, np.ndarray], written: int) -> np.ndarray:
     """The node on integers; a number that it writes among them is the number of the unit that holds it."""
-    tensors: dict[str, torch.Tensor] = {r: torch.from_numpy(np.ascontiguousarray(a)) for r, a in arrays.items()}
+    tensors: dict[str, torch.Tensor] = {r: torch.from_numpy(np.array(a)) for r, a in arrays.items()}
     for i in n.inputs:
         if i not in tensors:
             found = lo.value(i)
@@ -89,12 +86,6 @@ def transposed(lo: Lowering, n: Node) -> Values:
 def stopped(lo: Lowering, n: Node) -> Values:
     """The same values in units that carry no error."""
     return passive(lo, lo.ids(n["x"]))
-
-
-@lowers("pccompile.overwritten.default")
-def overwritten(lo: Lowering, n: Node) -> Values:
-    """Values whose gradient is that of others: new + (old − stop(old))."""
-    raise Unsupported("a value written in place without gradient")
 
 
 def passive(lo: Lowering, ids: np.ndarray) -> Signal:
@@ -170,8 +161,10 @@ def embedded(lo: Lowering, n: Node) -> Values:
     """Rows of a table: those of fixed indices are wiring; for tokens, one-hot units are multiplied with the table."""
     indices, table = lo.value(n["indices"]), lo.value(n["weight"])
     padding: int = n["padding_idx"]
+    if n["scale_grad_by_freq"]:
+        raise Unsupported("scale_grad_by_freq divides by how often a token occurs, which no synapse knows")
     if isinstance(indices, Tokens) and not (isinstance(table, Param) and not table.transposed):
-        lo._freeze(n["indices"])
+        lo.freeze(n["indices"])
         indices = lo.value(n["indices"])
     if isinstance(indices, Tokens):
         assert isinstance(table, Param)
@@ -185,7 +178,7 @@ def embedded(lo: Lowering, n: Node) -> Values:
     return Signal(ids)
 
 
-TAKES_TOKENS.add("aten.embedding.default")
+TAKES_TOKENS["aten.embedding.default"] = "indices"
 
 
 def one_hot(lo: Lowering, tokens: Tokens, classes: int) -> np.ndarray:

@@ -35,10 +35,10 @@ def message(p: Projection, spec: Spec, tensors: Tensors) -> Message:
             return lambda x, w, by: shaped(x)
         case "gather":
             gather = _gather(torch.from_numpy(tensors[str(p.index)].astype("int64")), p.transpose, size, width)
-            return lambda x, w, by: shaped(gather(x.flatten(1)))
+            return lambda x, w, by: shaped(gather(_flat(x)))
         case "sparse":
             sparse = _sparse(p, tensors, size, width)
-            return lambda x, w, by: shaped(sparse(x.flatten(1), w))
+            return lambda x, w, by: shaped(sparse(_flat(x), w))
         case "dense":
             return lambda x, w, by: shaped(_dense(x, w, p.transpose))
         case "conv":
@@ -46,7 +46,7 @@ def message(p: Projection, spec: Spec, tensors: Tensors) -> Message:
         case "route":
             slots = torch.from_numpy(tensors[str(p.index)].astype("int64"))
             units = None if p.elements is None else torch.from_numpy(tensors[p.elements].astype("int64"))
-            return lambda x, w, by: shaped(_route(slots, units, p.transpose, size, x.flatten(1), by))
+            return lambda x, w, by: shaped(_route(slots, units, p.transpose, size, _flat(x), by))
 
 
 class Synapses:
@@ -115,6 +115,11 @@ def _dense(x: Tensor, w: Tensor | None, transpose: bool) -> Tensor:
     return x.reshape(x.shape[0], -1, w.shape[0]) @ w
 
 
+def _flat(x: Tensor) -> Tensor:
+    """The units of each replica in one axis."""
+    return x.reshape(len(x), -1)
+
+
 def _folded(x: Tensor) -> Tensor:
     """Replicas and samples in one axis."""
     return x.reshape(-1, *x.shape[2:])
@@ -135,7 +140,7 @@ def _route(
     slots: Tensor, units: Tensor | None, transpose: bool, size: int, x: Tensor, winners: Tensor | None
 ) -> Tensor:
     assert winners is not None
-    won = winners.flatten(1) if units is None else winners.flatten(1)[:, units]
+    won = _flat(winners) if units is None else _flat(winners)[:, units]
     chosen = slots.expand(x.shape[0], -1, -1).gather(2, won[:, :, None])[:, :, 0]
     if not transpose:
         return torch.where(chosen >= 0, x.gather(1, chosen.clamp(min=0)), 0)
@@ -190,7 +195,7 @@ def _paired(via: Projection, tensors: Tensors) -> Change:
     def apply(pre: Tensor | None, post: Tensor, room: Tensor) -> Tensor:
         assert pre is not None
         flat = room.zero_().view(-1)
-        for x, e in zip(pre.flatten(1), post.flatten(1), strict=True):
+        for x, e in zip(_flat(pre), _flat(post), strict=True):
             torch.index_select(e, 0, target, out=left)
             torch.index_select(x, 0, source, out=right)
             flat = flat.addcmul_(left, right) if elements is None else flat.index_add_(0, elements, left.mul_(right))

@@ -187,7 +187,7 @@ class Simulator:
         """The winners' messages; which slot won is noted. Ties go to the slot that comes first."""
         p = self.spec.populations[name]
         index = self.ranks[str(source.index)].long()
-        carried = states.flatten(1)[:, index.clamp(min=0)]
+        carried = states.reshape(len(states), -1)[:, index.clamp(min=0)]
         upwards = (source.gain < 0) == p.smallest
         candidates = torch.where(index < 0, -torch.inf, carried if upwards else -carried)
         if p.ranks is None:
