@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pccompile.backends.netlist import Netlist, NetlistOptions, build, has_circuit, with_probabilities
+from pccompile.backends.netlist import Lowerable, Netlist, NetlistOptions, build, has_circuit, with_probabilities
 from pccompile.driver import Hook, Stages, _silent, import_model
 from pccompile.frontends.exported import Imported, Locate
 from pccompile.ir import Graph, Ref
@@ -37,7 +37,21 @@ def simple_graph(imported: Imported, loss: str, hook: Hook = _silent) -> tuple[G
     return graph, results, {renamed[o]: renamed[p] for o, p in probabilities.items()}
 
 
-def compile_netlist(
+@dataclass(frozen=True)
+class Circuitry:
+    """A netlist with what it was made of: `graph` in simple operations, its tensors and example inputs by name.
+
+    results: the names of the model's outputs.
+    """
+
+    netlist: Netlist
+    graph: Graph
+    tensors: Mapping[str, Tensor]
+    examples: Mapping[str, Tensor]
+    results: tuple[str, ...]
+
+
+def lay_out(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
@@ -45,7 +59,7 @@ def compile_netlist(
     locate: Locate | None = None,
     hook: Hook = _silent,
     name: str = "",
-) -> Netlist:
+) -> Circuitry:
     """The circuit of `model` for inputs of the shapes given. Raises CompileError with all that has no circuit."""
     options = options or NetlistOptions()
     imported = import_model(model, args, kwargs, locate=locate, hook=hook, fixed=True)
@@ -56,22 +70,21 @@ def compile_netlist(
     leaves = pytree.tree_leaves((args, dict(kwargs or {})))
     examples = {n: t for n, t in zip(imported.inputs, leaves, strict=True) if n is not None and isinstance(t, Tensor)}
     tensors = {k: t.detach() for k, t in imported.tensors.items()}
-    stage = Stages(hook)
-    made = stage(
-        "netlist",
-        lambda: build(
-            graph,
-            tensors,
-            examples,
-            active(graph),
-            imported.typer,
-            options,
-            name or type(model).__name__,
-            results,
-            probabilities,
-        ),
-    )
-    return made  # type: ignore[no-any-return]
+    source = Lowerable(graph, tensors, examples, active(graph), imported.typer)
+    label = name or type(model).__name__
+    netlist = Stages(hook)("netlist", lambda: build(source, options, label, results, probabilities))
+    return Circuitry(netlist, graph, tensors, examples, tuple(results))
 
 
-__all__ = ["compile_netlist", "simple_graph"]
+def compile_netlist(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    options: NetlistOptions | None = None,
+    **more: Any,
+) -> Netlist:
+    """The netlist alone; arguments as for `lay_out`."""
+    return lay_out(model, args, kwargs, options, **more).netlist
+
+
+__all__ = ["Circuitry", "compile_netlist", "lay_out", "simple_graph"]

@@ -1,6 +1,6 @@
 """Models as circuits of units that talk to their neighbours, and learn."""
 
-from pccompile.backends.netlist.build import NetlistOptions, build
+from pccompile.backends.netlist.build import Lowerable, NetlistOptions, build
 from pccompile.backends.netlist.losses import LOSSES, with_probabilities
 from pccompile.backends.netlist.lower import has_circuit
 from pccompile.backends.netlist.netlist import Netlist, Result
@@ -10,6 +10,7 @@ from pccompile.backends.netlist.simulate.asynchronous import Asynchrony
 __all__ = [
     "LOSSES",
     "Asynchrony",
+    "Lowerable",
     "Netlist",
     "NetlistOptions",
     "Result",

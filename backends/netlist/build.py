@@ -40,27 +40,30 @@ class NetlistOptions:
             raise CompileError(f"{self.ticks} ticks are too few")
 
 
+@dataclass(frozen=True)
+class Lowerable:
+    """A graph of simple operations with its tensors and example inputs by name; `active` names carry an error."""
+
+    graph: Graph
+    tensors: Mapping[str, torch.Tensor]
+    examples: Mapping[str, torch.Tensor]
+    active: frozenset[str]
+    typer: Typer
+
+
 def build(
-    graph: Graph,
-    tensors: Mapping[str, torch.Tensor],
-    examples: Mapping[str, torch.Tensor],
-    active: frozenset[str],
-    typer: Typer,
-    options: NetlistOptions,
-    name: str,
-    results: Sequence[str],
-    probabilities: Mapping[str, str],
+    source: Lowerable, options: NetlistOptions, name: str, results: Sequence[str], probabilities: Mapping[str, str]
 ) -> Netlist:
-    """The circuit of `graph`, whose operations are simple; `active` are the names that carry an error.
+    """The circuit of a graph. Raises CompileError with every operation that has no circuit.
 
     results: the outputs in the model's order. probabilities: the softmax of each, where the loss reads it.
-    Raises CompileError with every operation that has no circuit.
     """
-    lowering = Lowering(graph, tensors, examples, active, typer)
+    graph = source.graph
+    lowering = Lowering(graph, source.tensors, source.examples, source.active, source.typer)
     lowering.run()
     outputs = Outputs(lowering, options.loss, dict(probabilities))
     outputs.add(results)
-    learning = frozenset(graph.origin.get(p, p) for p in graph.params if p in active)
+    learning = frozenset(graph.origin.get(p, p) for p in graph.params if p in source.active)
     circuit = lowering.c
     feedback = Feedback(circuit, outputs.errors, options.rate, learning, options.eta)
     add_rules(lowering, feedback.add())

@@ -62,7 +62,7 @@ class Outputs:
         read = Counter(p.pre for p in self.c.projections)
         read.update(source for array in ids for source in self.c.sources(array))
         for i, (name, array) in enumerate(zip(names, ids, strict=True)):
-            label = name if name not in names[:i] else f"{name}#{names[:i].count(name) + 1}"
+            label = name if name not in names[:i] else f"{name}.{names[:i].count(name) + 1}"
             if name in self.lo.active:
                 self._compared(label, name, array, read)
             else:

@@ -234,7 +234,7 @@ def _typed_softmax(name: str) -> Any:
     return expand
 
 
-for name, composition in (
+for name, of_variance in (
     ("var", compositions.variance),
     ("std", compositions.deviation),
     ("var_mean", compositions.variance_and_mean),
@@ -244,7 +244,7 @@ for name, composition in (
         OpDef(
             f"aten.{name}.correction",
             "traced",
-            compose=composition,
+            compose=of_variance,
             samples=(
                 lambda: (_x(4, 3), [1], {"correction": 1}),
                 lambda: (_x(4, 3), None, {"correction": 0, "keepdim": True}),

@@ -72,8 +72,8 @@ class Emitter:
 
     def result(self, expr: sp.Expr) -> Ids:
         """The units that hold the value of `expr`."""
-        for function, written in TWO.items():
-            expr = expr.replace(function, written)
+        for two, written in TWO.items():
+            expr = expr.replace(two, written)
         return self.settled(self.build(expr, ""), "")
 
     def build(self, expr: sp.Expr, label: str) -> Affine:

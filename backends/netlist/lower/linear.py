@@ -53,8 +53,10 @@ def accumulated(lo: Lowering, n: Node) -> Values:
     return Signal(lo.summed(np.moveaxis(table, -2, n["dim"] % ids.ndim)))
 
 
-@lowers(*(f"aten.{name}.default" for name in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full",
-                                              "empty_like", "new_empty")))  # fmt: skip
+@lowers(
+    *(f"aten.{what}_like.default" for what in ("zeros", "ones", "full", "empty")),
+    *(f"aten.new_{what}.default" for what in ("zeros", "ones", "full", "empty")),
+)
 def filled(lo: Lowering, n: Node) -> Values:
     """A constant of which only the shape is another tensor's."""
     return Const(lo.evaluated(n, {i: lo.example(i) for i in n.inputs}))

@@ -14,10 +14,10 @@ from pccompile.backends.netlist.format import Fixed, Port, UnitKind
 from pccompile.backends.netlist.lower.registry import HANDLERS
 from pccompile.backends.netlist.lower.values import Choice, Const, Param, Signal, Tokens, Value, Values
 from pccompile.diagnostics import Collector, CompileError, first_line
-from pccompile.ir import DEVICE, Arg, Graph, Node, Ref, TensorType
-from pccompile.ops import OPS, overload
-from pccompile.ops.functions import STOP
-from pccompile.ops.typer import Typer, split_arguments
+from pccompile.ir import Arg, Graph, Node, Ref, TensorType
+from pccompile.ops import OPS
+from pccompile.ops.interpret import interpret
+from pccompile.ops.typer import Typer
 
 TAKES_TOKENS: dict[str, str] = {}
 """The argument in which an operation takes integers whose values are not known. Everywhere else they are wiring."""
@@ -146,14 +146,8 @@ class Lowering:
 
     def evaluated(self, n: Node, values: Mapping[str, torch.Tensor]) -> Any:
         """The result of a node on tensors."""
-        if n.op == "pcc.tensor":
-            return torch.tensor(n["entries"], dtype=n["dtype"]).reshape(tuple(n["shape"]))
-        if n.op in (STOP, "pccompile.overwritten.default"):
-            return values[n["x" if n.op == STOP else "new"]]
         try:
-            target = overload(n.op)
-            positional, named = split_arguments(target, {k: _value(a, values) for k, a in n.args.items()})
-            return target(*positional, **named)
+            return interpret(n, values)
         except (RuntimeError, ValueError, AttributeError) as e:
             raise Unsupported(first_line(e)) from e
 
@@ -266,14 +260,6 @@ class Lowering:
         name = self.population("sum", ids.shape, [ids], label)
         self.c.project(ids, name)
         return name
-
-
-def _value(arg: Arg, values: Mapping[str, torch.Tensor]) -> Any:
-    if isinstance(arg, Ref):
-        return values[arg]
-    if isinstance(arg, tuple):
-        return [_value(a, values) for a in arg]
-    return torch.device("cpu") if arg is DEVICE else arg
 
 
 __all__ = ["TAKES_TOKENS", "Choice", "CompileError", "Lowering", "Unsupported"]

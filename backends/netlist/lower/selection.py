@@ -117,9 +117,10 @@ def _along(lo: Lowering, n: Node, count: int, ranks: np.ndarray | None, smallest
     name = select(lo, table, ranks, smallest)
     units = np.arange(math.prod(table.shape[:-1])).reshape(table.shape[:-1])
     positions = np.broadcast_to(np.arange(moved.shape[-1]), (units.size, moved.shape[-1]))
-    found, where = (np.moveaxis(a, -1, dim) for a in (lo.c.ids(name).reshape(units.shape), units))
+    found, where = np.moveaxis(lo.c.ids(name).reshape(units.shape), -1, dim), np.moveaxis(units, -1, dim)
     if not keep or scalar:
-        found, where = (a.reshape(tuple(s for i, s in enumerate(a.shape) if i != dim)) for a in (found, where))
+        rest = [*found.shape[:dim], *found.shape[dim + 1 :]]
+        found, where = found.reshape(rest), where.reshape(rest)
     return Signal(found), Choice(name, where, positions)
 
 
