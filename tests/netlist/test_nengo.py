@@ -16,7 +16,6 @@ from pccompile.backends.netlist.expressions import FUNCTIONS, function
 from pccompile.circuits import compile_netlist
 
 nengo = pytest.importorskip("nengo", reason="Nengo is not installed: pip install 'pccompile[nengo]'")
-pytestmark = pytest.mark.filterwarnings("ignore:This learning rate is very high")
 
 
 class Cell(nn.Module):

@@ -20,6 +20,7 @@ GROUP = "pccompile.backends"
 TABLE = {
     "nengo": "pccompile.backends.netlist.export.nengo:EXPORTER",
     "nir": "pccompile.backends.netlist.export.nir:EXPORTER",
+    "sana-fe": "pccompile.backends.netlist.export.sana_fe:EXPORTER",
 }
 """The exporters that come with pccompile, for a source tree whose metadata do not name them."""
 
@@ -63,12 +64,12 @@ def exporter(name: str) -> Exporter:
     return loaded
 
 
-def library(module: str, extra: str) -> ModuleType:
-    """An optional library. Raises CompileError that names the extra which brings it."""
+def library(module: str, wanted: str) -> ModuleType:
+    """An optional library. Raises CompileError that says what pip is to install."""
     try:
         return importlib.import_module(module)
     except ImportError as e:
-        raise CompileError(f"{module} is not installed ({e})", hint=f"pip install 'pccompile[{extra}]'") from e
+        raise CompileError(f"{module} is not installed ({e})", hint=f"pip install '{wanted}'") from e
 
 
 def refuse(name: str, reasons: tuple[str, ...]) -> None:

@@ -68,7 +68,7 @@ def to_nengo(net: Netlist, inputs: Any = (), targets: Any = (), **options: Any) 
     The network has, by name, `units`, `watched`, which are probes, and `parameters`: functions that read a parameter
     from a simulator. A probe sees what other units see in a step: an integrator before it latches. Raises CompileError.
     """
-    library("nengo", "nengo")
+    library("nengo", "pccompile[nengo]")
     script = generated(net, inputs, targets, **options)
     scope: dict[str, Any] = {"__name__": "pccompile_generated"}
     exec(compile(script.source(), f"{identifier(net.spec.name)}_nengo.py", "exec"), scope)

@@ -84,16 +84,16 @@ class Identity(nengo.neurons.NeuronType):  # type: ignore[misc]  # Nengo has no 
 def learning(label: str, source: Any, target: Any, weights: Array, error: Any, rate: float, gate: Any) -> Any:
     """Connect by weights that learn by PES, W ← W + rate error ⊗ source, while `gate` is 1; return what reads them.
 
-    PES divides by the number of neurons and multiplies by the length of a step.
+    PES divides by the number of neurons and multiplies by the length of a step, which its error makes up for.
     """
     size = weights.shape[1]
     relay = nengo.Ensemble(size, 1, neuron_type=Identity(), gain=np.ones(size), bias=np.zeros(size),
                            label=f"{label}: source")  # fmt: skip
     nengo.Connection(source, relay.neurons, synapse=None)
     made = nengo.Connection(relay.neurons, target, transform=nengo.Dense(weights.shape, init=weights), synapse=None,
-                            learning_rule_type=nengo.PES(rate * size / DT, pre_synapse=None), label=label)  # fmt: skip
+                            learning_rule_type=nengo.PES(rate, pre_synapse=None), label=label)  # fmt: skip
     rows = weights.shape[0]
-    gated = computing(f"{label}: error", rows + 1, rows, lambda z: -z[-1] * z[:-1])
+    gated = computing(f"{label}: error", rows + 1, rows, lambda z: -size / DT * z[-1] * z[:-1])
     nengo.Connection(error, gated[:-1], synapse=None)
     nengo.Connection(gate, gated[-1], synapse=None)
     nengo.Connection(gated, made.learning_rule, synapse=None)

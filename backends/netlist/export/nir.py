@@ -44,7 +44,7 @@ class NIR:
         """Write the graph; without `strict` what NIR cannot say is left out, and listed in the metadata."""
         data = io.BytesIO()
         graph = to_nir(net, strict)
-        library("nir", "nir").write(data, graph)
+        library("nir", "pccompile[nir]").write(data, graph)
         return write(folder, {f"{identifier(net.spec.name)}.nir": data.getvalue()})
 
 
@@ -168,7 +168,7 @@ class Graph:
     """The nodes and edges of a netlist."""
 
     def __init__(self, net: Netlist) -> None:
-        self.nir, self.net, self.spec = library("nir", "nir"), net, net.spec
+        self.nir, self.net, self.spec = library("nir", "pccompile[nir]"), net, net.spec
         self.dropped, self.shapes = unsaid(net), Shapes(net)
         self.nodes: dict[str, Any] = {}
         self.edges: list[tuple[str, str]] = []
@@ -303,7 +303,7 @@ def to_nir(net: Netlist, strict: bool = True) -> Any:
     strict: raise CompileError for all that NIR cannot say. Otherwise it is left out and listed in the metadata under
     "dropped"; a population that is left out and read becomes an input.
     """
-    nir = library("nir", "nir")
+    nir = library("nir", "pccompile[nir]")
     if strict:
         refuse("NIR", tuple(unsaid(net).values()))
     graph = Graph(net)
