@@ -17,6 +17,7 @@ demo: install  ## a real ONNX network to checked source, then a convolutional ne
 	$(BIN)/python examples/digits.py --plot out/digits.png
 
 test: install  ## everything that takes less than half a minute each
+	@command -v iverilog > /dev/null || echo "iverilog is absent (apt install iverilog): exported Verilog is not run" >&2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-all: install  ## the long ones too

@@ -21,6 +21,7 @@ TABLE = {
     "nengo": "pccompile.backends.netlist.export.nengo:EXPORTER",
     "nir": "pccompile.backends.netlist.export.nir:EXPORTER",
     "sana-fe": "pccompile.backends.netlist.export.sana_fe:EXPORTER",
+    "verilog": "pccompile.backends.netlist.export.verilog:EXPORTER",
 }
 """The exporters that come with pccompile, for a source tree whose metadata do not name them."""
 
