@@ -282,11 +282,15 @@ def _port(port: Port, p: Population) -> Iterator[str]:
         if list(_shape("port", port.shape)) or math.prod(port.shape) != p.size:
             yield f"shape {list(port.shape)} does not fit {list(p.shape)}"
         return
-    axes = len(p.shape)
+    shape = p.shape if port.states is None else port.states
+    if list(_shape("port", shape)) or math.prod(shape) != p.size:
+        yield f"states {list(shape)} do not fit {list(p.shape)}"
+        return
+    axes = len(shape)
     if not -axes <= port.axis < axes:
-        yield f"{list(p.shape)} has no axis {port.axis}"
-    elif math.prod(s for i, s in enumerate(p.shape) if i != port.axis % axes) != math.prod(port.shape):
-        yield f"shape {list(port.shape)} of whole numbers does not fit {list(p.shape)} without axis {port.axis}"
+        yield f"{list(shape)} has no axis {port.axis}"
+    elif math.prod(s for i, s in enumerate(shape) if i != port.axis % axes) != math.prod(port.shape):
+        yield f"shape {list(port.shape)} of whole numbers does not fit {list(shape)} without axis {port.axis}"
 
 
 __all__ = ["check", "problems"]

@@ -161,7 +161,8 @@ class Port(Struct, frozen=True, kw_only=True):
     """Where the world meets the circuit: a tensor of `shape`, the states of a population.
 
     encode: integers become one active unit each, along axis `axis` of the population. example: a tensor that may be
-    presented, of random numbers those that were drawn when the circuit was made.
+    presented, of random numbers those that were drawn when the circuit was made. states: the axes among which `axis`
+    counts, where they are not those of the population.
     """
 
     population: str
@@ -169,6 +170,7 @@ class Port(Struct, frozen=True, kw_only=True):
     encode: Literal["one_hot"] | None = None
     axis: int = -1
     example: str | None = None
+    states: tuple[int, ...] | None = None
 
 
 class Fixed(Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -74,7 +74,9 @@ class Netlist:
                 if value is None:
                     continue
                 try:
-                    found[port.population] = encoded(port, value, spec.populations[port.population].shape)
+                    found[port.population] = encoded(
+                        port, value, port.states or spec.populations[port.population].shape
+                    )
                 except ValueError as e:
                     raise CompileError(f"{kind} {name}: {e}") from e
         return found
@@ -155,6 +157,36 @@ class Netlist:
         from pccompile.backends.netlist.files import save
 
         return save(self, Path(folder), self.spec.name if name is None else name)
+
+    def flatten(self) -> Netlist:
+        """This circuit in scalar units and synapses."""
+        from pccompile.backends.netlist.transforms.flatten import flatten
+
+        return flatten(self)
+
+    def untie(
+        self,
+        mode: Literal["kolen-pollack", "mirror"] = "kolen-pollack",
+        init: Literal["transpose", "random"] = "transpose",
+        decay: float = 0.01,
+        seed: int = 0,
+    ) -> Netlist:
+        """This circuit with feedback that has parameters of its own, which learn to match."""
+        from pccompile.backends.netlist.transforms.untie import untie
+
+        return untie(self, mode, init, decay, seed)
+
+    def on_off(self) -> Netlist:
+        """This circuit with errors in pairs of channels that are never negative."""
+        from pccompile.backends.netlist.transforms.on_off import on_off
+
+        return on_off(self)
+
+    def split_fan_in(self, limit: int) -> Netlist:
+        """This circuit with at most `limit` synapses on each unit."""
+        from pccompile.backends.netlist.transforms.split_fan_in import split_fan_in
+
+        return split_fan_in(self, limit)
 
     @staticmethod
     def load(path: str | Path) -> Netlist:

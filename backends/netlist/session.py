@@ -105,8 +105,10 @@ class Session:
 
     @property
     def outputs(self) -> dict[str, np.ndarray]:
-        """The states of the outputs."""
-        return {o: self.simulator.value(p.population).numpy().copy() for o, p in self.net.spec.outputs.items()}
+        """The states of the outputs, `[replicas, *shape]` as the model gives them."""
+        ports = self.net.spec.outputs.items()
+        replicas = self.simulator.replicas
+        return {o: self.simulator.value(p.population).reshape(replicas, *p.shape).numpy().copy() for o, p in ports}
 
     @property
     def params(self) -> dict[str, np.ndarray]:
