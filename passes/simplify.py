@@ -18,12 +18,12 @@ ROUNDS = 12
 def simplify(graph: Graph, typer: Typer, simple: Callable[[str], bool]) -> Graph:
     """`graph` in operations for which simple(op) holds, as far as others can be taken apart; without buffer updates.
 
-    What can be neither expressed nor taken apart is left as it is.
+    What can be neither expressed nor taken apart is left as it is, as are constants.
     """
     tables = torch._decomp.global_decomposition_table["post_autograd"]
 
     def composed(node: Node) -> bool:
-        if simple(node.op) or node.op == "getitem":
+        if simple(node.op) or node.op == "getitem" or not node.inputs:
             return False
         known = OPS.get(node.op)
         return bool(known and known.compose) or (node.op.startswith("aten.") and overload(node.op) in tables)
