@@ -35,6 +35,7 @@ def quantise(
     *,
     presentations: Iterable[Presentation] = (),
     ticks: int | None = None,
+    learn: bool = False,
     margin: float = 2.0,
     headroom: float = 4.0,
     table_bits: int = 12,
@@ -45,23 +46,26 @@ def quantise(
     Each population gets the finest fraction that holds `margin` times the largest number seen in it, or at its ports,
     while the presentations settle for `ticks`; errors, being smaller than values, get finer ones. Without presentations
     all have six bits before the point. Weights get the power-of-two scale that holds their largest entry, those that
-    learn `headroom` times that. table_bits: log2 of the entries of lookup tables. guard: further bits of integrators;
-    without, as many as their rate halves. Raises CompileError for what fixed point cannot do exactly.
+    learn `headroom` times that. learn: the circuit also learns between presentations, and ranges are those of all that
+    it goes through on the way; parameters then start where they started. table_bits: log2 of the entries of lookup
+    tables. guard: further bits of integrators; without, as many as their rate halves. Raises CompileError for what
+    fixed point cannot do exactly.
     """
-    states, inputs = _ranges(net, presentations, ticks)
+    seen = _Ranges()
+    seen.run(net, presentations, ticks, learn)
     coarse = (state_bits, state_bits - (STATE[0] - STATE[1]))
     formats: dict[str, Bits] = {}
     populations: dict[str, Population] = {}
     for name, p in net.spec.populations.items():
-        seen = max(states[name], inputs[name])
-        formats[name] = fitting(np.array(seen), state_bits, margin) if seen else coarse
+        most = max(seen.states[name], seen.inputs[name])
+        formats[name] = fitting(np.array(most), state_bits, margin) if most else coarse
         more: dict[str, object] = {"bits": formats[name]}
         if p.unit == "map" and p.function not in EXACT_FUNCTIONS:
-            more["table"] = (table_bits, _reach(p, formats[name], margin * inputs[name]))
+            more["table"] = (table_bits, _reach(p, formats[name], margin * seen.inputs[name]))
         if p.unit == "integrator" and guard is not None:
             more["guard"] = guard
         populations[name] = msgspec.structs.replace(p, **more)
-    params = _params(net, weight_bits, state_bits, headroom)
+    params = _params(net, seen.params, weight_bits, state_bits, headroom)
     arrays = {name: _rounded(array, params[name]) if name in params else array for name, array in net.tensors.items()}
     described = {name: _described(net.spec, name, arrays[name], params.get(name)) for name in arrays}
     spec = msgspec.structs.replace(net.spec, populations=populations, tensors=described)
@@ -70,10 +74,10 @@ def quantise(
 
 
 class _Observer(Simulator):
-    """A simulator that notes the largest state of each population, and the largest number at a port that it needs."""
+    """A simulator that notes the largest number at the ports of maps and products."""
 
-    def __init__(self, spec: Spec, tensors: Tensors, replicas: int) -> None:
-        self.inputs: dict[str, float] = defaultdict(float)
+    def __init__(self, spec: Spec, tensors: Tensors, replicas: int, inputs: dict[str, float]) -> None:
+        self.inputs = inputs
         super().__init__(spec, tensors, replicas)
 
     def mapped(self, name: str, port: Tensor) -> Tensor:
@@ -85,32 +89,40 @@ class _Observer(Simulator):
         return super().multiplied(name, x, y)
 
 
+class _Ranges:
+    """The largest state of each population, number at its ports, and entry of each parameter."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, float] = defaultdict(float)
+        self.inputs: dict[str, float] = defaultdict(float)
+        self.params: dict[str, float] = defaultdict(float)
+
+    def run(self, net: Netlist, presentations: Iterable[Presentation], ticks: int | None, learn: bool) -> None:
+        """Note what the presentations bring about, one after another."""
+        lengths = {p.name: p.ticks for p in net.spec.phases}
+        plan = ["settle"] * (lengths.get("settle", 1) if ticks is None else ticks)
+        plan += ["learn"] * (lengths.get("learn", 1) if learn else 0)
+        observer: _Observer | None = None
+        for presentation in presentations:
+            replicas = max((len(v) for v in presentation.values()), default=1)
+            if observer is None or observer.replicas != replicas:
+                params = {} if observer is None else {n: p.numpy() for n, p in observer.params.items()}
+                observer = _Observer(net.spec, {**net.tensors, **params}, replicas, self.inputs)
+            for name, value in presentation.items():
+                observer.set(name, torch.from_numpy(value))
+            for phase in plan:
+                observer.tick(phase)
+                for name, state in observer.states.items():
+                    self.states[name] = max(self.states[name], largest(state))
+            for name, param in observer.params.items():
+                self.params[name] = max(self.params[name], largest(param))
+
+
 def largest(values: Tensor) -> float:
     """The largest magnitude of values, left aside those that stand for an infinity."""
     size = values.abs()
     size = size[size < -FLOOR / 2]
     return float(size.max()) if size.numel() else 0.0
-
-
-def _ranges(
-    net: Netlist, presentations: Iterable[Presentation], ticks: int | None
-) -> tuple[Mapping[str, float], Mapping[str, float]]:
-    """The largest state of each population, and the largest number at its ports, over all presentations."""
-    states: dict[str, float] = defaultdict(float)
-    inputs: dict[str, float] = defaultdict(float)
-    if ticks is None:
-        ticks = next((p.ticks for p in net.spec.phases if p.name == "settle"), 1)
-    for presentation in presentations:
-        observer = _Observer(net.spec, net.tensors, max((len(v) for v in presentation.values()), default=1))
-        for name, value in presentation.items():
-            observer.set(name, torch.from_numpy(value))
-        for _ in range(ticks):
-            observer.tick("settle")
-            for name, state in observer.states.items():
-                states[name] = max(states[name], largest(state))
-        for name, seen in observer.inputs.items():
-            inputs[name] = max(inputs[name], seen)
-    return states, inputs
 
 
 def _reach(p: Population, bits: Bits, seen: float) -> int:
@@ -127,7 +139,9 @@ def _reach(p: Population, bits: Bits, seen: float) -> int:
     return reach
 
 
-def _params(net: Netlist, weight_bits: int, state_bits: int, headroom: float) -> dict[str, Bits]:
+def _params(
+    net: Netlist, seen: Mapping[str, float], weight_bits: int, state_bits: int, headroom: float
+) -> dict[str, Bits]:
     """The format of each parameter and constant."""
     spec, plastic = net.spec, net.spec.plastic()
     weights = {p.param for p in spec.projections}
@@ -135,13 +149,10 @@ def _params(net: Netlist, weight_bits: int, state_bits: int, headroom: float) ->
     for name, array in net.tensors.items():
         if array.dtype.kind != "f":
             continue
-        finite = np.where(np.abs(array) < -FLOOR / 2, array, 0.0)
-        room = headroom if name in plastic else 1.0
-        if name in weights:
-            found[name] = fitting(finite, weight_bits, room)
-        else:
-            at_least = BIAS_RANGE / room if name in plastic else 0.0
-            found[name] = fitting(np.append(finite, at_least), state_bits, room)
+        most = max(largest(torch.from_numpy(array)), seen.get(name, 0.0)) * (headroom if name in plastic else 1.0)
+        if name not in weights and name in plastic:
+            most = max(most, BIAS_RANGE)
+        found[name] = fitting(np.array(most), weight_bits if name in weights else state_bits)
     return found
 
 
