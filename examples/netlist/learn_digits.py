@@ -1,6 +1,6 @@
 """A network learns scikit-learn's digits inside the simulator of its circuit; torch trains the same one by backprop.
 
-python examples/netlist/learn_digits.py [--network NAME] [--bits 8 16] [--epochs N]
+python examples/netlist/learn_digits.py [--network NAME] [--bits 8 16] [--untied] [--epochs N]
 """
 
 from __future__ import annotations
@@ -71,10 +71,11 @@ def backpropagation(model: nn.Module, data: Data, epochs: int) -> float:
     return float((model(data[2]).argmax(1) == data[3]).double().mean())
 
 
-def circuit(model: nn.Module) -> Netlist:
+def circuit(model: nn.Module, untied: bool = False) -> Netlist:
     """The network as a circuit whose errors settle within 24 ticks."""
     options = NetlistOptions(loss="cross-entropy", rate=0.5, eta=ETA, ticks=24)
-    return compile_netlist(model, (torch.zeros(1, 1, 8, 8).double(),), options=options)
+    net = compile_netlist(model, (torch.zeros(1, 1, 8, 8).double(),), options=options)
+    return net.untie(init="random") if untied else net
 
 
 def quantised(net: Netlist, data: Data, weights: int, states: int) -> Netlist:
@@ -103,11 +104,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--network", choices=["mlp", "cnn"], default="mlp")
     parser.add_argument("--bits", nargs=2, type=int, metavar=("WEIGHTS", "STATES"), help="learn in fixed point")
+    parser.add_argument("--untied", action="store_true", help="feedback with weights of its own")
     parser.add_argument("--epochs", type=int, default=20)
     options = parser.parse_args()
     model, data = network(options.network), digits()
     print(f"backpropagation    {100 * backpropagation(model, data, options.epochs):.2f} %")
-    net = circuit(model)
+    net = circuit(model, options.untied)
     if options.bits:
         net = quantised(net, data, *options.bits)
     start = time.perf_counter()

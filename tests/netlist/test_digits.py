@@ -28,11 +28,12 @@ def test_eight_bit_weights_learn():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
+@pytest.mark.parametrize("untied", [False, True])
 @pytest.mark.parametrize("bits, most", [(None, 0.01), ((8, 16), 0.03)])
-def test_accuracy_is_that_of_backpropagation(name, bits, most):
+def test_accuracy_is_that_of_backpropagation(name, untied, bits, most):
     model, data = example.network(name), example.digits()
     expected = example.backpropagation(model, data, epochs=20)
-    net = example.circuit(model)
+    net = example.circuit(model, untied)
     if bits is not None:
         net = example.quantised(net, data, *bits)
     assert expected > 0.95
