@@ -14,6 +14,7 @@ from pccompile.backends.netlist.export.nengo import from_nengo, generated
 from pccompile.backends.netlist.export.numpy_source import numpy_source
 from pccompile.backends.netlist.expressions import FUNCTIONS, function
 from pccompile.circuits import compile_netlist
+from pccompile.diagnostics import CompileError
 
 nengo = pytest.importorskip("nengo", reason="Nengo is not installed: pip install 'pccompile[nengo]'")
 
@@ -208,6 +209,46 @@ def test_names_are_data() -> None:
     source = generated(Netlist(msgspec.structs.replace(net.spec, name=name), net.tensors)).source()
     compile(source, "generated", "exec")
     assert "\nimport os" not in source
+
+
+def off(net: Netlist, network: object, steps: int, x: torch.Tensor, t: torch.Tensor) -> dict[str, float]:
+    """Root mean square of what each population is off, relative to its largest unit."""
+    simulator, ours = simulated(network, steps), net.simulate(x, t, ticks=200).states
+    seen = {n: simulator.data[p][-1] - ours[n].ravel() for n, p in network.watched.items()}
+    return {n: np.sqrt(np.square(d).mean()) / np.abs(ours[n]).max() for n, d in seen.items()}
+
+
+def test_spiking_neurons_are_as_wrong_as_is_expected() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    x, t = torch.randn(1, 2, dtype=torch.float64), torch.randn(1, 2, dtype=torch.float64)
+    net = compile_netlist(model, (x,))
+    network = net.to_nengo(x, t, spiking=True, neurons=100)
+    assert network.n_neurons == 100 * (4 + 4 + 2 + 2 + 4 + 4 + 4 + 2 * 4)  # a product takes two ensembles a unit
+    found = off(net, network, 700, x, t)
+    assert set(network.expected) == {"n0.e", "n1.e", "n2.e"}
+    for name, error in network.expected.items():
+        assert 0.002 < error < 0.1
+        assert error / 5 < found[name] < error * 3
+    finer = generated(net, x, t, spiking=True, neurons=400).expected
+    assert all(finer[n] < network.expected[n] for n in finer)
+
+
+def test_choices_stand_between_spiking_neurons() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 4), nn.MaxPool1d(2), nn.Linear(2, 1)).double()
+    x, t = torch.randn(1, 2, dtype=torch.float64), torch.full((1, 1), 2.0, dtype=torch.float64)
+    net = compile_netlist(model, (x,))
+    found = off(net, net.to_nengo(x, t, spiking=True), 700, x, t)
+    assert max(found.values()) < 0.1
+
+
+def test_spiking_neurons_have_no_delays() -> None:
+    _, net, x, t = case("mlp")
+    projections = (msgspec.structs.replace(net.spec.projections[0], delay=2), *net.spec.projections[1:])
+    net = Netlist(msgspec.structs.replace(net.spec, projections=projections), net.tensors)
+    with pytest.raises(CompileError, match=r"projection input\.v->n0\.v: a delay of 2 ticks"):
+        net.to_nengo(x, t, spiking=True)
 
 
 INPUTS = {"acosh": (1.1, 3), "log": (0.1, 3), "sqrt": (0.1, 3), "lgamma": (0.1, 3), "digamma": (0.1, 3),

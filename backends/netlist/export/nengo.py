@@ -19,6 +19,7 @@ import numpy as np
 
 from pccompile.backends.netlist.export import library, refuse, write
 from pccompile.backends.netlist.export.nengo_script import Learning, Script
+from pccompile.backends.netlist.export.nengo_spiking import Spiking, unheld
 from pccompile.backends.netlist.netlist import Netlist
 from pccompile.ir.names import identifier
 
@@ -51,11 +52,16 @@ def generated(
     learning: Learning = "nodes",
     ticks: int | None = None,
     probes: Sequence[str] | None = None,
+    spiking: bool = False,
+    neurons: int = 100,
 ) -> Script:
     """The script of `net`. See `to_nengo`."""
     refuse("Nengo", EXPORTER.supports(net))
     presented = net.presentation(inputs, targets, clamps, draws)
-    return Script(net, presented, learning, ticks, probes)
+    if not spiking:
+        return Script(net, presented, learning, ticks, probes)
+    refuse("Nengo, spiking,", unheld(net))
+    return Spiking(net, presented, ticks, probes, neurons)
 
 
 def to_nengo(net: Netlist, inputs: Any = (), targets: Any = (), **options: Any) -> Any:
@@ -64,6 +70,10 @@ def to_nengo(net: Netlist, inputs: Any = (), targets: Any = (), **options: Any) 
     inputs, targets, clamps, draws: as for `Netlist.simulate`; several presentations follow each other, each for as many
     ticks as all phases have. learning: "nodes", "pes" or None. ticks: of the settling phase. probes: the populations
     that are probed; by default outputs and errors.
+
+    spiking: ensembles of `neurons` leaky integrate-and-fire neurons stand for each unit but inputs and choices, and
+    nothing learns. They hold values as large as those of this presentation; `expected` tells the error of each error
+    population, root mean square and relative to its largest unit, that one should expect a second or so later.
 
     The network has, by name, `units`, `watched`, which are probes, and `parameters`: functions that read a parameter
     from a simulator. A probe sees what other units see in a step: an integrator before it latches. Raises CompileError.

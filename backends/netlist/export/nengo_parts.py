@@ -221,3 +221,19 @@ def piecewise(*branches: tuple[Any, Any]) -> Any:
     if condition is True or len(branches) == 1:
         return value
     return np.where(condition, value, piecewise(*branches[1:]))
+
+
+def spiking(label: str, size: int, neurons: int, radius: float, f: Any = None) -> tuple[Any, Any]:
+    """The decoded output, f of the values or these themselves, and the input of spiking ensembles, one a unit."""
+    ensembles = nengo.networks.EnsembleArray(neurons, size, radius=radius, label=label)
+    return ensembles.output if f is None else ensembles.add_output("function", f), ensembles.input
+
+
+def multiplied(label: str, size: int, neurons: int, x: float, y: float) -> tuple[Any, Any, Any]:
+    """The decoded product and both inputs, which reach up to x and y, of spiking ensembles, two a unit."""
+    product = nengo.networks.Product(2 * neurons, size, input_magnitude=1, label=label)
+    first, second, out = (nengo.Node(size_in=size, label=f"{label}{end}") for end in (":x", ":y", ""))
+    nengo.Connection(first, product.input_a, transform=1 / x, synapse=None)
+    nengo.Connection(second, product.input_b, transform=1 / y, synapse=None)
+    nengo.Connection(product.output, out, transform=x * y, synapse=None)
+    return out, first, second

@@ -58,7 +58,8 @@ if __name__ == "__main__":
         learned = {{f"parameter/{{k}}": read(simulator) for k, read in model.parameters.items()}}
     last = {{name: simulator.data[probe][-1] for name, probe in model.watched.items()}}
     for name, state in last.items():
-        print(f"{{name}}: {{len(state)}} units, norm {{np.linalg.norm(state):.6g}}")
+        expected = f", expected to be {{model.expected[name]:.1%}} wrong" if name in model.expected else ""
+        print(f"{{name}}: {{len(state)}} units, norm {{np.linalg.norm(state):.6g}}{{expected}}")
     if given.save is not None:
         np.savez(given.save, **last, **learned)
 """
@@ -66,6 +67,11 @@ if __name__ == "__main__":
 
 class Script:
     """Statements for the populations, parameters, projections and plasticity of a netlist."""
+
+    smoothing = ""
+    """What the probes' arguments say besides."""
+    steps: int | None = None
+    """How many steps the script simulates, where that is not a period of all phases."""
 
     def __init__(
         self,
@@ -88,6 +94,7 @@ class Script:
         plastic = {rule.param for rule in self.rules}
         self.pes = {p for p in plastic if learning == "pes" and self.pes_learns(p)}
         self.shared = plastic - self.pes
+        self.expected: dict[str, float] = {}
         self.data: dict[str, np.ndarray] = {}
         self.lines: list[str] = []
         self.write()
@@ -129,7 +136,7 @@ class Script:
             if rule.param in self.shared and self.net.tensors[rule.param].size:
                 self.rule(rule, f"{rule.param}: {rule.rule} {i + 1}")
         for name in self.probes:
-            self.line(f"watched[{name!r}] = nengo.Probe(units[{name!r}], label={name!r})")
+            self.line(f"watched[{name!r}] = nengo.Probe(units[{name!r}]{self.smoothing}, label={name!r})")
 
     def population(self, name: str) -> None:
         """The node of a population, and what receives for each of its ports."""
@@ -179,7 +186,7 @@ class Script:
     def projection(self, p: Projection) -> None:
         """The connection of a projection, or the node that stands for it."""
         pre, post = f"units[{p.pre!r}]", f"ports[{p.post!r}]"
-        late = f"late({p.delay})" if p.delay else "None"
+        late = self.synapse(p)
         if self.spec.populations[p.target].unit == "select":
             self.line(f"nengo.Connection({pre}, {post}, synapse={late}, label={p.name!r})")
         elif p.param in self.pes:
@@ -189,6 +196,10 @@ class Script:
             self.line(f"nengo.Connection({pre}, {post}, {transform}synapse={late}, label={p.name!r})")
         else:
             self.between(p, late)
+
+    def synapse(self, p: Projection) -> str:
+        """The source of the synapse of a projection's connection."""
+        return f"late({p.delay})" if p.delay else "None"
 
     def between(self, p: Projection, late: str) -> None:
         """A node that does what a projection does, from the state, the parameter or the winners at hand."""
@@ -347,6 +358,7 @@ class Script:
         special = "from scipy import special\n" if "special." in text else ""
         modules = "".join(f"import {m}\n" for m in ("itertools", "math") if f"{m}." in "".join((*parts, text)))
         learns = " and learns" if self.rules else ""
+        rounded = {name: float(f"{error:.3g}") for name, error in self.expected.items()}
         names = "units, ports, winners, between, phases, values, changes, parameters, watched"
         head = HEAD.format(title=" ".join(repr(self.spec.name)[1:-1].replace('"', "'").split()), special=special,
                            learns=learns, modules=modules)  # fmt: skip
@@ -359,8 +371,8 @@ class Script:
             f"    with nengo.Network(label={self.spec.name!r}, seed=0) as network:\n",
             text,
             "\n    network.units, network.watched, network.parameters = units, watched, parameters",
-            "\n    return network\n",
-            TAIL.format(steps=self.period),
+            f"\n    network.expected = {rounded}\n    return network\n",
+            TAIL.format(steps=self.steps or self.period),
         ))  # fmt: skip
 
 
