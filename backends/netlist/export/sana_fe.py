@@ -130,23 +130,13 @@ class Grid:
             seen[t] += 1
 
 
-def all_synapses(net: Netlist, p: Projection) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The synapses of a projection, for a choice all that it chooses from."""
-    if p.op != "route":
-        return synapses(net, p)
-    index = net.tensors[str(p.index)]
-    post, slots = np.nonzero(index >= 0)
-    pre = index[post, slots]
-    return (pre, post, np.ones(len(pre))) if p.transpose else (post, pre, np.ones(len(pre)))
-
-
 def traffic(net: Netlist, cores: Cores) -> Traffic:
     """What passes on a tick where every unit sends its state to every core that hears it."""
     events = 0
     heard: dict[str, list[np.ndarray]] = {}
     number = 1 + max(int(c.max()) for c in cores.values() if c.size)
     for p in net.spec.projections:
-        post, pre, _ = all_synapses(net, p)
+        post, pre, _ = synapses(net, p)
         events += len(post)
         heard.setdefault(p.pre, []).append(np.unique(pre * number + cores[p.target].ravel()[post]))
     return Traffic(events, sum(len(np.unique(np.concatenate(found))) for found in heard.values()))
@@ -219,7 +209,7 @@ def network(net: Netlist, cores: Cores, grid: Grid) -> Iterator[str]:
 
 def edges(net: Netlist, p: Projection, pre: str, post: str) -> Iterator[str]:
     """The edges of a projection."""
-    to, source, weights = all_synapses(net, p)
+    to, source, weights = synapses(net, p)
     if p.op == "dense" and len(to) == net.spec.populations[p.pre].size * net.spec.populations[p.target].size:
         order = np.lexsort((to, source))
         yield f"    - {pre} -> {post}: {{type: dense, weight: [{', '.join(f'{w:.9g}' for w in weights[order])}]}}"
