@@ -1,7 +1,6 @@
-"""The fixed-point simulator against a scalar one in Python's integers, written from the document alone."""
+"""The fixed-point simulator against one in Python's integers, written from the document alone."""
 
-import math
-from fractions import Fraction
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -9,94 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from pccompile.backends.netlist import Netlist, NetlistOptions
+from netlist.naive_fixed import FixedNaive
+from netlist.nets import NETS, net, presented
+from pccompile.backends.netlist import NetlistOptions
 from pccompile.backends.netlist.simulate.fixed import FixedSimulator, lottery, shifted
-from pccompile.backends.netlist.simulate.formats import constant, fitting, integers
+from pccompile.backends.netlist.simulate.formats import constant, fitting
 from pccompile.circuits import compile_netlist
 from pccompile.diagnostics import CompileError
-
-
-def shr(v, k):
-    return (v + (1 << (k - 1))) >> k if k > 0 else v << -k
-
-
-def sat(v, bits):
-    return max(-(1 << (bits - 1)), min((1 << (bits - 1)) - 1, v))
-
-
-def times(gain):
-    """c and s of a factor, from the document's words."""
-    s = 0
-    while abs(gain) * 2.0**s >= 2**15:
-        s -= 1
-    while abs(gain) * 2.0**s < 2**14:
-        s += 1
-    return round(Fraction(gain) * Fraction(2) ** s), s
-
-
-class Scalar:
-    """An interpreter, unit by unit, of nets of dense and one-to-one projections."""
-
-    def __init__(self, net, formats, table):
-        self.net, self.spec, self.f, self.table = net, net.spec, formats, table
-        self.s = {n: [0] * p.size for n, p in self.spec.populations.items()}
-        self.acc = {n: [0] * p.size for n, p in self.spec.populations.items()}
-        self.w = {n: integers(torch.tensor(a), formats.params[n]).long().tolist() for n, a in net.tensors.items()}
-
-    def message(self, p, i):
-        pre, f = self.s[p.pre], self.f.states[p.pre][1]
-        if p.op == "one_to_one":
-            m = pre[i]
-        else:
-            w = self.w[p.param]
-            m = sum((w[j][i] if p.transpose else w[i][j]) * v for j, v in enumerate(pre))
-            f += self.f.params[p.param][1]
-        c, s = times(p.gain)
-        return shr(m * c, f + s - self.f.states[p.target][1])
-
-    def port(self, name, i, port="in"):
-        return sum(self.message(p, i) for p in self.spec.projections if p.post == f"{name}:{port}")
-
-    def tick(self, order, learn):
-        for name in order:
-            p, (bits, f) = self.spec.populations[name], self.f.states[name]
-            for i in range(p.size):
-                u = self.port(name, i)
-                if p.unit == "sum":
-                    bias = 0 if p.bias is None else shr(self.w[p.bias][i], self.f.params[p.bias][1] - f)
-                    self.s[name][i] = sat(u + bias, bits)
-                elif p.unit == "product":
-                    x, y = sat(self.port(name, i, "x"), bits), sat(self.port(name, i, "y"), bits)
-                    self.s[name][i] = sat(shr(x * y, f), bits)
-                else:
-                    length, reach = self.table
-                    n = f + reach + 1 - length
-                    u = sat(u, bits)
-                    place = (u >> n if n >= 0 else u << -n) + 2 ** (length - 1)
-                    place = max(0, min(2**length - 1, place))
-                    x = (place - 2 ** (length - 1) + 0.5) * 2.0 ** (reach + 1 - length)
-                    y = {"tanh(x)": math.tanh(x), "1 - tanh(x)**2": 1 - math.tanh(x) ** 2}[p.function]
-                    self.s[name][i] = sat(round(y * 2**f), bits)
-        states, acc = {}, {}
-        for name, p in self.spec.populations.items():
-            if p.unit == "integrator":
-                k, bits = -int(math.log2(p.rate)), self.f.states[name][0]
-                acc[name] = [sat(a + shr((self.port(name, i) << k) - int(p.leak) * a, k), bits + k)
-                             for i, a in enumerate(self.acc[name])]  # fmt: skip
-                states[name] = [sat(shr(a, k), bits) for a in acc[name]]
-        for rule in self.spec.plasticity if learn else ():
-            w, post = self.w[rule.param], self.s[rule.post]
-            (bits, f), fp = self.f.params[rule.param], self.f.states[rule.post][1]
-            c, s = times(rule.rate * rule.gain)
-            for i in range(len(w)):
-                if rule.rule == "copy":
-                    w[i] = sat(w[i] + shr(post[i] * c, fp + s - f), bits)
-                    continue
-                for j, pre in enumerate(self.s[rule.pre]):
-                    k = fp + self.f.states[rule.pre][1] + s - f
-                    w[i][j] = sat(w[i][j] + shr(post[i] * pre * c, k), bits)
-        self.s.update(states)
-        self.acc.update(acc)
 
 
 def mlp(**options):
@@ -105,33 +23,51 @@ def mlp(**options):
     return compile_netlist(model, (torch.randn(1, 4).double(),), options=NetlistOptions(**options))
 
 
-@pytest.mark.parametrize("eta", [2.0**-4, 0.05])
-@pytest.mark.parametrize("bits, table", [((16, 10), (12, 3)), ((12, 7), (6, 2)), ((18, 13), (10, 2))])
-def test_every_integer_is_the_scalar_interpreters(eta, bits, table):
-    net = mlp(eta=eta)
-    spec = msgspec.structs.replace(
-        net.spec,
-        populations={
-            n: msgspec.structs.replace(p, bits=bits, table=table if p.unit == "map" else None)
-            for n, p in net.spec.populations.items()
-        },
-    )
-    net = Netlist(spec, net.tensors)
-    simulator = FixedSimulator(net.spec, net.tensors)
-    scalar = Scalar(net, simulator.formats, table)
-    presentation = net.presentation(3 * torch.randn(1, 4), torch.randn(1, 3))
-    for name, value in presentation.items():
-        simulator.set(name, torch.from_numpy(value))
-        scalar.s[name] = [int(v) for v in simulator.states[name].flatten()]
-    for tick in range(40):
-        learn = tick > 20
-        simulator.tick("learn" if learn else "settle")
-        scalar.tick(simulator.order, learn)
+def with_formats(net, bits, table, guard):
+    """The circuit with one format for all populations; parameters keep the defaults."""
+    more = {"map": {"table": table}, "integrator": {"guard": guard}}
+    populations = {
+        n: msgspec.structs.replace(p, bits=bits, **more.get(p.unit, {})) for n, p in net.spec.populations.items()
+    }
+    return replace(net, spec=msgspec.structs.replace(net.spec, populations=populations))
+
+
+def same_integers(net, folder, replicas=1, ticks=8):
+    """Run both simulators side by side, learning from half way on."""
+    simulator = FixedSimulator(net.spec, net.tensors, replicas)
+    naive = FixedNaive(net.save(folder, "m")[0], replicas)
+    start = {name: param.clone() for name, param in simulator.params.items()}
+    for name, value in presented(net, replicas).items():
+        simulator.set(name, torch.from_numpy(2 * value))
+        naive.state[name] = simulator.states[name].reshape(replicas, -1).long().tolist()
+    for tick in range(ticks):
+        phase = "learn" if tick >= ticks // 2 else "settle"
+        simulator.tick(phase)
+        naive.tick(phase)
         for name, state in simulator.states.items():
-            assert state.flatten().tolist() == scalar.s[name], (tick, name)
+            assert state.reshape(replicas, -1).tolist() == naive.state[name], (tick, name)
     for name, param in simulator.params.items():
-        assert param.tolist() == scalar.w[name], name
-        assert param.tolist() != integers(torch.tensor(net.tensors[name]), simulator.formats.params[name]).tolist()
+        assert param.tolist() == naive.tensors[name].tolist(), name
+    return any(not torch.equal(start[name], simulator.params[name]) for name in net.spec.plastic())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_integer_of_every_circuit_is_the_naive_one(name, tmp_path):
+    made = net(name).quantise(presentations=[presented(net(name))], ticks=4, table_bits=8)
+    assert same_integers(made, tmp_path)
+
+
+@pytest.mark.parametrize("eta", [2.0**-4, 0.05])
+@pytest.mark.parametrize(
+    "bits, table, guard", [((16, 10), (12, 3), None), ((12, 7), (6, 2), 0), ((18, 13), (10, 2), 5)]
+)
+def test_widths_guard_bits_and_rates_of_any_kind(eta, bits, table, guard, tmp_path):
+    assert same_integers(with_formats(mlp(eta=eta), bits, table, guard), tmp_path, replicas=2, ticks=30)
+
+
+def test_decaying_parameters_in_fixed_point(tmp_path):
+    made = mlp().untie(init="random", decay=0.3).quantise(presentations=[presented(mlp())])
+    assert same_integers(made, tmp_path, ticks=20)
 
 
 def test_fixed_point_follows_floating_point():
@@ -169,7 +105,9 @@ def test_other_factors_have_fifteen_bits():
     assert abs(factor * 2.0**-shift + 0.05) < 0.05 * 2**-15
 
 
-@pytest.mark.parametrize("largest, fraction", [(0.9, 7), (1.0, 6), (0.498, 8), (0.4999, 7), (100.0, 0), (0.0, 7)])
+@pytest.mark.parametrize(
+    "largest, fraction", [(0.9, 7), (1.0, 6), (0.498, 8), (0.4999, 7), (100.0, 0), (0.0, 7), (1e-320, 64)]
+)
 def test_a_scale_fits_the_largest_entry(largest, fraction):
     assert fitting(np.array([largest, -largest / 2]), 8) == (8, fraction)
 

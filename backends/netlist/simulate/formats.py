@@ -72,17 +72,17 @@ def constant(gain: float) -> tuple[int, int]:
 def fitting(array: np.ndarray, total: int, headroom: float = 1.0) -> Bits:
     """The format of `total` bits with the finest power-of-two scale that holds `headroom` times every entry.
 
-    Where all entries are 0 it is that of the range from −1 to 1.
+    Where all entries are 0 it is that of the range from −1 to 1. The fraction ends at ±2 WIDEST bits.
     """
     largest = float(np.abs(array).max(initial=0.0)) * headroom
     if not largest:
         return total, total - 1
-    fraction = total - 1 - math.frexp(largest)[1]
+    fraction = min(total - 1 - math.frexp(largest)[1], 2 * WIDEST)
     if round(largest * 2.0 ** (fraction + 1)) <= 2 ** (total - 1) - 1:
         fraction += 1
     elif round(largest * 2.0**fraction) > 2 ** (total - 1) - 1:
         fraction -= 1
-    return total, fraction
+    return total, max(-2 * WIDEST, min(2 * WIDEST, fraction))
 
 
 @dataclass(frozen=True)
