@@ -110,7 +110,7 @@ class FixedNaive(Naive):
         return integer(float(value(u["function"], centre)), (bits, f))
 
     def change(self, rule):
-        (b, f), param = self.w[rule["param"]], self.tensors[rule["param"]]
+        f, param = self.w[rule["param"]][1], self.tensors[rule["param"]]
         exact = super().change({**rule, "rate": 1.0, "gain": 1.0, "decay": 0.0}).reshape(-1)
         c, s = factor(rule["rate"] * rule.get("gain", 1.0))
         d, t = factor(rule["rate"] * rule.get("decay", 0.0))
