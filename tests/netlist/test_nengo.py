@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from zoo import TRAPS, ZOO, Case
 
+from netlist.test_zoo import cases, made
 from pccompile.backends.netlist import Netlist, NetlistOptions
 from pccompile.backends.netlist.export.nengo import from_nengo, generated
 from pccompile.backends.netlist.export.numpy_source import numpy_source
@@ -64,10 +66,10 @@ MODELS = {
     "residual": (Residual, (1, 2, 4, 4), (1, 2)),
     "odd": (odd, (2, 2, 8, 8), (2, 2)),
 }
-Case = tuple[nn.Module, Netlist, torch.Tensor, torch.Tensor]
+Made = tuple[nn.Module, Netlist, torch.Tensor, torch.Tensor]
 
 
-def case(name: str, ticks: int = 64) -> Case:
+def case(name: str, ticks: int = 64) -> Made:
     torch.manual_seed(0)
     make, shape, to = MODELS[name]
     model = make().double().eval()
@@ -76,7 +78,8 @@ def case(name: str, ticks: int = 64) -> Case:
 
 
 def simulated(network: object, steps: int) -> object:
-    simulator = nengo.Simulator(network, dt=0.001, progress_bar=False, optimize=False)
+    model = nengo.builder.Model(dt=0.001, decoder_cache=nengo.cache.NoDecoderCache())
+    simulator = nengo.Simulator(network, model=model, progress_bar=False, optimize=False)
     simulator.run_steps(steps, progress_bar=False)
     return simulator
 
@@ -193,6 +196,18 @@ def test_the_script_stands_alone(tmp_path) -> None:
     assert seen["parameter/0.weight"] == pytest.approx(ours.params["0.weight"], abs=1e-12)
 
 
+def test_a_script_presents_something(tmp_path) -> None:
+    from pccompile.backends.netlist.export import exporter
+
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 4))
+    net = compile_netlist(model, (torch.tensor([1, 2]),), options=NetlistOptions(loss="cross-entropy"))
+    _, data = exporter("nengo").emit(net, tmp_path, name="tokens", learning=None)
+    assert data.name == "tokens_nengo.npz"
+    presented = {k: v for k, v in np.load(data).items() if k.startswith("presented/")}
+    assert len(presented) == 2
+    assert all((v.sum(-1) == 1).all() for v in presented.values())
+
+
 def test_the_same_script_twice(tmp_path) -> None:
     from pccompile.backends.netlist.export import exporter
 
@@ -270,3 +285,33 @@ def test_functions_in_numpy(name: str) -> None:
 def test_only_the_language_becomes_source() -> None:
     with pytest.raises(ValueError, match="not in the language"):
         numpy_source("__import__('os')")
+
+
+FEW = ("mlp_elu", "siamese", "scalar", "tied_linear", "shared_layer", "max_pool_ties", "dropout_kinds", "conv1d")
+
+
+def same_as_ours(case: Case, ticks: int = 24) -> None:
+    circuit, clamps, _ = made(case)
+    net, inputs = circuit.netlist, circuit.examples
+    settled, later = (net.simulate(inputs, clamps=clamps, ticks=n).states for n in (ticks, ticks + 1))
+    learned = net.simulate(inputs, clamps=clamps, ticks=ticks, learn=True).params
+    populations = {n: p for n, p in net.spec.populations.items() if p.size}
+    network = net.to_nengo(inputs, clamps=clamps, ticks=ticks, probes=tuple(populations))
+    simulator = simulated(network, ticks + 1)
+    for name, p in populations.items():
+        expected = (settled if p.unit == "integrator" else later)[name].ravel()
+        assert simulator.data[network.watched[name]][-1] == pytest.approx(expected, rel=1e-9, abs=1e-11), name
+    found = from_nengo(net, network, simulator).tensors
+    for path in net.spec.plastic():
+        assert found[path] == pytest.approx(learned[path], rel=1e-9, abs=1e-11), path
+
+
+@pytest.mark.parametrize("case", [*cases(ZOO, *FEW), *cases(TRAPS, *FEW)])
+def test_circuits_of_the_zoo(case: Case) -> None:
+    same_as_ours(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [c for c in cases(ZOO) if not c.marks])
+def test_all_circuits_of_the_zoo(case: Case) -> None:
+    same_as_ours(case)

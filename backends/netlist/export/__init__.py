@@ -25,8 +25,8 @@ TABLE = {
 }
 """The exporters that come with pccompile, for a source tree whose metadata do not name them."""
 
-
 MARK = b"pccompile"
+"""What the first file of an exporter contains."""
 
 
 @runtime_checkable
@@ -39,8 +39,11 @@ class Exporter(Protocol):
         """Why `net` cannot be written, a sentence for each population or projection; empty if it can."""
         ...
 
-    def emit(self, net: Netlist, folder: Path, **options: Any) -> tuple[Path, ...]:
-        """Write `net` into `folder`; return the files. Raises CompileError, and then nothing is written."""
+    def emit(self, net: Netlist, folder: Path, *, name: str = "", **options: Any) -> tuple[Path, ...]:
+        """Write `net` into `folder`; return the files, called after `name` or else the netlist.
+
+        Raises CompileError, and then nothing is written.
+        """
         ...
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from pccompile.backends.netlist.export import library, refuse, write
 from pccompile.backends.netlist.export.nengo_script import Learning, Script
 from pccompile.backends.netlist.export.nengo_spiking import Spiking, unheld
+from pccompile.backends.netlist.losses import encoded
 from pccompile.backends.netlist.netlist import Netlist
 from pccompile.ir.names import identifier
 
@@ -33,10 +34,14 @@ class Nengo:
         """Nothing is left out."""
         return ()
 
-    def emit(self, net: Netlist, folder: Path, **options: Any) -> tuple[Path, ...]:
-        """Write the script and its numbers; options are those of `to_nengo`."""
-        script = generated(net, **options)
-        stem = f"{identifier(net.spec.name)}_nengo"
+    def emit(self, net: Netlist, folder: Path, *, name: str = "", **options: Any) -> tuple[Path, ...]:
+        """Write the script and its numbers; options are those of `to_nengo`.
+
+        What the script presents, where nothing else is told, is drawn at random.
+        """
+        presented = not {"inputs", "targets", "clamps"}.isdisjoint(options)
+        script = generated(net, **options) if presented else generated(net, drawn=True, **options)
+        stem = f"{identifier(name or net.spec.name)}_nengo"
         data = io.BytesIO()
         np.savez(data, **script.data, **{f"presented/{k}": v for k, v in script.presented.items()})  # type: ignore[arg-type]
         return write(folder, {f"{stem}.py": script.source().encode(), f"{stem}.npz": data.getvalue()})
@@ -54,14 +59,29 @@ def generated(
     probes: Sequence[str] | None = None,
     spiking: bool = False,
     neurons: int = 100,
+    drawn: bool = False,
 ) -> Script:
-    """The script of `net`. See `to_nengo`."""
+    """The script of `net`. See `to_nengo`; drawn: present random numbers where nothing is given."""
     refuse("Nengo", EXPORTER.supports(net))
     presented = net.presentation(inputs, targets, clamps, draws)
+    if drawn:
+        presented = {**random_states(net), **presented}
     if not spiking:
         return Script(net, presented, learning, ticks, probes)
     refuse("Nengo, spiking,", unheld(net))
     return Spiking(net, presented, ticks, probes, neurons)
+
+
+def random_states(net: Netlist, seed: int = 0) -> dict[str, np.ndarray]:
+    """States for all inputs, targets and clamps: normal numbers, and one active unit where integers are presented."""
+    rng, spec = np.random.default_rng(seed), net.spec
+    found = {}
+    for port in (*spec.inputs.values(), *spec.targets.values(), *spec.clamps.values()):
+        shape = port.states or spec.populations[port.population].shape
+        encode = bool(port.encode)
+        value = rng.integers(0, shape[port.axis], port.shape) if encode else rng.standard_normal(port.shape)
+        found[port.population] = encoded(port, value, shape)
+    return found
 
 
 def to_nengo(net: Netlist, inputs: Any = (), targets: Any = (), **options: Any) -> Any:

@@ -40,12 +40,12 @@ class NIR:
         """What NIR cannot say, a sentence for each element."""
         return tuple(unsaid(net).values())
 
-    def emit(self, net: Netlist, folder: Path, *, strict: bool = True, **_: Any) -> tuple[Path, ...]:
+    def emit(self, net: Netlist, folder: Path, *, name: str = "", strict: bool = True) -> tuple[Path, ...]:
         """Write the graph; without `strict` what NIR cannot say is left out, and listed in the metadata."""
         data = io.BytesIO()
         graph = to_nir(net, strict)
         library("nir", "pccompile[nir]").write(data, graph)
-        return write(folder, {f"{identifier(net.spec.name)}.nir": data.getvalue()})
+        return write(folder, {f"{identifier(name or net.spec.name)}.nir": data.getvalue()})
 
 
 def unsaid(net: Netlist) -> dict[str, str]:

@@ -74,11 +74,11 @@ class SanaFE:
         net: Netlist,
         folder: Path,
         *,
+        name: str = "",
         cores: Cores | None = None,
         tiles: np.ndarray | None = None,
         costs: Costs | None = None,
         units: int = 1024,
-        **_: Any,
     ) -> tuple[Path, ...]:
         """Write both files.
 
@@ -89,7 +89,7 @@ class SanaFE:
         cores = packed(net, units) if cores is None else cores
         number = 1 + max((int(c.max()) for c in cores.values() if c.size), default=0)
         grid = Grid(square(number) if tiles is None else np.asarray(tiles))
-        stem = identifier(net.spec.name)
+        stem = identifier(name or net.spec.name)
         files = {f"{stem}_arch.yaml": architecture(stem, grid, costs or Costs(), largest(cores)),
                  f"{stem}_snn.yaml": "\n".join(network(net, cores, grid)) + "\n"}  # fmt: skip
         return write(folder, {name: text.encode() for name, text in files.items()})
