@@ -178,7 +178,7 @@ def _projections(spec: Spec, sound: Mapping[str, Population], tensors: Tensors) 
         dangling = dangling or bool(wrong)
         if not wrong:
             into[p.target].append(p)
-            if p.pre in sound and p.target in sound:
+            if all(n in sound for n in (p.pre, p.target, *([] if p.by is None else [p.by]))):
                 wrong = list(projection_problems(p, sound, tensors))
         yield from (f"projection {p.name}: {w}" for w in wrong)
     for name, population in sound.items():

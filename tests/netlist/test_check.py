@@ -84,6 +84,7 @@ WRONG = {
         "units; at most 100000000 are taken",
     ),
     "negative length": ("mlp", population("n1.v", shape=[-1, 3]), "has a negative length"),
+    "negative length of a select": ("ranked", population("amin.v", shape=[-1, 1]), "has a negative length"),
     "axes": ("mlp", population("n1.v", shape=[1] * 99), "has a negative length or more than 32 axes"),
     "no function": ("mlp", population("n1.v", function=None), "units of kind map need a function"),
     "unknown function": ("mlp", population("n1.v", function="open(x)"), "not in the language of netlists: open(x)"),
@@ -314,22 +315,25 @@ def leaves(value: object, path: tuple = ()) -> list[tuple]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(["mlp", "ranked"]), st.data())
+@given(st.sampled_from(["mlp", "ranked", "grouped"]), st.data())
 def test_what_passes_the_check_runs(name: str, data: st.DataObject) -> None:
-    r = copy.deepcopy(record(net(name)))
-    for _ in range(data.draw(st.integers(1, 3))):
+    r, tensors = copy.deepcopy(record(net(name))), {k: a.copy() for k, a in net(name).tensors.items()}
+    if data.draw(st.booleans()):
+        array = tensors[data.draw(st.sampled_from(sorted(tensors)))]
+        array.flat[data.draw(st.integers(0, array.size - 1))] = data.draw(st.integers(-2, 12))
+    for _ in range(data.draw(st.integers(0, 3))):
         *path, last = data.draw(st.sampled_from(leaves(r)))
         owner = r
         for key in path:
             owner = owner[key]
-        owner[last] = data.draw(VALUES)
+        owner[last] = copy.deepcopy(data.draw(VALUES))
     text = json.dumps(r).encode()
     try:
         spec = parse(text)
-        check(spec, net(name).tensors)
+        check(spec, tensors)
     except CompileError:
         return
-    made = Netlist(spec, net(name).tensors)
+    made = Netlist(spec, tensors)
     simulator = made.simulator(presented(made))
     simulator.run([(p.name, min(p.ticks, 2)) for p in spec.phases])
 
