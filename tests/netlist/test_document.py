@@ -107,7 +107,7 @@ def test_expressions_are_what_the_document_says(text: str) -> None:
 
 
 def test_the_worked_example(tmp_path: Path) -> None:
-    text = DOCUMENT.read_text(encoding="utf-8").partition("## The smallest example")[2]
+    text = DOCUMENT.read_text(encoding="utf-8").partition("## The smallest example")[2].partition("\n## ")[0]
     (source,) = re.findall(r"```json\n(.*?)```", text, re.S)
     (tmp_path / "smallest.pcnet.json").write_text(source)
     save_file({"w0": np.array([[3.0]]), "b": np.array([-1.0]), "w1": np.array([[2.0]])},

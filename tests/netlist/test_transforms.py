@@ -5,7 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from core.test_zoo import built, drawn
 from torch import nn
+from zoo import ZOO
 
 from netlist.nets import NETS, again, net, presented, record
 from pccompile.backends.netlist import Netlist, NetlistOptions
@@ -23,7 +25,7 @@ def run(net: Netlist, given: dict[str, np.ndarray]) -> tuple[dict, dict]:
     simulator = net.simulator({k: v.reshape(len(v), *net.spec.populations[k].shape) for k, v in given.items()})
     simulator.run(PLAN)
     return (
-        {k: v.flatten(1).numpy() for k, v in simulator.states.items()},
+        {k: v.reshape(len(v), -1).numpy() for k, v in simulator.states.items()},
         {k: v.numpy() for k, v in simulator.params.items()},
     )
 
@@ -199,6 +201,15 @@ def test_random_feedback_is_drawn_anew_alike() -> None:
 def test_what_cannot_be_untied(options: dict) -> None:
     with pytest.raises(CompileError):
         net("mlp").untie(**options)
+
+
+@pytest.mark.parametrize("name", ["mlp_prelu", "scalar", "attention", "weight_norm_hooked"])
+def test_passes_on_other_models(name: str) -> None:
+    case = ZOO[name]
+    inputs, _ = drawn(case, torch.float64)
+    before = compile_netlist(built(case.build, torch.float64), inputs, options=NetlistOptions(loss="none", rate=0.5))
+    for after in (before.flatten(), before.on_off(), before.untie("mirror"), before.split_fan_in(16)):
+        assert_equal(before, after)
 
 
 def test_passes_follow_one_another() -> None:

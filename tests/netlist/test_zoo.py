@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from zoo import TRAPS, ZOO, Case
 
 from pccompile.backends.netlist import NetlistOptions
+from pccompile.backends.netlist.check import check as sound
 from pccompile.circuits import Circuitry, lay_out
 from pccompile.diagnostics import CompileError
 from pccompile.report.circuit import TOLERANCE, reference, settled, verify_circuit
@@ -64,6 +65,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
 def check(case: Case) -> None:
     circuit, clamps, gradients = made(case)
     net = circuit.netlist
+    sound(net.spec, net.tensors)
     result, _ = settled(net, circuit.examples, clamps, OPTIONS)
     _, errors, _ = reference(circuit, OPTIONS, clamps)
     units = {p.vertex: name for name, p in net.spec.populations.items() if name == f"{p.vertex}.e"}
