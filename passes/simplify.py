@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch._decomp
 
+from pccompile.diagnostics import CompileError
 from pccompile.ir import Arg, Graph, Node
 from pccompile.ops import OPS, Builder, Typer, decompose, overload
 from pccompile.passes.canonicalise import canonicalise, once
@@ -31,7 +32,10 @@ def simplify(graph: Graph, typer: Typer, simple: Callable[[str], bool]) -> Graph
     def written(b: Builder, node: Node) -> Arg:
         known = OPS.get(node.op)
         if known and known.compose:
-            return known.compose(b, node)
+            try:
+                return known.compose(b, node)
+            except NotImplementedError as e:
+                raise CompileError(f"{node.op} cannot be taken apart: {e}", node.where) from e
         target = overload(node.op)
         return decompose(b, node, {target: tables[target]})
 

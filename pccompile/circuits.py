@@ -57,11 +57,11 @@ def lay_out(
     kwargs: Mapping[str, Any] | None = None,
     options: NetlistOptions | None = None,
     locate: Locate | None = None,
-    hook: Hook = _silent,
+    hook: Hook | None = None,
     name: str = "",
 ) -> Circuitry:
     """The circuit of `model` for inputs of the shapes given. Raises CompileError with all that has no circuit."""
-    options = options or NetlistOptions()
+    options, hook = options or NetlistOptions(), hook or _silent
     imported = import_model(model, args, kwargs, locate=locate, hook=hook, fixed=True)
     if options.input_errors:
         floating = {k for k, t in imported.graph.inputs.items() if t.differentiable}

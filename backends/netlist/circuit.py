@@ -28,7 +28,7 @@ class Circuit:
     """Populations, projections and tensors so far.
 
     active: the populations that carry an error. unheard: those that send nothing back to what they read.
-    formulas: what `map` populations compute, in sympy's symbol x.
+    formulas: what `map` populations compute, in sympy's symbol x. infinite: the units of infinite constants.
     """
 
     populations: dict[str, Population] = field(default_factory=dict)
@@ -40,6 +40,7 @@ class Circuit:
     unheard: set[str] = field(default_factory=set)
     formulas: dict[str, sp.Expr] = field(default_factory=dict)
     first: dict[str, int] = field(default_factory=dict)
+    infinite: list[int] = field(default_factory=list)
     units: int = 0
     _starts: list[int] = field(default_factory=list)
     _names: list[str] = field(default_factory=list)
@@ -170,14 +171,15 @@ class Circuit:
 
     def constant(self, array: np.ndarray, vertex: str) -> Ids:
         """A signal of fixed numbers: a unit for each distinct one, none for zero."""
-        array = finite(np.asarray(array, dtype=np.float64))
-        values, inverse = np.unique(array, return_inverse=True)
+        array = np.asarray(array, dtype=np.float64)
+        values, inverse = np.unique(finite(array), return_inverse=True)
         ids = np.zeros(len(values), dtype=np.int64)
         used = np.nonzero(values)[0]
         if used.size:
             bias = self.tensor("const", values[used])
             name = self.population(f"{vertex}.const", (used.size,), "sum", "context", vertex, bias=bias)
             ids[used] = self.ids(name)
+            self.infinite += [i for i, v in zip(ids.tolist(), values.tolist(), strict=True) if abs(v) >= -FLOOR]
         return ids[inverse].reshape(array.shape)
 
     def carries(self, ids: Ids) -> bool:

@@ -39,6 +39,11 @@ def _tensorwise(f: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
     return lambda a: f(torch.as_tensor(a, dtype=torch.float64))
 
 
+def _sinc_slope(a: Tensor) -> Tensor:
+    """The derivative of sinc: (cos πx − sinc x) / x, and 0 at 0."""
+    return torch.where(a == 0, 0, (torch.cos(math.pi * a) - torch.sinc(a)) / torch.where(a == 0, 1, a))
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{n: _tensorwise(getattr(torch, n)) for n in (
         "exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "tanh",
@@ -51,6 +56,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sign": _tensorwise(torch.sign),
     "abs": _tensorwise(torch.abs),
     "trigamma": _tensorwise(lambda a: torch.polygamma(1, a)),
+    "sinc_slope": _tensorwise(_sinc_slope),
     "hypot1": _tensorwise(lambda a: torch.hypot(a, torch.ones_like(a))),
     "polygamma": lambda n, a: torch.polygamma(int(n), torch.as_tensor(a, dtype=torch.float64)),
     "Piecewise": _piecewise,

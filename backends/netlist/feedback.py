@@ -16,6 +16,7 @@ import msgspec
 from pccompile.backends.netlist.circuit import Circuit
 from pccompile.backends.netlist.expressions import X, derivative, text
 from pccompile.backends.netlist.format import Plasticity, Projection
+from pccompile.diagnostics import CompileError
 
 
 class Feedback:
@@ -90,7 +91,11 @@ class Feedback:
             gate = self.c.population(f"{base}.g", p.shape, "sum", "gate", p.vertex)
             self.c.connect(self.errors[name], gate, "one_to_one", gain=float(slope))
             return gate
-        d = self.c.population(f"{base}.d", p.shape, "map", "derivative", p.vertex, function=text(slope))
+        try:
+            written = text(slope)
+        except ValueError as e:
+            raise CompileError(f"the slope of {p.function} at vertex {p.vertex} cannot be written: {e}") from e
+        d = self.c.population(f"{base}.d", p.shape, "map", "derivative", p.vertex, function=written)
         for projection in into:
             self._again(projection, d, "in")
         gate = self._gate(name, "g", self.errors[name])

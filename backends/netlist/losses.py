@@ -11,7 +11,8 @@ import numpy as np
 
 from pccompile.backends.netlist.circuit import Ids
 from pccompile.backends.netlist.format import Port
-from pccompile.backends.netlist.lower import Lowering
+from pccompile.backends.netlist.lower import Lowering, Unsupported
+from pccompile.diagnostics import CompileError
 from pccompile.ir import Graph, Ref, TensorType
 from pccompile.ops import Builder, Typer
 from pccompile.ops.functions import STOP
@@ -58,7 +59,10 @@ class Outputs:
         ids: list[Ids] = []
         for name in names:
             self.lo.node = replace(self.lo.node, name=f"{name}_output")
-            ids.append(self.lo.ids(Ref(name)))
+            try:
+                ids.append(self.lo.ids(Ref(name)))
+            except Unsupported as e:
+                raise CompileError(f"output {name} has no circuit: {e}") from e
         read = Counter(p.pre for p in self.c.projections)
         read.update(source for array in ids for source in self.c.sources(array))
         for i, (name, array) in enumerate(zip(names, ids, strict=True)):

@@ -206,4 +206,11 @@ def _named(kind: str, values: Any, names: Sequence[str]) -> dict[str, np.ndarray
         values = dict(zip(names, values, strict=False))
     if unknown := set(values) - set(names):
         raise CompileError(f"the circuit has no {kind} {', '.join(sorted(map(str, unknown)))}")
-    return {k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v) for k, v in values.items()}
+    return {k: _array(v) for k, v in values.items()}
+
+
+def _array(value: Any) -> np.ndarray:
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    return np.asarray((value.double() if value.is_floating_point() else value).numpy())

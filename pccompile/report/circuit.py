@@ -215,7 +215,8 @@ def settled(
 
 
 def _rests(before: Tensor, after: Tensor) -> bool:
-    return bool(((after - before).abs() <= 1e-14 * after.abs().max()).all())
+    still = (after - before).abs() <= 1e-14 * after.abs().max()
+    return bool((still | after.isnan() | (after == before)).all())
 
 
 def _error_units(net: Netlist, result: Result) -> dict[str, Tensor]:

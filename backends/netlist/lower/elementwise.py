@@ -212,12 +212,18 @@ def _linear(expr: sp.Expr, symbol: sp.Symbol) -> bool:
     return bool(expr == symbol) or (isinstance(expr, sp.Mul) and not (expr / symbol).free_symbols)
 
 
+CANCELLING = ("aten.logaddexp.default",)
+"""Operations whose units add and subtract the same number, so that it must not be large."""
+
+
 def elementwise(lo: Lowering, n: Node) -> Values:
     """The circuit of an operation with a formula."""
     formula = OPS[n.op].formula
     assert formula is not None
     given = {s: n[a] for s, a in arguments(n.op) if n[a] is not None}
     expr = formula(n)
+    if n.op in CANCELLING and any(np.isin(lo.ids(v), lo.c.infinite).any() for v in given.values()):
+        raise Unsupported("of −∞, which is a finite number here, and would cancel what it is added to")
     numbers = {s: number(v) for s, v in given.items() if isinstance(v, bool | int | float)}
     return built(lo, sp.sympify(expr).xreplace(numbers), {s: v for s, v in given.items() if isinstance(v, Ref)})
 

@@ -11,7 +11,7 @@ from pccompile.backends.netlist.circuit import grouped
 from pccompile.backends.netlist.lower.lowering import Lowering, Unsupported
 from pccompile.backends.netlist.lower.registry import lowers
 from pccompile.backends.netlist.lower.values import Choice, Const, Signal, Values
-from pccompile.backends.netlist.lower.wiring import moved
+from pccompile.backends.netlist.lower.wiring import moved, written_once
 from pccompile.ir import Node
 
 LARGEST = 2**24
@@ -134,7 +134,9 @@ def _onto(lo: Lowering, base: np.ndarray, destination: np.ndarray, source: np.nd
 def put(lo: Lowering, n: Node) -> Values:
     """Entries overwritten at given places, which is wiring, or added to."""
     if not n["accumulate"]:
-        return moved(lo, n)
+        found = moved(lo, n)
+        assert isinstance(found, Signal)
+        return Signal(written_once(lo.ids(n["values"]), found.ids))
     indices = [None if i is None else lo.value(i) for i in n["indices"]]
     if not all(i is None or isinstance(i, Const) for i in indices):
         raise Unsupported("the places that it writes to depend on values")

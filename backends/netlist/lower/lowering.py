@@ -104,7 +104,10 @@ class Lowering:
             return self._folded(n)
         if n.op not in HANDLERS:
             raise Unsupported("it is not among the operations that are built from units and projections")
-        return HANDLERS[n.op](self, n)
+        try:
+            return HANDLERS[n.op](self, n)
+        except (ValueError, RuntimeError, IndexError) as e:
+            raise Unsupported(f"for these shapes and arguments ({first_line(e)})") from e
 
     def _draw(self, n: Node) -> Values:
         """A population that is given random numbers at each presentation; the example is drawn now."""

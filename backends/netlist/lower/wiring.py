@@ -72,6 +72,14 @@ def run(lo: Lowering, n: Node, arrays: dict[Ref, np.ndarray], written: int) -> n
     return np.asarray(result.numpy())
 
 
+def written_once(written: np.ndarray, result: np.ndarray) -> np.ndarray:
+    """`result`, if all of what was written is in it. Raises Unsupported: autograd gives what was lost an error, too."""
+    ids = written[written > 0]
+    if not np.isin(ids, result).all():
+        raise Unsupported("it writes to one place more than once, and which value stays is not defined")
+    return result
+
+
 @lowers("aten.t.default", "aten.transpose.int")
 def transposed(lo: Lowering, n: Node) -> Values:
     """A transposed matrix; of a parameter it is the same parameter, read the other way."""
@@ -136,7 +144,10 @@ def scattered(lo: Lowering, n: Node) -> Values:
     """Entries written at given places, or at places that a select population chose, among zeros."""
     index = lo.value(n["index"])
     if not isinstance(index, Choice):
-        return moved(lo, n)
+        found = moved(lo, n)
+        if n.op == "aten.scatter.src" and isinstance(index, Const) and isinstance(found, Signal):
+            written_once(lo.ids(n["src"])[tuple(slice(0, s) for s in index.tensor.shape)], found.ids)
+        return found
     base = lo.ids(n["self"])
     if base.any():
         raise Unsupported("it writes at chosen places over values that are not 0")
