@@ -27,6 +27,7 @@ FUNCTIONS = {
     "softplus": lambda a: max(a, 0) + np.log1p(np.exp(-abs(a))),
     "relu": lambda a: a if a > 0 else np.float64(0),
     "step": lambda a: np.float64(a > 0),
+    "sinc_slope": lambda a: (np.cos(np.pi * a) - np.sinc(a)) / a if a else np.float64(0),
     "hypot1": lambda a: np.hypot(a, 1),
 }  # fmt: skip
 OPERATIONS = {

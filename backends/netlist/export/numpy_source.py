@@ -22,6 +22,7 @@ _FORMS = {
     "relu": "np.maximum({0}, 0)",
     "softplus": "np.logaddexp(0, {0})",
     "step": "np.greater({0}, 0).astype(float)",
+    "sinc_slope": "np.where(np.equal({0}, 0), 0, (np.cos(np.pi * ({0})) - np.sinc({0})) / np.where({0}, {0}, 1))",
     "hypot1": "np.hypot({0}, 1)",
 }  # fmt: skip
 """What each function of the language is in NumPy; `special` is SciPy's, for what NumPy does not have."""
