@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from pccompile.algorithms.common import clamped, learn, sweep
-from pccompile.algorithms.law import gradient_error, path_lengths, steps_for, weight
+from pccompile.algorithms.law import gradient_error, path_lengths, steps_for
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Do, PCGraph, Program, Repeat
+from pccompile.ir.law import weight
 
 LOWERINGS = ("closed-form", "relax")
 MOST_PARTS = 3000

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pccompile.algorithms import ALGORITHMS
-from pccompile.algorithms.law import gradient_error, path_lengths, weight
+from pccompile.algorithms.law import gradient_error, path_lengths
 from pccompile.analysis.compare import differences
+from pccompile.ir.law import weight
 from pccompile.report.gradients import Bench, Gradients
 
 SECONDS = 60.0

@@ -31,9 +31,10 @@ from core.models import (
 from core.references import by_path_length, descend, survival
 from core.tiny import TwoLayers
 from pccompile import CompileError, PCModule
-from pccompile.algorithms.law import gradient_error, path_lengths, steps_for, weight
+from pccompile.algorithms.law import gradient_error, path_lengths, steps_for
 from pccompile.backends.torch import emit
 from pccompile.driver import Options, schedule
+from pccompile.ir.law import weight
 from pccompile.runtime import load
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
