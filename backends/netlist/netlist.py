@@ -17,6 +17,9 @@ from pccompile.backends.netlist.simulate.synchronous import Simulator, Watch
 from pccompile.diagnostics import CompileError
 
 if TYPE_CHECKING:
+    from pccompile.backends.netlist.chip import Chip
+    from pccompile.backends.netlist.placement import Placement
+    from pccompile.backends.netlist.resources import Resources
     from pccompile.backends.netlist.session import Session
     from pccompile.backends.netlist.simulate.asynchronous import Asynchrony
     from pccompile.backends.netlist.simulate.fixed import Rounding
@@ -147,6 +150,18 @@ class Netlist:
         from pccompile.backends.netlist.export.nir import to_nir
 
         return to_nir(self, strict)
+
+    def place(self, chip: str | Path | Chip, split: bool = True) -> Placement:
+        """The circuit on a chip, by name or by a YAML file, all limits verified. Raises CompileError."""
+        from pccompile.backends.netlist.placement import place
+
+        return place(self, chip, split)
+
+    def resources(self, chip: str | Path | Chip | None = None) -> Resources:
+        """What the circuit costs, placed on a chip where one is given. Raises CompileError where it does not fit."""
+        from pccompile.backends.netlist.resources import resources
+
+        return resources(self, None if chip is None else self.place(chip))
 
     def learned(self, result: Result) -> Netlist:
         """The circuit with the parameters that a simulation left."""

@@ -1,0 +1,145 @@
+"""A circuit on a chip: the core of each unit, the tile of each core."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pccompile.backends.netlist import chip as chips
+from pccompile.backends.netlist.arrivals import fan_in
+from pccompile.backends.netlist.chip import Chip
+from pccompile.backends.netlist.format import Spec, Tensors
+from pccompile.backends.netlist.placement.load import Demand
+from pccompile.backends.netlist.placement.mesh import hops, spread
+from pccompile.backends.netlist.placement.packing import Packing, packed
+from pccompile.backends.netlist.placement.verify import Use, measured, violations
+from pccompile.diagnostics import CompileError
+
+if TYPE_CHECKING:
+    from pccompile.backends.netlist.netlist import Netlist
+
+ROUNDS = 6
+"""How often a circuit is packed anew because more cores hear a core's units than was known before."""
+
+
+WAYS = ((True, 1), (True, 2), (False, 1))
+"""How circuits are cut, one after the other until they fit: populations that belong together or each by itself, and
+how much finer than necessary."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the units of `net` lie on a chip.
+
+    cores: the core of each unit, an array in the shape of each population. tiles: column and row of each core's tile,
+    `[cores, 2]`. net is the circuit that was placed: the one given, or that with its fan-in split.
+    """
+
+    chip: Chip
+    net: Netlist
+    cores: Mapping[str, np.ndarray]
+    tiles: np.ndarray
+
+    @cached_property
+    def use(self) -> Use:
+        """What lies on each core and passes between them, counted anew."""
+        return measured(self.net, self.chip, self.cores, len(self.tiles))
+
+    @property
+    def hops(self) -> int:
+        """Messages a tick times the tiles that each passes."""
+        return int((self.use.traffic * hops(self.tiles)).sum())
+
+    @property
+    def messages(self) -> int:
+        """Messages a tick: one for a unit and each core that hears it, its own too."""
+        return int(self.use.traffic.sum())
+
+    def check(self) -> tuple[str, ...]:
+        """Every limit of the chip that is broken; empty where all hold."""
+        return violations(self.net, self.chip, self.cores, self.tiles)
+
+    def foreign(self) -> dict[str, tuple[str, ...]]:
+        """The populations of each unit kind that cores do not run as they are."""
+        found: dict[str, list[str]] = {}
+        for name, p in self.net.spec.populations.items():
+            if p.unit not in self.chip.native.value and p.unit != "input":
+                found.setdefault(p.unit, []).append(name)
+        return {kind: tuple(names) for kind, names in found.items()}
+
+    def copies(self) -> dict[str, int]:
+        """The parameters that learn and lie on several cores in full or in part alike, with the number of cores.
+
+        Their changes have to be added up over these cores.
+        """
+        return {k: n for k, n in self.use.copies.items() if n > 1 and k in self.net.spec.plastic()}
+
+
+def place(net: Netlist, chip: str | Path | Chip, split: bool = True) -> Placement:
+    """The circuit on a chip, all limits respected and verified, few cores, little traffic; always the same.
+
+    split: where units hear more than a core can, first split their fan-in into partial sums. Raises CompileError for
+    what does not fit.
+    """
+    chip = chips.load(chip)
+    net = _narrowed(net, chip, split)
+    spec, tensors = net.spec, net.tensors
+    found: list[Packing] = []
+    failures: list[CompileError] = []
+    for joined, finer in WAYS:
+        try:
+            found.append(_settled(spec, tensors, chip, joined, finer))
+        except CompileError as e:
+            failures.append(e)
+            continue
+        if len(found[-1].loads) <= chip.cores.whole:
+            break
+    if not found:
+        raise failures[-1]
+    packing = min(found, key=lambda p: len(p.loads))
+    if len(packing.loads) > chip.cores.whole:
+        raise CompileError(f"{spec.name} takes {len(packing.loads):,} cores, {chip.name} has {chip.cores.whole:,}")
+    placement = Placement(chip, net, packing.core, spread(packing.traffic(), chip))
+    if broken := placement.check():
+        raise CompileError("\n".join(broken), hint="this is a fault of the placement, not of the circuit")
+    return placement
+
+
+def _settled(spec: Spec, tensors: Tensors, chip: Chip, joined: bool, finer: int) -> Packing:
+    """Pack until no core has more edges to cores that hear it than the chip allows."""
+    readers: dict[str, np.ndarray] = {}
+    limit = chip.axons_out.whole if chip.axons_out is not None else 2**62
+    for _ in range(ROUNDS):
+        packing = packed(Demand(spec, tensors, chip, readers), joined, finer)
+        now = {name: packing.readers(name, p.size) for name, p in spec.populations.items()}
+        edges = np.zeros(len(packing.loads), dtype=np.int64)
+        for name, found in now.items():
+            edges += np.bincount(packing.core[name].reshape(-1), found, len(edges)).astype(np.int64)
+        if edges.max(initial=0) <= limit:
+            return packing
+        readers = {name: np.maximum(found, readers.get(name, 0)) for name, found in now.items()}
+    raise CompileError(f"units of {spec.name} are heard by too many cores of {chip.name}: {int(edges.max()):,} edges "
+                       f"to cores where {limit:,} are allowed")  # fmt: skip
+
+
+def _narrowed(net: Netlist, chip: Chip, split: bool) -> Netlist:
+    """The circuit with no unit that hears more than a core can. Raises CompileError where it may not be split."""
+    most = chip.most_sources
+    if most is None:
+        return net
+    wide = {name: int(n.max(initial=0)) for name, n in fan_in(net.spec, net.tensors).items()}
+    wide = {name: n for name, n in wide.items() if n > most}
+    if not wide:
+        return net
+    if split:
+        from pccompile.backends.netlist.transforms.split_fan_in import split_fan_in
+
+        return _narrowed(split_fan_in(net, most), chip, False)
+    name, n = max(wide.items(), key=lambda item: item[1])
+    raise CompileError(f"units of {name} hear {n:,} units, {chip.name} allows {most:,}",
+                       hint=f"split_fan_in(net, {most}) makes partial sums")  # fmt: skip

@@ -1,0 +1,311 @@
+"""What a circuit costs: units, synapses, bits, messages and operations a tick, ticks to a gradient, energy on a chip.
+
+Synapses are counted in closed form, a projection at a time; no circuit is unrolled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pccompile.backends.netlist.arrivals import fan_in, fan_out
+from pccompile.backends.netlist.chip import Figure, Operation
+from pccompile.backends.netlist.format import Population, Projection, Spec, Tensors
+from pccompile.ir.law import fewest, weight
+
+if TYPE_CHECKING:
+    from pccompile.backends.netlist.netlist import Netlist
+    from pccompile.backends.netlist.placement import Placement
+
+STATE_BITS, WEIGHT_BITS = 16, 8
+"""The widths in fixed point where a netlist gives none."""
+
+TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
+"""The gradient errors for which ticks are told."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The mean over units, and the largest."""
+
+    mean: float
+    largest: int
+
+    @classmethod
+    def over(cls, counts: Iterable[np.ndarray]) -> Spread:
+        """Of numbers, one a unit."""
+        every = np.concatenate([np.zeros(0, dtype=np.int64), *counts])
+        return cls(float(every.mean()) if every.size else 0.0, int(every.max(initial=0)))
+
+
+@dataclass(frozen=True)
+class PopulationCost:
+    """Of one population: its kind and role, units, bits of all their states, synapses into and out of a unit."""
+
+    name: str
+    unit: str
+    role: str
+    units: int
+    state_bits: int
+    fan_in: Spread
+    fan_out: Spread
+
+
+@dataclass(frozen=True)
+class ProjectionCost:
+    """Of one projection: its synapses, how many of them multiply by a parameter, whether that learns."""
+
+    name: str
+    op: str
+    synapses: int
+    weighted: bool
+    learns: bool
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Picojoules from `low` to `high`. missing: operations that the chip gives no figure for; unsure: weak figures."""
+
+    low: float
+    high: float
+    missing: tuple[str, ...] = ()
+    unsure: tuple[str, ...] = ()
+
+    def __add__(self, other: Energy) -> Energy:
+        missing, unsure = (tuple(dict.fromkeys((*a, *b))) for a, b in (
+            (self.missing, other.missing), (self.unsure, other.unsure)))  # fmt: skip
+        return Energy(self.low + other.low, self.high + other.high, missing, unsure)
+
+    def times(self, n: int) -> Energy:
+        """That of so many times the same."""
+        return Energy(self.low * n, self.high * n, self.missing, self.unsure)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a circuit costs, and what that means on the chip of `placement`, if it has one.
+
+    parameters: entries of tensors that act as weights or biases. messages: units whose state somebody reads, a message
+    each a tick. macs: synapses with a parameter; additions: all synapses. updates: products that a learning tick adds
+    to parameters. depth: integrators on the longest way of an error. ticks: those that bring the relative error of each
+    parameter's gradient below a tolerance. settled: that error after the settling phase. None where no law is known.
+    """
+
+    name: str
+    populations: tuple[PopulationCost, ...]
+    projections: tuple[ProjectionCost, ...]
+    units: int
+    synapses: int
+    parameters: int
+    learned: int
+    state_bits: int
+    weight_bits: int
+    fan_in: Spread
+    fan_out: Spread
+    messages: int
+    macs: int
+    products: int
+    updates: int
+    depth: int | None
+    ticks: tuple[tuple[float, int | None], ...]
+    settle: int
+    settled: float | None
+    placement: Placement | None = None
+    tick_energy: Energy | None = None
+    learning_energy: Energy | None = None
+    presentation_energy: Energy | None = None
+
+
+def resources(net: Netlist, placement: Placement | None = None) -> Resources:
+    """The costs of a circuit; of that which was placed, where there is a placement."""
+    net = placement.net if placement is not None else net
+    spec, tensors = net.spec, net.tensors
+    into, out = fan_in(spec, tensors), fan_out(spec, tensors)
+    plastic = spec.plastic()
+    populations = tuple(
+        PopulationCost(n, p.unit, p.role, p.size, p.size * state_bits(p), Spread.over([into[n]]), Spread.over([out[n]]))
+        for n, p in spec.populations.items()
+    )
+    projections = tuple(
+        ProjectionCost(p.name, p.op, synapses(p, spec, tensors), p.param is not None, p.param in plastic)
+        for p in spec.projections
+    )
+    used = weights(spec)
+    known = law(spec)
+    settle = sum(p.ticks for p in spec.phases if p.name == "settle")
+    found = Resources(
+        name=spec.name,
+        populations=populations,
+        projections=projections,
+        units=sum(p.units for p in populations),
+        synapses=sum(p.synapses for p in projections),
+        parameters=sum(tensors[name].size for name in used),
+        learned=sum(tensors[name].size for name in used if name in plastic),
+        state_bits=sum(p.state_bits for p in populations),
+        weight_bits=sum(tensors[name].size * bits for name, bits in used.items()),
+        fan_in=Spread.over(n for name, n in into.items() if n.any()),
+        fan_out=Spread.over(n for name, n in out.items() if n.any()),
+        messages=sum(int((n > 0).sum()) for n in out.values()),
+        macs=sum(p.synapses for p in projections if p.weighted),
+        products=sum(p.units for p in populations if p.unit == "product"),
+        updates=updates(spec, tensors),
+        depth=max(known.lengths, default=0) if known is not None else None,
+        ticks=tuple((t, known.ticks_for(t) if known is not None else None) for t in TOLERANCES),
+        settle=settle,
+        settled=known.gradient_error(settle) if known is not None else None,
+    )
+    return found if placement is None else _with_energy(found, placement)
+
+
+def state_bits(p: Population) -> int:
+    """The bits of a unit's state; an integrator's accumulator has guard bits besides."""
+    bits = p.bits[0] if p.bits is not None else STATE_BITS
+    if p.unit != "integrator":
+        return bits
+    return bits + int(p.guard if p.guard is not None else max(0, math.ceil(-math.log2(p.rate))))
+
+
+def weights(spec: Spec) -> dict[str, int]:
+    """The tensors that act as weights or biases, and the bits of an entry."""
+    found = {p.bias: STATE_BITS for p in spec.populations.values() if p.bias is not None}
+    found |= {p.param: WEIGHT_BITS for p in spec.projections if p.param is not None}
+    for name in found:
+        tensor = spec.tensors.get(name)
+        if tensor is not None and tensor.bits is not None:
+            found[name] = tensor.bits[0]
+    return found
+
+
+def synapses(p: Projection, spec: Spec, tensors: Tensors) -> int:
+    """The synapses of a projection, in closed form; of a choice all that it chooses from."""
+    pre, post = spec.populations[p.pre], spec.populations[p.target]
+    match p.op:
+        case "one_to_one":
+            return post.size
+        case "gather" | "route":
+            return int((tensors[str(p.index)] >= 0).sum())
+        case "sparse":
+            return len(tensors[str(p.index)][1])
+        case "dense":
+            kernel = tensors[str(p.param)].shape
+            return int(post.size // kernel[1 if p.transpose else 0] * math.prod(kernel))
+        case "conv":
+            return _convolved(p, pre, post, tensors[str(p.param)].shape)
+
+
+def _convolved(p: Projection, pre: Population, post: Population, kernel: tuple[int, ...]) -> int:
+    """Samples × channel pairs × the places on each axis where the kernel meets the input."""
+    rank = len(p.stride)
+    into, out = (post.shape, pre.shape) if p.transpose else (pre.shape, post.shape)
+    met = [
+        sum(
+            0 <= x * p.stride[d] - p.padding[d] + k * p.dilation[d] < into[d - rank]
+            for x in range(out[d - rank])
+            for k in range(kernel[d + 2])
+        )
+        for d in range(rank)
+    ]
+    return math.prod(out[: -rank - 1]) * kernel[0] * kernel[1] * math.prod(met)
+
+
+def updates(spec: Spec, tensors: Tensors) -> int:
+    """The products of pre and post, or states of post, that are added to parameters in a learning tick."""
+    named, found = spec.named(), 0
+    for rule in spec.plasticity:
+        post = spec.populations[rule.post]
+        if rule.rule == "copy":
+            found += post.size
+        elif rule.rule == "outer":
+            kernel = tensors[rule.param].shape
+            found += post.size // kernel[0] * math.prod(kernel)
+        else:
+            found += synapses(named[str(rule.via)], spec, tensors)
+    return found
+
+
+def path_lengths(spec: Spec) -> dict[str, frozenset[int]] | None:
+    """For each population that carries errors, the numbers of integrators on its ways from the outputs' errors.
+
+    None where errors go round in circles, so that there is no law.
+    """
+    start = [n for n, p in spec.populations.items() if p.role == "error" and p.unit != "integrator"]
+    found: dict[str, frozenset[int]] = dict.fromkeys(start, frozenset({0}))
+    sends: dict[str, list[str]] = {}
+    for p in spec.projections:
+        if spec.populations[p.target].role in ("error", "gate"):
+            sends.setdefault(p.pre, []).append(p.target)
+    integrators = sum(p.unit == "integrator" for p in spec.populations.values())
+    waiting = dict.fromkeys(start)
+    while waiting:
+        name = next(iter(waiting))
+        del waiting[name]
+        for target in sends.get(name, ()):
+            step = int(spec.populations[target].unit == "integrator")
+            more = found.get(target, frozenset()) | {k + step for k in found[name]}
+            if more != found.get(target):
+                if max(more) > integrators:
+                    return None
+                found[target] = more
+                waiting[target] = None
+    return found
+
+
+@dataclass(frozen=True)
+class Law:
+    """How far errors have come after T ticks: by P[Binomial(T, rate) ≥ k] on a way over k integrators.
+
+    lengths: the numbers of integrators on the ways of the errors that parameters learn from.
+    """
+
+    rate: float
+    lengths: frozenset[int]
+
+    def gradient_error(self, ticks: int) -> float:
+        """A bound on the relative error of each parameter's gradient: what is missing on any way of an error."""
+        return max((abs(1 - weight(ticks, self.rate, k)) for k in self.lengths), default=0.0)
+
+    def ticks_for(self, tolerance: float) -> int | None:
+        """The fewest ticks after which that is at most `tolerance`; None where a million are not enough."""
+        return fewest(self.gradient_error, tolerance, 2**20)
+
+
+def law(spec: Spec) -> Law | None:
+    """None where none is known: for integrators of several rates or leaks, delays, errors that go round."""
+    rates = {p.rate for p in spec.populations.values() if p.unit == "integrator"}
+    leaks = {p.leak for p in spec.populations.values() if p.unit == "integrator"}
+    lengths = path_lengths(spec)
+    if len(rates) > 1 or leaks - {1.0} or any(p.delay for p in spec.projections) or lengths is None:
+        return None
+    learn = {rule.post for rule in spec.plasticity} | {str(rule.pre) for rule in spec.plasticity}
+    ways = frozenset(k for name in learn for k in lengths.get(name, ()))
+    return Law(next(iter(rates), 1.0), ways)
+
+
+def _with_energy(found: Resources, placement: Placement) -> Resources:
+    tick = _spent(placement, {
+        "unit": found.units,
+        "synapse": found.synapses,
+        "message": placement.messages,
+        "hop": placement.hops,
+    })  # fmt: skip
+    learning = _spent(placement, {"learn": found.updates})
+    phases = {p.name: p.ticks for p in placement.net.spec.phases}
+    learn = phases.get("learn", 0)
+    whole = tick.times(sum(phases.values())) + learning.times(learn)
+    return replace(found, placement=placement, tick_energy=tick, learning_energy=learning, presentation_energy=whole)
+
+
+def _spent(placement: Placement, counts: dict[Operation, int]) -> Energy:
+    total = Energy(0.0, 0.0)
+    for operation, n in counts.items():
+        figure: Figure | None = placement.chip.energy.get(operation)
+        if figure is None:
+            total += Energy(0.0, 0.0, missing=(operation,))
+        else:
+            low, high = figure.span
+            total += Energy(low * n, high * n, unsure=(operation,) if figure.unsure else ())
+    return total
