@@ -93,8 +93,9 @@ def _parallel(c: Parallel, counts: Mapping[str, int]) -> tuple[str, str]:
                 lines.append(each(name, f"seen[{place} + i] = $signed({wire}[BITS]);"))
             place += sizes[name]
     if counts["parameters"]:
-        lines += [f"      for (i = 0; i < {counts['parameters']}; i = i + 1) begin", "        param_address = i;",
-                  "        #0;", f"        seen[{counts['observed']} + i] = param_data;", "      end"]  # fmt: skip
+        lines += ["      tick = 0;", f"      for (i = 0; i < {counts['parameters']}; i = i + 1) begin",
+                  "        param_address = i;", "        #1;", f"        seen[{counts['observed']} + i] = param_data;",
+                  "      end", "      @(negedge clk);", "      tick = 1;"]  # fmt: skip
     return "\n".join(wires), "\n".join([*lines, CHECK, "    end"])
 
 
