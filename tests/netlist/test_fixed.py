@@ -119,3 +119,11 @@ def test_what_cannot_be_exact_is_refused():
     wide = {n: msgspec.structs.replace(p, bits=(32, 20)) for n, p in net.spec.populations.items()}
     with pytest.raises(CompileError, match="more than 26 bits"):
         FixedSimulator(msgspec.structs.replace(net.spec, populations=wide), net.tensors)
+
+
+def test_too_many_replicas_are_refused_when_they_are_to_learn():
+    made = with_formats(mlp(eta=0.05), (18, 13), (8, 2), None)
+    simulator = FixedSimulator(made.spec, made.tensors, replicas=64)
+    simulator.tick("settle")
+    with pytest.raises(CompileError, match=r"plasticity of 0\.weight adds up to numbers of more than 52 bits"):
+        simulator.tick("learn")

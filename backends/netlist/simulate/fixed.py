@@ -6,7 +6,7 @@ lie in float64, where they are exact (`formats.check`), so that the same matrix 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -19,6 +19,7 @@ from pccompile.backends.netlist.simulate.formats import (
     Bits,
     Formats,
     check,
+    check_plasticity,
     decaying,
     guard_bits,
     halvings,
@@ -77,8 +78,8 @@ class FixedSimulator(Simulator):
     def __init__(
         self, spec: Spec, tensors: Tensors, replicas: int = 1, rounding: Rounding = "nearest", seed: int = 0
     ) -> None:
-        self.formats = Formats.of(spec, tensors)
-        check(spec, tensors, self.formats, replicas)
+        self.tensors, self.formats = tensors, Formats.of(spec, tensors)
+        check(spec, tensors, self.formats, replicas=0)
         self.rounding, self.generator = rounding, torch.Generator().manual_seed(seed)
         self.scales = {p.name: scaling(p, self.formats) for p in spec.projections}
         self.halvings = {n: halvings(n, p) for n, p in spec.populations.items() if p.unit == "integrator"}
@@ -89,6 +90,7 @@ class FixedSimulator(Simulator):
             if p.unit == "map" and p.function not in EXACT_FUNCTIONS
         }
         super().__init__(spec, tensors, replicas)
+        self.learnable = False
         self.params = {name: integers(p, self.formats.params[name]) for name, p in self.params.items()}
 
     def reset(self) -> None:
@@ -150,6 +152,13 @@ class FixedSimulator(Simulator):
         change = arriving - held if self.spec.populations[name].leak else arriving
         self.accumulators[name] = saturated(held + shifted(change, self.halvings[name]), total + guard)
         return self.fit(name, shifted(self.accumulators[name], guard))
+
+    def learn(self, phase: str) -> Callable[[], None]:
+        """What this tick's plasticity asks for. Raises CompileError, the first time, where it cannot be exact."""
+        if not self.learnable and any(rule.phase == phase for rule in self.spec.plasticity):
+            check_plasticity(self.spec, self.tensors, self.formats, self.replicas)
+            self.learnable = True
+        return super().learn(phase)
 
     def step(self, rule: Plasticity, found: Tensor) -> Tensor:
         """What a rule adds to its parameter where its sum of products is `found`, in the parameter's fraction."""

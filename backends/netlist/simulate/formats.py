@@ -161,7 +161,7 @@ def terms(rule: Plasticity, spec: Spec, tensors: Tensors) -> int:
 
 
 def check(spec: Spec, tensors: Tensors, formats: Formats, replicas: int) -> None:
-    """Raise CompileError where a sum could grow beyond what float64 holds exactly."""
+    """Raise CompileError where a sum could grow beyond what float64 holds exactly, `replicas` learning together."""
     ports: dict[str, float] = {}
     for p in spec.projections:
         scale, shift = scaling(p, formats)
@@ -184,6 +184,11 @@ def check(spec: Spec, tensors: Tensors, formats: Formats, replicas: int) -> None
             total, fraction = formats.params[population.bias]
             if total + formats.states[name][1] - fraction > 52:
                 raise CompileError(f"the bias {population.bias} of {name} shifts to more than 52 bits")
+    check_plasticity(spec, tensors, formats, replicas)
+
+
+def check_plasticity(spec: Spec, tensors: Tensors, formats: Formats, replicas: int) -> None:
+    """Raise CompileError where a change of a parameter could grow beyond what float64 holds exactly."""
     for rule in spec.plasticity:
         scale, shift = stepping(rule, formats)
         pre = 2.0 ** (formats.states[rule.pre][0] - 1) if rule.pre is not None else 1.0

@@ -18,7 +18,15 @@ from pccompile.backends.netlist.expressions import function
 from pccompile.backends.netlist.format import Population, Spec, Tensors
 from pccompile.backends.netlist.netlist import Netlist
 from pccompile.backends.netlist.simulate.fixed import EXACT_FUNCTIONS
-from pccompile.backends.netlist.simulate.formats import STATE, Bits, Formats, check, fitting, integers, reals
+from pccompile.backends.netlist.simulate.formats import (
+    STATE,
+    Bits,
+    Formats,
+    check,
+    fitting,
+    integers,
+    reals,
+)
 from pccompile.backends.netlist.simulate.synchronous import Simulator
 
 Presentation = Mapping[str, np.ndarray]
