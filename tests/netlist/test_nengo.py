@@ -1,5 +1,6 @@
 """Nengo simulates what we do, step by step, and what autograd says; it learns; the script stands alone."""
 
+import functools
 import subprocess
 import sys
 
@@ -74,7 +75,15 @@ def case(name: str, ticks: int = 64) -> Made:
     make, shape, to = MODELS[name]
     model = make().double().eval()
     x, t = torch.randn(shape, dtype=torch.float64), torch.randn(to, dtype=torch.float64)
-    return model, compile_netlist(model, (x,), options=NetlistOptions(ticks=ticks, rate=0.5)), x, t
+    return model, compiled(name, ticks), x, t
+
+
+@functools.cache
+def compiled(name: str, ticks: int) -> Netlist:
+    torch.manual_seed(0)
+    make, shape, _ = MODELS[name]
+    options = NetlistOptions(ticks=ticks, rate=0.5)
+    return compile_netlist(make().double().eval(), (torch.zeros(shape, dtype=torch.float64),), options=options)
 
 
 def simulated(network: object, steps: int) -> object:
@@ -240,12 +249,12 @@ def test_spiking_neurons_are_as_wrong_as_is_expected() -> None:
     net = compile_netlist(model, (x,))
     network = net.to_nengo(x, t, spiking=True, neurons=100)
     assert network.n_neurons == 100 * (4 + 4 + 2 + 2 + 4 + 4 + 4 + 2 * 4)  # a product takes two ensembles a unit
-    found = off(net, network, 700, x, t)
+    found = off(net, network, 500, x, t)
     assert set(network.expected) == {"n0.e", "n1.e", "n2.e"}
     for name, error in network.expected.items():
         assert 0.002 < error < 0.1
         assert error / 5 < found[name] < error * 3
-    finer = generated(net, x, t, spiking=True, neurons=400).expected
+    finer = generated(net, x, t, spiking=True, neurons=200).expected
     assert all(finer[n] < network.expected[n] for n in finer)
 
 
@@ -254,7 +263,7 @@ def test_choices_stand_between_spiking_neurons() -> None:
     model = nn.Sequential(nn.Linear(2, 4), nn.MaxPool1d(2), nn.Linear(2, 1)).double()
     x, t = torch.randn(1, 2, dtype=torch.float64), torch.full((1, 1), 2.0, dtype=torch.float64)
     net = compile_netlist(model, (x,))
-    found = off(net, net.to_nengo(x, t, spiking=True), 700, x, t)
+    found = off(net, net.to_nengo(x, t, spiking=True), 500, x, t)
     assert max(found.values()) < 0.1
 
 
