@@ -200,7 +200,7 @@ def test_the_script_stands_alone(tmp_path) -> None:
     assert run.returncode == 0, run.stderr
     seen, ours = np.load(tmp_path / "seen.npz"), net.simulate(x, t, learn=True)
     for name in ("n0.e", "n1.e"):
-        assert seen[name] == pytest.approx(ours.states[name].ravel(), abs=1e-12)
+        assert seen[f"state/{name}"] == pytest.approx(ours.states[name].ravel(), abs=1e-12)
         assert name in run.stdout
     assert seen["parameter/0.weight"] == pytest.approx(ours.params["0.weight"], abs=1e-12)
 

@@ -43,7 +43,8 @@ class Nengo:
         script = generated(net, **options) if presented else generated(net, drawn=True, **options)
         stem = f"{identifier(name or net.spec.name)}_nengo"
         data = io.BytesIO()
-        np.savez(data, **script.data, **{f"presented/{k}": v for k, v in script.presented.items()})  # type: ignore[arg-type]
+        arrays = {f"tensor/{k}": v for k, v in script.data.items()}
+        np.savez(data, **arrays, **{f"presented/{k}": v for k, v in script.presented.items()})  # type: ignore[arg-type]
         return write(folder, {f"{stem}.py": script.source().encode(), f"{stem}.npz": data.getvalue()})
 
 
