@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pccompile.api import compile, register_elementwise, register_linear, register_onnx
+    from pccompile.backends.netlist import Netlist
     from pccompile.diagnostics import CompileError
     from pccompile.frontends.onnx import load_onnx
     from pccompile.module import PCModule
+    from pccompile.report.circuit import CircuitReport, verify_circuit
     from pccompile.report.trace import Trace
     from pccompile.report.verify import VerifyReport, verify
 
 __version__ = "0.1.0"
 _WHERE = {
+    "CircuitReport": "pccompile.report.circuit",
     "CompileError": "pccompile.diagnostics",
+    "Netlist": "pccompile.backends.netlist",
     "PCModule": "pccompile.module",
     "Trace": "pccompile.report.trace",
     "VerifyReport": "pccompile.report.verify",
@@ -29,6 +33,7 @@ _WHERE = {
     "register_linear": "pccompile.api",
     "register_onnx": "pccompile.api",
     "verify": "pccompile.report.verify",
+    "verify_circuit": "pccompile.report.circuit",
 }
 
 
@@ -44,7 +49,9 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "CircuitReport",
     "CompileError",
+    "Netlist",
     "PCModule",
     "Trace",
     "VerifyReport",
@@ -54,4 +61,5 @@ __all__ = [
     "register_linear",
     "register_onnx",
     "verify",
+    "verify_circuit",
 ]

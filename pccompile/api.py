@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from pccompile.backends.netlist import LOSSES, Netlist, NetlistOptions
+from pccompile.circuits import lay_out
 from pccompile.diagnostics import CompileError, printable
 from pccompile.driver import Hook, Options
-from pccompile.frontends.exported import import_program
+from pccompile.frontends.exported import Locate, import_program
 from pccompile.frontends.onnx import OnnxModule, load_onnx
 from pccompile.frontends.onnx import location_of as onnx_location
 from pccompile.frontends.onnx.registry import operator
@@ -21,19 +24,45 @@ from pccompile.module import PCModule
 from pccompile.ops import user_elementwise, user_linear
 
 
+@overload
+def compile(
+    model: Any,
+    args: tuple[Any, ...] | Tensor | None = ...,
+    kwargs: Mapping[str, Any] | None = ...,
+    *,
+    backend: Literal["torch"] = ...,
+    dynamic_shapes: Any = ...,
+    algorithm: str = ...,
+    granularity: str | None = ...,
+    loss: Callable[..., Tensor] | None = ...,
+    hook: Hook | None = ...,
+    **settings: Any,
+) -> PCModule: ...
+@overload
+def compile(
+    model: Any,
+    args: tuple[Any, ...] | Tensor | None = ...,
+    kwargs: Mapping[str, Any] | None = ...,
+    *,
+    backend: Literal["netlist"],
+    loss: str | None = ...,
+    hook: Hook | None = ...,
+    **settings: Any,
+) -> Netlist: ...
 def compile(
     model: Any,
     args: tuple[Any, ...] | Tensor | None = None,
     kwargs: Mapping[str, Any] | None = None,
     *,
+    backend: str = "torch",
     dynamic_shapes: Any = None,
     algorithm: str = "exact",
     granularity: str | None = None,
-    loss: Callable[..., Tensor] | None = None,
+    loss: Any = None,
     hook: Hook | None = None,
     **settings: Any,
-) -> PCModule:
-    """`model` as a module whose backward pass is predictive coding.
+) -> PCModule | Netlist:
+    """`model` as a module whose backward pass is predictive coding; with `backend="netlist"`, as a circuit.
 
     model: an nn.Module, an fx.GraphModule, an ExportedProgram, a path to an .onnx or .pt2 file, or an ONNX ModelProto.
     args, kwargs: example arguments; an exported program and an ONNX file bring their own.
@@ -41,15 +70,44 @@ def compile(
     algorithm: "exact", "fixed-prediction" or "strict". granularity: what a vertex is, "op" or "layer".
     loss: loss(output, target), a scalar, for `pc.loss(...)`.
     settings: what the algorithm takes: steps, rate, and for fixed prediction tolerance and lowering.
+    A circuit has the shapes of `args`; its algorithm is fixed prediction, its loss "squared-error" (by default),
+    "cross-entropy" or "none", and its settings those of NetlistOptions: rate, eta, ticks, input_errors.
     Raises CompileError with every reason why the model cannot be compiled.
     """
+    if backend == "netlist":
+        if dynamic_shapes is not None or granularity is not None or algorithm not in ("exact", "fixed-prediction"):
+            raise CompileError("a circuit has fixed shapes and does fixed prediction, operation by operation")
+        return _circuit(model, args, kwargs, loss, settings, hook)
+    if backend != "torch":
+        raise CompileError(f"unknown backend {printable(backend)}", hint="torch or netlist")
     options = Options(algorithm, granularity, settings)
+    if isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2":
+        model = load_program(Path(model))
+    if isinstance(model, ExportedProgram):
+        return _from_program(model, options, loss, hook)
+    model, args, locate = as_module(model, args, kwargs)
+    pc = PCModule(model, options, loss, dynamic_shapes, locate, hook=hook)
+    pc.prepare(args, kwargs)
+    return pc
+
+
+def as_module(
+    model: Any, args: tuple[Any, ...] | Tensor | None, kwargs: Mapping[str, Any] | None
+) -> tuple[nn.Module, tuple[Any, ...], Locate | None]:
+    """What `compile` takes as a module, with example arguments and with what finds the places of its operations.
+
+    Raises CompileError where arguments are missing.
+    """
     if isinstance(args, Tensor):
         args = (args,)
     if isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2":
         model = load_program(Path(model))
     if isinstance(model, ExportedProgram):
-        return _from_program(model, options, loss, hook)
+        examples, named = model.example_inputs or ((), {})
+        if args is None and not kwargs and named:
+            raise CompileError("the exported program has keyword arguments", hint="give args and kwargs")
+        args = tuple(examples) if args is None else args
+        model = _called(model)
     locate = None
     if not isinstance(model, nn.Module):
         model = load_onnx(model)
@@ -58,9 +116,33 @@ def compile(
         args = model.example_inputs() if args is None else args
     if args is None and kwargs is None:
         raise CompileError("example arguments are missing", hint="pccompile.compile(model, (x,))")
-    pc = PCModule(model, options, loss, dynamic_shapes, locate, hook=hook)
-    pc.prepare(args or (), kwargs)
-    return pc
+    return model, args or (), locate
+
+
+def _circuit(model: Any, args: Any, kwargs: Any, loss: Any, settings: dict[str, Any], hook: Hook | None) -> Netlist:
+    """The netlist of a model."""
+    module, args, locate = as_module(model, args, kwargs)
+    options = netlist_options(loss, settings)
+    return lay_out(module, args, kwargs, options, locate, hook).netlist
+
+
+def netlist_options(loss: Any, settings: Mapping[str, Any]) -> NetlistOptions:
+    """How a circuit is built. Raises CompileError for a loss or a setting that it does not have."""
+    if loss is not None and loss not in LOSSES:
+        hint = 'or make it the last operation of the model, with loss="none" and −1 for the clamp of its output'
+        raise CompileError(f"a circuit's loss is one of {', '.join(LOSSES)}", hint=hint)
+    known = [f.name for f in fields(NetlistOptions) if f.name != "loss"]
+    if unknown := set(settings) - set(known):
+        hint = f"its settings: {', '.join(known)}"
+        raise CompileError(f"a netlist has no setting {', '.join(sorted(unknown))}", hint=hint)
+    return NetlistOptions(loss=loss or "squared-error", **settings)
+
+
+def _called(program: ExportedProgram) -> nn.Module:
+    try:
+        return program.module()
+    except Exception as e:
+        raise CompileError(f"the exported program cannot be called: {printable(str(e), 120)}") from e
 
 
 def load_program(path: Path) -> ExportedProgram:
@@ -73,10 +155,7 @@ def load_program(path: Path) -> ExportedProgram:
 
 def _from_program(program: ExportedProgram, options: Options, loss: Any, hook: Hook | None) -> PCModule:
     """A module from a program that was exported before; it can be called in that one form only."""
-    try:
-        model = program.module()
-    except Exception as e:
-        raise CompileError(f"the exported program cannot be called: {printable(str(e), 120)}") from e
+    model = _called(program)
     imported = import_program(program, model)
     pc = PCModule(model, options, loss, recapture=False, hook=hook)
     args, kwargs = program.example_inputs or ((), {})

@@ -28,6 +28,9 @@ exit codes: 0 done, 1 the model cannot be compiled, 2 wrong usage, 3 verificatio
   pccompile model.onnx -o out/                 out/model_pc.py and out/model_pc.safetensors, standalone
   pccompile model.onnx --verify                forward pass against onnxruntime, gradients against autograd
   pccompile package.module:factory --shape x=8,3,32,32 --algorithm fixed-prediction --tolerance 1e-3 -o out/
+  pccompile model.onnx --backend netlist -o out/           a circuit, out/model.pcnet.json, and what it costs
+  pccompile out/model.pcnet.json --simulate --ticks 64 --bits 8:16
+  pccompile out/model.pcnet.json --export verilog -o out/   nengo, nir, sana-fe or verilog
   pccompile model.onnx --explain fc1           equations, local rules, generated code and the source line
 """
 
@@ -42,13 +45,16 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     p.add_argument(
-        "model", help="a file .onnx or .pt2, or package.module:factory, a function that returns an nn.Module"
+        "model",
+        help="a file .onnx or .pt2, package.module:factory, a function that returns an nn.Module, or a .pcnet.json",
     )
     p.add_argument(
         "-o", "--output", metavar="FOLDER", help="write the generated file and its tensors there; - is stdout"
     )
     p.add_argument("--name", help="what the generated files are called; by default as the model")
-    p.add_argument("--backend", choices=("torch",), default="torch")
+    p.add_argument(
+        "--backend", choices=("torch", "netlist"), default="torch", help="a torch file, or a circuit that learns"
+    )
     p.add_argument(
         "--shape",
         action="append",
@@ -72,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--lowering", choices=("closed-form", "relax"), help="fixed-prediction: evaluate the steps, or take them"
     )
+    circuit_options(p)
     group = p.add_argument_group("what is shown")
     what = group.add_mutually_exclusive_group()
     what.add_argument(
@@ -80,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--explain", nargs="?", const="", metavar="VERTEX", help="all vertices, or one in full")
     what.add_argument("--emit", choices=EMITS, help="print a stage's result or the generated code")
     what.add_argument("--doctor", action="store_true", help="list everything that is unsupported")
-    group.add_argument("--json", action="store_true", help="with --verify: the report as JSON")
+    group.add_argument("--json", action="store_true", help="with --verify or --simulate: the report as JSON")
     group.add_argument(
         "--print-after", action="append", default=[], metavar="PASS", help=f"print to stderr: {', '.join(STAGES)}"
     )
@@ -90,6 +97,40 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--debug", action="store_true", help="show the traceback of an internal error")
     p.add_argument("--version", action="version", version=f"pccompile {__version__}")
     return p
+
+
+def circuit_options(p: argparse.ArgumentParser) -> None:
+    """The options of circuits."""
+    group = p.add_argument_group("circuits (--backend netlist, or a .pcnet.json)")
+    group.add_argument("--eta", type=positive, help="step of gradient descent in a learning tick (default: 2⁻⁴)")
+    group.add_argument("--ticks", type=whole, help="ticks until the error units have settled (default: 64)")
+    group.add_argument("--apply", action="append", default=[], metavar="PASS",
+                       help="flatten, untie, on-off or split-fan-in=NUMBER, in the order given")  # fmt: skip
+    group.add_argument("--bits", type=bits, metavar="W:S", help="fixed point: bits of weights and of states")
+    group.add_argument("--rounding", choices=("nearest", "stochastic"), default="nearest",
+                       help="of changes of fixed-point weights")  # fmt: skip
+    group.add_argument("--data", metavar="FILE", help="inputs and targets, .safetensors or .npz (default: random)")
+    group.add_argument("--learn", action="store_true", help="with --simulate: a learning phase after settling")
+    group.add_argument("--chip", help="a chip that comes with pccompile, such as loihi1, or a YAML file")
+    group.add_argument("--report", metavar="FILE", help="resources and placement as an HTML page")
+    group.add_argument("--spiking", action="store_true", help="with --export nengo: spiking ensembles")
+    what = group.add_mutually_exclusive_group()
+    what.add_argument("--simulate", action="store_true", help="settle, and print outputs and errors")
+    what.add_argument("--export", metavar="FORMAT", help="nengo, nir, sana-fe or verilog, into the folder -o")
+
+
+def bits(text: str) -> tuple[int, int]:
+    """Bits of weights and of states, `8:16`."""
+    weights, _, states = text.partition(":")
+    found = int(weights), int(states)
+    if not all(2 <= b <= 32 for b in found):
+        raise argparse.ArgumentTypeError(f"{text} is not two numbers from 2 to 32")
+    return found
+
+
+def circuit(options: argparse.Namespace) -> bool:
+    """Whether a command line is about a circuit."""
+    return bool(options.backend == "netlist" or options.model.endswith(".pcnet.json"))
 
 
 def whole(text: str) -> int:
@@ -168,7 +209,8 @@ def talk(text: str) -> None:
 def check(options: argparse.Namespace) -> None:
     """Reject what cannot be meant. Raises CompileError or UsageError."""
     wrong: list[tuple[Any, str]] = [
-        (options.json and not options.verify, "--json goes with --verify"),
+        *(circuit_checks(options) if circuit(options) else torch_checks(options)),
+        (options.json and not (options.verify or options.simulate), "--json goes with --verify or --simulate"),
         (options.output == "-" and not (options.emit or plain(options)), "-o - prints what --emit names"),
         (
             options.emit and options.output not in (None, "-"),
@@ -189,6 +231,35 @@ def check(options: argparse.Namespace) -> None:
     for is_wrong, what in wrong:
         if is_wrong:
             raise UsageError(what)
+
+
+def torch_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
+    """What is wrong with options of circuits where there is none."""
+    names = ("eta", "ticks", "apply", "bits", "data", "learn", "chip", "report", "spiking", "simulate", "export")
+    return [(getattr(options, n), f"--{n} goes with --backend netlist or a .pcnet.json") for n in names]
+
+
+def circuit_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
+    """What is wrong with options where there is a circuit."""
+    ready = options.model.endswith(".pcnet.json")
+    others = ("steps", "tolerance", "lowering", "granularity", "emit", "doctor")
+    return [
+        *((getattr(options, n), f"--{n} does not go with circuits") for n in others),
+        (options.explain is not None, "--explain does not go with circuits"),
+        (options.algorithm not in ("exact", "fixed-prediction"), "a circuit does fixed prediction"),
+        (options.output == "-", "-o - prints code; a circuit is written to a folder"),
+        (ready and options.verify, "--verify compares with a model: name that instead of its circuit"),
+        (
+            ready and (options.shape or options.rate or options.eta),
+            "--shape, --rate and --eta shape a circuit that is built",
+        ),
+        (options.report and not options.chip, "--report shows a placement: give --chip"),
+        (options.learn and not options.simulate, "--learn goes with --simulate"),
+        (options.spiking and options.export != "nengo", "--spiking goes with --export nengo"),
+        (options.simulate and (options.output or options.report), "--simulate prints: leave -o and --report out"),
+        (options.verify and (options.simulate or options.export), "--verify stands alone, or with -o"),
+        (options.data and not (options.simulate or options.bits), "--data goes with --simulate or --bits"),
+    ]
 
 
 def plain(options: argparse.Namespace) -> bool:

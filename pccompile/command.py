@@ -31,6 +31,7 @@ from pccompile.files import check_writable, save_generated
 from pccompile.frontends.exported import Imported
 from pccompile.loading import Target, kind_of, load, parse_shape
 from pccompile.module import PCModule
+from pccompile.netlist_command import is_netlist, run_netlist
 from pccompile.report.doctor import examine
 from pccompile.report.gradients import Bench
 from pccompile.report.losses import cross_entropy
@@ -43,6 +44,10 @@ HIDDEN = ("import-graph",)
 
 def run(options: argparse.Namespace, shown: str) -> int:
     """Do what `options` ask for; what is returned is the exit code. Raises CompileError and UsageError."""
+    if options.backend == "netlist" or is_netlist(options.model):
+        with nullcontext() if options.debug else hushed():
+            watch = Watch(options)
+            return run_netlist(options, shown, watch)
     settings = settings_of(options)
     shapes = [parse_shape(s) for s in options.shape]
     kind = kind_of(options.model)
