@@ -28,8 +28,9 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: install  ## time and memory of a training gradient, as ratios to autograd
+bench: install  ## time and memory of a training gradient, as ratios to autograd; a tick of the netlist simulator
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/netlist.py
 
 coverage: install  ## all suites of docs/coverage.md, anew
 	for suite in torch onnx models; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/coverage.py $$suite --jobs 2 || exit 1; done
