@@ -29,6 +29,8 @@ _ONLY: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """The unit kinds that have a field."""
 
+_PLAIN = Population(shape=(), unit="input", role="value", vertex="")
+
 
 def check(spec: Spec, tensors: Tensors) -> None:
     """Raise CompileError with all that is wrong with a netlist, or the first hundred things."""
@@ -100,9 +102,8 @@ def _tensor(name: str, said: Tensor | None, array: np.ndarray | None) -> Iterato
 
 def _population(p: Population, tensors: Tensors) -> Iterator[str]:
     """What is wrong with a population of a sound shape."""
-    plain = Population(shape=p.shape, unit=p.unit, role=p.role, vertex=p.vertex)
     for field, units in _ONLY.items():
-        if p.unit not in units and getattr(p, field) != getattr(plain, field):
+        if p.unit not in units and getattr(p, field) != getattr(_PLAIN, field):
             yield f"{field} means nothing for units of kind {p.unit}"
     if p.unit == "map":
         yield from _function(p.function)

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,8 @@ def parse(data: bytes) -> Spec:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [k for k, _ in pairs]
-        raise ValueError(f"{next(k for k in names if names.count(k) > 1)!r} is there twice")
+        twice = next(k for k, count in Counter(k for k, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice!r} is there twice")
     return found
 
 

@@ -87,6 +87,18 @@ def again(record: dict, net: Netlist, tensors: dict | None = None) -> Netlist:
     return Netlist(msgspec.convert(record, Spec), {**net.tensors, **(tensors or {})}, net.drawn)
 
 
+def late(name: str) -> Netlist:
+    """One of NETS with delays, gains and leaks of all kinds."""
+    r = record(net(name))
+    for i, p in enumerate(r["projections"]):
+        p["delay"] = i % 4
+        p["gain"] = -0.5 - i % 3
+    for p in r["populations"].values():
+        if p["unit"] == "integrator":
+            p["leak"] = 0.25
+    return again(r, net(name))
+
+
 def stored(net: Netlist) -> tuple[bytes, bytes]:
     """What is written of a circuit."""
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import save_file
 
 from netlist.naive import FUNCTIONS, Naive, value
-from netlist.nets import NETS, again, net, presented, record
+from netlist.nets import NETS, again, late, net, presented, record
 from pccompile.backends.netlist import Netlist
 from pccompile.backends.netlist import expressions as language
 
@@ -50,14 +50,7 @@ def test_they_agree_on_decay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "ranked"])
 def test_they_agree_on_delays_gains_and_leaks(name: str, tmp_path: Path) -> None:
-    r = record(net(name))
-    for i, p in enumerate(r["projections"]):
-        p["delay"] = i % 4
-        p["gain"] = -0.5 - i % 3
-    for p in r["populations"].values():
-        if p["unit"] == "integrator":
-            p["leak"] = 0.25
-    compared(again(r, net(name)), tmp_path, ("settle",) * 6 + ("learn", "settle"))
+    compared(late(name), tmp_path, ("settle",) * 6 + ("learn", "settle"))
 
 
 def test_they_agree_on_ties(tmp_path: Path) -> None:

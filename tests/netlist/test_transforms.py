@@ -9,7 +9,7 @@ from core.test_zoo import built, drawn
 from torch import nn
 from zoo import ZOO
 
-from netlist.nets import NETS, again, net, presented, record
+from netlist.nets import NETS, again, late, net, presented, record
 from pccompile.backends.netlist import Netlist, NetlistOptions
 from pccompile.backends.netlist.check import check
 from pccompile.backends.netlist.transforms import synapses
@@ -25,8 +25,8 @@ def run(net: Netlist, given: dict[str, np.ndarray]) -> tuple[dict, dict]:
     simulator = net.simulator({k: v.reshape(len(v), *net.spec.populations[k].shape) for k, v in given.items()})
     simulator.run(PLAN)
     return (
-        {k: v.reshape(len(v), -1).numpy() for k, v in simulator.states.items()},
-        {k: v.numpy() for k, v in simulator.params.items()},
+        {k: v.reshape(len(v), -1).numpy() for k, v in simulator.values().items()},
+        {k: v.numpy() for k, v in simulator.parameters().items()},
     )
 
 
@@ -210,6 +210,23 @@ def test_passes_on_other_models(name: str) -> None:
     before = compile_netlist(built(case.build, torch.float64), inputs, options=NetlistOptions(loss="none", rate=0.5))
     for after in (before.flatten(), before.on_off(), before.untie("mirror"), before.split_fan_in(16)):
         assert_equal(before, after)
+
+
+@pytest.mark.parametrize("name", ["mlp", "ranked", "layer norm"])
+def test_passes_keep_delays_gains_and_leaks(name: str) -> None:
+    before = late(name)
+    for after in (before.flatten(), before.on_off(), before.untie("mirror"), before.split_fan_in(5)):
+        assert_equal(before, after)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_flattened_circuits_are_equal_to_the_last_bit_in_fixed_point(name: str) -> None:
+    given = presented(net(name))
+    before = net(name).quantise(8, 16, presentations=[given])
+    (states, params), (others, changed) = run(before, given), run(before.flatten(), given)
+    assert all((others[k] == v).all() for k, v in states.items())
+    assert all((changed[k] == v).all() for k, v in params.items())
+    assert any((params[k] != before.tensors[k]).any() for k in before.spec.plastic())
 
 
 def test_passes_follow_one_another() -> None:
