@@ -184,3 +184,15 @@ def test_stochastic_rounding_learns_where_the_nearest_integer_stalls():
         moved[rounding] = np.abs(session.params["0.weight"] - made.tensors["0.weight"]).max()
     assert moved["nearest"] == 0
     assert moved["stochastic"] > 0
+
+
+def test_fixed_point_out_of_step_settles_near_where_it_settles_in_step():
+    net, (x, t) = compiled(mlp(), rate=0.5), batch(2)
+    made = net.quantise(presentations=[net.presentation(x, t)])
+    expected = made.simulate(x, t, ticks=100).states
+    found = made.simulate(x, t, ticks=200, asynchronous=Asynchrony(loss=0.3, delay=5), seed=1).states
+    for name, population in made.spec.populations.items():
+        off = np.abs(found[name] - expected[name]).max()
+        assert off <= (4 * 2.0 ** -population.bits[1] if population.role in ("error", "gate") else 0), name
+    with pytest.raises(CompileError, match="no spread"):
+        made.simulate(x, t, asynchronous=Asynchrony(spread=0.1))
