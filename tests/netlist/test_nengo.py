@@ -227,6 +227,11 @@ def test_the_same_script_twice(tmp_path) -> None:
     assert written[0] == written[1]
 
 
+def test_a_probe_of_nothing_is_refused() -> None:
+    with pytest.raises(CompileError, match="no population is called n9"):
+        case("mlp")[1].to_nengo(probes=("n9",))
+
+
 def test_names_are_data() -> None:
     net = case("mlp")[1]
     name = 'a"""\nimport os  # {x}'

@@ -22,6 +22,7 @@ from pccompile.backends.netlist.export.nengo_script import Learning, Script
 from pccompile.backends.netlist.export.nengo_spiking import Spiking, unheld
 from pccompile.backends.netlist.losses import encoded
 from pccompile.backends.netlist.netlist import Netlist
+from pccompile.diagnostics import CompileError, printable
 from pccompile.ir.names import identifier
 
 
@@ -64,6 +65,8 @@ def generated(
 ) -> Script:
     """The script of `net`. See `to_nengo`; drawn: present random numbers where nothing is given."""
     refuse("Nengo", EXPORTER.supports(net))
+    if unknown := [n for n in probes or () if n not in net.spec.populations]:
+        raise CompileError(f"no population is called {printable(unknown[0])}")
     presented = net.presentation(inputs, targets, clamps, draws)
     if drawn:
         presented = {**random_states(net), **presented}
