@@ -110,7 +110,8 @@ def test_the_multiplier_that_walks_through_a_larger_net(tmp_path: Path) -> None:
 
 
 @needs_iverilog
-@pytest.mark.parametrize("name,form", [(n, f) for n in NETS for f in FORMS if (n, f) != ("ranked", "sequential")])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", NETS)
 def test_every_kind_of_unit_and_projection(name: str, form: str, tmp_path: Path) -> None:
     agrees(tmp_path, paced(net(name)), 12, form=form)
 
@@ -241,8 +242,9 @@ def test_refusals(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     with pytest.raises(CompileError, match="no population is called nobody"):
         VERILOG.emit(net("mlp"), tmp_path / "out", probes=["nobody"])
-    (reason,) = VERILOG.supports(net("ranked"), "sequential")[:1]
-    assert "chooses by rank" in reason
+    rules = [msgspec.structs.replace(r, phase=p) for r in net("mlp").spec.plasticity for p in ("settle", "learn")]
+    (reason, *_) = VERILOG.supports(with_spec(net("mlp"), plasticity=tuple(rules)), "sequential")
+    assert reason.startswith("parameter 0.bias changes in several phases")
     assert VERILOG.supports(net("mlp"), "tree") == ("there is no tree form",)
     assert VERILOG.supports(layers(300, 100, act=nn.ReLU), "parallel")[0].endswith("take the sequential one")
 

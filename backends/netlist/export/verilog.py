@@ -121,8 +121,11 @@ def _shapes(spec: Spec, tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
     for name, p in spec.populations.items():
         if not p.size:
             yield f"population {name} has no units"
-        if p.unit == "select" and (tensors[str(into[name][0].index)] < 0).all(1).any():
-            yield f"population {name} has a unit that nothing reaches"
+        if p.unit == "select":
+            candidates = (tensors[str(into[name][0].index)] >= 0).sum(1)
+            rank = 0 if p.ranks is None else tensors[p.ranks].reshape(-1)
+            if (candidates <= rank).any():
+                yield f"population {name} has a unit with fewer candidates than it chooses from"
     if not (spec.inputs or spec.clamps or spec.draws) or not spec.outputs:
         yield "the circuit has no inputs or no outputs"
 
@@ -133,9 +136,6 @@ def _unparallel(path: Datapath) -> Iterator[str]:
 
 
 def _unsequential(path: Datapath) -> Iterator[str]:
-    for name, p in path.spec.populations.items():
-        if p.ranks is not None:
-            yield f"population {name} chooses by rank, which the sequential form does not"
     for param, terms in path.rules.items():
         if len({t.phase for t in terms}) > 1:
             yield f"parameter {param} changes in several phases, which the sequential form does not do"

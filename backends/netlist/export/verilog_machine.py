@@ -26,7 +26,8 @@ $LOCALPARAMS
   reg signed [PARAMETER - 1:0] parameters [0:PARAMETERS - 1];
   reg signed [STATE - 1:0] tables [0:TABLES - 1];
   reg [SLOT - 1:0] winners [0:WINNERS - 1];
-  reg [2 * ADDRESS + SLOT:0] lists [0:LISTS - 1];  // nothing there, address of the state, of the other operand, slot
+  // Nothing there, address of the state, address of the other operand or 1 for a new round, slot.
+  reg [2 * ADDRESS + SLOT:0] lists [0:LISTS - 1];
   initial begin
 $LOADS
   end
@@ -132,7 +133,7 @@ $STEP_ROM
   // 1: addresses.
   reg valid1, listed1, one1, first1, last1, begin1, end1, negative1, port1;
   reg [1:0] operand1;
-  reg [ADDRESS - 1:0] x1, y1, unit1, slot1;
+  reg [ADDRESS - 1:0] x1, y1, unit1;
   reg [2 * ADDRESS + SLOT:0] entry1;
   reg signed [15:0] factor1;
   reg signed [7:0] shift1;
@@ -150,7 +151,6 @@ $STEP_ROM
       negative1 <= negative;
       port1 <= port;
       unit1 <= unit;
-      slot1 <= slot;
       first1 <= slot == 0;
       last1 <= last_slot;
       begin1 <= step == first_step;
@@ -159,10 +159,10 @@ $STEP_ROM
   end
 
   // 2: operands, or what the host reads.
-  reg valid2, empty2, one2, first2, last2, begin2, end2, negative2, port2, select2;
+  reg valid2, empty2, again2, one2, first2, last2, begin2, end2, negative2, port2, select2;
   reg [1:0] operand2;
   reg [ADDRESS - 1:0] unit2;
-  reg [SLOT - 1:0] slot2, winner2, wanted2;
+  reg [SLOT - 1:0] winner2, slot2;
   reg signed [STATE - 1:0] x2, state2;
   reg signed [PARAMETER - 1:0] parameter2;
   reg signed [15:0] factor2;
@@ -178,7 +178,8 @@ $STEP_ROM
     if (valid1) begin
       state2 <= states[y_at];
       winner2 <= winners[y_at];
-      wanted2 <= entry1[SLOT - 1:0];
+      slot2 <= entry1[SLOT - 1:0];
+      again2 <= entry1[SLOT];
       empty2 <= listed1 && entry1[2 * ADDRESS + SLOT];
       one2 <= one1;
       operand2 <= operand1;
@@ -187,7 +188,6 @@ $STEP_ROM
       negative2 <= negative1;
       port2 <= port1;
       unit2 <= unit1;
-      slot2 <= slot1[SLOT - 1:0];
       first2 <= first1;
       last2 <= last1;
       begin2 <= begin1;
@@ -195,11 +195,11 @@ $STEP_ROM
     end
   end
 
-  // 3: multiply and add up, or keep the better.
-  reg valid3, any3, begin3, end3, negative3, port3;
+  // 3: multiply and add up, or keep the best; in a further round, the best of those behind it.
+  reg valid3, any3, bounded3, begin3, end3, negative3, port3;
   reg [ADDRESS - 1:0] unit3;
-  reg [SLOT - 1:0] best3;
-  reg signed [WIDTH - 1:0] sum3;
+  reg [SLOT - 1:0] best3, slot_bound3;
+  reg signed [WIDTH - 1:0] sum3, bound3;
   reg signed [15:0] factor3;
   reg signed [7:0] shift3;
   wire signed [STATE - 1:0] a = one2 ? UNITY[STATE - 1:0] : x2;
@@ -208,19 +208,27 @@ $STEP_ROM
     case (operand2)
       BY_PARAMETER: b = parameter2;
       BY_STATE: b = state2;
-      BY_WINNER: b = winner2 == wanted2 ? 1 : 0;
+      BY_WINNER: b = winner2 == slot2 ? 1 : 0;
       default: b = 1;
     endcase
     if (empty2) b = 0;
   end
   wire signed [WIDTH - 1:0] added = a * b;
   wire better = kind == LARGEST ? x2 > sum3 : x2 < sum3;
+  wire signed [WIDTH - 1:0] bound = again2 ? sum3 : bound3;
+  wire [SLOT - 1:0] slot_bound = again2 ? best3 : slot_bound3;
+  wire bounded = !first2 && (again2 || bounded3);
+  wire behind = (kind == LARGEST ? x2 < bound : x2 > bound) || (x2 == bound && slot2 > slot_bound);
+  wire eligible = !empty2 && (!bounded || behind);
   always @(posedge clk) begin
     valid3 <= valid2 && last2 && !rst;
     if (valid2) begin
       if (kind == LARGEST || kind == SMALLEST) begin
-        any3 <= !empty2 || (any3 && !first2);
-        if (!empty2 && (first2 || !any3 || better)) begin
+        bound3 <= bound;
+        slot_bound3 <= slot_bound;
+        bounded3 <= bounded;
+        any3 <= eligible || (any3 && !first2 && !again2);
+        if (eligible && (first2 || again2 || !any3 || better)) begin
           sum3 <= x2;
           best3 <= slot2;
         end

@@ -33,7 +33,8 @@ Affine = tuple[int, int, int, int]
 class Step:
     """A sum of `slots` products for one unit: addresses that follow from counters, or a list of them.
 
-    entries: (nothing there, address of the state, address of the other operand, slot), `[unit, slot, 4]`.
+    entries: (nothing there, address of the state, address of the other operand, slot), `[unit, slot, 4]`. A unit that
+    chooses goes through its candidates in rounds, each for the next in rank; a 1 for the other operand begins one.
     """
 
     name: str
@@ -149,10 +150,15 @@ class Schedule:
     def _select(self, name: str, p: Population) -> Pass:
         source = self.path.sources(name)
         index = self.path.tensors[str(source.index)]
-        base = self.states[source.pre, source.delay]
-        entries = np.stack([index < 0, np.maximum(index, 0) + base, np.zeros_like(index), np.zeros_like(index)], -1)
+        ranks = np.zeros(p.size, dtype=np.int64) if p.ranks is None else self.path.tensors[p.ranks].reshape(-1)
+        rounds, slots = np.indices((int(ranks.max()) + 1, index.shape[1]))
+        nothing = (index < 0)[:, None] | (rounds > ranks[:, None, None])
+        again = (rounds > 0) & (slots == 0) & (rounds <= ranks[:, None, None])
+        at = np.maximum(index, 0)[:, None] + self.states[source.pre, source.delay]
+        columns = np.broadcast_arrays(nothing, at, again, slots)
+        entries = np.stack(columns, -1).reshape(p.size, -1, 4)
         factor, shift = scaling(source, self.path.formats)
-        step = Step(source.name, index.shape[1], entries, None, None, False, "BY_ONE", factor, shift, False, 0)
+        step = Step(source.name, entries.shape[1], entries, None, None, False, "BY_ONE", factor, shift, False, 0)
         total, fraction = self.path.formats.states[name]
         return Pass(f"{name}: select", "LARGEST" if (source.gain < 0) == p.smallest else "SMALLEST",
                     self.states[name, 0], 1, p.size, (step,), total, self.winners[name], fraction)  # fmt: skip
