@@ -232,14 +232,16 @@ def path_lengths(spec: Spec) -> dict[str, frozenset[int]] | None:
 
     None where errors go round in circles, so that there is no law.
     """
-    start = [n for n, p in spec.populations.items() if p.role == "error" and p.unit != "integrator"]
-    found: dict[str, frozenset[int]] = dict.fromkeys(start, frozenset({0}))
+    carries = {n for n, p in spec.populations.items() if p.role in ("error", "gate")}
     sends: dict[str, list[str]] = {}
     for p in spec.projections:
-        if spec.populations[p.target].role in ("error", "gate"):
+        if p.pre in carries and p.target in carries:
             sends.setdefault(p.pre, []).append(p.target)
+    fed = {target for targets in sends.values() for target in targets}
+    start = [n for n in carries - fed if spec.populations[n].unit != "integrator"]
+    found: dict[str, frozenset[int]] = dict.fromkeys(sorted(start), frozenset({0}))
     integrators = sum(p.unit == "integrator" for p in spec.populations.values())
-    waiting = dict.fromkeys(start)
+    waiting = dict.fromkeys(found)
     while waiting:
         name = next(iter(waiting))
         del waiting[name]

@@ -91,6 +91,11 @@ def test_the_law_and_the_simulator(ticks: int) -> None:
     assert measured_error == pytest.approx(known.gradient_error(ticks), rel=1e-6, abs=1e-12)
 
 
+@pytest.mark.parametrize("change", [Netlist.flatten, Netlist.untie, Netlist.on_off, lambda n: n.split_fan_in(2)])
+def test_passes_leave_the_law(change) -> None:
+    assert law(change(deep()).spec) == law(deep().spec)
+
+
 def test_ticks_to_a_tolerance() -> None:
     r, known = deep().resources(), law(deep().spec)
     for tolerance, ticks in r.ticks:
