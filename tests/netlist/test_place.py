@@ -138,7 +138,9 @@ def test_too_many_cores_are_found() -> None:
     p = place(net("cnn"), tiny())
     few = changed(p, chip=tiny(cores=figure(len(p.tiles) - 1)))
     assert few.check() == (f"{len(p.tiles)} cores are used, tiny has {len(p.tiles) - 1}",)
-    with pytest.raises(CompileError, match="cores, tiny has 2"):
+    with pytest.raises(CompileError, match="cnn takes . cores, tiny has 1"):
+        place(net("cnn"), tiny(units=None, cores=figure(1)))
+    with pytest.raises(CompileError, match="cnn has 120 units, tiny has room for 24"):
         place(net("cnn"), tiny(cores=figure(2)))
 
 

@@ -89,6 +89,10 @@ def place(net: Netlist, chip: str | Path | Chip, split: bool = True) -> Placemen
     chip = chips.load(chip)
     net = _narrowed(net, chip, split)
     spec, tensors = net.spec, net.tensors
+    units = sum(p.size for p in spec.populations.values())
+    if chip.units is not None and units > chip.units.whole * chip.cores.whole:
+        raise CompileError(f"{spec.name} has {units:,} units, {chip.name} has room for "
+                           f"{chip.units.whole * chip.cores.whole:,}")  # fmt: skip
     found: list[Packing] = []
     failures: list[CompileError] = []
     for joined, finer in WAYS:
