@@ -48,7 +48,14 @@ class Load:
     @cached_property
     def axons(self) -> int:
         """The distinct units that are heard."""
-        return sum(int(mask.sum()) for mask in self.heard.values())
+        return sum(int(np.count_nonzero(mask)) for mask in self.heard.values())
+
+    def beside(self, other: Load) -> int:
+        """The units that are heard and that `other` does not hear."""
+        return sum(
+            int(np.count_nonzero(mask > other.heard[name] if name in other.heard else mask))
+            for name, mask in self.heard.items()
+        )
 
 
 def _either(a: dict[Key, np.ndarray], b: dict[Key, np.ndarray]) -> dict[Key, np.ndarray]:

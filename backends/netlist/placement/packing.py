@@ -52,14 +52,20 @@ def packed(demand: Demand, joined: bool, finer: int) -> Packing:
 
 
 def _put(packing: Packing, piece: Piece, demand: Demand) -> None:
+    """Place a piece on the core that has to hear the fewest units besides, of those that can bear it, or on a new one.
+
+    Changes `packing`.
+    """
     best, best_joined, least = len(packing.loads), piece.load, piece.load.axons + 1
     for core in range(max(0, len(packing.loads) - RECENT), len(packing.loads)):
         old = packing.loads[core]
         if demand.chip.units is not None and old.units + piece.load.units > demand.chip.units.whole:
             continue
+        more = piece.load.beside(old)
+        if more >= least or (demand.chip.axons_in is not None and old.axons + more > demand.chip.axons_in.whole):
+            continue
         joined = old.joined(piece.load)
-        more = joined.axons - old.axons
-        if more < least and not demand.exceeded(joined):
+        if not demand.exceeded(joined):
             best, best_joined, least = core, joined, more
     if best == len(packing.loads):
         packing.loads.append(best_joined)
