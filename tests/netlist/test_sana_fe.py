@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pccompile.backends.netlist import Netlist
+from pccompile.backends.netlist import Netlist, chip
 from pccompile.backends.netlist.export import exporter, sana_fe
 from pccompile.backends.netlist.export.sana_fe import Costs, Traffic, energy, measure, packed, traffic
+from pccompile.backends.netlist.placement import place
 from pccompile.circuits import compile_netlist
 from pccompile.diagnostics import CompileError
 
@@ -99,3 +100,18 @@ def test_names_are_data(tmp_path) -> None:
     files = exporter("sana-fe").emit(net, tmp_path)
     assert [f.name for f in files] == ["a_b_arch.yaml", "a_b_snn.yaml"]
     assert "\nx: [" not in files[1].read_text()
+
+
+def test_it_counts_the_messages_and_hops_of_a_placement(tmp_path, capfd) -> None:
+    sanafe = pytest.importorskip("sanafe", reason=WHY)
+    net = mlp(40, 30, 4)
+    net = Netlist(msgspec.structs.replace(net.spec, plasticity=()), net.tensors)  # what learning needs is not counted
+    placed = place(net, msgspec.structs.replace(chip.load("mesh"), units=chip.Figure(value=16, source="the test")))
+    assert len(placed.tiles) > 4
+    files = exporter("sana-fe").emit(net, tmp_path, placement=placed)
+    arch = sanafe.load_arch(str(files[0]))
+    spiking = sanafe.SpikingChip(arch)
+    spiking.load(sanafe.load_net(str(files[1]), arch))
+    found = spiking.sim(1, timing_model="simple", perf_trace=True)
+    assert found["packets_sent"] == placed.messages
+    assert found["perf_trace"]["hops"] == [placed.hops]

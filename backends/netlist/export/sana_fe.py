@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from pccompile.backends.netlist.export.synapses import count, synapses
 from pccompile.backends.netlist.format import Projection
 from pccompile.backends.netlist.netlist import Netlist
 from pccompile.ir.names import Namer, identifier
+
+if TYPE_CHECKING:
+    from pccompile.backends.netlist.placement import Placement
 
 LARGEST = 5_000_000
 """The most synapses that are written out, a line each."""
@@ -75,6 +78,7 @@ class SanaFE:
         folder: Path,
         *,
         name: str = "",
+        placement: Placement | None = None,
         cores: Cores | None = None,
         tiles: np.ndarray | None = None,
         costs: Costs | None = None,
@@ -82,9 +86,12 @@ class SanaFE:
     ) -> tuple[Path, ...]:
         """Write both files.
 
-        cores, tiles: a placement, the core of each unit and the column and row of each core's tile; without, cores are
-        filled one after the other with `units` units each, and tiles with four cores.
+        placement: where units lie, with the circuit that was placed. cores, tiles: the same as arrays, the core of each
+        unit and the column and row of each core's tile. Without, cores are filled one after the other with `units`
+        units each, and tiles with four cores.
         """
+        if placement is not None:
+            net, cores, tiles = placement.net, placement.cores, placement.tiles
         refuse("SANA-FE", self.supports(net))
         cores = packed(net, units) if cores is None else cores
         number = 1 + max((int(c.max()) for c in cores.values() if c.size), default=0)
