@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from pccompile.backends.netlist.export.scalars import Synapses, bias_entries, changes, synapses
 from pccompile.backends.netlist.format import Plasticity, Population, Projection, Spec, order, ports_of
+from pccompile.backends.netlist.netlist import Netlist
 from pccompile.backends.netlist.simulate.fixed import EXACT_FUNCTIONS, table
 from pccompile.backends.netlist.simulate.formats import (
     TABLE,
@@ -72,7 +72,7 @@ class Datapath:
     terms: by population and port. rules: by parameter. integers: of the parameters. tables: of map populations.
     """
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, net: Netlist) -> None:
         """Raises CompileError for what fixed point cannot do, ValueError for a combinational cycle."""
         self.spec: Spec = net.spec
         self.tensors: Mapping[str, np.ndarray] = net.tensors
@@ -137,6 +137,10 @@ class Datapath:
                 bounds.append((1 << 2 * total - 2) + (1 << fraction))
             if population.unit == "integrator":
                 bounds.append((arriving[0] << self.guard(name)) + (1 << total + self.guard(name) + 1))
+            if population.unit == "select":
+                factor, shift = scaling(self.sources(name), self.formats)
+                largest = self._largest(self.sources(name).pre) * abs(factor)
+                bounds += [largest << max(-shift, 0), largest + (1 << max(shift - 1, 0))]
             if name in self.tables and self.tables[name].shift < 0:
                 bounds.append(1 << total - self.tables[name].shift)
         for t in self.all_terms():

@@ -30,7 +30,6 @@ class Sequential:
         self.path, self.spec, self.probes = path, path.spec, tuple(probes)
         self.schedule = Schedule(path)
         self.module = Identifiers()("pc", name)
-        self.id = Identifiers()
         self.width = path.width()
         self.lists = self.schedule.lists()
         self.passes, self.steps = self._records()
