@@ -1,5 +1,7 @@
 """Exporters are found, refuse in sentences, and write all or nothing."""
 
+import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +25,31 @@ def test_exporters_are_found_without_metadata(name: str, monkeypatch) -> None:
     assert name in available()
     assert isinstance(exporter(name), Exporter)
     assert exporter(name).name == name
+
+
+def test_optional_libraries_are_optional(tmp_path) -> None:
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys(("nengo", "nir", "sanafe")))
+import torch
+from pathlib import Path
+from pccompile.backends.netlist.export import available, exporter
+from pccompile.backends.netlist.export.sana_fe import energy
+from pccompile.circuits import compile_netlist
+from pccompile.diagnostics import CompileError
+net = compile_netlist(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
+for name in available():
+    exporter(name).supports(net)
+print(len(exporter("nengo").emit(net, Path({str(tmp_path)!r}))))
+for act in (net.to_nengo, lambda: net.to_nir(strict=False), lambda: energy(net)):
+    try:
+        act()
+    except CompileError as e:
+        print(e.problems[0].hint)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.splitlines() == ["2", "pip install 'pccompile[nengo]'", "pip install 'pccompile[nir]'",
+                                       "pip install 'sanafe'"], run.stderr  # fmt: skip
 
 
 def test_another_packages_exporter_is_found(monkeypatch) -> None:

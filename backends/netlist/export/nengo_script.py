@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from pccompile.backends.netlist.export import nengo_parts
 from pccompile.backends.netlist.export.numpy_source import numpy_source
 from pccompile.backends.netlist.format import Plasticity, Projection
 from pccompile.backends.netlist.netlist import Netlist
 
 Learning = Literal["nodes", "pes"] | None
 
+PARTS = Path(__file__).with_name("nengo_parts.py")
+"""Read and not imported: it imports Nengo."""
 LARGEST = 2**20
 """The most entries of a sparse transform that repeats a matrix for each sample."""
 
@@ -386,7 +387,7 @@ def geometry(p: Projection) -> str:
 
 def needed(text: str) -> list[str]:
     """The source of the parts that a text uses, and of those that these use, in the order of their module."""
-    source = inspect.getsource(nengo_parts)
+    source = PARTS.read_text(encoding="utf-8")
     parts = {node.name: str(ast.get_source_segment(source, node)) for node in ast.parse(source).body
              if isinstance(node, ast.FunctionDef | ast.ClassDef)}  # fmt: skip
     words = set(re.findall(r"(\w+)\(", text))
