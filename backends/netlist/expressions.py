@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import sympy as sp
 import torch
 from sympy.printing.str import StrPrinter
@@ -24,11 +25,13 @@ X = sp.Symbol("x", real=True)
 
 
 def _piecewise(*branches: tuple[Any, Any]) -> Any:
-    """The value of the first branch whose condition holds."""
+    """The value of the first branch whose condition holds, of the last where none does."""
     result: Any = None
     for value, condition in reversed(branches):
         if result is None or condition is True:
             result = value
+            continue
+        if condition is False:
             continue
         value, result = (torch.as_tensor(v, dtype=torch.float64) for v in (value, result))
         result = torch.where(condition, value, result)
@@ -42,6 +45,32 @@ def _tensorwise(f: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
 def _sinc_slope(a: Tensor) -> Tensor:
     """The derivative of sinc: (cos πx − sinc x) / x, and 0 at 0."""
     return torch.where(a == 0, 0, (torch.cos(math.pi * a) - torch.sinc(a)) / torch.where(a == 0, 1, a))
+
+
+def _whole(n: Any) -> int:
+    if not isinstance(n, float) or n != int(n):
+        raise ValueError("the order of polygamma is a whole number")
+    return int(n)
+
+
+def _number(a: Any) -> Any:
+    """A condition as 1 or 0, a number as itself."""
+    if isinstance(a, Tensor):
+        return a.to(torch.float64) if a.dtype == torch.bool else a
+    return float(a)
+
+
+def _arithmetic(act: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """`act` on tensors, and on numbers by the rules of IEEE 754 rather than those of Python."""
+
+    def apply(a: Any, b: Any) -> Any:
+        a, b = _number(a), _number(b)
+        if isinstance(a, Tensor) or isinstance(b, Tensor):
+            return act(a, b)
+        with np.errstate(all="ignore"):
+            return float(act(np.float64(a), np.float64(b)))
+
+    return apply
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -58,18 +87,18 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "trigamma": _tensorwise(lambda a: torch.polygamma(1, a)),
     "sinc_slope": _tensorwise(_sinc_slope),
     "hypot1": _tensorwise(lambda a: torch.hypot(a, torch.ones_like(a))),
-    "polygamma": lambda n, a: torch.polygamma(int(n), torch.as_tensor(a, dtype=torch.float64)),
+    "polygamma": lambda n, a: torch.polygamma(_whole(n), torch.as_tensor(a, dtype=torch.float64)),
     "Piecewise": _piecewise,
 }  # fmt: skip
 """What a function of the language does."""
 
 _SPELLED = {"sgn": "sign", "magnitude": "abs", "floor_": "floor", "ceil_": "ceil", "Abs": "abs"}
 _BINARY = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
+    ast.Add: _arithmetic(operator.add),
+    ast.Sub: _arithmetic(operator.sub),
+    ast.Mult: _arithmetic(operator.mul),
+    ast.Div: _arithmetic(operator.truediv),
+    ast.Pow: _arithmetic(operator.pow),
     ast.BitAnd: operator.and_,
     ast.BitOr: operator.or_,
 }
@@ -139,7 +168,7 @@ def function(source: str) -> Callable[[Tensor], Tensor]:
         raise ValueError(f"an expression of {len(source)} characters")
     try:
         evaluate = _compiled(ast.parse(source, mode="eval").body)
-        evaluate(torch.zeros(1, dtype=torch.float64))
+        evaluate(torch.zeros(2, dtype=torch.float64))
     except (SyntaxError, MemoryError, RecursionError) as e:
         raise ValueError(f"no expression in x: {source[:80]!r}") from e
     except (TypeError, RuntimeError, ArithmeticError) as e:
@@ -165,7 +194,7 @@ def _compiled(node: ast.expr) -> Callable[[Any], Any]:
             return lambda x: x
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             inner = _compiled(operand)
-            return lambda x: -inner(x)
+            return lambda x: -_number(inner(x))
         case ast.BinOp(op=op, left=left, right=right) if type(op) in _BINARY:
             act, first, second = _BINARY[type(op)], _compiled(left), _compiled(right)
             return lambda x: act(first(x), second(x))

@@ -47,9 +47,10 @@ def value(node, x):
         case ast.Name(id="x"):
             return np.float64(x)
         case ast.UnaryOp():
-            return -value(node.operand, x)
+            return -np.float64(value(node.operand, x))
         case ast.BinOp():
-            return OPERATIONS[type(node.op)](value(node.left, x), value(node.right, x))
+            kind = bool if isinstance(node.op, ast.BitAnd | ast.BitOr) else np.float64
+            return OPERATIONS[type(node.op)](kind(value(node.left, x)), kind(value(node.right, x)))
         case ast.Compare():
             return OPERATIONS[type(node.ops[0])](value(node.left, x), value(node.comparators[0], x))
         case ast.Call(func=ast.Name(id="Piecewise")):
