@@ -38,29 +38,31 @@ def arrivals(spec: Spec, learns: bool = True) -> tuple[Arrival, ...]:
     """
     found = [Arrival(p.pre, p.target, p) for p in spec.projections]
     found += [Arrival(p.by, p.target, p, False, True) for p in spec.projections if p.by is not None]
+    sizes = {name: p.size for name, p in spec.populations.items()}
+    uses: dict[str | None, list[Projection]] = {}
+    for p in spec.projections:
+        uses.setdefault(p.param, []).append(p)
     for rule in spec.plasticity if learns else ():
-        found += _factors(rule, spec)
+        found += _factors(rule, spec, uses.get(rule.param, []), sizes)
     return tuple(found)
 
 
-def _factors(rule: Plasticity, spec: Spec) -> Iterator[Arrival]:
+def _factors(rule: Plasticity, spec: Spec, uses: list[Projection], sizes: dict[str, int]) -> Iterator[Arrival]:
     """The factors of a rule that must come to the copies of its parameter that have the rule's own geometry.
 
     What a rule changes in a copy of another one (a weight that is also read as a value) is no message of a tick.
     """
-    sizes = {name: p.size for name, p in spec.populations.items()}
     if rule.pre is None:
         for name, population in spec.populations.items():
             if population.bias == rule.param and sizes[rule.post] == sizes[name]:
                 yield _factor(rule.post, name)
         return
-    for p in spec.projections:
-        if p.param == rule.param:
-            here, there = (rule.pre, rule.post) if p.transpose else (rule.post, rule.pre)
-            if sizes[here] == sizes[p.target] and sizes[there] == sizes[p.pre]:
-                yield _factor(here, p.target)
-                if there != p.pre:
-                    yield Arrival(there, p.target, msgspec.structs.replace(p, pre=there), False)
+    for p in uses:
+        here, there = (rule.pre, rule.post) if p.transpose else (rule.post, rule.pre)
+        if sizes[here] == sizes[p.target] and sizes[there] == sizes[p.pre]:
+            yield _factor(here, p.target)
+            if there != p.pre:
+                yield Arrival(there, p.target, msgspec.structs.replace(p, pre=there), False)
 
 
 def _factor(pre: str, post: str) -> Arrival:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from pccompile.backends.netlist import chip as chips
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 ROUNDS = 6
 """How often a circuit is packed anew because more cores hear a core's units than was known before."""
 
+
+SPARED = 0.08
+"""The share of its edges that a core spares for what is not known yet, more each time."""
 
 WAYS = ((True, 1), (True, 2), (False, 1))
 """How circuits are cut, one after the other until they fit: populations that belong together or each by itself, and
@@ -118,8 +122,8 @@ def _settled(spec: Spec, tensors: Tensors, chip: Chip, joined: bool, finer: int)
     """Pack until no core has more edges to cores that hear it than the chip allows."""
     readers: dict[str, np.ndarray] = {}
     limit = chip.axons_out.whole if chip.axons_out is not None else 2**62
-    for _ in range(ROUNDS):
-        packing = packed(Demand(spec, tensors, chip, readers), joined, finer)
+    for attempt in range(ROUNDS):
+        packing = packed(Demand(spec, tensors, _spared(chip, attempt), readers), joined, finer)
         now = {name: packing.readers(name, p.size) for name, p in spec.populations.items()}
         edges = np.zeros(len(packing.loads), dtype=np.int64)
         for name, found in now.items():
@@ -129,6 +133,14 @@ def _settled(spec: Spec, tensors: Tensors, chip: Chip, joined: bool, finer: int)
         readers = {name: np.maximum(found, readers.get(name, 0)) for name, found in now.items()}
     raise CompileError(f"units of {spec.name} are heard by too many cores of {chip.name}: {int(edges.max()):,} edges "
                        f"to cores where {limit:,} are allowed")  # fmt: skip
+
+
+def _spared(chip: Chip, attempt: int) -> Chip:
+    """The chip with fewer edges to other cores, to have some left for cores that turn out to hear more."""
+    if chip.axons_out is None or not attempt:
+        return chip
+    fewer = max(1, int(chip.axons_out.whole * (1 - SPARED * attempt)))
+    return msgspec.structs.replace(chip, axons_out=msgspec.structs.replace(chip.axons_out, value=fewer))
 
 
 def _narrowed(net: Netlist, chip: Chip, split: bool) -> Netlist:
