@@ -296,6 +296,20 @@ def test_functions_in_numpy(name: str) -> None:
     assert got == pytest.approx(function(text)(torch.from_numpy(x)).numpy(), rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize("text", [
+    "(x > 0) + (x > -0.5)", "-(x > 0)", "x * ((x > 0) & (x < 0.5))", "tanh(x > 0) - 2**0.5", "1/0.0 * (x > 9)",
+    "Piecewise((x > 0, x < 0.5), (x, False), (1/0, x > 3), (2, True))", "(1 > 0) * x", "abs(-3) + x",
+    "x > 0", "7", "polygamma(1 + 1, x + 2)"])  # fmt: skip
+def test_conditions_and_constants_in_numpy(text: str) -> None:
+    special = pytest.importorskip("scipy.special")
+    parts = __import__("pccompile.backends.netlist.export.nengo_parts", fromlist=["piecewise"])
+    x = np.linspace(-0.9, 0.9, 19)
+    with np.errstate(all="ignore"):
+        got = eval(numpy_source(text), {"np": np, "special": special, "piecewise": parts.piecewise, "x": x})
+    expected = function(text)(torch.from_numpy(x)).numpy()
+    assert np.broadcast_to(got, x.shape) == pytest.approx(expected, rel=1e-12, nan_ok=True)
+
+
 def test_only_the_language_becomes_source() -> None:
     with pytest.raises(ValueError, match="not in the language"):
         numpy_source("__import__('os')")
