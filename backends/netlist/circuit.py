@@ -6,7 +6,6 @@ where a signal is read does it become a projection.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -211,8 +210,3 @@ def grouped(destination: np.ndarray, ids: Ids, size: int) -> Ids:
     for d, i in zip(destination.reshape(-1).tolist(), ids.reshape(-1).tolist(), strict=True):
         rows[d].append(i)
     return padded(rows)
-
-
-def size_of(shape: Iterable[int]) -> int:
-    """The number of entries of a tensor."""
-    return math.prod(shape)

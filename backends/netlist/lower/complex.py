@@ -15,7 +15,7 @@ from pccompile.backends.netlist.lower.linear import weighted
 from pccompile.backends.netlist.lower.lowering import Lowering, Unsupported
 from pccompile.backends.netlist.lower.multilinear import OPERANDS, contracted, multiplied
 from pccompile.backends.netlist.lower.registry import HANDLERS, Handler, lowers
-from pccompile.backends.netlist.lower.values import Signal, Value, Values
+from pccompile.backends.netlist.lower.values import Signal, Values
 from pccompile.backends.netlist.lower.wiring import MOVERS, run
 from pccompile.ir import Node, Ref
 
@@ -115,5 +115,3 @@ for name in MOVERS:
         _wrap(name, _moved, HANDLERS[name])
 for name in ("aten.mm.default", "aten.bmm.default", "aten.matmul.default"):
     _wrap(name, _multiplied, multiplied)
-
-__all__ = ["Complex", "Value"]

@@ -37,11 +37,6 @@ class Affine:
     terms: list[tuple[Ids, Coefficient]] = field(default_factory=list)
     bias: Coefficient = 0.0
 
-    @property
-    def constant(self) -> bool:
-        """Whether no signal is read."""
-        return not self.terms
-
     def plus(self, other: Affine) -> Affine:
         """The sum."""
         return Affine([*self.terms, *other.terms], self.bias + other.bias)
@@ -110,7 +105,7 @@ class Emitter:
                 signal = self.symbols[symbol]
                 assert isinstance(signal, Signal)
                 return self._map(part.xreplace({symbol: X}), self._spread(signal.ids), label)
-            total = total.plus(self.build(part, f"{label}term{i + 1}"))
+            total = total.plus(self.build(part, f"{label}_term{i + 1}"))
         return total
 
     def _product(self, expr: sp.Mul, label: str) -> Affine:
@@ -125,14 +120,14 @@ class Emitter:
                 key = used if len(used) == 1 else factor
                 groups[key] = groups.get(key, sp.Integer(1)) * factor
         plain = isinstance(scale, float) and scale == 1.0
-        last = label if plain else f"{label}product"
+        last = label if plain else f"{label}_product"
         parts = [
-            self.build(f, f"{label}factor{i + 1}" if len(groups) > 1 else last) for i, f in enumerate(groups.values())
+            self.build(f, f"{label}_factor{i + 1}" if len(groups) > 1 else last) for i, f in enumerate(groups.values())
         ]
         total = parts[0]
         for i, part in enumerate(parts[1:]):
-            name = last if i == len(parts) - 2 else f"{label}product{i + 1}"
-            x, y = (self.settled(p, f"{label}operand{i + 1}{k}") for k, p in (("x", total), ("y", part)))
+            name = last if i == len(parts) - 2 else f"{label}_product{i + 1}"
+            x, y = (self.settled(p, f"{label}_operand{i + 1}{k}") for k, p in (("x", total), ("y", part)))
             total = Affine([(self.lo.products(x, y, name), 1.0)])
         return total.times(scale)
 
@@ -149,7 +144,7 @@ class Emitter:
 
     def _mixed(self, expr: sp.Expr, label: str) -> Affine:
         """A function of several signals: of the value of its argument, or written in functions of one."""
-        inner = f"{label}inner"
+        inner = f"{label}_inner"
         if isinstance(expr, sp.Pow):
             base, power = expr.args
             if power.is_number:
@@ -170,9 +165,9 @@ class Emitter:
             difference = condition.lhs - condition.rhs
             gate = sp.Symbol(f"gate{len(self.symbols)}", real=True)
             test = type(condition)(X, 0)
-            ids = self.settled(self.build(difference, f"{label}test"), f"{label}test")
+            ids = self.settled(self.build(difference, f"{label}_test"), f"{label}_test")
             self.symbols[gate] = Signal(
-                self.settled(self._map(sp.Piecewise((1, test), (0, True)), ids, f"{label}gate"), "")
+                self.settled(self._map(sp.Piecewise((1, test), (0, True)), ids, f"{label}_gate"), "")
             )
             result = result + gate * (value - result)
         return self.build(sp.expand(result, deep=False), label)

@@ -13,7 +13,7 @@ from pccompile.backends.netlist.circuit import Circuit, Ids
 from pccompile.backends.netlist.format import Fixed, Port, UnitKind
 from pccompile.backends.netlist.lower.registry import HANDLERS
 from pccompile.backends.netlist.lower.values import Choice, Const, Param, Signal, Tokens, Value, Values
-from pccompile.diagnostics import Collector, CompileError, first_line
+from pccompile.diagnostics import Collector, first_line
 from pccompile.ir import Arg, Graph, Node, Ref, TensorType
 from pccompile.ops import OPS
 from pccompile.ops.interpret import interpret
@@ -238,7 +238,7 @@ class Lowering:
         """A new population for the current node; it carries an error where the node and something that it reads do."""
         name = self.node.name
         carries = not passive and name in self.active and any(map(self.c.carries, reads))
-        suffix = f"_{label}" if label else ""
+        suffix = f"_{label.removeprefix('_')}" if label else ""
         return self.c.population(f"{name}{suffix}.v", shape, unit, "value", name, carries, **more)
 
     def summed(self, ids: Ids, gain: float = 1.0, label: str = "") -> Ids:
@@ -265,4 +265,4 @@ class Lowering:
         return name
 
 
-__all__ = ["TAKES_TOKENS", "Choice", "CompileError", "Lowering", "Unsupported"]
+__all__ = ["TAKES_TOKENS", "Lowering", "Unsupported"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pccompile.backends.netlist.circuit import Ids, grouped
+from pccompile.backends.netlist.circuit import grouped
 from pccompile.backends.netlist.lower.linear import reduced, rows, weighted
 from pccompile.backends.netlist.lower.lowering import Lowering, Unsupported
 from pccompile.backends.netlist.lower.registry import lowers
@@ -193,6 +193,3 @@ def reduced_at(lo: Lowering, n: Node) -> Values:
 def listed(lo: Lowering, n: Node) -> Values:
     """Refused: a circuit has as many units as it has."""
     raise Unsupported("how many results there are depends on values; weight all entries by a mask instead")
-
-
-__all__ = ["Ids", "select", "windows"]

@@ -34,14 +34,18 @@ MOVERS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Operations that run on the numbers of units as they do on the units' states, and the arguments that are moved."""
 
-TAKES_TOKENS.update({name: "self" for name, data in MOVERS.items() if data == ("self",)})
-NUMBERS = {"value": ("aten.masked_fill.Scalar", "aten.scatter.value", "aten.constant_pad_nd.default")}
-"""Arguments that are numbers written among the entries."""
+NUMBERS = ("aten.masked_fill.Scalar", "aten.scatter.value", "aten.constant_pad_nd.default")
+"""Operations that write the number `value` among the entries."""
+ZEROS = ("aten.tril.default", "aten.triu.default", "aten.diag_embed.default", "aten.select_backward.default",
+         "aten.slice_backward.default")  # fmt: skip
+"""Operations that write zeros among the entries: 0 is no token, and no position that was chosen."""
+OWN = ("aten.where.self", "aten.masked_fill.Scalar", "aten.gather.default", "aten.scatter.src", "aten.scatter.value",
+       "aten.index_put.default", "aten.t.default", "aten.transpose.int")  # fmt: skip
+"""Operations that are more than moving, depending on their arguments."""
+TAKES_TOKENS.update({n: "self" for n, data in MOVERS.items() if data == ("self",) and n not in (*NUMBERS, *ZEROS)})
 
 
-@lowers(*(name for name in MOVERS if name not in ("aten.where.self", "aten.masked_fill.Scalar", "aten.gather.default",
-                                                  "aten.scatter.src", "aten.scatter.value", "aten.index_put.default",
-                                                  "aten.t.default", "aten.transpose.int")))  # fmt: skip
+@lowers(*(name for name in MOVERS if name not in OWN))
 def moved(lo: Lowering, n: Node) -> Values:
     """The result of a mover: the operation itself, run on the numbers of the units."""
     data = MOVERS[n.op]
@@ -49,7 +53,7 @@ def moved(lo: Lowering, n: Node) -> Values:
     values = [lo.value(r) for r in sources]
     if len(values) == 1 and isinstance(values[0], Tokens):
         return Tokens(values[0].source, run(lo, n, {sources[0]: values[0].places}, 0))
-    if len(values) == 1 and isinstance(values[0], Choice):
+    if len(values) == 1 and isinstance(values[0], Choice) and n.op in TAKES_TOKENS:
         return Choice(values[0].by, run(lo, n, {sources[0]: values[0].units}, 0), values[0].positions)
     fill = n.args.get("value")
     written = int(lo.ids(fill)[()]) if isinstance(fill, int | float) and fill else 0
@@ -66,7 +70,7 @@ def run(lo: Lowering, n: Node, arrays: dict[Ref, np.ndarray], written: int) -> n
                 raise Unsupported("the places that it reads or writes depend on values")
             tensors[i] = found.tensor
     args = dict(n.args)
-    if n.op in NUMBERS["value"]:
+    if n.op in NUMBERS:
         args["value"] = written
     result = lo.evaluated(Node(n.name, n.op, args, n.type), tensors)
     return np.asarray(result.numpy())
@@ -113,8 +117,11 @@ def gathered(lo: Lowering, n: Node) -> Values:
         return moved(lo, n)
     x = np.moveaxis(lo.ids(n["self"]), n["dim"], -1)
     table = _candidates(index, x, n["dim"])
-    name = lo.population("sum", index.units.shape, [table])
-    _route(lo, index, table, name)
+    name, elements = lo.population("sum", index.units.shape, [table]), _deciders(lo, index)
+    for source in lo.c.sources(table):
+        first, size = lo.c.first[source], lo.c.populations[source].size
+        slots = lo.c.tensor("index", np.where((table >= first) & (table < first + size), table - first, -1))
+        lo.c.connect(source, name, "route", by=index.by, index=slots, elements=elements)
     return Signal(lo.c.ids(name))
 
 
@@ -127,16 +134,12 @@ def _candidates(index: Choice, x: np.ndarray, dim: int) -> np.ndarray:
     return np.moveaxis(table, -2, dim if dim >= 0 else dim - 1).reshape(index.units.size, -1)
 
 
-def _route(lo: Lowering, index: Choice, table: np.ndarray, post: str, transpose: bool = False) -> None:
-    """Projections by choice: to `post` from the units in `table`."""
-    straight = bool((index.units.reshape(-1) == np.arange(lo.c.populations[index.by].size)).all()) \
-        if index.units.size == lo.c.populations[index.by].size else False  # fmt: skip
-    elements = None if straight else lo.c.tensor("index", index.units.reshape(-1))
-    for source in lo.c.sources(table):
-        first, size = lo.c.first[source], lo.c.populations[source].size
-        inside = (table >= first) & (table < first + size)
-        slots = lo.c.tensor("index", np.where(inside, table - first, -1))
-        lo.c.connect(source, post, "route", by=index.by, index=slots, elements=elements)
+def _deciders(lo: Lowering, index: Choice) -> str | None:
+    """The table of the select units that decide for each entry; None where they are all of them in order."""
+    units = index.units.reshape(-1)
+    if units.size == lo.c.populations[index.by].size and bool((units == np.arange(units.size)).all()):
+        return None
+    return lo.c.tensor("index", units)
 
 
 @lowers("aten.scatter.src", "aten.scatter.value")
@@ -158,10 +161,7 @@ def scattered(lo: Lowering, n: Node) -> Values:
     places = np.moveaxis(np.arange(base.size).reshape(base.shape), dim, -1)
     table = _candidates(index, places, dim)
     name = lo.population("sum", base.shape, [source])
-    straight = index.units.size == lo.c.populations[index.by].size and bool(
-        (index.units.reshape(-1) == np.arange(index.units.size)).all()
-    )
-    elements = None if straight else lo.c.tensor("index", index.units.reshape(-1))
+    elements = _deciders(lo, index)
     slots = lo.c.tensor("index", table)
     lo.c.connect(pre, name, "route", by=index.by, index=slots, elements=elements, transpose=True)
     return Signal(lo.c.ids(name))
