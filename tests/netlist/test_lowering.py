@@ -83,14 +83,15 @@ def test_circuits_are_their_models(name: str) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...], str]] = {
-    "places written twice": (lambda x, w, s: (x * s).index_put((torch.tensor([0, 0]),), w[:2]), (_x(3, 4),), "more than once"),
+    "places written twice": (
+        lambda x, w, s: (x * s).index_put((torch.tensor([0, 0]),), w[:2]), (_x(3, 4),), "more than once"),
     "infinities that cancel": (
         lambda x, w, s: torch.logaddexp(x * s, torch.full((4,), -torch.inf).double()), (_x(3, 4),), "cancel"),
     "lengths by values": (lambda x, w, s: (x * s)[x[:, 0] > 0], (_x(3, 4),), "depend"),
     "places by values": (lambda x, w, s: w[x[:, 0].long()] * s, (_x(3, 4).abs(),), "depend on values"),
     "frequencies": (lambda i, w, s: F.embedding(i, w, scale_grad_by_freq=True) * s, (IDS,), "scale_grad_by_freq"),
     "two angles": (lambda x, w, s: torch.atan2(x * s, x @ w[:4]), (_x(3, 4),), "atan2"),
-    "a computed kernel, transposed": (lambda x, w, s: F.conv_transpose1d(x[:, None], w[:2, None, :2].transpose(0, 1)) * s[0],
+    "a computed kernel, transposed": (lambda x, w, s: F.conv_transpose1d(x[:, None], w[None, :2, :2]) * s[0],
                                       (_x(3, 4),), "transposed convolution whose kernel is computed"),
     "a decomposition": (lambda x, w, s: torch.linalg.inv(w[:4] * s), (_x(3, 4),), "linalg_inv"),
     "an index for a result": (lambda x, w, s: F.max_pool1d(x * s, 2, return_indices=True)[1] + (x * s).sum(),
