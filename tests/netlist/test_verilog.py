@@ -22,6 +22,7 @@ from pccompile.backends.netlist.export.verilog import to_verilog
 from pccompile.backends.netlist.format import Phase, Spec
 from pccompile.backends.netlist.simulate.fixed import FixedSimulator
 from pccompile.backends.netlist.simulate.operators import change, message
+from pccompile.backends.netlist.transforms.quantise import quantise
 from pccompile.circuits import compile_netlist
 from pccompile.diagnostics import CompileError
 
@@ -79,9 +80,11 @@ def simulated(net: Netlist, presentation: dict[str, np.ndarray], ticks: int) -> 
     return found
 
 
-def agrees(folder: Path, net: Netlist, ticks: int, **options: object) -> list[str]:
+def agrees(
+    folder: Path, net: Netlist, ticks: int, presentation: dict[str, np.ndarray] | None = None, **options: object
+) -> list[str]:
     """Run the Verilog and compare every word of every tick; return the comments of the trace."""
-    presentation = presented(net)
+    presentation = presentation or presented(net)
     before = {n: a.copy() for n, a in net.tensors.items()}
     said, trace = run(folder, net, ticks=ticks, presentation=presentation, **options)
     assert said.startswith(f"PASS: {ticks} ticks")
@@ -133,6 +136,19 @@ def test_what_no_lowering_makes(form: str, tmp_path: Path) -> None:
     odd = iter([(12, 6), (17, 12), (9, 9 - 1), (20, 5)] * 5)
     circuit = with_populations(circuit, lambda n, q: {"bits": next(odd), "leak": float(n < "b"), "guard": len(n) % 2})
     agrees(tmp_path, circuit, 30, form=form)
+
+
+@needs_iverilog
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name,scale", [("layer norm", 1.0), ("mlp", 3e5)])
+def test_calibrated_formats(name: str, scale: float, form: str, tmp_path: Path) -> None:
+    """More fractional bits than bits, and fewer than none."""
+    circuit = net(name)
+    shown = {n: scale * a for n, a in presented(circuit).items()}
+    fixed = quantise(circuit, 8, 12, presentations=[shown], table_bits=6)
+    agrees(tmp_path, with_spec(fixed, phases=paced(circuit).spec.phases), 8, shown, form=form)
+    fractions = [q.bits[1] for q in fixed.spec.populations.values()]
+    assert (min(fractions) < 0) if scale > 1 else (max(fractions) >= 12)
 
 
 @needs_iverilog

@@ -134,7 +134,7 @@ class Datapath:
             arriving = [sum(t.arriving for t in self.terms[name, port]) for port in ports_of(population.unit)]
             bounds += [1 << total, *arriving]
             if population.unit == "product":
-                bounds.append((1 << 2 * total - 2) + (1 << fraction))
+                bounds.append((1 << 2 * total - 2 + max(-fraction, 0)) + (1 << max(fraction, 0)))
             if population.unit == "integrator":
                 bounds.append((arriving[0] << self.guard(name)) + (1 << total + self.guard(name) + 1))
             if population.unit == "select":

@@ -110,9 +110,9 @@ def _numbers(net: Netlist) -> Iterator[str]:
         except CompileError as e:
             yield from (problem.what for problem in e.problems)
         else:
-            for name, (total, fraction) in formats.states.items():
-                if not 0 <= fraction < total:
-                    yield f"population {name} has {fraction} fractional bits of {total}"
+            for name, (_, fraction) in formats.states.items():
+                if net.spec.populations[name].function == "step(x)" and fraction < 0:
+                    yield f"population {name} has {fraction} fractional bits, and so no 1 to step to"
 
 
 def _shapes(spec: Spec, tensors: Mapping[str, np.ndarray]) -> Iterator[str]:

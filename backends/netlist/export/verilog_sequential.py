@@ -16,7 +16,7 @@ PASS_FIELDS = ("kind", "target", "accumulator", "rows", "columns", "first_step",
                "fraction", "guard", "halvings", "leak", "table_base", "table_log", "table_shift")  # fmt: skip
 STEP_FIELDS = ("slots", "listed", "one", "operand", "x_base", "x_row", "x_column", "x_slot", "y_base", "y_row",
                "y_column", "y_slot", "factor", "shift", "negative", "port", "last_step")  # fmt: skip
-SIGNED = ("factor", "shift", "table_shift")
+SIGNED = ("factor", "shift", "table_shift", "fraction")
 """Fields that may be negative; all others are unsigned."""
 
 Record = tuple[str, dict[str, int]]

@@ -110,7 +110,7 @@ module pc_mlp (
   reg [0:0] gated;
   reg [0:0] phase;
   reg [4:0] total;
-  reg [3:0] fraction;
+  reg signed [4:0] fraction;
   reg [0:0] guard;
   reg [0:0] halvings;
   reg [0:0] leak;
