@@ -263,6 +263,11 @@ def test_spiking_neurons_are_as_wrong_as_is_expected() -> None:
     assert all(coarser[n] > network.expected[n] for n in coarser)
 
 
+def test_where_there_is_no_error_any_is_infinitely_wrong() -> None:
+    net = compile_netlist(nn.Linear(2, 1, bias=False).double(), (torch.zeros(1, 2, dtype=torch.float64),))
+    assert list(net.to_nengo(spiking=True, neurons=10).expected.values()) == [np.inf]
+
+
 def test_choices_stand_between_spiking_neurons() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 4), nn.MaxPool1d(2), nn.Linear(2, 1)).double()

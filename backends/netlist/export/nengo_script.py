@@ -362,7 +362,7 @@ class Script:
         special = "from scipy import special\n" if "special." in text else ""
         modules = "".join(f"import {m}\n" for m in ("itertools", "math") if f"{m}." in "".join((*parts, text)))
         learns = " and learns" if self.rules else ""
-        rounded = {name: float(f"{error:.3g}") for name, error in self.expected.items()}
+        expected = ", ".join(f"{name!r}: float('{error:.3g}')" for name, error in self.expected.items())
         names = "units, ports, winners, between, phases, values, changes, parameters, watched"
         head = HEAD.format(title=" ".join(repr(self.spec.name)[1:-1].replace('"', "'").split()), special=special,
                            learns=learns, modules=modules)  # fmt: skip
@@ -375,7 +375,7 @@ class Script:
             f"    with nengo.Network(label={self.spec.name!r}, seed=0) as network:\n",
             text,
             "\n    network.units, network.watched, network.parameters = units, watched, parameters",
-            f"\n    network.expected = {rounded}\n    return network\n",
+            f"\n    network.expected = {{{expected}}}\n    return network\n",
             TAIL.format(steps=self.steps or self.period),
         ))  # fmt: skip
 
