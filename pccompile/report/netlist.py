@@ -194,7 +194,8 @@ STYLE = (
     "body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:70em;padding:0 1em;color:#222}"
     "h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}table{border-collapse:collapse;margin:1em 0}"
     "th,td{padding:.2em .8em .2em 0;text-align:left;vertical-align:top;border-bottom:1px solid #ddd}"
-    ".r{text-align:right;font-variant-numeric:tabular-nums}.side{display:flex;flex-wrap:wrap;gap:0 3em}"
+    ".r{text-align:right;font-variant-numeric:tabular-nums}"
+    ".side{display:flex;flex-wrap:wrap;align-items:flex-start;gap:0 3em}"
     "dl{display:grid;grid-template-columns:max-content 1fr;gap:.15em 1.2em}dt{color:#666}dd{margin:0}"
     "svg{max-width:100%;height:auto}"
 )

@@ -143,6 +143,9 @@ def test_wide_numbers_are_found() -> None:
         "0.weight: weight_bits 9 exceeds 8",
         "n0.v: state_bits 17 exceeds 16",
     )
+    with pytest.raises(CompileError, match=r"tiny: 0\.weight: weight_bits 9 exceeds 8\n.*state_bits.*\n.*quantise"):
+        place(again(given, net("mlp")), tiny())
+    assert place(net("mlp").quantise(4, 12), tiny()).use.memory.sum() < p.use.memory.sum()
 
 
 def test_too_many_cores_are_found() -> None:

@@ -18,8 +18,8 @@ from pccompile.backends.netlist.format import Spec, Tensors
 from pccompile.backends.netlist.placement.load import Demand
 from pccompile.backends.netlist.placement.mesh import hops, spread
 from pccompile.backends.netlist.placement.packing import Packing, packed
-from pccompile.backends.netlist.placement.verify import Use, measured, violations
-from pccompile.diagnostics import CompileError
+from pccompile.backends.netlist.placement.verify import Use, measured, violations, widths
+from pccompile.diagnostics import CompileError, Problem
 
 if TYPE_CHECKING:
     from pccompile.backends.netlist.netlist import Netlist
@@ -91,6 +91,9 @@ def place(net: Netlist, chip: str | Path | Chip, split: bool = True) -> Placemen
     what does not fit.
     """
     chip = chips.load(chip)
+    if wide := tuple(widths(net.spec, chip)):
+        fewer = f"net.quantise(weight_bits={chip.default_weight_bits}) makes numbers narrower"
+        raise CompileError([Problem(f"{chip.name}: {w}", hint=fewer if w is wide[-1] else "") for w in wide])
     net = _narrowed(net, chip, split)
     spec, tensors = net.spec, net.tensors
     units = sum(p.size for p in spec.populations.values())
@@ -114,7 +117,7 @@ def place(net: Netlist, chip: str | Path | Chip, split: bool = True) -> Placemen
         raise CompileError(f"{spec.name} takes {len(packing.loads):,} cores, {chip.name} has {chip.cores.whole:,}")
     placement = Placement(chip, net, packing.core, spread(packing.traffic(), chip))
     if broken := placement.check():
-        raise CompileError("\n".join(broken), hint="this is a fault of the placement, not of the circuit")
+        raise CompileError([Problem(w, hint="this is a fault of the placement, not of the circuit") for w in broken])
     return placement
 
 

@@ -97,7 +97,7 @@ def _rows(pairs: Pairs, size: int, where: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def violations(net: Netlist, chip: Chip, cores: Mapping[str, np.ndarray], tiles: np.ndarray) -> tuple[str, ...]:
     """Every limit that is broken, a line each; empty where all hold."""
-    wrong = [*_ill_formed(net.spec, chip, cores, np.asarray(tiles)), *_widths(net.spec, chip)]
+    wrong = [*_ill_formed(net.spec, chip, cores, np.asarray(tiles)), *widths(net.spec, chip)]
     if len(tiles) > chip.cores.whole:
         wrong.append(f"{len(tiles)} cores are used, {chip.name} has {chip.cores.whole}")
     if any(w.startswith("misplaced") for w in wrong):
@@ -133,7 +133,8 @@ def _ill_formed(spec: Spec, chip: Chip, cores: Mapping[str, np.ndarray], tiles: 
             yield f"tile {place[0]}, {place[1]} has {n} cores of {chip.cores_per_tile.whole}"
 
 
-def _widths(spec: Spec, chip: Chip) -> Iterator[str]:
+def widths(spec: Spec, chip: Chip) -> Iterator[str]:
+    """The parameters and states that have more bits than the chip's."""
     for param in sorted({str(p.param) for p in spec.projections if p.param is not None}):
         bits = _bits(spec, chip, param)
         if bits > chip.weight_bits.whole:
