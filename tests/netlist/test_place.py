@@ -76,6 +76,7 @@ def test_truenorth_needs_partial_sums() -> None:
     with pytest.raises(CompileError, match=r"units of n0\.v hear 784 units, TrueNorth allows 256.*\n.*split_fan_in"):
         place(given, "truenorth", split=False)
     p = given.place("truenorth")
+    assert len(p.tiles) <= 20
     assert p.net is not given
     assert p.check() == ()
     assert max(n.max() for n in p.use.fan_in.values()) == 256

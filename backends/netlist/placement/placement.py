@@ -126,7 +126,7 @@ def _settled(spec: Spec, tensors: Tensors, chip: Chip, joined: bool, finer: int)
     readers: dict[str, np.ndarray] = {}
     limit = chip.axons_out.whole if chip.axons_out is not None else 2**62
     for attempt in range(ROUNDS):
-        packing = packed(Demand(spec, tensors, _spared(chip, attempt), readers), joined, finer)
+        packing = packed(Demand(spec, tensors, _spared(chip, max(0, attempt - 1)), readers), joined, finer)
         now = {name: packing.readers(name, p.size) for name, p in spec.populations.items()}
         edges = np.zeros(len(packing.loads), dtype=np.int64)
         for name, found in now.items():
