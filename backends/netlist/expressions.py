@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import sympy as sp
 import torch
-from sympy.printing.str import StrPrinter
 from torch import Tensor
 
 from pccompile.diagnostics import first_line
@@ -114,7 +113,7 @@ LONGEST = 10_000
 """The most characters of an expression."""
 
 
-class _Printer(StrPrinter):  # type: ignore[misc]  # sympy has no types
+class _Printer(atoms.ConditionPrinter):
     """Prints an expression in the language; numbers so that they read back exactly."""
 
     def _print_Function(self, e: sp.Function) -> str:
@@ -146,19 +145,12 @@ class _Printer(StrPrinter):  # type: ignore[misc]  # sympy has no types
             return f"1/sqrt({self._print(base)})"
         return f"{self.parenthesize(base, 61)}**{self.parenthesize(power, 60)}"
 
-    def _print_Relational(self, e: sp.Rel) -> str:
-        return f"({self._print(e.lhs)} {e.rel_op} {self._print(e.rhs)})"
-
-    def _print_And(self, e: sp.And) -> str:
-        return f"({' & '.join(map(self._print, e.args))})"
-
-    def _print_Or(self, e: sp.Or) -> str:
-        return f"({' | '.join(map(self._print, e.args))})"
-
 
 def text(expr: sp.Expr) -> str:
     """An expression in x as text of the language. Raises ValueError for a function that it does not have."""
-    return str(_Printer().doprint(expr))
+    written = str(_Printer().doprint(expr))
+    function(written)
+    return written
 
 
 @functools.lru_cache(maxsize=4096)

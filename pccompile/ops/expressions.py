@@ -128,7 +128,20 @@ def _minimum(first: sp.Expr, *rest: sp.Expr) -> sp.Expr:
     return first - relu(first - _minimum(*rest)) if rest else first
 
 
-class _TorchPrinter(StrPrinter):
+class ConditionPrinter(StrPrinter):
+    """Prints conditions as Python has them for tensors, `&` and `|` between parentheses."""
+
+    def _print_Relational(self, e: sp.Rel) -> str:
+        return f"({self._print(e.lhs)} {e.rel_op} {self._print(e.rhs)})"
+
+    def _print_And(self, e: sp.And) -> str:
+        return f"({' & '.join(map(self._print, e.args))})"
+
+    def _print_Or(self, e: sp.Or) -> str:
+        return f"({' | '.join(map(self._print, e.args))})"
+
+
+class _TorchPrinter(ConditionPrinter):
     """Prints an expression as torch code. Arguments of `where` are tensors, so that a constant keeps their dtype."""
 
     like = "x"
@@ -183,15 +196,6 @@ class _TorchPrinter(StrPrinter):
             branch = self._branch(value)
             text = f"torch.where({self._print(condition)}, {branch}, {text})" if text else branch
         return text
-
-    def _print_Relational(self, e: sp.Rel) -> str:
-        return f"({self._print(e.lhs)} {e.rel_op} {self._print(e.rhs)})"
-
-    def _print_And(self, e: sp.And) -> str:
-        return f"({' & '.join(map(self._print, e.args))})"
-
-    def _print_Or(self, e: sp.Or) -> str:
-        return f"({' | '.join(map(self._print, e.args))})"
 
 
 def torch_code(expr: sp.Expr, names: Mapping[str, str]) -> str:
