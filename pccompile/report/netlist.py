@@ -24,6 +24,8 @@ LIMITS = {
 }
 """What a core has, and how it is called here."""
 
+ROWS = 30
+
 
 def resources_report(found: Resources) -> Page:
     """The costs of a circuit in lines and tables, and those of its placement where it has one."""
@@ -31,7 +33,15 @@ def resources_report(found: Resources) -> Page:
     if found.placement is not None:
         parts += ["", *map(_line, placed(found.placement)), "", used(found.placement)]
         parts += ["", energies(found), *map(_line, caveats(found))]
-    return Page((*parts, "", populations(found), "", projections(found)))
+    return Page((*parts, "", *_first(populations(found)), "", *_first(projections(found))))
+
+
+def _first(table: Table) -> tuple[Table | str, ...]:
+    """The first rows of a long table, and how many more there are."""
+    more = len(table.rows) - ROWS
+    if more <= 0:
+        return (table,)
+    return Table(table.headings, table.rows[:ROWS]), f"… and {more:,} more; --report has all"
 
 
 def _line(pair: tuple[str, str]) -> str:

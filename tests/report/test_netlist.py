@@ -94,3 +94,11 @@ def test_energies_are_read_easily() -> None:
     assert energy(Energy(120, 120)) == "120 pJ"
     assert energy(Energy(0, 0, missing=("unit",))) == "–"
     assert energy(Energy(2e12, 2e12)) == "2 J"
+
+
+def test_a_long_table_is_cut_on_the_terminal() -> None:
+    layers = [m for _ in range(9) for m in (nn.Linear(3, 3), nn.Tanh())]
+    made = compile_netlist(nn.Sequential(*layers), (torch.randn(1, 3),), name="deep")
+    shown = str(resources_report(made.resources()))
+    assert f"… and {len(made.spec.populations) - 30} more" in shown
+    assert all(name in resources_page(made, "mesh") for name in made.spec.populations)
