@@ -48,7 +48,14 @@ def _barriers(graph_module: fx.GraphModule) -> None:
 
 
 def _refuse_writes(detached: fx.Node, module: fx.GraphModule) -> None:
-    """Raise CompileError where a detached value is changed in place: it is the same memory as the value itself."""
+    """Raise CompileError where a detached value is changed in place: it is the same memory as the value itself.
+
+    That makes no difference where the value is new and nothing else reads it, as where a layer is made in `forward`.
+    """
+    source = detached.args[0]
+    assert isinstance(source, fx.Node)
+    if source.op == "call_function" and len(source.users) == 1 and not viewed(source) and not mutated(source):
+        return
     open_ = [detached]
     for n in module.graph.nodes:
         if any(v in open_ for v in viewed(n)):

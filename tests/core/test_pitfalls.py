@@ -368,6 +368,15 @@ def test_what_other_numbers_were_put_in_the_place_of_has_gradient_zero(
         assert not p.grad.any()
 
 
+def test_a_parameter_that_is_made_and_filled_inside() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        scale = nn.Parameter(torch.empty(4, dtype=x.dtype))
+        nn.init.constant_(scale, 1.5)
+        return self.b(self.a(x) * scale.detach())
+
+    assert compare(module(forward, a=linear(), b=linear()), x64(3, 4)) < 1e-12
+
+
 def part_without_gradient(self: Any, x: Tensor) -> Tensor:
     h = self.a(x)
     with torch.no_grad():
