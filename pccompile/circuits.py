@@ -16,6 +16,7 @@ from pccompile.ir import Graph, Ref
 from pccompile.passes.activity import active
 from pccompile.passes.canonicalise import canonicalise
 from pccompile.passes.dce import dce
+from pccompile.passes.every_place import every_place
 from pccompile.passes.simplify import simplify
 
 
@@ -25,6 +26,7 @@ def simple_graph(imported: Imported, loss: str, hook: Hook = _silent) -> tuple[G
     graph = stage("import-graph", lambda: imported.graph)
     graph = stage("canonicalise", lambda: dce(canonicalise(graph, typer)))
     original = dict(zip(imported.graph.outputs, graph.outputs, strict=True))
+    graph = stage("every-place", lambda: every_place(graph, typer))
     probabilities: dict[str, str] = {}
     if loss == "cross-entropy":
         carrying = active(graph)

@@ -45,6 +45,16 @@ def dispatched(x: Tensor, w: Tensor, s: Tensor) -> Tensor:
     return gates @ w * s
 
 
+def routed(x: Tensor, w: Tensor, s: Tensor) -> Tensor:
+    """Rows that a mask picks are worked on by themselves and put back where they came from."""
+    total = x * s
+    for i in range(3):
+        rows, columns = torch.where(x[:, :2] @ w[:2, :3] > 0.3 * i - 0.5)
+        picked = torch.softmax(x[rows] @ w[:4], 1) * (columns + 1)[:, None]
+        total = total.index_add(0, rows, picked)
+    return total
+
+
 CASES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "padded tokens": (lambda i, w, s: F.embedding(F.pad(i, (1, 1), value=4), w) * s, (IDS,)),
     "turned tokens": (lambda i, w, s: F.embedding(i.t().flip(0), w) * s, (IDS,)),
@@ -55,6 +65,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "dispatch": (dispatched, (_x(3, 4),)),
     "choice as a number": (lambda x, w, s: (x @ w.t()).argmax(1, True) * (x * s), (_x(3, 4),)),
     "choice compared": (lambda x, w, s: ((x @ w.t()).argmax(1) == 2)[:, None] * (x * s), (_x(6, 4),)),
+    "rows by a mask": (routed, (_x(5, 4),)),
     "gather by choice": (lambda x, w, s: (x * s).gather(1, (x @ w[:4]).sort(1)[1].flip(1)), (_x(3, 4),)),
     "rows of a parameter": (lambda x, w, s: x[:, :1] * w[2] + w[1:4].sum(0) * s, (_x(3, 4),)),
     "parameter twice": (lambda x, w, s: torch.tanh(x @ w.t()) @ w, (_x(3, 4),)),
@@ -88,6 +99,11 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...], str]] = {
     "infinities that cancel": (
         lambda x, w, s: torch.logaddexp(x * s, torch.full((4,), -torch.inf).double()), (_x(3, 4),), "cancel"),
     "lengths by values": (lambda x, w, s: (x * s)[x[:, 0] > 0], (_x(3, 4),), "depend"),
+    "sums over chosen rows": (lambda x, w, s: (x * s)[torch.where(x[:, 0] > 0)[0]].sum(0), (_x(3, 4),), "row by row"),
+    "chosen rows as a result": (lambda x, w, s: (x * s)[torch.where(x[:, 0] > 0)[0]], (_x(3, 4),), "row by row"),
+    "chosen rows among themselves": (
+        lambda x, w, s: (x * s).index_add(0, (r := torch.where(x[:, 0] > 0)[0]), torch.softmax(x[r] * s, 0)),
+        (_x(3, 4),), "row by row"),
     "places by values": (lambda x, w, s: w[x[:, 0].long()] * s, (_x(3, 4).abs(),), "depend on values"),
     "frequencies": (lambda i, w, s: F.embedding(i, w, scale_grad_by_freq=True) * s, (IDS,), "scale_grad_by_freq"),
     "two angles": (lambda x, w, s: torch.atan2(x * s, x @ w[:4]), (_x(3, 4),), "atan2"),

@@ -15,11 +15,9 @@ from zoo import TRAPS, ZOO, Case
 from pccompile.backends.netlist import NetlistOptions
 from pccompile.backends.netlist.check import check as sound
 from pccompile.circuits import Circuitry, lay_out
-from pccompile.diagnostics import CompileError
 from pccompile.report.circuit import TOLERANCE, reference, settled, verify_circuit
 
 SLOW = {"vgg11_bn", "resnet18", "mobilenet_v2", "resnet50", "unrolled_lstm_50", "encoder", "unet", "densenet"}
-REFUSED = {"routed_experts": "how many results there are depends on values"}
 OWN_TRAPS = ("straight_through", "gradient_reversal", "function_of_two", "stop_gradient_target", "shifted_softmax",
              "tied_transposed", "duplicate_indices", "write_through_view", "batch_norm_shared", "max_pool_ties",
              "output_and_view", "output_twice", "padding_embedding", "dropout_kinds", "casts")  # fmt: skip
@@ -30,7 +28,7 @@ def cases(table: dict[str, Case], *names: str) -> list[Any]:
     return [
         pytest.param(case, id=name, marks=[pytest.mark.slow] if case.slow or name in SLOW else [])
         for name, case in table.items()
-        if not case.refused and name not in REFUSED and (not names or name in names)
+        if not case.refused and (not names or name in names)
     ]
 
 
@@ -85,12 +83,6 @@ def test_error_units_and_plasticity_are_backpropagation(case: Case) -> None:
 @pytest.mark.parametrize("case", cases(TRAPS, *OWN_TRAPS))
 def test_traps(case: Case) -> None:
     check(case)
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_lowered_is_named(name: str) -> None:
-    with pytest.raises(CompileError, match=REFUSED[name]):
-        made(ZOO[name])
 
 
 @pytest.mark.parametrize("name", ["mlp_tanh", "siamese", "paper_rnn", "norms", "operations", "attention"])
