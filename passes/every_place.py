@@ -23,7 +23,7 @@ ADDED = {"aten.index_add.default": "source", "aten.scatter_add.default": "src"}
 """Operations that add rows up, and the argument that holds them."""
 ROWS = {"aten.linear.default": "input", "aten.mm.default": "self", "aten.matmul.default": "self",
         "aten.reshape.default": "self", "aten.unsqueeze.default": "self", "aten.expand.default": "self"}  # fmt: skip
-"""Operations that do the same to each row of an argument, whatever the others are, as long as rows stay the first axis."""
+"""Operations that do the same to each row of an argument, as long as rows stay the first axis."""
 ALONG = ("aten.select.int", "aten.slice.Tensor", "aten._softmax.default", "aten._log_softmax.default",
          "aten.sum.dim_IntList", "aten.mean.dim", "aten.native_layer_norm.default")  # fmt: skip
 """Operations along axes of `self` that must not be the first."""
