@@ -12,14 +12,14 @@ from pccompile.backends.netlist.chip import Figure
 from pccompile.backends.netlist.placement import Placement
 from pccompile.diagnostics import listing
 
-PITCH, TILE, LINES = 100, 68, 400
-"""The distance of tiles, the side of one, and how many lines of traffic are drawn, the strongest."""
+PITCH, TILE, LINES, LEGEND = 100, 68, 400, 360
+"""The distance of tiles, the side of one, how many lines of traffic are drawn, and how wide the legend is."""
 
 
 def floorplan(p: Placement) -> str:
     """The picture as SVG: cores where they lie, dark where full, and lines whose width tells the messages a tick."""
     columns, rows = (min(int(n) + 2, g) for n, g in zip(p.tiles.max(0), p.chip.grid.value, strict=True))
-    width, height = max(columns, 3) * PITCH, rows * PITCH + 40
+    width, height = max(columns * PITCH, LEGEND), rows * PITCH + 40
     return (
         f'<svg width="{width}" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg" '
         'font-family="system-ui,sans-serif" role="img" aria-label="cores of the chip">\n'

@@ -25,6 +25,8 @@ LIMITS = {
 """What a core has, and how it is called here."""
 
 ROWS = 30
+GENERATOR = "pccompile"
+"""The program that a page names; another program's is not overwritten."""
 
 
 def resources_report(found: Resources) -> Page:
@@ -192,7 +194,8 @@ def resources_page(net: Netlist, chip: str | Path | Chip) -> str:
     tables = (summary(found), ticks(found), used(p), energies(found))
     details = (("Populations", populations(found)), ("Projections", projections(found)), ("Figures", sources(p.chip)))
     return (
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{STYLE}</style>\n'
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        f'<meta name="generator" content="{GENERATOR}">\n<title>{title}</title>\n<style>{STYLE}</style>\n'
         f"<h1>{title}</h1>\n<dl>{lines}</dl>\n{floorplan(p)}\n"
         f'<div class="side">{"".join(map(_html, tables))}</div>\n'
         + "".join(f"<h2>{name}</h2>\n{_html(table)}\n" for name, table in details)

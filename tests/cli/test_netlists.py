@@ -94,6 +94,9 @@ def test_chip_and_report(run: Run, folder: Path) -> None:
     result = run("model.onnx", "--backend", "netlist", "--chip", "loihi1", "--report", "out/resources.html")
     assert result.code == EXIT_DONE, result.err
     assert "<svg" in (folder / "out" / "resources.html").read_text()
+    assert (
+        run("model.onnx", "--backend", "netlist", "--chip", "mesh", "--report", "out/resources.html").code == EXIT_DONE
+    )
     (folder / "mine.html").write_text("<p>mine</p>")
     refused = run("model.onnx", "--backend", "netlist", "--chip", "loihi1", "--report", "mine.html")
     assert refused.code == EXIT_MODEL
