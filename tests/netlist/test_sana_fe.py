@@ -8,7 +8,7 @@ from torch import nn
 
 from pccompile.backends.netlist import Netlist, chip
 from pccompile.backends.netlist.export import exporter, sana_fe
-from pccompile.backends.netlist.export.sana_fe import Costs, Traffic, energy, measure, packed, traffic
+from pccompile.backends.netlist.export.sana_fe import Traffic, energy, loihi, measure, packed, traffic
 from pccompile.backends.netlist.placement import place
 from pccompile.circuits import compile_netlist
 from pccompile.diagnostics import CompileError
@@ -36,6 +36,11 @@ def test_traffic_is_what_one_counts_by_hand() -> None:
     assert traffic(net, apart).packets == traffic(net, one).packets + 4  # only the inputs reach both cores
 
 
+def test_energies_are_those_of_the_table() -> None:
+    found = [1e12 * energy for energy, _ in vars(loihi()).values()]
+    assert found == pytest.approx([23.6, 52, 29, 1.7, 3, 4])  # picojoules, Davies et al. (2018), table 2
+
+
 @pytest.mark.parametrize("units", [1024, 7])
 @pytest.mark.parametrize("make", [lambda: mlp(4, 8, 3), cnn])
 def test_it_counts_the_events_and_packets_that_we_count(make, units: int, capfd) -> None:
@@ -43,7 +48,7 @@ def test_it_counts_the_events_and_packets_that_we_count(make, units: int, capfd)
     net = make()
     found = energy(net, units=units)
     assert found.traffic == traffic(net, packed(net, units))
-    costs = Costs()
+    costs = loihi()
     assert found.energy["synapse"] == pytest.approx(found.traffic.events * costs.synapse[0])
     neurons = sum(p.size for p in net.spec.populations.values())
     assert found.energy["soma"] == pytest.approx(neurons * (costs.access[0] + costs.update[0]))

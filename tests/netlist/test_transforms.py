@@ -10,10 +10,9 @@ from torch import nn
 from zoo import ZOO
 
 from netlist.nets import NETS, again, late, net, presented, record
-from pccompile.backends.netlist import Netlist, NetlistOptions
+from pccompile.backends.netlist import Netlist, NetlistOptions, synapses
 from pccompile.backends.netlist.check import check
-from pccompile.backends.netlist.transforms import synapses
-from pccompile.backends.netlist.transforms.synapses import fan_in
+from pccompile.backends.netlist.synapses import fan_in
 from pccompile.circuits import compile_netlist
 from pccompile.diagnostics import CompileError
 

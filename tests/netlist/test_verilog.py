@@ -17,11 +17,11 @@ from torch import nn
 from netlist.nets import NETS, net, presented
 from pccompile.backends.netlist import Netlist
 from pccompile.backends.netlist.export import exporter
-from pccompile.backends.netlist.export.scalars import changes, synapses
 from pccompile.backends.netlist.export.verilog import to_verilog
 from pccompile.backends.netlist.format import Phase, Spec
 from pccompile.backends.netlist.simulate.fixed import FixedSimulator
 from pccompile.backends.netlist.simulate.operators import change, message
+from pccompile.backends.netlist.synapses import changes, synapses
 from pccompile.backends.netlist.transforms.quantise import quantise
 from pccompile.circuits import compile_netlist
 from pccompile.diagnostics import CompileError

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from pccompile.backends.netlist.export.scalars import Synapses, bias_entries, changes, synapses
 from pccompile.backends.netlist.format import Plasticity, Population, Projection, Spec, order, ports_of
 from pccompile.backends.netlist.netlist import Netlist
 from pccompile.backends.netlist.simulate.fixed import EXACT_FUNCTIONS, table
@@ -27,6 +26,7 @@ from pccompile.backends.netlist.simulate.formats import (
     scaling,
     stepping,
 )
+from pccompile.backends.netlist.synapses import Synapses, bias_entries, changes, synapses
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Datapath:
 
     def _term(self, p: Projection) -> Term:
         factor, shift = scaling(p, self.formats)
-        found = synapses(p, self.spec, self.tensors)
+        found = synapses(p, self.spec, self.tensors).sorted()
         return self._bounded(
             Term(p.name, found, factor, shift, 0, p.pre, param=p.param, by=p.by, delay=p.delay)
         )  # fmt: skip

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from pccompile.backends.netlist.export import library, refuse, write
-from pccompile.backends.netlist.export.synapses import count, matrix
 from pccompile.backends.netlist.format import Population, Projection
 from pccompile.backends.netlist.netlist import Netlist
+from pccompile.backends.netlist.synapses import count, matrix
 from pccompile.ir.names import identifier
 
 DT = 0.001
@@ -65,7 +65,8 @@ def unsaid(net: Netlist) -> dict[str, str]:
         if q.op == "route":
             found[q.name] = f"projection {q.name}: a choice of synapses"
         elif q.target not in found and (entries := _entries(net, shapes, q)) > LARGEST:
-            found[q.name] = f"projection {q.name}: {count(net, q):,} synapses as a matrix of {entries:,} entries"
+            number = count(q, net.spec, net.tensors)
+            found[q.name] = f"projection {q.name}: {number:,} synapses as a matrix of {entries:,} entries"
     uses: dict[str, int] = {}
     for q in net.spec.projections:
         uses[str(q.param)] = uses.get(str(q.param), 0) + 1
@@ -262,7 +263,7 @@ class Graph:
                 source = self.then(source, f"{p.name}: gain", nir.Scale(scale=np.full(shape, p.gain)))
         elif p.op != "one_to_one" or bias is not None:
             source, _ = self.flattened(source, p, shape)
-            weight = matrix(self.net, p)
+            weight = matrix(p, self.spec, self.net.tensors)
             node = nir.Linear(weight=weight) if bias is None else nir.Affine(weight=weight, bias=bias.ravel())
             source, shape = self.then(source, p.name, node), (len(weight),)
         elif p.gain != 1:

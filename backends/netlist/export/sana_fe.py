@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pccompile.backends.netlist.chip import load
 from pccompile.backends.netlist.export import library, refuse, write
-from pccompile.backends.netlist.export.synapses import count, synapses
 from pccompile.backends.netlist.format import Projection
 from pccompile.backends.netlist.netlist import Netlist
+from pccompile.backends.netlist.synapses import count, synapses, weights
 from pccompile.ir.names import Namer, identifier
 
 if TYPE_CHECKING:
@@ -35,18 +36,32 @@ Cores = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Costs:
-    """Joules and seconds of what a chip does: those of Loihi.
+    """Joules and seconds of what a chip does; an update of an active neuron is an access and an update."""
+
+    synapse: tuple[float, float]
+    access: tuple[float, float]
+    update: tuple[float, float]
+    message: tuple[float, float]
+    east_west: tuple[float, float]
+    north_south: tuple[float, float]
+
+
+def loihi() -> Costs:
+    """The costs of Loihi: energies of its description, latencies of the table that it has them from.
 
     Davies et al. (2018), Loihi: a neuromorphic manycore processor with on-chip learning, table 2,
-    doi:10.1109/MM.2018.112130359. An update takes what an inactive neuron takes and the difference to an active one.
+    doi:10.1109/MM.2018.112130359.
     """
-
-    synapse: tuple[float, float] = (23.6e-12, 3.5e-9)
-    access: tuple[float, float] = (52e-12, 5.3e-9)
-    update: tuple[float, float] = (29e-12, 3.1e-9)
-    message: tuple[float, float] = (1.7e-12, 2.1e-9)
-    east_west: tuple[float, float] = (3e-12, 4.1e-9)
-    north_south: tuple[float, float] = (4e-12, 6.5e-9)
+    joules = {operation: [e * 1e-12 for e in figure.span] for operation, figure in load("loihi1").energy.items()}
+    (inactive, active), (east_west, north_south) = joules["unit"], joules["hop"]
+    return Costs(
+        synapse=(joules["synapse"][0], 3.5e-9),
+        access=(inactive, 5.3e-9),
+        update=(active - inactive, 3.1e-9),
+        message=(joules["message"][0], 2.1e-9),
+        east_west=(east_west, 4.1e-9),
+        north_south=(north_south, 6.5e-9),
+    )
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ class SanaFE:
 
     def supports(self, net: Netlist) -> tuple[str, ...]:
         """Projections whose synapses are too many to be written out."""
-        counts = {p.name: count(net, p) for p in net.spec.projections}
+        counts = {p.name: count(p, net.spec, net.tensors) for p in net.spec.projections}
         if sum(counts.values()) <= LARGEST:
             return ()
         largest = max(counts, key=lambda name: counts[name])
@@ -97,7 +112,7 @@ class SanaFE:
         number = 1 + max((int(c.max()) for c in cores.values() if c.size), default=0)
         grid = Grid(square(number) if tiles is None else np.asarray(tiles))
         stem = identifier(name or net.spec.name)
-        files = {f"{stem}_arch.yaml": architecture(stem, grid, costs or Costs(), largest(cores)),
+        files = {f"{stem}_arch.yaml": architecture(stem, grid, costs or loihi(), largest(cores)),
                  f"{stem}_snn.yaml": "\n".join(network(net, cores, grid)) + "\n"}  # fmt: skip
         return write(folder, {name: text.encode() for name, text in files.items()})
 
@@ -143,10 +158,10 @@ def traffic(net: Netlist, cores: Cores) -> Traffic:
     heard: dict[str, list[np.ndarray]] = {}
     number = 1 + max(int(c.max()) for c in cores.values() if c.size)
     for p in net.spec.projections:
-        post, pre, _ = synapses(net, p)
-        events += len(post)
-        heard.setdefault(p.pre, []).append(np.unique(pre * number + cores[p.target].ravel()[post]))
-    return Traffic(events, sum(len(np.unique(np.concatenate(found))) for found in heard.values()))
+        found = synapses(p, net.spec, net.tensors)
+        events += len(found.post)
+        heard.setdefault(p.pre, []).append(np.unique(found.pre * number + cores[p.target].ravel()[found.post]))
+    return Traffic(events, sum(len(np.unique(np.concatenate(keys))) for keys in heard.values()))
 
 
 def architecture(name: str, grid: Grid, costs: Costs, units: int) -> str:
@@ -216,12 +231,13 @@ def network(net: Netlist, cores: Cores, grid: Grid) -> Iterator[str]:
 
 def edges(net: Netlist, p: Projection, pre: str, post: str) -> Iterator[str]:
     """The edges of a projection."""
-    to, source, weights = synapses(net, p)
+    found = synapses(p, net.spec, net.tensors)
+    to, source, weight = found.post, found.pre, weights(p, found, net.tensors)
     if p.op == "dense" and len(to) == net.spec.populations[p.pre].size * net.spec.populations[p.target].size:
         order = np.lexsort((to, source))
-        yield f"    - {pre} -> {post}: {{type: dense, weight: [{', '.join(f'{w:.9g}' for w in weights[order])}]}}"
+        yield f"    - {pre} -> {post}: {{type: dense, weight: [{', '.join(f'{w:.9g}' for w in weight[order])}]}}"
         return
-    for o, i, w in zip(to.tolist(), source.tolist(), weights.tolist(), strict=True):
+    for o, i, w in zip(to.tolist(), source.tolist(), weight.tolist(), strict=True):
         yield f"    - {pre}.{i} -> {post}.{o}: {{weight: {w:.9g}}}"
 
 

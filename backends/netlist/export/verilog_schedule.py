@@ -10,9 +10,9 @@ from typing import TypeVar
 import numpy as np
 
 from pccompile.backends.netlist.export.datapath import Datapath, Term, tabulated
-from pccompile.backends.netlist.export.scalars import Synapses
 from pccompile.backends.netlist.format import Population, ports_of
 from pccompile.backends.netlist.simulate.formats import scaling
+from pccompile.backends.netlist.synapses import Synapses
 
 KINDS = ("SUM", "RELU", "STEP", "TABLE", "PRODUCT", "INTEGRATE", "COMMIT", "LEARN", "LARGEST", "SMALLEST")
 """What is done with the ports of a unit once they are added up."""

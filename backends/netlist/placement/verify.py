@@ -14,8 +14,8 @@ import numpy as np
 
 from pccompile.backends.netlist.arrivals import Arrival, arrivals
 from pccompile.backends.netlist.chip import Chip, Figure
-from pccompile.backends.netlist.export.synapses import synapses
 from pccompile.backends.netlist.format import Projection, Spec, Tensors
+from pccompile.backends.netlist.synapses import synapses
 
 if TYPE_CHECKING:
     from pccompile.backends.netlist.netlist import Netlist
@@ -200,13 +200,5 @@ def _kernels(stored: dict[tuple[str, bool], np.ndarray], spec: Spec, chip: Chip,
 
 def _pairs(a: Arrival, net: Netlist) -> Pairs:
     """All synapses of an arrival; where a route chooses, all that it chooses from."""
-    p = a.projection
-    if p.op != "route":
-        post, pre, _ = synapses(net, p)
-        return pre, post
-    index = net.tensors[str(p.index)]
-    rows, slots = np.nonzero(index >= 0)
-    pre, post = (rows, index[rows, slots]) if p.transpose else (index[rows, slots], rows)
-    if a.winners:
-        pre = rows if p.elements is None else net.tensors[p.elements].reshape(-1)[rows]
-    return pre, post
+    found = synapses(a.projection, net.spec, net.tensors)
+    return found.winner if a.winners and found.winner is not None else found.pre, found.post

@@ -11,7 +11,8 @@ import numpy as np
 
 from pccompile.backends.netlist.format import Plasticity, Population, Port, Projection, Tensor
 from pccompile.backends.netlist.netlist import Netlist
-from pccompile.backends.netlist.transforms.synapses import Shape, ends, fresh, synapses
+from pccompile.backends.netlist.synapses import Shape, bias_entries, ends, synapses
+from pccompile.backends.netlist.transforms import fresh
 from pccompile.diagnostics import CompileError
 
 replace = msgspec.structs.replace
@@ -76,8 +77,6 @@ class _Flattening:
         """A population with one axis; a bias that several of its units share becomes a projection from a unit at 1."""
         if p.bias is None or p.bias_axis is None:
             return replace(p, shape=(p.size,))
-        along = [-1 if i == p.bias_axis else 1 for i in range(len(p.shape))]
-        entries = np.broadcast_to(np.arange(p.shape[p.bias_axis]).reshape(along), p.shape).reshape(-1)
         made = Projection(
             name=fresh(f"{name}.bias", {q.name: q for q in (*self.net.spec.projections, *self.projections)}),
             pre=self.one,
@@ -85,7 +84,7 @@ class _Flattening:
             op="sparse",
             param=p.bias,
             index=self.tensor(np.stack([np.arange(p.size), np.zeros(p.size, np.int64)])),
-            elements=self.tensor(entries.astype(np.int64)),
+            elements=self.tensor(bias_entries(p.shape, p.bias_axis)),
         )
         self.projections.append(made)
         self.bias.setdefault((p.bias, p.shape, p.bias_axis), made.name)
@@ -97,11 +96,12 @@ class _Flattening:
         if p.op == "route" or chosen or (p.op == "sparse" and p.elements is not None):
             return p
         found = synapses(p, self.net.spec, self.net.tensors)
-        param = p.param if found.elements is not None else self.tensor(np.ones(1))
-        elements = found.elements if found.elements is not None else np.zeros(len(found.post), np.int64)
+        param = p.param if found.other is not None else self.tensor(np.ones(1))
+        elements = found.other if found.other is not None else np.zeros(len(found.post), np.int64)
+        index = np.stack([found.pre, found.post] if p.transpose else [found.post, found.pre])
         return Projection(
             name=p.name, pre=p.pre, post=p.post, op="sparse", param=param, transpose=p.transpose, gain=p.gain,
-            delay=p.delay, index=self.tensor(found.index.astype(np.int64)), elements=self.tensor(elements),
+            delay=p.delay, index=self.tensor(index), elements=self.tensor(elements),
         )  # fmt: skip
 
     def rule(self, rule: Plasticity) -> Plasticity:

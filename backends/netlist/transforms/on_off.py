@@ -6,7 +6,7 @@ import msgspec
 
 from pccompile.backends.netlist.format import Plasticity, Population, Projection, Spec
 from pccompile.backends.netlist.netlist import Netlist
-from pccompile.backends.netlist.transforms.synapses import fresh
+from pccompile.backends.netlist.transforms import fresh
 from pccompile.diagnostics import CompileError
 
 replace = msgspec.structs.replace

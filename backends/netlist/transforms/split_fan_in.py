@@ -9,8 +9,9 @@ import numpy as np
 
 from pccompile.backends.netlist.format import Plasticity, Population, Projection, Tensor, ports_of
 from pccompile.backends.netlist.netlist import Netlist
+from pccompile.backends.netlist.synapses import Synapses, fan_in, synapses
+from pccompile.backends.netlist.transforms import fresh
 from pccompile.backends.netlist.transforms.flatten import without_unused
-from pccompile.backends.netlist.transforms.synapses import fan_in, fresh, synapses
 from pccompile.diagnostics import Collector, CompileError
 
 replace = msgspec.structs.replace
@@ -81,6 +82,10 @@ class _Splitting:
         """The number of its synapses on each unit that it reaches."""
         return fan_in(p, replace(self.spec, populations=self.populations), self.tensors)
 
+    def synapses(self, p: Projection) -> Synapses:
+        """Its synapses."""
+        return synapses(p, replace(self.spec, populations=self.populations), self.tensors)
+
     def refuse_selections(self, limit: int) -> None:
         """Raise CompileError with every population that compares more than `limit` candidates."""
         found = Collector()
@@ -107,7 +112,7 @@ class _Splitting:
     def _part(self, name: str, port: str, into: list[Projection], limit: int) -> None:
         """A population of partial sums of at most `limit` synapses, between `into` and a port."""
         p = self.populations[name]
-        owners = [self._owners(q) for q in into]
+        owners = [self.synapses(q).post for q in into]
         parts, owner_of = _shares(np.concatenate(owners), p.size, limit)
         made = fresh(f"{name.removesuffix('.v')}.{port}.part", self.populations)
         self.populations[made] = Population(shape=owner_of.shape, unit="sum", role=p.role, vertex=p.vertex, bits=p.bits)
@@ -117,28 +122,20 @@ class _Splitting:
             self._follow(q, _Parts(made, owner_of))
         self._gather(made, f"{name}:{port}", owner_of, np.arange(owner_of.size), p.size)
 
-    def _owners(self, p: Projection) -> np.ndarray:
-        """The unit that each synapse of a projection is on."""
-        if p.op == "route":
-            index = self.tensors[str(p.index)]
-            return index[index >= 0].astype(np.int64) if p.transpose else np.nonzero(index >= 0)[0]
-        found = synapses(p, replace(self.spec, populations=self.populations), self.tensors)
-        return found.pre if p.transpose else found.post
-
     def _moved(self, p: Projection, made: str, parts: np.ndarray, owner_of: np.ndarray) -> Projection:
         """A projection to the partial sums instead; synapse s is on unit parts[s]."""
         post = f"{made}:in"
         if p.op == "route":
             return self._rerouted(p, post, parts, owner_of)
-        found = synapses(p, replace(self.spec, populations=self.populations), self.tensors)
+        found = self.synapses(p)
         kept = {"name": p.name, "pre": p.pre, "post": post, "gain": p.gain, "delay": p.delay}
-        if found.elements is None:
-            table = _table(parts, found.post if p.transpose else found.pre, owner_of.size)
+        if found.other is None:
+            table = _table(parts, found.pre, owner_of.size)
             return Projection(op="gather", index=self._tensor(table), **kept)  # type: ignore[arg-type]
-        index = np.stack([found.post, parts] if p.transpose else [parts, found.pre])
+        index = np.stack([found.pre, parts] if p.transpose else [parts, found.pre])
         return Projection(
             op="sparse", param=p.param, transpose=p.transpose, index=self._tensor(index),
-            elements=self._tensor(found.elements), **kept,  # type: ignore[arg-type]
+            elements=self._tensor(found.other), **kept,  # type: ignore[arg-type]
         )  # fmt: skip
 
     def _rerouted(self, p: Projection, post: str, parts: np.ndarray, owner_of: np.ndarray) -> Projection:

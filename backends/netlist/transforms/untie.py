@@ -9,7 +9,7 @@ import numpy as np
 
 from pccompile.backends.netlist.format import Plasticity, Projection, Spec
 from pccompile.backends.netlist.netlist import Netlist
-from pccompile.backends.netlist.transforms.synapses import fresh
+from pccompile.backends.netlist.transforms import fresh
 from pccompile.diagnostics import CompileError
 
 Mode = Literal["kolen-pollack", "mirror"]
