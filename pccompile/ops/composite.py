@@ -272,6 +272,7 @@ define(
         samples=(
             lambda: (_x(2, 3, 4, 5), _x(2, 3, 2, 2) / 3, 0, 0, False),
             lambda: (_x(2, 3, 4, 5), _x(2, 3, 2, 2), 0, 1, True),
+            lambda: (_x(1, 2, 3, 3), torch.tensor([[[[0.0, 0.0], [0.5, 0.0]]]], dtype=torch.float64), 0, 0, True),
         ),
     )
 )

@@ -216,10 +216,21 @@ def variance(b: Builder, n: Node) -> Ref:
     return b("aten.div.Tensor", b.sum(b.mul(centred, centred), dims, n["keepdim"]), max(count - correction, 0))
 
 
-def grid_sample(b: Builder, n: Node) -> Ref:
-    """Bilinear sampling as a product with hat functions: Σ_ij x_ij max(0, 1 − |u − i|) max(0, 1 − |v − j|).
+def _hat(b: Builder, at: Ref, places: Ref) -> Ref:
+    """How much of each of `places` a linear interpolation takes at `at`."""
+    below = b("aten.floor.default", at)
+    rest, dtype = _sub(b, at, below), b.type(at).dtype
+    here = b("aten._to_copy.default", b("aten.eq.Tensor", below, places), dtype=dtype)
+    above = b("aten.eq.Tensor", b("aten.add.Scalar", below, 1), places)
+    there = b("aten._to_copy.default", above, dtype=dtype)
+    return _add(b, b.mul(here, b("aten.rsub.Scalar", rest, 1)), b.mul(there, rest))
 
-    Raises NotImplementedError for other interpolations, and for padding by reflection.
+
+def grid_sample(b: Builder, n: Node) -> Ref:
+    """Bilinear sampling as a sum over all pixels, Σ_ij x_ij h(u, i) h(v, j).
+
+    h(u, i) is 1 − (u − ⌊u⌋) where i = ⌊u⌋, u − ⌊u⌋ where i = ⌊u⌋ + 1, else 0: at a pixel the slope is that to the
+    right, as torch has it. Raises NotImplementedError for other interpolations, and for padding by reflection.
     """
     if n["interpolation_mode"] != 0 or n["padding_mode"] == 2:
         raise NotImplementedError("only bilinear sampling with zeros or the border outside")
@@ -233,8 +244,7 @@ def grid_sample(b: Builder, n: Node) -> Ref:
         if n["padding_mode"] == 1:
             at = b("aten.clamp.default", at, 0, length - 1)
         places = b("aten.arange.start", 0, length, dtype=b.type(x).dtype, device=DEVICE)
-        away = b("aten.abs.default", _sub(b, b("aten.unsqueeze.default", at, -1), places))
-        hats.append(b("aten.relu.default", b("aten.rsub.Scalar", away, 1)))
+        hats.append(_hat(b, b("aten.unsqueeze.default", at, -1), places))
     rows, columns = hats  # [N, out, out, H] and [N, out, out, W]
     pairs = b.mul(b("aten.unsqueeze.default", rows, -1), b("aten.unsqueeze.default", columns, -2))
     count, high, wide = (b.shape(rows)[i] for i in range(3))

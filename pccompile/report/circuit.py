@@ -127,14 +127,14 @@ def verify_circuit(
     values, errors, gradients = reference(made, options, targets)
     result, ticks = settled(made.netlist, made.examples, targets, options)
     outputs = [
-        difference(name, torch.from_numpy(result.outputs[port]), values[name])
+        difference(name, torch.as_tensor(result.outputs[port]), values[name])
         for port, name in zip(made.netlist.spec.outputs, made.results, strict=True)
     ]
     found = _error_units(made.netlist, result)
     compared = [difference(v, found[v], errors[v]) for v in errors if v in found]
     learned = []
     for path, gradient in gradients.items():
-        step = torch.from_numpy(made.netlist.tensors[path] - result.params[path]) / options.eta
+        step = torch.as_tensor(made.netlist.tensors[path] - result.params[path]) / options.eta
         learned.append(difference(path, step, gradient))
     name = made.netlist.spec.name
     return CircuitReport(name, ticks, _judged(outputs), _judged(compared), _judged(learned))
@@ -224,5 +224,5 @@ def _error_units(net: Netlist, result: Result) -> dict[str, Tensor]:
     found = {}
     for name, p in net.spec.populations.items():
         if p.role == "error" and name == f"{p.vertex}.e":
-            found[p.vertex] = torch.from_numpy(result.states[name])
+            found[p.vertex] = torch.as_tensor(result.states[name])
     return found

@@ -74,6 +74,8 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "power": (lambda x, w, s: (x.abs() + 1) ** (x * s), (_x(3, 4),)),
     "maximum": (lambda x, w, s: torch.maximum(x * s, x @ w[:4]), (_x(3, 4),)),
     "computed mask": (lambda x, w, s: torch.where(x @ w[:4] > 0, x * s, -x), (_x(3, 4),)),
+    "sampled at pixels": (lambda x, w, s: F.grid_sample(w[None, None], (x.round() / 2).view(1, 2, 3, 2) + 0 * s[:2],
+                                                       align_corners=True), (_x(3, 4) / 9,)),
     "one number": (lambda x, w, s: (x * s).sum(), (_x(3, 4),)),
     "product of all": (lambda x, w, s: (x * s).prod(1), (_x(3, 4),)),
     "overlapping windows": (lambda x, w, s: (x * s).unfold(1, 2, 1).amax(-1), (_x(3, 4),)),
