@@ -65,6 +65,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "dispatch": (dispatched, (_x(3, 4),)),
     "choice as a number": (lambda x, w, s: (x @ w.t()).argmax(1, True) * (x * s), (_x(3, 4),)),
     "choice compared": (lambda x, w, s: ((x @ w.t()).argmax(1) == 2)[:, None] * (x * s), (_x(6, 4),)),
+    "rows by choice": (lambda x, w, s: w[torch.topk(x @ w.t(), 2, 1)[1]].sum(1) * s, (_x(3, 4),)),
     "rows by a mask": (routed, (_x(5, 4),)),
     "gather by choice": (lambda x, w, s: (x * s).gather(1, (x @ w[:4]).sort(1)[1].flip(1)), (_x(3, 4),)),
     "rows of a parameter": (lambda x, w, s: x[:, :1] * w[2] + w[1:4].sum(0) * s, (_x(3, 4),)),

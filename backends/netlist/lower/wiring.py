@@ -40,7 +40,7 @@ ZEROS = ("aten.tril.default", "aten.triu.default", "aten.diag_embed.default", "a
          "aten.slice_backward.default")  # fmt: skip
 """Operations that write zeros among the entries: 0 is no token, and no position that was chosen."""
 OWN = ("aten.where.self", "aten.masked_fill.Scalar", "aten.gather.default", "aten.scatter.src", "aten.scatter.value",
-       "aten.index_put.default", "aten.t.default", "aten.transpose.int")  # fmt: skip
+       "aten.index_put.default", "aten.index.Tensor", "aten.t.default", "aten.transpose.int")  # fmt: skip
 """Operations that are more than moving, depending on their arguments."""
 TAKES_TOKENS.update({n: "self" for n, data in MOVERS.items() if data == ("self",) and n not in (*NUMBERS, *ZEROS)})
 
@@ -117,12 +117,32 @@ def gathered(lo: Lowering, n: Node) -> Values:
         return moved(lo, n)
     x = np.moveaxis(lo.ids(n["self"]), n["dim"], -1)
     table = _candidates(index, x, n["dim"])
-    name, elements = lo.population("sum", index.units.shape, [table]), _deciders(lo, index)
+    return _routed(lo, index.by, index.units, table)
+
+
+def _routed(lo: Lowering, by: str, units: np.ndarray, table: np.ndarray) -> Signal:
+    """A population in the shape of `units`, each unit reading from its row of `table` what units[i] of `by` chose."""
+    name, elements = lo.population("sum", units.shape, [table]), _deciders(lo, by, units)
     for source in lo.c.sources(table):
         first, size = lo.c.first[source], lo.c.populations[source].size
         slots = lo.c.tensor("index", np.where((table >= first) & (table < first + size), table - first, -1))
-        lo.c.connect(source, name, "route", by=index.by, index=slots, elements=elements)
+        lo.c.connect(source, name, "route", by=by, index=slots, elements=elements)
     return Signal(lo.c.ids(name))
+
+
+@lowers("aten.index.Tensor")
+def indexed(lo: Lowering, n: Node) -> Values:
+    """Entries at given places, or whole rows that a select population chose: the weights of an expert."""
+    first, *rest = n["indices"]
+    index = None if first is None else lo.value(first)
+    if not isinstance(index, Choice) or rest or not index.positions.size:
+        return moved(lo, n)
+    rows = lo.ids(n["self"])[index.positions[index.units]]
+    rows = np.moveaxis(rows, index.units.ndim, -1)
+    units = np.broadcast_to(
+        index.units.reshape(*index.units.shape, *(1,) * (rows.ndim - 1 - index.units.ndim)), rows.shape[:-1]
+    )
+    return _routed(lo, index.by, units, rows.reshape(units.size, -1))
 
 
 def _candidates(index: Choice, x: np.ndarray, dim: int) -> np.ndarray:
@@ -134,10 +154,10 @@ def _candidates(index: Choice, x: np.ndarray, dim: int) -> np.ndarray:
     return np.moveaxis(table, -2, dim if dim >= 0 else dim - 1).reshape(index.units.size, -1)
 
 
-def _deciders(lo: Lowering, index: Choice) -> str | None:
-    """The table of the select units that decide for each entry; None where they are all of them in order."""
-    units = index.units.reshape(-1)
-    if units.size == lo.c.populations[index.by].size and bool((units == np.arange(units.size)).all()):
+def _deciders(lo: Lowering, by: str, units: np.ndarray) -> str | None:
+    """The table of the units of `by` that decide for each entry; None where they are all of them in order."""
+    units = units.reshape(-1)
+    if units.size == lo.c.populations[by].size and bool((units == np.arange(units.size)).all()):
         return None
     return lo.c.tensor("index", units)
 
@@ -161,7 +181,7 @@ def scattered(lo: Lowering, n: Node) -> Values:
     places = np.moveaxis(np.arange(base.size).reshape(base.shape), dim, -1)
     table = _candidates(index, places, dim)
     name = lo.population("sum", base.shape, [source])
-    elements = _deciders(lo, index)
+    elements = _deciders(lo, index.by, index.units)
     slots = lo.c.tensor("index", table)
     lo.c.connect(pre, name, "route", by=index.by, index=slots, elements=elements, transpose=True)
     return Signal(lo.c.ids(name))
