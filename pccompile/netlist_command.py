@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from torch import nn
 
 from pccompile.api import as_module, netlist_options
 from pccompile.backends.netlist import Netlist, NetlistOptions, Result
@@ -22,9 +23,11 @@ from pccompile.backends.netlist.export import refuse as refuse_export
 from pccompile.circuits import lay_out
 from pccompile.diagnostics import EXIT_DONE, EXIT_VERIFY, CompileError, UsageError, printable
 from pccompile.driver import Hook
+from pccompile.frontends.onnx import OnnxModule
 from pccompile.loading import load, parse_shape
 from pccompile.report.circuit import random_targets, verify_circuit
 from pccompile.report.netlist import GENERATOR, resources_page, resources_report
+from pccompile.report.reference import constant_weights, redrawn
 from pccompile.report.tables import Page, Table, count, number, show
 
 SUFFIX = ".pcnet.json"
@@ -53,7 +56,10 @@ def run_netlist(options: argparse.Namespace, shown: str, hook: Hook) -> int:
         model, args, locate = as_module(target.model, target.args, target.kwargs)
         report = None
         if options.verify:
-            report = verify_circuit(model, args, target.kwargs, how, locate=locate, seed=options.seed, name=name)
+            with anew(model, options.seed) as notes:
+                report = verify_circuit(
+                    model, args, target.kwargs, how, locate=locate, seed=options.seed, name=name, notes=notes
+                )
     if report is not None:
         print(json.dumps(report.as_dict(), indent=2)) if options.json else show(report)
         if not report.passed:
@@ -62,6 +68,21 @@ def run_netlist(options: argparse.Namespace, shown: str, hook: Hook) -> int:
         if not options.output:
             return EXIT_DONE
     return carried_out(lay_out(model, args, target.kwargs, how, locate, hook, name).netlist, options, name)
+
+
+@contextmanager
+def anew(model: nn.Module, seed: int) -> Iterator[tuple[str, ...]]:
+    """Weights of an ONNX file that are one number throughout are random inside: gradients through them mean nothing.
+
+    Gives what to tell the reader of it.
+    """
+    constant = constant_weights(model) if isinstance(model, OnnxModule) else []
+    if not constant:
+        yield ()
+        return
+    assert isinstance(model, OnnxModule)
+    with redrawn(model, seed):
+        yield (f"drawn anew: {count(len(constant), 'weight')} of one number throughout",)
 
 
 def settings_of(options: argparse.Namespace) -> NetlistOptions:

@@ -42,6 +42,7 @@ class CircuitReport:
     errors: tuple[Difference, ...]
     plasticity: tuple[Difference, ...]
     tolerance: float = TOLERANCE
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -56,6 +57,7 @@ class CircuitReport:
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON takes it."""
         plain: dict[str, Any] = {"name": self.name, "ticks": self.ticks, "passed": self.passed}
+        plain["notes"] = list(self.notes)
         for group in ("outputs", "errors", "plasticity"):
             rows = [asdict(d) for d in getattr(self, group)]
             plain[group] = [{k: None if v != v or v in (math.inf,) else v for k, v in r.items()} for r in rows]
@@ -87,7 +89,7 @@ class CircuitReport:
         more = len(every) - len(rows)
         tail = (f"… and {more} with smaller errors",) if more > 0 else ()
         table = Table(("", "name", ">relative error", ">largest", ">norm", ""), rows)
-        return Page((table, *tail, "", *lines))
+        return Page((table, *tail, "", *lines, *(f"note: {note}" for note in self.notes)))
 
 
 def _known(value: float) -> float:
@@ -112,10 +114,11 @@ def verify_circuit(
     locate: Locate | None = None,
     seed: int = 0,
     name: str = "",
+    notes: tuple[str, ...] = (),
 ) -> CircuitReport:
     """Build the circuit of a float64 copy of `model`, settle and learn once, and compare with autograd.
 
-    Targets are drawn with `seed`. Raises CompileError for what has no circuit.
+    Targets are drawn with `seed`; `notes` are passed on to the reader. Raises CompileError for what has no circuit.
     """
     options = options or NetlistOptions()
     model = copy.deepcopy(model).double()
@@ -137,7 +140,8 @@ def verify_circuit(
         step = torch.as_tensor(made.netlist.tensors[path] - result.params[path]) / options.eta
         learned.append(difference(path, step, gradient))
     name = made.netlist.spec.name
-    return CircuitReport(name, ticks, _judged(outputs), _judged(compared), _judged(learned))
+    judged = _judged(outputs), _judged(compared), _judged(learned)
+    return CircuitReport(name, ticks, *judged, notes=notes)
 
 
 def _double(t: Tensor) -> Tensor:

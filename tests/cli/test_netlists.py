@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.numpy import save_file
@@ -155,3 +156,14 @@ def test_a_file_that_is_no_netlist(run: Run, folder: Path) -> None:
     result = run("bad.pcnet.json", "--simulate")
     assert result.code == EXIT_MODEL
     assert "bad.pcnet.json: error:" in result.err
+
+
+def test_verify_draws_weights_of_one_number_anew(run: Run, folder: Path) -> None:
+    model = onnx.load(folder / "model.onnx")
+    for weight in model.graph.initializer:
+        array = onnx.numpy_helper.to_array(weight)
+        weight.CopyFrom(onnx.numpy_helper.from_array(np.full_like(array, 0.5), weight.name))
+    onnx.save(model, folder / "flat.onnx")
+    result = run("flat.onnx", "--backend", "netlist", "--verify", "--rate", "1")
+    assert result.code == EXIT_DONE, result.out
+    assert "note: drawn anew:" in result.out
