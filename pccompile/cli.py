@@ -20,6 +20,7 @@ from pccompile.diagnostics import EXIT_BUG, EXIT_MODEL, EXIT_USAGE, CompileError
 EXIT_INTERRUPTED, EXIT_PIPE = 130, 141
 LOSSES = ("squared-error", "cross-entropy", "none")
 STAGES = ("import", "canonicalise", "dce", "settle-layouts", "insert-vertices", "derive-rules", "schedule", "emit")
+CIRCUIT_STAGES = ("import", "canonicalise", "every-place", "simplify", "netlist")
 EMITS = ("graph", "pc", "program", "code")
 
 EPILOG = """\
@@ -69,7 +70,10 @@ def parser() -> argparse.ArgumentParser:
         "--granularity", choices=("op", "layer"), help="what a vertex is; by default what suits the algorithm"
     )
     group.add_argument(
-        "--loss", choices=LOSSES, default=LOSSES[0], help="the loss in the generated file (default: %(default)s)"
+        "--loss",
+        choices=LOSSES,
+        default=LOSSES[0],
+        help="the loss in the generated file or circuit (default: %(default)s)",
     )
     amount = group.add_mutually_exclusive_group()
     amount.add_argument("--steps", type=whole, help="inference steps")
@@ -208,6 +212,7 @@ def talk(text: str) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Reject what cannot be meant. Raises CompileError or UsageError."""
+    stages = CIRCUIT_STAGES if circuit(options) else STAGES
     wrong: list[tuple[Any, str]] = [
         *(circuit_checks(options) if circuit(options) else torch_checks(options)),
         (options.json and not (options.verify or options.simulate), "--json goes with --verify or --simulate"),
@@ -224,7 +229,7 @@ def check(options: argparse.Namespace) -> None:
         ),
         (options.name is not None and not options.name.strip(), "--name is empty"),
         *(
-            (p not in STAGES, f"--print-after {printable(p, 40)}: no such pass; the passes are {', '.join(STAGES)}")
+            (p not in stages, f"--print-after {printable(p, 40)}: no such pass; the passes are {', '.join(stages)}")
             for p in options.print_after
         ),
     ]

@@ -16,6 +16,8 @@ from typing import Any
 
 import pccompile
 from pccompile.algorithms import ALGORITHMS
+from pccompile.backends.netlist import Netlist
+from pccompile.backends.netlist.files import text as netlist_text
 from pccompile.backends.torch import MARK, Source
 from pccompile.diagnostics import (
     EXIT_DONE,
@@ -47,7 +49,9 @@ def run(options: argparse.Namespace, shown: str) -> int:
     if options.backend == "netlist" or is_netlist(options.model):
         with nullcontext() if options.debug else hushed():
             watch = Watch(options)
-            return run_netlist(options, shown, watch)
+            code = run_netlist(options, shown, watch)
+            watch.finish()
+            return code
     settings = settings_of(options)
     shapes = [parse_shape(s) for s in options.shape]
     kind = kind_of(options.model)
@@ -266,6 +270,8 @@ class Watch:
 def text(result: object) -> str:
     """A stage's result as people read it."""
     match result:
+        case Netlist():
+            return netlist_text(result.spec)
         case Imported():
             return str(result.graph)
         case Source():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from pccompile.backends.torch import MARK
 from pccompile.diagnostics import CompileError, printable
 from pccompile.ir.names import identifier
+from pccompile.writing import write_together
 
 
 def stem(name: str) -> str:
@@ -38,20 +38,14 @@ def check_writable(folder: Path, name: str) -> None:
 
 
 def save_generated(source: str, tensors: Mapping[str, Tensor], folder: Path, name: str) -> tuple[Path, Path]:
-    """Write `name_pc.py` and `name_pc.safetensors`; return their paths.
-
-    Both are written under other names first, so that a failure leaves nothing behind. Raises CompileError.
-    """
+    """Write `name_pc.py` and `name_pc.safetensors`, both or neither; return their paths. Raises CompileError."""
     check_writable(folder, name)
-    python, data = folder / f"{stem(name)}.py", folder / f"{stem(name)}.safetensors"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".pccompile") as scratch:
-            first, second = Path(scratch) / python.name, Path(scratch) / data.name
-            first.write_text(source, encoding="utf-8")
-            save_file({k: t.detach().contiguous().clone() for k, t in tensors.items()}, str(second))
-            os.replace(second, data)
-            os.replace(first, python)
-    except OSError as e:
-        raise CompileError(f"cannot write to {printable(str(folder))}: {e.strerror or e}") from e
+    arrays = {k: t.detach().contiguous().clone() for k, t in tensors.items()}
+    python, data = write_together(
+        folder,
+        {
+            f"{stem(name)}.py": lambda path: path.write_text(source, encoding="utf-8"),
+            f"{stem(name)}.safetensors": lambda path: save_file(arrays, str(path)),
+        },
+    )
     return python, data

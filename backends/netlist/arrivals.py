@@ -8,12 +8,9 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from pccompile.backends.netlist.format import Plasticity, Projection, Spec, Tensors
-
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_ADJOINT = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+from pccompile.backends.netlist.simulate.operators import convolution
 
 
 @dataclass(frozen=True)
@@ -112,15 +109,8 @@ def _convolved(p: Projection, spec: Spec, tensors: Tensors, inside: np.ndarray) 
     channels = inside.shape[-rank - 1] // p.groups
     summed = inside.reshape(-1, p.groups, channels, *inside.shape[-rank:]).sum(2)
     x, ones = torch.from_numpy(summed.astype(np.float64)), torch.ones(p.groups, 1, *kernel[2:], dtype=torch.float64)
-    if p.transpose:
-        got = _CONV[rank](x, ones, None, p.stride, p.padding, p.dilation, p.groups)
-    else:
-        least = [
-            (x.shape[i - rank] - 1) * p.stride[i] - 2 * p.padding[i] + p.dilation[i] * (kernel[i - rank] - 1) + 1
-            for i in range(rank)
-        ]
-        extra = [shape[i - rank] - least[i] for i in range(rank)]
-        got = _ADJOINT[rank](x, ones, None, p.stride, p.padding, extra, p.groups, p.dilation)
+    back = msgspec.structs.replace(p, transpose=not p.transpose)
+    got = convolution(back, shape, x[None], ones)
     each = shape[-rank - 1] // p.groups
     return np.repeat(got.numpy().round().astype(np.int64), each, axis=1).reshape(-1)
 
@@ -131,6 +121,12 @@ def turned(a: Arrival) -> Arrival:
         a.projection, pre=a.post, post=f"{a.pre}:in", transpose=not a.projection.transpose, by=None
     )
     return Arrival(a.post, a.pre, p)
+
+
+def number(p: Projection, spec: Spec, tensors: Tensors) -> int:
+    """The synapses of a projection; of a choice all that it chooses from."""
+    every = np.ones(spec.populations[p.target].shape, dtype=bool)
+    return int(counts(Arrival(p.pre, p.target, p), spec, tensors, every).sum())
 
 
 def fan_in(spec: Spec, tensors: Tensors) -> dict[str, np.ndarray]:

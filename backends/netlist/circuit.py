@@ -6,6 +6,8 @@ where a signal is read does it become a projection.
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 import sympy as sp
 
-from pccompile.backends.netlist.format import Plasticity, Population, Projection, Role, Tensor, UnitKind
+from pccompile.backends.netlist.format import Operator, Plasticity, Population, Projection, Role, Tensor, UnitKind
 
 Ids = np.ndarray
 """Numbers of units, from 1 on, in the shape of the tensor that they stand for; 0 is a constant zero."""
@@ -44,6 +46,7 @@ class Circuit:
     _starts: list[int] = field(default_factory=list)
     _names: list[str] = field(default_factory=list)
     _stored: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    _counts: Counter[str] = field(default_factory=Counter)
     _projections: set[str] = field(default_factory=set)
 
     def population(
@@ -98,9 +101,10 @@ class Circuit:
     def tensor(self, kind: str, array: np.ndarray) -> str:
         """Store a structural tensor, such as an index or a constant; an equal one is stored once."""
         array = np.ascontiguousarray(array)
-        key = (kind, array.shape, array.dtype.str, array.tobytes())
+        key = (kind, array.shape, array.dtype.str, hashlib.sha256(array.tobytes()).digest())
         if key not in self._stored:
-            self._stored[key] = name = f"#{kind}.{sum(k[0] == kind for k in self._stored)}"
+            self._stored[key] = name = f"#{kind}.{self._counts[kind]}"
+            self._counts[kind] += 1
             self.tensors[name] = array
         return self._stored[key]
 
@@ -110,7 +114,7 @@ class Circuit:
         self.paths.setdefault(path, path)
         return path
 
-    def connect(self, pre: str, post: str, op: str, port: str = "in", **more: Any) -> Projection:
+    def connect(self, pre: str, post: str, op: Operator, port: str = "in", **more: Any) -> Projection:
         """Add a projection."""
         base = f"{pre}->{post}" + (f":{port}" if port != "in" else "")
         name, count = base, 1
@@ -118,7 +122,7 @@ class Circuit:
             count += 1
             name = f"{base}#{count}"
         self._projections.add(name)
-        made = Projection(name=name, pre=pre, post=f"{post}:{port}", op=op, **more)  # type: ignore[arg-type]
+        made = Projection(name=name, pre=pre, post=f"{post}:{port}", op=op, **more)
         self.projections.append(made)
         return made
 
@@ -159,15 +163,6 @@ class Circuit:
         index = self.tensor("index", pairs.astype(np.int64))
         self.connect(pre, post, "sparse", port, index=index, param=self.tensor("weights", finite(weights)))
 
-    def relay(self, ids: Ids, name: str, vertex: str, active: bool) -> str:
-        """The population that is a signal; a new one where the signal is no whole population."""
-        found = self.whole(ids)
-        if found is not None and self.populations[found].shape == ids.shape and (found in self.active) == active:
-            return found
-        made = self.population(name, ids.shape, "sum", "value", vertex, active)
-        self.project(ids, made)
-        return made
-
     def constant(self, array: np.ndarray, vertex: str) -> Ids:
         """A signal of fixed numbers: a unit for each distinct one, none for zero."""
         array = np.asarray(array, dtype=np.float64)
@@ -187,10 +182,7 @@ class Circuit:
 
     def described(self) -> dict[str, Tensor]:
         """What the format says of each tensor."""
-        return {
-            name: Tensor(shape=array.shape, dtype=str(array.dtype), path=self.paths.get(name))  # type: ignore[arg-type]
-            for name, array in self.tensors.items()
-        }
+        return {name: Tensor.of(array, self.paths.get(name)) for name, array in self.tensors.items()}
 
 
 def finite(array: np.ndarray) -> np.ndarray:
@@ -198,15 +190,10 @@ def finite(array: np.ndarray) -> np.ndarray:
     return np.clip(np.asarray(array, dtype=np.float64), FLOOR, -FLOOR)
 
 
-def padded(rows: list[list[int]], fill: int = 0) -> np.ndarray:
-    """Rows of different lengths as one array."""
-    width = max([1, *map(len, rows)])
-    return np.array([r + [fill] * (width - len(r)) for r in rows], dtype=np.int64).reshape(len(rows), width)
-
-
 def grouped(destination: np.ndarray, ids: Ids, size: int) -> Ids:
     """For each of `size` units, the entries of `ids` whose destination it is."""
     rows: list[list[int]] = [[] for _ in range(size)]
     for d, i in zip(destination.reshape(-1).tolist(), ids.reshape(-1).tolist(), strict=True):
         rows[d].append(i)
-    return padded(rows)
+    width = max([1, *map(len, rows)])
+    return np.array([r + [0] * (width - len(r)) for r in rows], dtype=np.int64).reshape(size, width)

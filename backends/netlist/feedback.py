@@ -15,8 +15,11 @@ import msgspec
 
 from pccompile.backends.netlist.circuit import Circuit
 from pccompile.backends.netlist.expressions import X, derivative, text
-from pccompile.backends.netlist.format import Plasticity, Projection
+from pccompile.backends.netlist.format import Operator, Plasticity, Projection, Rule
 from pccompile.diagnostics import CompileError
+
+RULES: dict[Operator, Rule] = {"dense": "outer", "conv": "correlate", "sparse": "sparse"}
+"""How the parameter of a projection learns."""
 
 
 class Feedback:
@@ -142,8 +145,5 @@ class Feedback:
 
     def _rule(self, p: Projection, error: str) -> Plasticity:
         pre, post = (error, p.pre) if p.transpose else (p.pre, error)
-        kind = {"dense": "outer", "conv": "correlate", "sparse": "sparse"}[p.op]
-        return Plasticity(
-            param=str(p.param), rule=kind, pre=pre, post=post, rate=self.eta, gain=p.gain,  # type: ignore[arg-type]
-            via=None if kind == "outer" else p.name,
-        )  # fmt: skip
+        via = None if p.op == "dense" else p.name
+        return Plasticity(param=str(p.param), rule=RULES[p.op], pre=pre, post=post, rate=self.eta, gain=p.gain, via=via)

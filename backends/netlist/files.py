@@ -11,7 +11,6 @@ import inspect
 import json
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from pccompile.backends.netlist.format import VERSION, Spec, Tensor
 from pccompile.backends.netlist.netlist import Netlist
 from pccompile.diagnostics import Collector, CompileError, OutputError, first_line, printable
 from pccompile.ir.names import identifier
+from pccompile.writing import Write, write_together
 
 GENERATOR = "pccompile"
 ENDING = ".pcnet.json"
@@ -140,24 +140,22 @@ def check_writable(folder: Path, name: str) -> None:
 def save(net: Netlist, folder: Path, name: str) -> tuple[Path, Path]:
     """Write a netlist that holds together; return the paths of its description and of its tensors.
 
-    Both are written under other names first, so that a failure leaves nothing behind. Raises CompileError.
+    Both are written or neither. Raises CompileError.
     """
     description, data = paths(folder, name)
     net = _with_examples(net)
     spec = msgspec.structs.replace(net.spec, generator=GENERATOR, tensor_file=data.name if net.tensors else None)
     check(spec, net.tensors)
     check_writable(folder, name)
+    arrays = {k: np.asarray(a, order="C") for k, a in net.tensors.items()}
+    files: dict[str, Write] = {
+        description.name: lambda path: path.write_text(text(spec), encoding="ascii"),
+        data.name: lambda path: save_file(arrays, path, metadata={"generator": GENERATOR}),
+    }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".pccompile") as scratch:
-            first, second = Path(scratch) / description.name, Path(scratch) / data.name
-            first.write_text(text(spec), encoding="ascii")
-            arrays = {k: np.asarray(a, order="C") for k, a in net.tensors.items()}
-            save_file(arrays, second, metadata={"generator": GENERATOR})
-            os.replace(second, data)
-            os.replace(first, description)
-    except (OSError, SafetensorError) as e:
-        raise OutputError(f"cannot write to {printable(str(folder))}: {getattr(e, 'strerror', None) or e}") from e
+        write_together(folder, files)
+    except SafetensorError as e:
+        raise OutputError(f"cannot write to {printable(str(folder))}: {e}") from e
     return description, data
 
 
@@ -216,7 +214,7 @@ def _with_examples(net: Netlist) -> Netlist:
         if drawn is not None:
             name = f"#drawn.{base}"
             array = drawn.astype(np.float64 if drawn.dtype.kind == "f" else np.int64)
-            tensors[name], described[name] = array, Tensor(shape=array.shape, dtype=str(array.dtype))  # type: ignore[arg-type]
+            tensors[name], described[name] = array, Tensor.of(array)
             draws[port] = msgspec.structs.replace(p, example=name)
     return Netlist(msgspec.structs.replace(net.spec, draws=draws, tensors=described), tensors, net.drawn)
 

@@ -7,7 +7,7 @@ beside the description, by name too, so that a convolution costs its kernel and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 import numpy as np
@@ -18,6 +18,7 @@ UnitKind = Literal["input", "sum", "map", "product", "integrator", "select"]
 Role = Literal["value", "error", "derivative", "gate", "target", "context"]
 Operator = Literal["one_to_one", "gather", "sparse", "dense", "conv", "route"]
 Rule = Literal["outer", "correlate", "copy", "sparse"]
+Dtype = Literal["float64", "float32", "int64", "int32"]
 
 COMBINATIONAL = ("sum", "map", "product", "select")
 """Units whose state follows from their inputs within a tick."""
@@ -152,9 +153,14 @@ class Tensor(Struct, frozen=True, kw_only=True):
     """
 
     shape: tuple[int, ...]
-    dtype: Literal["float64", "float32", "int64", "int32"]
+    dtype: Dtype
     path: str | None = None
     bits: tuple[int, int] | None = None
+
+    @staticmethod
+    def of(array: np.ndarray, path: str | None = None) -> Tensor:
+        """What is said of an array."""
+        return Tensor(shape=array.shape, dtype=cast(Dtype, str(array.dtype)), path=path)
 
 
 class Port(Struct, frozen=True, kw_only=True):

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pccompile.backends.netlist.arrivals import fan_in, fan_out
+from pccompile.backends.netlist.arrivals import fan_in, fan_out, number
 from pccompile.backends.netlist.chip import Figure, Operation
-from pccompile.backends.netlist.format import Population, Projection, Spec, Tensors
+from pccompile.backends.netlist.format import Population, Spec, Tensors
 from pccompile.ir.law import fewest, weight
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def resources(net: Netlist, placement: Placement | None = None) -> Resources:
         for n, p in spec.populations.items()
     )
     projections = tuple(
-        ProjectionCost(p.name, p.op, synapses(p, spec, tensors), p.param is not None, p.param in plastic)
+        ProjectionCost(p.name, p.op, number(p, spec, tensors), p.param is not None, p.param in plastic)
         for p in spec.projections
     )
     used = weights(spec)
@@ -180,38 +180,6 @@ def weights(spec: Spec) -> dict[str, int]:
     return found
 
 
-def synapses(p: Projection, spec: Spec, tensors: Tensors) -> int:
-    """The synapses of a projection, in closed form; of a choice all that it chooses from."""
-    pre, post = spec.populations[p.pre], spec.populations[p.target]
-    match p.op:
-        case "one_to_one":
-            return post.size
-        case "gather" | "route":
-            return int((tensors[str(p.index)] >= 0).sum())
-        case "sparse":
-            return len(tensors[str(p.index)][1])
-        case "dense":
-            kernel = tensors[str(p.param)].shape
-            return int(post.size // kernel[1 if p.transpose else 0] * math.prod(kernel))
-        case "conv":
-            return _convolved(p, pre, post, tensors[str(p.param)].shape)
-
-
-def _convolved(p: Projection, pre: Population, post: Population, kernel: tuple[int, ...]) -> int:
-    """Samples × channel pairs × the places on each axis where the kernel meets the input."""
-    rank = len(p.stride)
-    into, out = (post.shape, pre.shape) if p.transpose else (pre.shape, post.shape)
-    met = [
-        sum(
-            0 <= x * p.stride[d] - p.padding[d] + k * p.dilation[d] < into[d - rank]
-            for x in range(out[d - rank])
-            for k in range(kernel[d + 2])
-        )
-        for d in range(rank)
-    ]
-    return math.prod(out[: -rank - 1]) * kernel[0] * kernel[1] * math.prod(met)
-
-
 def updates(spec: Spec, tensors: Tensors) -> int:
     """The products of pre and post, or states of post, that are added to parameters in a learning tick."""
     named, found = spec.named(), 0
@@ -223,7 +191,7 @@ def updates(spec: Spec, tensors: Tensors) -> int:
             kernel = tensors[rule.param].shape
             found += post.size // kernel[0] * math.prod(kernel)
         else:
-            found += synapses(named[str(rule.via)], spec, tensors)
+            found += number(named[str(rule.via)], spec, tensors)
     return found
 
 

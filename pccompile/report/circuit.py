@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -205,17 +204,16 @@ def settled(
 ) -> tuple[Result, int]:
     """The circuit after its error units have come to rest and one learning tick; and how many ticks they took."""
     given = {"clamps" if options.loss == "none" else "targets": targets}
-    simulator = net.simulator(net.presentation(inputs, **given))
+    session = net.session()
+    session.set(net.presentation(inputs, **given))
+    simulator = session.simulator
     for tick in range(1, LONGEST):
         before = {name: simulator.states[name] for name in simulator.integrators}
         simulator.tick("settle")
         if tick > 1 and all(_rests(before[name], simulator.states[name]) for name in before):
             break
-    simulator.tick("learn")
-    states = {name: s.numpy() for name, s in simulator.states.items()}
-    params = {name: np.asarray(p) for name, p in simulator.params.items()}
-    outputs = {name: states[port.population] for name, port in net.spec.outputs.items()}
-    return Result(states, params, outputs, {}), tick
+    session.run(0, learn=True)
+    return Result(session.states, session.params, session.outputs, {}), tick
 
 
 def _rests(before: Tensor, after: Tensor) -> bool:

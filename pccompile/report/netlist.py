@@ -10,6 +10,7 @@ import numpy as np
 
 from pccompile.backends.netlist import Netlist
 from pccompile.backends.netlist.chip import Chip, Figure
+from pccompile.backends.netlist.files import GENERATOR
 from pccompile.backends.netlist.placement import Placement
 from pccompile.backends.netlist.resources import Energy, Resources, Spread
 from pccompile.diagnostics import printable
@@ -25,8 +26,6 @@ LIMITS = {
 """What a core has, and how it is called here."""
 
 ROWS = 30
-GENERATOR = "pccompile"
-"""The program that a page names; another program's is not overwritten."""
 
 
 def resources_report(found: Resources) -> Page:

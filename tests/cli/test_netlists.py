@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 import pccompile
 from cli.conftest import Run
+from pccompile.cli import CIRCUIT_STAGES
 from pccompile.diagnostics import EXIT_DONE, EXIT_MODEL, EXIT_USAGE, EXIT_VERIFY
 
 
@@ -167,3 +168,14 @@ def test_verify_draws_weights_of_one_number_anew(run: Run, folder: Path) -> None
     result = run("flat.onnx", "--backend", "netlist", "--verify", "--rate", "1")
     assert result.code == EXIT_DONE, result.out
     assert "note: drawn anew:" in result.out
+
+
+def test_stages_and_their_times(run: Run) -> None:
+    result = run(
+        "model.onnx", "--backend", "netlist", "--print-after", "simplify", "--print-after", "netlist", "--time-passes"
+    )
+    assert result.code == EXIT_DONE, result.err
+    assert "# after simplify\ngraph {" in result.err
+    assert '"format": "pcnetlist"' in result.err
+    assert [stage for stage in CIRCUIT_STAGES if f"\n{stage} " not in result.err] == []
+    assert run("model.onnx", "--backend", "netlist", "--print-after", "emit").code == EXIT_USAGE

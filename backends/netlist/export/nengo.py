@@ -44,8 +44,9 @@ class Nengo:
         script = generated(net, **options) if presented else generated(net, drawn=True, **options)
         stem = f"{identifier(name or net.spec.name)}_nengo"
         data = io.BytesIO()
-        arrays = {f"tensor/{k}": v for k, v in script.data.items()}
-        np.savez(data, **arrays, **{f"presented/{k}": v for k, v in script.presented.items()})  # type: ignore[arg-type]
+        arrays: dict[str, Any] = {f"tensor/{k}": v for k, v in script.data.items()}
+        arrays |= {f"presented/{k}": v for k, v in script.presented.items()}
+        np.savez(data, **arrays)
         return write(folder, {f"{stem}.py": script.source().encode(), f"{stem}.npz": data.getvalue()})
 
 

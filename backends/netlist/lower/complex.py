@@ -5,6 +5,7 @@ Linear operations between real and complex tensors are linear in the parts, and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,8 +107,8 @@ def _multiplied(lo: Lowering, n: Node, otherwise: Handler) -> Values:
     return Complex(lo.c.ids(name).reshape(*lo.shape(), 2))
 
 
-def _wrap(op: str, of: object, otherwise: Handler) -> None:
-    HANDLERS[op] = lambda lo, n: of(lo, n, otherwise)  # type: ignore[operator]
+def _wrap(op: str, of: Callable[[Lowering, Node, Handler], Values], otherwise: Handler) -> None:
+    HANDLERS[op] = lambda lo, n: of(lo, n, otherwise)
 
 
 for name in MOVERS:

@@ -86,7 +86,9 @@ class Emitter:
         if isinstance(expr, sp.Mul) and (len(used) > 1 or _linear(expr, signals[0])):
             return self._product(expr, label)
         if used == signals and len(signals) == 1:
-            return self._map(expr.xreplace({signals[0]: X}), self._spread(self.symbols[signals[0]].ids), label)  # type: ignore[union-attr]
+            (held,) = (self.symbols[s] for s in signals)
+            assert isinstance(held, Signal)
+            return self._map(expr.xreplace({signals[0]: X}), self._spread(held.ids), label)
         return self._mixed(expr, label)
 
     def _sum(self, expr: sp.Add, label: str) -> Affine:

@@ -137,12 +137,11 @@ def put(lo: Lowering, n: Node) -> Values:
         found = moved(lo, n)
         assert isinstance(found, Signal)
         return Signal(written_once(lo.ids(n["values"]), found.ids))
-    indices = [None if i is None else lo.value(i) for i in n["indices"]]
-    if not all(i is None or isinstance(i, Const) for i in indices):
+    slices = tuple(slice(None) if i is None else lo.constant(i) for i in n["indices"])
+    if any(s is None for s in slices):
         raise Unsupported("the places that it writes to depend on values")
     base, source = lo.ids(n["self"]), lo.ids(n["values"])
     places = torch.arange(base.size).reshape(base.shape)
-    slices = tuple(slice(None) if i is None else i.tensor for i in indices)  # type: ignore[union-attr]
     destination = places[slices]
     return Signal(_onto(lo, base, destination.numpy(), np.broadcast_to(source, destination.shape)))
 

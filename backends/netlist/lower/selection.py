@@ -57,6 +57,13 @@ def select(
     return name
 
 
+def first_shape(n: Node) -> tuple[int, ...]:
+    """The shape of the first of several results."""
+    assert isinstance(n.type, tuple)
+    assert n.type[0] is not None
+    return tuple(map(int, n.type[0].shape))
+
+
 def _spread(value: object, rank: int) -> tuple[int, ...]:
     values = tuple(value) if isinstance(value, tuple | list) else (value,)
     return tuple(map(int, values * rank if len(values) == 1 else values))
@@ -66,9 +73,8 @@ def _spread(value: object, rank: int) -> tuple[int, ...]:
 def max_pool(lo: Lowering, n: Node) -> Values:
     """The largest entry of each window."""
     rank = 2 if "2d" in n.op else 3
-    assert isinstance(n.type, tuple)
     ids = lo.ids(n["self"])
-    shape = tuple(map(int, n.type[0].shape))  # type: ignore[union-attr]
+    shape = first_shape(n)
     kernel, padding, dilation = (_spread(n[a], rank) for a in ("kernel_size", "padding", "dilation"))
     stride = _spread(n["stride"], rank) if n["stride"] else kernel
     taken = windows(ids.shape[-rank:], shape[-rank:], kernel, stride, padding, dilation)
@@ -82,8 +88,7 @@ def max_pool(lo: Lowering, n: Node) -> Values:
 def adaptive_max_pool(lo: Lowering, n: Node) -> Values:
     """The largest entry of each of as many windows as are asked for: from ⌊i s / o⌋ up to ⌈(i + 1) s / o⌉."""
     rank = 2 if "2d" in n.op else 3
-    assert isinstance(n.type, tuple)
-    ids, shape = lo.ids(n["self"]), tuple(map(int, n.type[0].shape))  # type: ignore[union-attr]
+    ids, shape = lo.ids(n["self"]), first_shape(n)
     size, out = ids.shape[-rank:], shape[-rank:]
     places = np.arange(math.prod(size)).reshape(size)
     found = []

@@ -42,7 +42,7 @@ def message(p: Projection, spec: Spec, tensors: Tensors) -> Message:
         case "dense":
             return lambda x, w, by: shaped(_dense(x, w, p.transpose))
         case "conv":
-            return lambda x, w, by: _convolution(p, shape, x, w).reshape(x.shape[0], *shape)
+            return lambda x, w, by: convolution(p, shape, x, w).reshape(x.shape[0], *shape)
         case "route":
             slots = torch.from_numpy(tensors[str(p.index)].astype("int64"))
             units = None if p.elements is None else torch.from_numpy(tensors[p.elements].astype("int64"))
@@ -125,7 +125,11 @@ def _folded(x: Tensor) -> Tensor:
     return x.reshape(-1, *x.shape[2:])
 
 
-def _convolution(p: Projection, shape: tuple[int, ...], x: Tensor, w: Tensor | None) -> Tensor:
+def convolution(p: Projection, shape: tuple[int, ...], x: Tensor, w: Tensor | None) -> Tensor:
+    """The convolution of x [replicas, samples, channels, …] with a kernel, or the adjoint of one, onto `shape`.
+
+    Replicas and samples come back in one axis.
+    """
     assert w is not None
     rank = len(p.stride)
     if not p.transpose:
@@ -181,10 +185,11 @@ def _copied(post: Tensor, room: Tensor, axis: int | None) -> Tensor:
 
 def _correlated(via: Projection, pre: Tensor | None, post: Tensor, room: Tensor) -> Tensor:
     assert pre is not None
+    found: Tensor
     _, found, _ = torch.ops.aten.convolution_backward(
         _folded(post), _folded(pre), room, None, via.stride, via.padding, via.dilation, False,
         [0] * len(via.stride), via.groups, [False, True, False])  # fmt: skip
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _paired(via: Projection, tensors: Tensors) -> Change:

@@ -50,11 +50,7 @@ class _Flattening:
             populations[self.one] = Population(
                 shape=(1,), unit="sum", role="context", vertex="", bias=self.tensor(np.ones(1))
             )
-        described = {
-            name: Tensor(shape=a.shape, dtype=str(a.dtype))  # type: ignore[arg-type]
-            for name, a in self.tensors.items()
-            if name not in spec.tensors
-        }
+        described = {name: Tensor.of(a) for name, a in self.tensors.items() if name not in spec.tensors}
         made = replace(
             spec,
             populations=populations,

@@ -169,8 +169,7 @@ def _rounded(array: np.ndarray, bits: Bits) -> np.ndarray:
 
 
 def _described(spec: Spec, name: str, array: np.ndarray, bits: Bits | None) -> fmt.Tensor:
-    said = spec.tensors.get(name) or fmt.Tensor(shape=array.shape, dtype=array.dtype.name)  # type: ignore[arg-type]
-    return msgspec.structs.replace(said, bits=bits)
+    return msgspec.structs.replace(spec.tensors.get(name) or fmt.Tensor.of(array), bits=bits)
 
 
 __all__ = ["Presentation", "quantise"]

@@ -62,10 +62,7 @@ class _Splitting:
 
     def described(self) -> dict[str, Tensor]:
         """What is said of each tensor now."""
-        return {
-            name: self.spec.tensors.get(name) or Tensor(shape=a.shape, dtype=str(a.dtype))  # type: ignore[arg-type]
-            for name, a in self.tensors.items()
-        }
+        return {name: self.spec.tensors.get(name) or Tensor.of(a) for name, a in self.tensors.items()}
 
     def result(self) -> Netlist:
         """The netlist as it is now."""
@@ -105,7 +102,7 @@ class _Splitting:
         ports = ports_of(self.populations[name].unit)
         for port in ports:
             mine = [p for p in into if p.port == port]
-            if mine and sum(counts[p.name] for p in mine).max() > limit // len(ports):  # type: ignore[union-attr]
+            if mine and np.sum([counts[p.name] for p in mine], axis=0).max() > limit // len(ports):
                 self._part(name, port, mine, limit)
         return True
 
@@ -128,15 +125,12 @@ class _Splitting:
         if p.op == "route":
             return self._rerouted(p, post, parts, owner_of)
         found = self.synapses(p)
-        kept = {"name": p.name, "pre": p.pre, "post": post, "gain": p.gain, "delay": p.delay}
+        kept = Projection(name=p.name, pre=p.pre, post=post, op="gather", gain=p.gain, delay=p.delay)
         if found.other is None:
-            table = _table(parts, found.pre, owner_of.size)
-            return Projection(op="gather", index=self._tensor(table), **kept)  # type: ignore[arg-type]
+            return replace(kept, index=self._tensor(_table(parts, found.pre, owner_of.size)))
         index = np.stack([found.pre, parts] if p.transpose else [parts, found.pre])
-        return Projection(
-            op="sparse", param=p.param, transpose=p.transpose, index=self._tensor(index),
-            elements=self._tensor(found.other), **kept,  # type: ignore[arg-type]
-        )  # fmt: skip
+        return replace(kept, op="sparse", param=p.param, transpose=p.transpose, index=self._tensor(index),
+                       elements=self._tensor(found.other))  # fmt: skip
 
     def _rerouted(self, p: Projection, post: str, parts: np.ndarray, owner_of: np.ndarray) -> Projection:
         index = self.tensors[str(p.index)]
