@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 import pccompile
 from core.models import ConvNet, distance, gradients, half_squares, mlp, seeded
+from core.written import compare, linear, module, x64
 from pccompile import CompileError
 
 PROBE = """
@@ -39,33 +38,6 @@ def test_importing_the_package_alone_does_not_import_torch() -> None:
     script = "import sys, pccompile; assert 'torch' not in sys.modules; print(pccompile.__version__)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == pccompile.__version__, done.stderr
-
-
-def module(forward: Callable[..., Any], **layers: nn.Module) -> Callable[[], nn.Module]:
-    """A model with these layers and this forward."""
-
-    class Made(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            for name, layer in layers.items():
-                setattr(self, name, copy.deepcopy(layer))
-
-    Made.forward = forward
-    return Made
-
-
-def compare(make: Callable[[], nn.Module], x: Tensor, **how: Any) -> float:
-    plain, pc = seeded(make), pccompile.compile(seeded(make), (x,), **how)
-    return distance(gradients(pc, half_squares(pc(x))), gradients(plain, half_squares(plain(x))))
-
-
-def linear(inputs: int = 4, outputs: int = 4) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Linear(inputs, outputs)
-
-
-def x64(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 # factors and sums
@@ -314,96 +286,3 @@ def test_names_from_a_model_are_never_code() -> None:
 
 def test_an_error_shows_control_characters_escaped() -> None:
     assert "\x1b" not in str(CompileError("red \x1b[31m text\nsecond"))
-
-
-# changes in place where gradients are off
-
-
-def in_place_without_gradient(self: Any, x: Tensor) -> Tensor:
-    h = self.a(x)
-    with torch.no_grad():
-        h.clamp_(-1, 1).mul_(2)
-        scale = h.sum()
-    return self.b(h * h) * scale
-
-
-def statistics_without_gradient(self: Any, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        self.norm.running_mean.mul_(0.9).add_(0.1 * x.mean(0))
-        self.norm.running_var[0] = x.mean()
-    return self.a(x) + self.norm.running_mean + self.norm.running_var
-
-
-@pytest.mark.parametrize("forward", [in_place_without_gradient, statistics_without_gradient])
-def test_a_change_in_place_without_gradient_keeps_the_gradient_that_was_there(forward: Callable[..., Any]) -> None:
-    make = module(forward, a=linear(), b=linear(), norm=nn.BatchNorm1d(4))
-    x, y = x64(3, 4).requires_grad_(), x64(3, 4)
-    y.data.copy_(x.data)
-    y.requires_grad_()
-    plain, pc = seeded(make), pccompile.compile(seeded(make), (x.detach(),))
-    half_squares(pc(x)).backward()
-    half_squares(plain(y)).backward()
-    found = {"input": x.grad, **{k: p.grad for k, p in pc.named_parameters()}}
-    assert distance(found, {"input": y.grad, **{k: p.grad for k, p in plain.named_parameters()}}) < 1e-12
-    assert all(map(torch.allclose, pc.buffers(), plain.buffers()))
-
-
-@pytest.mark.parametrize(
-    "replaced",
-    [lambda h: h.clone().zero_(), torch.bernoulli, lambda h: torch.linalg.matrix_power(h, 0)],
-    ids=["zero_", "bernoulli", "matrix_power"],
-)
-@pytest.mark.parametrize("algorithm", ["exact", "fixed-prediction", "strict"])
-def test_what_other_numbers_were_put_in_the_place_of_has_gradient_zero(
-    replaced: Callable[[Tensor], Tensor], algorithm: str
-) -> None:
-    model = seeded(module(lambda self, x: replaced(self.a(x).sigmoid()), a=linear()))
-    pc = pccompile.compile(model, (x64(4, 4),), algorithm=algorithm)
-    if algorithm == "strict":
-        pc.loss(x64(4, 4), target=x64(4, 4)).backward()
-    else:
-        half_squares(pc(x64(4, 4))).backward()
-    for p in pc.parameters():
-        assert p.grad is not None
-        assert not p.grad.any()
-
-
-def test_a_parameter_that_is_made_and_filled_inside() -> None:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        scale = nn.Parameter(torch.empty(4, dtype=x.dtype))
-        nn.init.constant_(scale, 1.5)
-        return self.b(self.a(x) * scale.detach())
-
-    assert compare(module(forward, a=linear(), b=linear()), x64(3, 4)) < 1e-12
-
-
-def part_without_gradient(self: Any, x: Tensor) -> Tensor:
-    h = self.a(x)
-    with torch.no_grad():
-        h[:, 0] = 1
-    return self.b(h)
-
-
-def through_detach(self: Any, x: Tensor) -> Tensor:
-    h = self.a(x)
-    h.detach().mul_(2)
-    return self.b(h)
-
-
-def parameter_in_place(self: Any, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        self.a.weight.clamp_(-1, 1)
-    return self.b(self.a(x))
-
-
-@pytest.mark.parametrize(
-    "forward, words",
-    [
-        (part_without_gradient, "changes a part of a value in place"),
-        (through_detach, "a detached value is changed in place"),
-        (parameter_in_place, "a parameter is changed in place"),
-    ],
-)
-def test_changes_in_place_that_cannot_be_followed_are_refused(forward: Callable[..., Any], words: str) -> None:
-    with pytest.raises(CompileError, match=words):
-        pccompile.compile(seeded(module(forward, a=linear(), b=linear())), (x64(3, 4),))
