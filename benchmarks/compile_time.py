@@ -6,6 +6,7 @@ python benchmarks/compile_time.py [names …]
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def resnet(depth: int) -> Built:
 
 
 MODELS: dict[str, Callable[[], Built]] = {
-    **{f"bert {n} layers": lambda n=n: bert(n) for n in (3, 6, 12)},  # type: ignore[misc]
+    **{f"bert {n} layers": functools.partial(bert, n) for n in (3, 6, 12)},
     "resnet18": lambda: resnet(18),
     "resnet50": lambda: resnet(50),
     "lstm 50 steps": lambda: lstm(50),

@@ -52,8 +52,9 @@ class _Rewriter:
     def run(self) -> Graph:
         for n in self.graph.nodes:
             self.b.where, self.b.prefix = n.where, f"{n.name}_"
-            if n.op == NONZERO and n["self"] in self.env and self._static(n["self"]):
-                self.env[n.name] = self._places(n)
+            length = n.tensor.shape[0] if n.op == NONZERO else 0
+            if isinstance(length, sympy.Symbol) and self._static(n["self"]):
+                self.env[n.name] = self._places(n, length)
             else:
                 self._kept(n)
         if chosen := [n for n in self.graph.nodes if n.name in self.graph.outputs and self._symbols(n.name)]:
@@ -63,13 +64,12 @@ class _Rewriter:
     def _static(self, name: str) -> bool:
         return all(isinstance(d, int) for d in self.b.type(self.env[name]).shape)
 
-    def _places(self, n: Node) -> Ref:
-        """The coordinates of all places of the mask of a `nonzero`."""
+    def _places(self, n: Node, length: sympy.Symbol) -> Ref:
+        """The coordinates of all places of the mask of a `nonzero`, whose results are `length` rows."""
         mask = self.env[n["self"]]
         shape = tuple(int(d) for d in self.b.shape(mask))
         count = int(self.b.numel(shape))
-        (symbol,) = n.tensor.shape[0].free_symbols  # type: ignore[union-attr]
-        self.rows[symbol] = _Rows(self.b.view(mask, (count,)), count)
+        self.rows[length] = _Rows(self.b.view(mask, (count,)), count)
         places = self.b("aten.arange.default", count, dtype=torch.int64, device=DEVICE)
         columns, stride = [], count
         for size in shape:

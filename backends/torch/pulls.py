@@ -11,6 +11,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -184,7 +185,7 @@ def _pieces(w: Writer, group: Sequence[Term]) -> Ref:
     selects = nodes[0].op == "aten.select_backward.default"
     dim, sizes = nodes[0]["dim"], nodes[0]["input_sizes"]
     size = sizes[dim]
-    spans: dict[tuple[object, object], list[Term]] = {}
+    spans: dict[tuple[Any, Any], list[Term]] = {}
     for t, n in zip(group, nodes, strict=True):
         start = _place(n["index"] if selects else n["start"], size)
         end = None if selects else _place(n["end"], size)
@@ -195,16 +196,16 @@ def _pieces(w: Writer, group: Sequence[Term]) -> Ref:
     if not _apart(order, size, selects):
         return added(w, [_shared_piece(w, spans[span]) for span in order])
     parts: list[Ref] = []
-    edge: object = 0
+    edge: Any = 0
     for start, end in order:
-        parts += _gap(w, sizes, dim, edge, start, selects, nodes[0].tensor.dtype)  # type: ignore[arg-type]
+        parts += _gap(w, sizes, dim, edge, start, selects, nodes[0].tensor.dtype)
         parts.append(_sum(w, [t.at(t.node["grad_output"]) for t in spans[start, end] if t.node]))
-        edge = start + 1 if selects else end  # type: ignore[operator]
-    parts += _gap(w, sizes, dim, edge, size, selects, nodes[0].tensor.dtype)  # type: ignore[arg-type]
+        edge = start + 1 if selects else end
+    parts += _gap(w, sizes, dim, edge, size, selects, nodes[0].tensor.dtype)
     return w("aten.stack.default" if selects else "aten.cat.default", tuple(parts), dim, label="pieces")
 
 
-def _place(at: object, size: Dim) -> object:
+def _place(at: Any, size: Dim) -> Any:
     """A place counted from the front, where that is known."""
     if isinstance(at, int) and at > 2**62:
         return size
@@ -213,12 +214,12 @@ def _place(at: object, size: Dim) -> object:
     return at
 
 
-def _apart(order: Sequence[tuple[object, object]], size: object, selects: bool) -> bool:
+def _apart(order: Sequence[tuple[Any, Any]], size: object, selects: bool) -> bool:
     """Whether pieces lie side by side or apart, in places that are known."""
     if selects:
         return isinstance(size, int)
     if all(isinstance(e, int) for span in order for e in span) and isinstance(size, int):
-        return all(a[1] <= b[0] for a, b in itertools.pairwise(order))  # type: ignore[operator]
+        return all(a[1] <= b[0] for a, b in itertools.pairwise(order))
     edges = [0, *(span[1] for span in order)]
     return all(span[0] == e for span, e in zip(order, edges, strict=False)) and edges[-1] == size
 

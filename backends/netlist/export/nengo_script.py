@@ -371,7 +371,7 @@ class Script:
             "\n\n\n".join(parts),
             "\n\n\ndef build(data: dict[str, Array], presented: dict[str, Array]) -> Any:\n",
             '    """The network; `data` are its numbers, `presented` the states of its inputs, [count, *shape]."""\n',
-            f"    {names} = ({{}} for _ in range(9))  # type: ignore[var-annotated]\n",
+            f"    {names} = ({{}} for _ in range(9))\n",
             f"    with nengo.Network(label={self.spec.name!r}, seed=0) as network:\n",
             text,
             "\n    network.units, network.watched, network.parameters = units, watched, parameters",

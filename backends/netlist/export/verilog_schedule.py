@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -135,7 +135,7 @@ class Schedule:
                 continue
             terms = [(t, i) for i, port in enumerate(ports_of(p.unit)) for t in self.path.terms[name, port]]
             kind = {"sum": "SUM", "product": "PRODUCT", "integrator": "INTEGRATE"}.get(p.unit, "TABLE")
-            more: dict[str, int | tuple[int, int, int]] = {}
+            more: dict[str, Any] = {}
             if p.unit == "integrator":
                 more = {"accumulator": self.accumulators[name], "guard": self.path.guard(name),
                         "halvings": self.path.halvings(name), "leak": int(p.leak)}  # fmt: skip
@@ -182,7 +182,7 @@ class Schedule:
     def _committing(self) -> Iterator[Pass]:
         for name in self.path.integrators:
             p = self.path.spec.populations[name]
-            more: dict[str, int | tuple[int, int, int]] = {
+            more: dict[str, Any] = {
                 "accumulator": self.accumulators[name],
                 "guard": self.path.guard(name),
             }
@@ -199,7 +199,7 @@ class Schedule:
         terms: Sequence[tuple[Term, int]],
         bits: tuple[int, int],
         phase: int | None,
-        more: dict[str, int | tuple[int, int, int]],
+        more: dict[str, Any],
     ) -> Pass:
         """A pass whose columns are chosen so that as many addresses as possible follow from the counters."""
         if not terms:
@@ -216,7 +216,7 @@ class Schedule:
         columns = max(divisors, key=regular)
         steps = tuple(self._step(t, port, e, columns) for (t, port), e in zip(terms, tables, strict=True))
         total, fraction = bits
-        return Pass(name, kind, target, size // columns, columns, steps, total, fraction=fraction, phase=phase, **more)  # type: ignore[arg-type]
+        return Pass(name, kind, target, size // columns, columns, steps, total, fraction=fraction, phase=phase, **more)
 
     def _entries(self, term: Term, size: int) -> np.ndarray:
         """Where each unit's operands lie, `[unit, slot, 4]`; units of fewer synapses have empty slots."""
