@@ -163,6 +163,10 @@ class Netlist:
 
         return resources(self, None if chip is None else self.place(chip))
 
+    def learned(self, result: Result) -> Netlist:
+        """The circuit with the parameters that a simulation left."""
+        return Netlist(self.spec, {**self.tensors, **result.params}, self.drawn)
+
     def save(self, folder: str | Path, name: str | None = None) -> tuple[Path, Path]:
         """Write `name.pcnet.json` and `name.safetensors`, and return their paths. Raises CompileError."""
         from pccompile.backends.netlist.files import save
