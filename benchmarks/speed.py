@@ -17,8 +17,8 @@ import torch
 from models import BENCHES, Bench
 
 from pccompile.driver import Options
-from pccompile.losses import targets_of
-from pccompile.module import PCModule
+from pccompile.runtime.losses import targets_of
+from pccompile.runtime.module import PCModule
 
 Step = Callable[[], Any]
 

@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from pccompile.backends.netlist import Netlist
     from pccompile.diagnostics import CompileError
     from pccompile.frontends.onnx import load_onnx
-    from pccompile.module import PCModule
     from pccompile.report.circuit import CircuitReport, verify_circuit
     from pccompile.report.trace import Trace
     from pccompile.report.verify import VerifyReport, verify
+    from pccompile.runtime.module import PCModule
 
 __version__ = "0.1.0"
 _WHERE = {
     "CircuitReport": "pccompile.report.circuit",
     "CompileError": "pccompile.diagnostics",
     "Netlist": "pccompile.backends.netlist",
-    "PCModule": "pccompile.module",
+    "PCModule": "pccompile.runtime.module",
     "Trace": "pccompile.report.trace",
     "VerifyReport": "pccompile.report.verify",
     "compile": "pccompile.api",

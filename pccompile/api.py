@@ -20,8 +20,8 @@ from pccompile.frontends.exported import Locate, import_program
 from pccompile.frontends.onnx import OnnxModule, load_onnx
 from pccompile.frontends.onnx import location_of as onnx_location
 from pccompile.frontends.onnx.registry import operator
-from pccompile.module import PCModule
 from pccompile.ops import user_elementwise, user_linear
+from pccompile.runtime.module import PCModule
 
 
 @overload

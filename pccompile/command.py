@@ -32,13 +32,13 @@ from pccompile.diagnostics import (
 from pccompile.files import check_writable, save_generated
 from pccompile.frontends.exported import Imported
 from pccompile.loading import Target, kind_of, load, parse_shape
-from pccompile.module import PCModule
 from pccompile.netlist_command import is_netlist, run_netlist
 from pccompile.report.doctor import examine
 from pccompile.report.gradients import Bench
 from pccompile.report.losses import cross_entropy
 from pccompile.report.summary import warnings as worth_knowing
 from pccompile.report.tables import Table, show
+from pccompile.runtime.module import PCModule
 
 HIDDEN = ("import-graph",)
 """Stages whose result another stage has shown."""

@@ -13,7 +13,7 @@ from pccompile.report.tables import Page, count
 
 if TYPE_CHECKING:
     from pccompile.frontends.onnx import OnnxModule
-    from pccompile.module import PCModule
+    from pccompile.runtime.module import PCModule
 
 
 def examine(shown: str, model: str, compile_it: Callable[[], PCModule]) -> tuple[Page, bool]:

@@ -16,7 +16,7 @@ from pccompile.report.tables import Page, Table, count, shortened
 if TYPE_CHECKING:
     from torch import nn
 
-    from pccompile.module import PCModule
+    from pccompile.runtime.module import PCModule
 
 MOST = 4
 """So many vertices that a name means are explained one by one; more are listed."""

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from pccompile.diagnostics import printable
 from pccompile.driver import Options, compile_imported
 from pccompile.report.losses import Criterion, cast, clamp, cloned, random_target, squared_error
-from pccompile.runtime import Runtime, reaching
+from pccompile.runtime.loaded_program import Runtime, reaching
 
 if TYPE_CHECKING:
-    from pccompile.module import PCModule
+    from pccompile.runtime.module import PCModule
 
 Gradients = dict[str, "Tensor | None"]
 

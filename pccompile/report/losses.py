@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from pccompile.diagnostics import CompileError
 
 if TYPE_CHECKING:
-    from pccompile.runtime import Runtime
+    from pccompile.runtime.loaded_program import Runtime
 
 Criterion = Callable[[Any, Any], Tensor]
 

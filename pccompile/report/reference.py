@@ -23,7 +23,7 @@ from pccompile.report.tables import count
 from pccompile.report.verify import VerifyReport, verify
 
 if TYPE_CHECKING:
-    from pccompile.module import PCModule
+    from pccompile.runtime.module import PCModule
 
 INSTALL = 'pip install "pccompile[check]"'
 

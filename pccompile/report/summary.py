@@ -15,7 +15,7 @@ from pccompile.report.explain import rules
 from pccompile.report.tables import Page, count
 
 if TYPE_CHECKING:
-    from pccompile.module import PCModule
+    from pccompile.runtime.module import PCModule
 
 FLAT = ("round", "floor", "ceil", "trunc", "sign", "sgn", "heaviside", "fix")
 """Operations whose derivative is 0 wherever it exists."""

@@ -16,8 +16,8 @@ from pccompile.report.losses import Criterion, clamp, cloned
 from pccompile.report.tables import Page, Table, count, number
 
 if TYPE_CHECKING:
-    from pccompile.module import PCModule
-    from pccompile.runtime import Runtime
+    from pccompile.runtime.loaded_program import Runtime
+    from pccompile.runtime.module import PCModule
 
 Shown = dict[str, Tensor]
 LINES = 12

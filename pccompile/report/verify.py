@@ -19,7 +19,7 @@ from pccompile.report.losses import Criterion
 from pccompile.report.tables import Page, Table, count, number
 
 if TYPE_CHECKING:
-    from pccompile.module import PCModule
+    from pccompile.runtime.module import PCModule
 
 EQUAL_BACKPROP = frozenset({"exact"})
 """Algorithms whose gradients are those of backpropagation."""

@@ -18,7 +18,7 @@ from pccompile.ir import DEVICE, Node, PCGraph, Ref
 from pccompile.ops import overload
 from pccompile.ops.functions import STOP
 from pccompile.ops.typer import split_arguments
-from pccompile.runtime import Runtime
+from pccompile.runtime.loaded_program import Runtime
 
 
 def by_path_length(pc: PCModule, loss: Callable[[Any], Tensor], *inputs: Tensor) -> list[Gradients]:

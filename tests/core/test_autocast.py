@@ -13,7 +13,7 @@ from zoo.traps_flow import ClippedProduct
 
 import pccompile
 from core.models import ConvNet, Residual, Transformer, seeded
-from pccompile.dynamo import backend
+from pccompile.runtime.torch_compile import backend
 
 ON = {"device_type": "cpu", "dtype": torch.bfloat16}
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo.traps_flow import ClippedProduct, Reverse, Round
 
 from pccompile import CompileError
-from pccompile.dynamo import backend
+from pccompile.runtime.torch_compile import backend
 
 SEAMS = {"BridgeBackward", "AsStridedBackward0", "torch::autograd::CopyBackwards", "CloneBackward0"}
 """What autograd may hold of a program: our pieces, and memory that they share or overwrite."""

@@ -15,7 +15,7 @@ from zoo.reference import _writable
 from core.models import distance
 from core.test_zoo import built, drawn
 from pccompile import CompileError
-from pccompile.dynamo import backend
+from pccompile.runtime.torch_compile import backend
 
 REFUSED = {
     "spectral_norm": "in place where gradients are off",

@@ -24,7 +24,7 @@ from core.models import ConvNet, Residual, Transformer, distance, gradients, hal
 from core.references import descend, survival
 from core.tiny import TwoLayers
 from pccompile import PCModule
-from pccompile.runtime import load
+from pccompile.runtime.loaded_program import load
 
 Scope = dict[str, Any]
 IMAGE = (4, 3, 8, 8)

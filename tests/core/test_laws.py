@@ -35,7 +35,7 @@ from pccompile.algorithms.law import gradient_error, path_lengths, steps_for
 from pccompile.backends.torch import emit
 from pccompile.driver import Options, schedule
 from pccompile.ir.law import weight
-from pccompile.runtime import load
+from pccompile.runtime.loaded_program import load
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (mlp, (5, 4)),

@@ -16,7 +16,7 @@ from core.test_zoo import built, cases, drawn
 from pccompile import PCModule
 from pccompile.backends.torch import emit
 from pccompile.driver import Options, schedule
-from pccompile.runtime import load
+from pccompile.runtime.loaded_program import load
 
 STEPS, RATE = 9, 0.4
 SLOW = {name for name, case in ZOO.items() if case.slow or case.refused} | {"mobilenet_v2", "resnet18"}

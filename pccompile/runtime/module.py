@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pccompile.bridge import Bridge, Tables
 from pccompile.diagnostics import CompileError, RuleError
 from pccompile.driver import Compiled, Hook, Options, compile_imported, import_model
 from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of
 from pccompile.frontends.exported import Imported, Locate
-from pccompile.higher import refuse_transforms
-from pccompile.holding import form, tensor_at
-from pccompile.losses import compile_loss, targets_of
-from pccompile.runtime import Interface, Runtime, reaching
+from pccompile.runtime.autograd_function import Bridge, Tables
+from pccompile.runtime.derivative_guards import refuse_transforms
+from pccompile.runtime.loaded_program import Interface, Runtime, reaching
+from pccompile.runtime.losses import compile_loss, targets_of
+from pccompile.runtime.model_state import form, tensor_at
 
 if TYPE_CHECKING:
     from pccompile.report.tables import Page

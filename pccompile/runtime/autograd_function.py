@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pccompile.higher import refuse_second_order
-from pccompile.runtime import Runtime
+from pccompile.runtime.derivative_guards import refuse_second_order
+from pccompile.runtime.loaded_program import Runtime
 
 Tables = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Parameters and buffers by path."""

@@ -20,8 +20,8 @@ from pccompile.diagnostics import CompileError
 from pccompile.driver import Options, import_model
 from pccompile.frontends.dynamo import exportable
 from pccompile.frontends.exported import Imported
-from pccompile.module import PCModule
 from pccompile.passes.activity import active
+from pccompile.runtime.module import PCModule
 
 
 def backend(

@@ -14,7 +14,7 @@ from pccompile.backends.torch import Loss
 from pccompile.diagnostics import CompileError
 from pccompile.driver import import_model, to_vertices
 from pccompile.frontends.exported import Imported
-from pccompile.runtime import Interface
+from pccompile.runtime.loaded_program import Interface
 
 LARGEST = 4096
 """A loss may hold tensors, such as class weights, of so many entries: they are written into the generated file."""

@@ -1,0 +1,1 @@
+"""What runs when a compiled model is called: module, autograd function, loaded program, model state, losses."""
