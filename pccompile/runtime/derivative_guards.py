@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,13 +12,33 @@ from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError
 
+Called = TypeVar("Called", bound=Callable[..., Any])
+
+TRACERS = (torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FUNCTIONAL)
+"""The modes of what records operations one by one: make_fx and AOTAutograd."""
+
+
+def opaque(function: Called) -> Called:
+    """`function` such that torch.compile calls it as it is, between two of its graphs."""
+    reason = (
+        "a compiled model runs as it is, between two graphs: leave out fullgraph=True, or give the model itself to "
+        'torch.compile(model, backend="pccompile") or to torch.export'
+    )
+    disabled: Called = torch.compiler.disable(function, reason=reason)
+    return disabled
+
 
 def refuse_transforms(model: nn.Module, *values: Any) -> None:
-    """Raise CompileError where a call of `model` with `values` is transformed by torch.func or carries tangents."""
+    """Raise CompileError where a call of `model` is traced, transformed by torch.func or carries tangents in `values`."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise CompileError(
             "a compiled model cannot be transformed by torch.func (grad, vjp, jvp, vmap, hessian)",
             hint="call backward() or torch.autograd.grad, or transform the model itself",
+        )
+    if torch._C._is_tracing() or any(torch._C._get_dispatch_mode(mode) is not None for mode in TRACERS):
+        raise CompileError(
+            "a compiled model cannot be traced (torch.jit.trace, make_fx): its backward pass would be autograd's",
+            hint="trace the model itself, or torch.export it",
         )
     if forward_ad._current_level >= 0:
         for t in [*model.parameters(), *pytree.tree_leaves(values)]:

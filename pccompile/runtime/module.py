@@ -23,7 +23,7 @@ from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of
 from pccompile.frontends.exported import Imported, Locate
 from pccompile.runtime.autograd_function import Bridge, Tables
-from pccompile.runtime.derivative_guards import refuse_transforms
+from pccompile.runtime.derivative_guards import opaque, refuse_transforms
 from pccompile.runtime.loaded_program import Interface, Runtime, reaching
 from pccompile.runtime.losses import compile_loss, targets_of
 from pccompile.runtime.model_state import form, tensor_at
@@ -252,8 +252,11 @@ class PCModule(nn.Module):
             outputs, context = runtime.function("predict")(params, buffers, inputs)
         return outputs, context
 
+    @opaque
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model returns, with predictive coding as its backward pass."""
+        """What the model returns, with predictive coding as its backward pass; for torch.export, the model itself."""
+        if torch.compiler.is_exporting():
+            return self.__dict__["model"](*args, **kwargs)
         runtime = self._runtime(args, kwargs)
         inputs = runtime.interface.bind(args, kwargs)
         return runtime.interface.assemble(self._run(runtime, inputs), inputs)
@@ -268,6 +271,7 @@ class PCModule(nn.Module):
         result: tuple[Tensor, ...] = Bridge.apply(self._predict, runtime, tables, inputs, targets, *sources)  # type: ignore[no-untyped-call]
         return result
 
+    @opaque
     def loss(self, *args: Any, target: Any, **kwargs: Any) -> Tensor:
         """The loss that the model was compiled with, as a scalar for `backward()`.
 
