@@ -336,6 +336,7 @@ def with_floats(graph: Graph, dtype: torch.dtype) -> None:
         for constant in part.constants.values():
             if constant.dtype.is_floating_point and not constant.code:
                 constant.array, constant.dtype = constant.array.astype(NUMPY[dtype]), dtype
+        part.nodes = tuple(replace(node, single=dtype) for node in part.nodes)
         for node in part.nodes:
             if node.op_type == "ConstantOfShape":
                 node.attributes.setdefault("value", Host(np.zeros(1, np.float32), torch.float32))

@@ -53,7 +53,7 @@ def label_encoder(node: Node, x: Value) -> Value:
         return text_of(np.array(found, dtype=object).reshape(elements.shape))
     if kind == "tensor":
         return tensor_of(np.array(found, dtype=values.dtype).reshape(elements.shape), node.get("values_tensor").dtype)
-    dtype = torch.int64 if kind == "int64s" else torch.float32
+    dtype = torch.int64 if kind == "int64s" else node.single
     return torch.tensor(found, dtype=dtype).reshape(elements.shape)
 
 
@@ -95,7 +95,7 @@ def one_hot_encoder(node: Node, x: Value) -> Tensor:
     hits = elements[..., None] == np.array(categories, dtype=object if isinstance(x, Text) else np.int64)
     if not node.get("zeros", 1) and not hits.any(-1).all():
         raise CompileError("OneHotEncoder is given a value that is none of its categories")
-    return torch.from_numpy(hits.astype(np.float32))
+    return torch.from_numpy(hits).to(node.single)
 
 
 @operator("ZipMap", domain=LEARNED)

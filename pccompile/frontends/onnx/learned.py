@@ -41,13 +41,13 @@ def linear(node: Node, x: Tensor) -> Tensor:
 @operator("LinearRegressor", domain=LEARNED)
 def linear_regressor(node: Node, x: Tensor) -> Tensor:
     """A linear function of each sample."""
-    return transformed(linear(node, floats(x)), node.get("post_transform", "NONE")).to(torch.float32)
+    return transformed(linear(node, floats(node, x)), node.get("post_transform", "NONE")).to(node.single)
 
 
 @operator("LinearClassifier", domain=LEARNED)
 def linear_classifier(node: Node, x: Tensor) -> tuple[Value, Tensor]:
     """The label of the highest linear score, and the scores."""
-    scores, transform = linear(node, floats(x)).to(torch.float32), node.get("post_transform", "NONE")
+    scores, transform = linear(node, floats(node, x)).to(node.single), node.get("post_transform", "NONE")
     labels = labels_of(node)
     if scores.shape[1] == 1 and len(labels) == 2:
         second = (scores > 0).squeeze(1).to(torch.int64)
@@ -76,7 +76,7 @@ def kernel(node: Node, x: Tensor, vectors: Tensor) -> Tensor:
 @operator("SVMRegressor", domain=LEARNED)
 def svm_regressor(node: Node, x: Tensor) -> Tensor:
     """The regression of a support vector machine; 1 or −1 for one that tells one class from the rest."""
-    x, count = floats(x), node.get("n_supports", 0)
+    x, count = floats(node, x), node.get("n_supports", 0)
     coefficients, rho = given(node, "coefficients", x), given(node, "rho", x)
     if count:
         result = torch.matmul(kernel(node, x, given(node, "support_vectors", x).reshape(count, -1)), coefficients)
@@ -85,25 +85,25 @@ def svm_regressor(node: Node, x: Tensor) -> Tensor:
     result = (result + rho[0])[:, None]
     if node.get("one_class", 0):
         result = torch.where(result > 0, 1.0, -1.0)
-    return transformed(result, node.get("post_transform", "NONE")).to(torch.float32)
+    return transformed(result, node.get("post_transform", "NONE")).to(node.single)
 
 
 @operator("SVMClassifier", domain=LEARNED)
 def svm_classifier(node: Node, x: Tensor) -> tuple[Value, Tensor]:
     """The label that most pairs of classes vote for, and the scores or probabilities."""
-    x, transform = floats(x), node.get("post_transform", "NONE")
+    x, transform = floats(node, x), node.get("post_transform", "NONE")
     sizes, classes = node.get("vectors_per_class") or [], len(labels_of(node))
     if not sizes:
         weights = given(node, "coefficients", x).reshape(classes, -1)
         scores = torch.matmul(x, weights.t()) + given(node, "rho", x)[0]
-        return chosen(node, torch.argmax(scores, 1)), transformed(scores, transform).to(torch.float32)
+        return chosen(node, torch.argmax(scores, 1)), transformed(scores, transform).to(node.single)
     scores, votes = duels(node, x, sizes)
     if node.get("prob_a"):
         likely = pairwise(node, scores, classes)
-        return chosen(node, torch.argmax(votes, 1)), transformed(likely, transform).to(torch.float32)
+        return chosen(node, torch.argmax(votes, 1)), transformed(likely, transform).to(node.single)
     if scores.shape[1] > 1:
-        return chosen(node, torch.argmax(votes, 1)), transformed(scores, transform).to(torch.float32)
-    return chosen(node, torch.argmax(votes, 1)), two_classes(scores, transform, False).to(torch.float32)
+        return chosen(node, torch.argmax(votes, 1)), transformed(scores, transform).to(node.single)
+    return chosen(node, torch.argmax(votes, 1)), two_classes(scores, transform, False).to(node.single)
 
 
 def duels(node: Node, x: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
@@ -155,7 +155,7 @@ def pairwise(node: Node, scores: Tensor, classes: int) -> Tensor:
 @operator("Scaler", domain=LEARNED)
 def scaler(node: Node, x: Tensor) -> Tensor:
     """(x − offset) · scale."""
-    x = x.to(torch.float32)
+    x = x.to(node.single)
     offset, scale = attribute_tensor(node, "offset", x), attribute_tensor(node, "scale", x)
     x = x if offset is None else x - offset
     return x if scale is None else x * scale
@@ -164,7 +164,7 @@ def scaler(node: Node, x: Tensor) -> Tensor:
 @operator("Normalizer", domain=LEARNED)
 def normalizer(node: Node, x: Tensor) -> Tensor:
     """Rows divided by their norm: MAX, L1 or L2."""
-    x = x.to(torch.float32)
+    x = x.to(node.single)
     match node.get("norm", "MAX"):
         case "MAX":
             size = x.amax(-1, keepdim=True)
@@ -193,7 +193,7 @@ def imputer(node: Node, x: Tensor) -> Tensor:
 @operator("FeatureVectorizer", domain=LEARNED)
 def feature_vectorizer(node: Node, *values: Tensor) -> Tensor:
     """The values' columns beside each other, as float32."""
-    return torch.cat([(v if v.dim() > 1 else v[None]).to(torch.float32) for v in values], 1)
+    return torch.cat([(v if v.dim() > 1 else v[None]).to(node.single) for v in values], 1)
 
 
 @operator("ArrayFeatureExtractor", domain=LEARNED)

@@ -222,7 +222,7 @@ class OnnxModule(nn.Module):
             operator = find(node.domain, node.op_type)
             if operator is None:
                 raise CompileError(f"no rule for {node.op_type}")
-            return outputs_of(computed(node, operator, arguments, Scope(self, values)))
+            return outputs_of(computed(node, operator, arguments, Scope(self, values)), scalar_type(node, arguments))
         except CompileError as error:
             raise CompileError([located(p, node) for p in error.problems]) from None
         except Exception as error:
@@ -230,10 +230,16 @@ class OnnxModule(nn.Module):
             raise CompileError(f"{node.op_type} of {shapes} fails: {first_line(error)}", where(node)) from error
 
 
-def outputs_of(result: Any) -> list[Value]:
-    """What an operator's function returned, as a list of outputs."""
+def scalar_type(node: Node, arguments: Sequence[Value]) -> torch.dtype:
+    """The type of a number that `node` makes of numbers."""
+    types = [a.dtype for a in arguments if isinstance(a, (Host, Tensor)) and a.dtype.is_floating_point]
+    return types[0] if types else node.single
+
+
+def outputs_of(result: Any, scalar: torch.dtype) -> list[Value]:
+    """What an operator's function returned, as a list of outputs; single numbers become of type `scalar`."""
     if isinstance(result, (int, float)):
-        return [host_of(result, torch.float32)]
+        return [host_of(result, scalar)]
     return list(result) if isinstance(result, (tuple, list)) else [result]
 
 

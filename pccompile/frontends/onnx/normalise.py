@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pccompile.frontends.onnx.registry import Node, operator
-from pccompile.frontends.onnx.values import DTYPES, Value, as_tensor
+from pccompile.frontends.onnx.values import Value, as_tensor
 
 
 @operator("BatchNormalization", weights=(1, 2), statistics=(3, 4))
@@ -65,7 +65,7 @@ def rms_normalization(node: Node, x: Tensor, scale: Tensor) -> Tensor:
     """x divided by its root mean square over the axes from `axis` on."""
     axis = node.get("axis", -1)
     axis = axis + x.dim() if axis < 0 else axis
-    stash = DTYPES[node.get("stash_type", 1)]
+    stash = node.element_type("stash_type")
     wide = x.to(stash) if x.dtype in (torch.float16, torch.bfloat16) else x
     normal = F.rms_norm(wide, list(x.shape[axis:]), None, node.get("epsilon", 1e-5))
     return normal.to(x.dtype) * scale

@@ -20,7 +20,7 @@ def scaled(node: Node, draw: Tensor) -> Tensor:
 @operator("RandomNormal", "RandomUniform")
 def random(node: Node) -> Tensor:
     """A draw of a given shape."""
-    dtype = DTYPES[node.get("dtype", 1)]
+    dtype = node.element_type("dtype")
     draw = torch.rand if "Uniform" in node.op_type else torch.randn
     return scaled(node, draw(node.get("shape"), dtype=dtype))
 

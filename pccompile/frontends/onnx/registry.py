@@ -17,15 +17,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pccompile.diagnostics import NOWHERE, CompileError, Location
-from pccompile.frontends.onnx.values import Host, Value, as_host, as_operand, as_tensor, host_of
+from pccompile.frontends.onnx.values import DTYPES, Host, Value, as_host, as_operand, as_tensor, host_of
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One ONNX node: what it is called, its attributes as Python values, and the edges it reads and writes."""
+    """One ONNX node: what it is called, its attributes as Python values, and the edges it reads and writes.
+
+    single: the type in which what ONNX calls float32 is computed here.
+    """
 
     name: str
     op_type: str
@@ -35,6 +39,7 @@ class Node:
     outputs: tuple[str, ...] = ()
     attributes: dict[str, Any] = field(default_factory=dict)
     location: Location = NOWHERE
+    single: torch.dtype = torch.float32
 
     @property
     def annotation(self) -> dict[str, dict[str, Any]]:
@@ -52,6 +57,10 @@ class Node:
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute, or `default` where the node does not have it."""
         return self.attributes.get(name, default)
+
+    def element_type(self, name: str) -> torch.dtype:
+        """The type that attribute `name` says; that of float32 where the node does not have it."""
+        return DTYPES[self.attributes[name]] if name in self.attributes else self.single
 
     def wants(self, index: int) -> bool:
         """Whether somebody reads output `index`."""

@@ -83,6 +83,6 @@ def attribute_tensor(node: Node, name: str, like: Tensor) -> Tensor | None:
     return torch.from_numpy(np.asarray(given, dtype=np.float64)).to(like.dtype)
 
 
-def floats(x: Tensor) -> Tensor:
-    """x as floating-point numbers: integers become float32."""
-    return x if x.is_floating_point() else x.to(torch.float32)
+def floats(node: Node, x: Tensor) -> Tensor:
+    """x as floating-point numbers: integers become what float32 is here."""
+    return x if x.is_floating_point() else x.to(node.single)

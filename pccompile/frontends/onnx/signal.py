@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pccompile.frontends.onnx.registry import Node, operator
-from pccompile.frontends.onnx.values import DTYPES, Host, normal_axis
+from pccompile.frontends.onnx.values import Host, normal_axis
 
 
 def as_complex(x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def short_time_fourier_transform(
 def window(node: Node, size: Host) -> Any:
     """A window function, periodic or symmetric."""
     count, periodic = size.item(), bool(node.get("periodic", 1))
-    dtype = DTYPES[node.get("output_datatype", 1)]
+    dtype = node.element_type("output_datatype")
     steps = torch.arange(count, dtype=torch.float64) * (2 * torch.pi / (count if periodic else count - 1))
     if node.op_type == "HannWindow":
         values = 0.5 - 0.5 * torch.cos(steps)
@@ -78,4 +78,4 @@ def mel_weight_matrix(node: Node, bins: Host, length: Host, rate: Host, low: Hos
     falling = (right - place) / (right - centre).clamp(min=1)
     weights = torch.where((place >= left) & (place <= centre), rising, 0.0)
     weights = torch.where((place >= centre) & (place < right), falling, weights)
-    return weights.to(DTYPES[node.get("output_datatype", 1)])
+    return weights.to(node.element_type("output_datatype"))

@@ -92,7 +92,7 @@ def tf_idf(node: Node, x: Value) -> Tensor:
             count = found[gram]
             row[place] = {"TF": count, "IDF": min(count, 1) * weight, "TFIDF": count * weight}[node.get("mode")]
         rows.append(row)
-    return torch.tensor(rows, dtype=torch.float32).reshape(*array.shape[:-1], -1)
+    return torch.tensor(rows, dtype=node.single).reshape(*array.shape[:-1], -1)
 
 
 def pool(node: Node) -> list[tuple[Hashable, ...]]:

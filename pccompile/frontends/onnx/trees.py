@@ -196,9 +196,9 @@ def listed(node: Node, name: str) -> list[float]:
 def tree_ensemble_regressor(node: Node, x: Tensor) -> Tensor:
     """What the trees say together of each sample, `[sample, target]`."""
     forest = old_forest(node, "target", node.get("n_targets"))
-    result = aggregated(forest.votes_for(floats(x)), node.get("aggregate_function", "SUM"), len(forest.roots))
+    result = aggregated(forest.votes_for(floats(node, x)), node.get("aggregate_function", "SUM"), len(forest.roots))
     base = attribute_tensor(node, "base_values", result)
-    return transformed(result if base is None else result + base, node.get("post_transform", "NONE")).to(torch.float32)
+    return transformed(result if base is None else result + base, node.get("post_transform", "NONE")).to(node.single)
 
 
 @operator("TreeEnsembleClassifier", domain=LEARNED)
@@ -207,8 +207,8 @@ def tree_ensemble_classifier(node: Node, x: Tensor) -> tuple[Value, Tensor]:
     classes, transform = len(labels_of(node)), node.get("post_transform", "NONE")
     weights = listed(node, "class_weights")
     only = set(node.get("class_ids"))
-    votes = old_forest(node, "class", classes).votes_for(floats(x))
-    scores = aggregated(votes, "SUM", 1).to(torch.float32)
+    votes = old_forest(node, "class", classes).votes_for(floats(node, x))
+    scores = aggregated(votes, "SUM", 1).to(node.single)
     base = attribute_tensor(node, "base_values", scores)
     if classes > 2 or len(only) > 1:
         if base is not None:
