@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from pccompile.backends.torch.lower import Lowered
-from pccompile.backends.torch.statements import Function, Line, Loop, Statement
+from pccompile.backends.torch.statements import Function, Line, Loop, Statement, fresh
 from pccompile.ir import Ref
 
 
@@ -25,13 +25,33 @@ def optimise(lowered: Lowered) -> Lowered:
         needed.update({r: None for r in wanted if r not in {s.target for s in params}})
     measured = [sources[d] for f in later for s in f.statements() for d in s.lengths if d in sources]
     predict = without_dead(Function(lowered.predict.lines, lowered.predict.results), [*needed, *measured], sources)
-    written = {(s.args["table"], s.args["key"]) for s in predict.statements() if s.op == "copy"}
-    for s in predict.statements():
-        if s.op == "leaf" and s.target in needed and (s.args["table"], s.args["key"]) in written:
-            s.args = {**s.args, "clone": True}
+    read_before_written(predict, needed)
     for f in (predict, *later):
         mask_unread(f)
     return replace(lowered, predict=predict, infer=later[0], learn=later[1], sweep=later[2], context=list(needed))
+
+
+def read_before_written(predict: Function, context: Iterable[Ref]) -> None:
+    """Copy each buffer that `predict` writes at its end and whose memory it hands on: as it was before the write.
+
+    What is handed on is the context, the results, and what other buffers are given.
+    """
+    copies = [s for s in predict.statements() if s.op == "copy"]
+    written = {(s.args["table"], s.args["key"]) for s in copies}
+    if not written:
+        return
+    made = {s.target: s for s in predict.statements()}
+    open_ = [*context, *predict.results.values(), *(s.args["of"] for s in copies)]
+    seen: set[Ref] = set()
+    while open_:
+        value = open_.pop()
+        s = made.get(value)
+        if value in seen or s is None or fresh(s, made):
+            continue
+        seen.add(value)
+        if s.op == "leaf" and (s.args["table"], s.args["key"]) in written:
+            s.args = {**s.args, "clone": True}
+        open_ += s.reads
 
 
 def _is_param(s: Statement) -> bool:

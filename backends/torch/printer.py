@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pccompile.backends.torch.layout import STEP, WIDTH, folded, listed
 from pccompile.backends.torch.spell import Speller, atom, quoted
-from pccompile.backends.torch.statements import Function, Line, Loop, Statement
+from pccompile.backends.torch.statements import Function, Line, Loop, Statement, fresh
 from pccompile.ir import Ref
 from pccompile.ir.names import Namer
 from pccompile.ops import OPS, overload
@@ -124,6 +124,8 @@ class Printer:
             return True
         if len(readers) != 1:
             return s.op == "given" and str(s.args["text"]).isidentifier()
+        if s.args.get("clone"):
+            return False
         reader = readers[0]
         if reader is None or (s.op == "given" and "[" in str(s.args["text"])):
             return False
@@ -331,13 +333,3 @@ def result_count(op: str) -> int | None:
         return None
     returns = overload(op)._schema.returns
     return len(returns) if len(returns) > 1 else None
-
-
-def fresh(s: Statement, made: Mapping[Ref, Statement]) -> bool:
-    """Whether a statement makes memory of its own."""
-    if s.op == "getitem":
-        source = made.get(s.args["of"])
-        return source is not None and source.op.startswith("aten.") and fresh(source, made)
-    if not s.op.startswith("aten.") or (s.op in OPS and OPS[s.op].wiring):
-        return False
-    return all(r.alias_info is None for r in overload(s.op)._schema.returns)

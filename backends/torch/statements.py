@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pccompile.ir import Arg, Ref, lengths, refs
+from pccompile.ops import OPS, overload
 
 
 @dataclass(eq=False)
@@ -88,3 +89,13 @@ class Function:
         wanted = {r for s in self.statements() for r in s.reads} | set(self.results.values())
         wanted |= {r for ln in self.lines if isinstance(ln, Loop) for r in ln.reads}
         return wanted - made
+
+
+def fresh(s: Statement, made: Mapping[Ref, Statement]) -> bool:
+    """Whether a statement makes memory of its own."""
+    if s.op == "getitem":
+        source = made.get(s.args["of"])
+        return source is not None and source.op.startswith("aten.") and fresh(source, made)
+    if not s.op.startswith("aten.") or (s.op in OPS and OPS[s.op].wiring):
+        return False
+    return all(r.alias_info is None for r in overload(s.op)._schema.returns)
