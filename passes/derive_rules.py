@@ -20,21 +20,29 @@ def derive_rules(pc: PCGraph, typer: Typer) -> PCGraph:
     carrying = active(pc.graph)
     types = pc.graph.types
     problems = Collector()
-    vertices = tuple(_derived(v, types, carrying, typer, problems) for v in pc.vertices)
+    used = {*types, *pc.names, *pc.graph.dims}
+    vertices = tuple(_derived(v, types, carrying, typer, problems, used) for v in pc.vertices)
     problems.raise_if_any(RuleError)
     return replace(pc, vertices=vertices)
 
 
 def _derived(
-    vertex: Vertex, types: Mapping[str, Any], carrying: frozenset[str], typer: Typer, problems: Collector
+    vertex: Vertex,
+    types: Mapping[str, Any],
+    carrying: frozenset[str],
+    typer: Typer,
+    problems: Collector,
+    used: set[str],
 ) -> Vertex:
-    """A vertex with its rules, from its prediction walked backwards."""
+    """A vertex with its rules, from its prediction walked backwards; their names are added to those `used`."""
     own = {n.name: n.type for n in vertex.prediction}
     known = {p: types[p] for p in vertex.parents} | own | {ERROR: vertex.type}
     b = Builder(known, typer, f"{vertex.name}_", vertex.where)
+    b.reserved = used
     b.wants = {name for name in known if name in carrying}
     backward = Backward(b, {vertex.result: ERROR}, problems)
     arrived = backward.run(vertex.prediction)
     messages = {p: arrived[p] for p in vertex.parents if p in arrived and p in b.wants}
+    used.update(n.name for n in b.nodes)
     rules = live((*vertex.prediction, *b.nodes), messages.values())
     return replace(vertex, rules=tuple(n for n in rules if n in b.nodes), messages=messages, how=backward.how)

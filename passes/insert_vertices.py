@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from pccompile.diagnostics import CompileError, listing
-from pccompile.ir import Graph, Node, PCGraph, Ref, TensorType, Vertex
+from pccompile.ir import Graph, Node, Output, PCGraph, Ref, TensorType, Vertex
+from pccompile.ir.names import Namer
 from pccompile.ops import OPS, family_of
 from pccompile.passes.activity import active, fixed, gradient_ends
 
@@ -30,17 +31,17 @@ def insert_vertices(graph: Graph, *, granularity: str = "op") -> PCGraph:
         inner |= plan.absorbed(inner)
     vertices = [plan.vertex(n, inner) for n in graph.nodes if n.name in plan.carrying and n.name not in inner]
     read = {p for v in vertices for p in v.parents}
-    outputs = []
+    namer, outputs = Namer((*graph.leaves, *plan.nodes, *graph.dims)), []
     for o in dict.fromkeys(graph.outputs):
         if o not in plan.carrying:
             continue
         if o in plan.nodes and o not in read:
-            outputs.append(o)
+            outputs.append(Output(o, o))
             continue
         type_ = graph.types[o]
         assert isinstance(type_, TensorType)
-        vertices.append(Vertex(f"{o}_output", (o,), (), Ref(o), type_))
-        outputs.append(f"{o}_output")
+        outputs.append(Output(o, namer(f"{o}_output")))
+        vertices.append(Vertex(outputs[-1].vertex, (o,), (), Ref(o), type_))
     if not outputs:
         raise _nothing_learns(graph)
     context = tuple(n for n in graph.nodes if n.name in plan.still)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from pccompile.backends.torch.layout import dictionary, listed
+from pccompile.backends.torch.layout import dictionary, folded, listed
 from pccompile.backends.torch.loss import clamp_lines
 from pccompile.backends.torch.lower import lower
 from pccompile.backends.torch.nested import fragments_of, print_fragments
 from pccompile.backends.torch.optimise import optimise
-from pccompile.backends.torch.printer import Printer
+from pccompile.backends.torch.printer import Printer, recorded
 from pccompile.backends.torch.spell import Speller, kernel_names, quoted
-from pccompile.backends.torch.statements import Function
+from pccompile.backends.torch.statements import Function, Key
 from pccompile.diagnostics import printable
 from pccompile.ir import PCGraph, Program, Ref, Vertex
 from pccompile.ir.names import Namer
@@ -48,15 +49,29 @@ class Source:
     """A generated file, and what its functions take and return.
 
     `outputs` are the model's outputs in the order of `predict`, `errors` the positions among them of those whose error
-    the loss sets. `gradients` are the keys of what `learn` returns: paths of parameters, and "input x" for an input x.
-    `moving` says that predictions follow the values, so that inference takes targets instead of output errors.
+    the loss sets. `gradients` are what `learn` returns. `moving` says that predictions follow the values, so that
+    inference takes targets instead of output errors.
     """
 
     text: str
     outputs: tuple[str, ...]
     errors: tuple[int, ...]
-    gradients: tuple[str, ...]
+    gradients: tuple[Gradient, ...]
     moving: bool
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A gradient that `learn` returns under `key`: that of entry `entry` of `table`, which is "params" or "inputs".
+
+    `name` is what the graph calls the parameter or input. A key is the path of a parameter, or "input x" for an input
+    x, with a number behind it where a parameter has that path.
+    """
+
+    key: str
+    name: str
+    table: str
+    entry: str
 
 
 @dataclass(frozen=True)
@@ -99,7 +114,8 @@ class _File:
         self.speller = Speller({c: namer(c.name) for c in called})
         self.speller.printed = functools.partial(print_fragments, reserved=self.reserved)
         self.reserved |= set(self.speller.fragments.values())
-        self.names = {r: namer(self.lowered.labels[r]) for r in self.lowered.context}
+        self.names = {r: namer(self.lowered.labels[r].text) for r in self.lowered.context}
+        self.gradients = self.gradients_of(name for _, name in self.lowered.learn.results)
         self.dims: set[str] = set()
 
     def source(self) -> Source:
@@ -115,9 +131,8 @@ class _File:
         parts = [self.predict(), self.clamp(), *later, *([] if has_sweep else [self.both()]), self.step()]
         text = "\n\n\n".join([self.head(), *("\n".join(lines) for lines in parts)]) + "\n"
         outputs = self.pc.graph.outputs
-        errors = tuple(outputs.index(o if o in outputs else o.removesuffix("_output")) for o in self.pc.outputs)
-        gradients = tuple(self.gradient_key(name) for name in self.lowered.learn.results)
-        return Source(text, outputs, errors, gradients, self.moving)
+        errors = tuple(outputs.index(o.value) for o in self.pc.outputs)
+        return Source(text, outputs, errors, tuple(self.gradients.values()), self.moving)
 
     def head(self) -> str:
         """What the file is, what it imports, the kernels that it names and the helpers that it brings along."""
@@ -142,9 +157,9 @@ class _File:
         printer = Printer(f, self.lowered.labels, {}, self.names, self.speller, self.forward_heading, self.reserved)
         lines = printer.run(self.late_dims())
         dims = self.dims | (self.speller.dims & set(self.pc.graph.dims))
-        outputs = "".join(f"{printer.spell(f.results[o])}, " for o in self.pc.graph.outputs).strip()
-        predictions = {k: printer.spell(v) for k, v in f.results.items() if k.startswith("prediction ")}
-        shown = [f"    record({dictionary(predictions)})"] if self.record else []
+        outputs = "".join(f"{printer.spell(f.results['output', o])}, " for o in self.pc.graph.outputs).strip()
+        predictions = {key: printer.spell(v) for key, v in f.results.items() if key[0] == "prediction"}
+        shown = folded(f"    {recorded(predictions)}") if self.record else []
         context = listed([*(self.names[r] for r in self.lowered.context), *sorted(self.dims)])
         first = next((f"params[{quoted(self.pc.graph.origin[p])}]" for p in self.pc.graph.params), None)
         first = first or f"inputs[{quoted(next(iter(self.pc.graph.inputs)))}]"
@@ -178,7 +193,7 @@ class _File:
         heading = self.error_heading if name != "learn" else lambda vertex: ""
         printer = Printer(f, self.lowered.labels, names, {}, self.speller, heading, self.reserved)
         lines = printer.run({})
-        results = {k: printer.spell(v) for k, v in f.results.items()}
+        results: dict[Key, str] = {k: printer.spell(v) for k, v in f.results.items()}
         if name != "infer":
             results = {k: text if printer.owns(f.results[k]) else f"{text}.clone()" for k, text in results.items()}
         dims = self.speller.dims & set(self.pc.graph.dims)
@@ -196,18 +211,28 @@ class _File:
 
         return build
 
-    def returned(self, name: str, results: Mapping[str, str]) -> str:
+    def returned(self, name: str, results: Mapping[Key, str]) -> str:
         """The dictionary of results; for moving predictions a second one, of values."""
         if name != "infer":
-            return dictionary({self.gradient_key(k): v for k, v in results.items()})
-        errors = dictionary({k: v for k, v in results.items() if not k.startswith("value:")})
+            return dictionary({self.gradients[leaf].key: v for (_, leaf), v in results.items()})
+        errors = dictionary({vertex: v for (slot, vertex), v in results.items() if slot == "error"})
         if not self.moving:
             return errors
-        return f"{errors}, {dictionary({k[6:]: v for k, v in results.items() if k.startswith('value:')})}"
+        return f"{errors}, {dictionary({vertex: v for (slot, vertex), v in results.items() if slot == 'value'})}"
 
-    def gradient_key(self, name: str) -> str:
-        """How the gradient of a parameter or an input is called in the file's results."""
-        return f"input {name}" if name in self.pc.graph.inputs else self.pc.graph.origin[name]
+    def gradients_of(self, names: Iterable[str]) -> dict[str, Gradient]:
+        """What the gradients of parameters and inputs are called in the file's results."""
+        graph, found = self.pc.graph, dict[str, Gradient]()
+        taken = {graph.origin[name] for name in graph.params}
+        for name in names:
+            if name in graph.params:
+                found[name] = Gradient(graph.origin[name], name, "params", graph.origin[name])
+                continue
+            keys = (f"input {name}{f' {i}' if i else ''}" for i in itertools.count())
+            key = next(key for key in keys if key not in taken)
+            taken.add(key)
+            found[name] = Gradient(key, name, "inputs", name)
+        return found
 
     def sizes(self, dims: set[str]) -> list[str]:
         """Lines that read free dimensions off the inputs."""
@@ -223,8 +248,7 @@ class _File:
 
     def clamp(self) -> list[str]:
         """The loss, and the errors that it gives the outputs."""
-        indices = [self.pc.graph.outputs.index(o if o in self.pc.graph.outputs else o.removesuffix("_output"))
-                   for o in self.pc.outputs]  # fmt: skip
+        indices = [self.pc.graph.outputs.index(o.value) for o in self.pc.outputs]
         return clamp_lines(self.loss, indices, self.speller, self.reserved)
 
     def both(self) -> list[str]:
@@ -258,7 +282,7 @@ class _File:
         v = self.vertices.get(vertex)
         if v is None:
             return ""
-        if vertex in self.pc.outputs:
+        if vertex in self.pc.clamped:
             return _heading(v, "ε = −∂L/∂v̂")
         sent = [equations.message(c, vertex) for c in self.children[vertex]]
         text = " + ".join(sent) or "0"
@@ -281,4 +305,4 @@ DOC = {
     SWEEP: "Infer and learn in one sweep on −ε, dropping each error when it has been read. Empties `context`.",
 }
 
-__all__ = ["MARK", "Loss", "Source", "emit"]
+__all__ = ["MARK", "Gradient", "Loss", "Source", "emit"]

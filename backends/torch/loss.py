@@ -50,6 +50,7 @@ def clamp_lines(loss: Loss | None, indices: Sequence[int], speller: Speller, res
         head.append(f"    {dim} = {texts[source.tensor]}.shape[{source.axis}]")
     by_output = [loss.outputs[j] for j in indices]
     zeros = {j: f"torch.zeros_like(outputs[{j}])" for j in indices}
-    found = {n: printer.spell(value) for n, value in f.results.items()}
-    errors = [found.get(str(n), zeros[j]) for n, j in zip(by_output, indices, strict=True)]
-    return [*head, *lines, "", f"    return {printer.spell(f.results['loss'])}, [{', '.join(errors)}]"]
+    sent = {name: printer.spell(value) for (slot, name), value in f.results.items() if slot == "gradient"}
+    errors = [zeros[j] if n is None else sent.get(n, zeros[j]) for n, j in zip(by_output, indices, strict=True)]
+    value = printer.spell(f.results["output", loss.pc.graph.outputs[0]])
+    return [*head, *lines, "", f"    return {value}, [{', '.join(errors)}]"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pccompile.backends.torch.pulls import Term, total
 from pccompile.backends.torch.spell import quoted
-from pccompile.backends.torch.statements import Function, Loop
+from pccompile.backends.torch.statements import Function, Key, Label, Loop, label_of
 from pccompile.backends.torch.writer import Writer
 from pccompile.ir import Arg, Do, Graph, Node, PCGraph, Program, Ref, Repeat, Step, Vertex, map_refs
 from pccompile.ops import result_name
@@ -28,7 +28,7 @@ class Lowered:
     infer: Function
     learn: Function
     sweep: Function
-    labels: dict[Ref, str]
+    labels: dict[Ref, Label]
     made: dict[str, Ref] = field(default_factory=dict)
     context: list[Ref] = field(default_factory=list)
 
@@ -38,11 +38,11 @@ def lower(program: Program, record: bool = False) -> Lowered:
     lowering = _Lowering(program, record)
     predict = lowering.predict()
     if record:
-        predict.results |= {f"prediction {v}": lowering.slots[v, "prediction"] for v in program.pc.names}
+        predict.results |= {("prediction", v): lowering.slots[v, "prediction"] for v in program.pc.names}
     start = lowering.snapshot()
     infer = lowering.infer(program.infer, "error")
     if program.state:
-        infer.results |= {f"value:{v.name}": lowering.slots[v.name, program.state] for v in program.pc.latent}
+        infer.results |= {("value", v.name): lowering.slots[v.name, program.state] for v in program.pc.latent}
     lowering.restore(start)
     learn = lowering.learn(program)
     lowering.restore(start)
@@ -50,20 +50,21 @@ def lower(program: Program, record: bool = False) -> Lowered:
     return Lowered(program, predict, infer, learn, sweep, lowering.w.labels, lowering.env)
 
 
-def lower_loss(pc: PCGraph, texts: Mapping[str, str], constants: Mapping[str, str]) -> tuple[Function, dict[Ref, str]]:
-    """A loss as one function: its value and, for each of its wanted inputs, minus its gradient.
+def lower_loss(
+    pc: PCGraph, texts: Mapping[str, str], constants: Mapping[str, str]
+) -> tuple[Function, dict[Ref, Label]]:
+    """A loss as one function: its value, the only output and, for each of its wanted inputs, minus its gradient.
 
     texts: how the function reads each input. constants: how it writes each tensor of its own.
     """
-    errors = [Do(v.name, "error", "seed" if v.name in pc.outputs else "pull") for v in reversed(pc.vertices)]
+    errors = [Do(v.name, "error", "seed" if v.name in pc.clamped else "pull") for v in reversed(pc.vertices)]
     wanted = [Do(name, "gradient", "pull") for name in pc.graph.inputs if name in pc.graph.wanted]
     program = Program(pc, "exact", (*errors, *wanted), ())
     lowering = _Lowering(program)
     lowering.texts = {**texts, **constants}
     forward = lowering.predict()
     backward = lowering.gradients(program.infer)
-    results = {"loss": forward.results[pc.graph.outputs[0]], **backward.results}
-    return Function([*forward.lines, *backward.lines], results), lowering.w.labels
+    return Function([*forward.lines, *backward.lines], forward.results | backward.results), lowering.w.labels
 
 
 class _Lowering:
@@ -88,8 +89,8 @@ class _Lowering:
     def leaf(self, name: str) -> Ref:
         """A parameter, input or buffer."""
         if name in self.texts:
-            return self.w.given(self.texts[name], name)
-        return self.w.leaf(*self.place(name), name)
+            return self.w.given(self.texts[name], Label(name))
+        return self.w.leaf(*self.place(name), Label(name))
 
     def place(self, name: str) -> tuple[str, str]:
         """The table and the key of a parameter, input or buffer."""
@@ -111,21 +112,22 @@ class _Lowering:
             further = n.op == "getitem" and n["index"] > 0
             whole = n["of"] if further else n.name
             owner = values.get(whole, whole)
-            value = w.call(n.op, args, f"{owner}_{result_name(ops[whole], n['index'])}" if further else n.name)
+            text = f"{owner}_{result_name(ops[whole], n['index'])}" if further else n.name
+            value = w.call(n.op, args, Label(text))
             if vertex:
-                value = self.slots[vertex, "prediction"] = w.name(value, f"prediction_{vertex}")
+                value = self.slots[vertex, "prediction"] = w.name(value, label_of("prediction", vertex))
             self.env[n.name] = value
             for index in sorted(saved.get(n.name, ())):
-                w.call("getitem", {"of": value, "index": index}, f"{owner}_{result_name(n.op, index)}")
+                w.call("getitem", {"of": value, "index": index}, Label(f"{owner}_{result_name(n.op, index)}"))
         for v in self.pc.vertices:
             if not v.prediction:
                 w.vertex = v.name
-                self.slots[v.name, "prediction"] = w.name(self._forward(v.result), f"prediction_{v.name}")
+                self.slots[v.name, "prediction"] = w.name(self._forward(v.result), label_of("prediction", v.name))
         w.vertex = ""
         for buffer, updated in self.graph.updates.items():
             table, key = self.place(buffer)
-            w.write("copy", {"table": table, "key": key, "of": self._forward(Ref(updated))}, "")
-        results: dict[str, Ref] = {o: self._forward(Ref(o)) for o in self.graph.outputs}
+            w.write("copy", {"table": table, "key": key, "of": self._forward(Ref(updated))}, Label(""))
+        results: dict[Key, Ref] = {("output", o): self._forward(Ref(o)) for o in self.graph.outputs}
         return Function(w.take(), results)
 
     def _forward(self, name: Ref) -> Ref:
@@ -133,17 +135,16 @@ class _Lowering:
 
     def infer(self, steps: Sequence[Step], slot: str) -> Function:
         self.run(steps)
-        results = {v.name: self.slots[v.name, slot] for v in self.pc.vertices if (v.name, slot) in self.slots}
-        return Function(self.w.take(), results)
+        known = [v.name for v in self.pc.vertices if (v.name, slot) in self.slots]
+        return Function(self.w.take(), {(slot, name): self.slots[name, slot] for name in known})
 
     def learn(self, program: Program) -> Function:
         for v in self.pc.vertices:
-            self.slots[v.name, "error"] = self.w.given(f"errors[{quoted(v.name)}]", f"error_{v.name}")
+            self.slots[v.name, "error"] = self.w.given(f"errors[{quoted(v.name)}]", label_of("error", v.name))
         if program.state:
             for v in self.pc.latent:
-                self.slots[v.name, program.state] = self.w.given(
-                    f"values[{quoted(v.name)}]", f"{program.state}_{v.name}"
-                )
+                label = label_of(program.state, v.name)
+                self.slots[v.name, program.state] = self.w.given(f"values[{quoted(v.name)}]", label)
         return self.gradients(program.learn)
 
     def sweep(self, steps: Sequence[Step]) -> Function:
@@ -151,7 +152,7 @@ class _Lowering:
 
     def gradients(self, steps: Sequence[Step]) -> Function:
         self.run(steps)
-        results = {name: value for (name, slot), value in self.slots.items() if slot == "gradient"}
+        results = {(slot, name): value for (name, slot), value in self.slots.items() if slot == "gradient"}
         return Function(self.w.take(), results)
 
     def run(self, steps: Sequence[Step]) -> None:
@@ -164,20 +165,20 @@ class _Lowering:
     def repeat(self, loop: Repeat) -> None:
         """A loop; the slots that it assigns and that have a value before it are carried from step to step."""
         assigned = dict.fromkeys((d.vertex, d.slot) for d in loop.body)
-        carried = {f"{slot}_{vertex}": (vertex, slot) for vertex, slot in assigned if (vertex, slot) in self.slots}
-        with self.w.loop(loop.times, {label: self.slots[key] for label, key in carried.items()}) as state:
-            self.slots |= {key: state[label] for label, key in carried.items()}
+        starts = {(slot, vertex): self.slots[vertex, slot] for vertex, slot in assigned if (vertex, slot) in self.slots}
+        with self.w.loop(loop.times, starts) as state:
+            self.slots |= {(vertex, slot): value for (slot, vertex), value in state.items()}
             phis = dict(state)
             for d in loop.body:
                 self.do(d)
-            state.update({label: self.slots[key] for label, key in carried.items()})
+            state.update({(slot, vertex): self.slots[vertex, slot] for slot, vertex in state})
             kinds = ("error", "prediction", self.program.state) if self.program.state else ("error",)
-            shown = {f"{s} {v}": self.slots[v, s] for s in kinds for v in self.pc.names if (v, s) in self.slots}
+            shown = {(s, v): self.slots[v, s] for s in kinds for v in self.pc.names if (v, s) in self.slots}
         if self.record:
             line = self.w.lines[-1]
             assert isinstance(line, Loop)
             line.record = shown
-        self.slots |= {key: phis[label] for label, key in carried.items()}
+        self.slots |= {(vertex, slot): value for (slot, vertex), value in phis.items()}
 
     def do(self, d: Do) -> None:
         """One update equation."""
@@ -187,7 +188,7 @@ class _Lowering:
         value = self.evaluate(d, equation)
         assert isinstance(value, Ref), d
         bare = isinstance(equation, ast.Name) and equation.id not in ("pull", "predict", "clamp", "zero", "seed")
-        self.slots[d.vertex, d.slot] = value if bare else self.w.name(value, f"{d.slot}_{d.vertex}")
+        self.slots[d.vertex, d.slot] = value if bare else self.w.name(value, label_of(d.slot, d.vertex))
 
     def evaluate(self, d: Do, e: ast.expr) -> Arg:
         w = self.w
@@ -231,14 +232,14 @@ class _Lowering:
             nodes = {n.name: n for n in v.prediction}
             return Term(v, v.result, Ref(""), self.parents(v.name, d.at), nodes, self.w).write()
         if name == "zero":
-            return self.w("aten.zeros_like.default", self.slots[d.vertex, "prediction"], label=f"zero_{d.vertex}")
+            return self.zeros_like(self.slots[d.vertex, "prediction"], d.vertex)
         if name == "clamp":
             return self.clamp(d)
         if name == "seed":
             ones = self.w("aten.ones_like.default", self.slots[d.vertex, "prediction"])
             return self.w("aten.neg.default", ones)
         if name in self.program.arguments:
-            return self.w.given(name, name)
+            return self.w.given(name, Label(name))
         return self.slots[d.vertex, name]
 
     def parents(self, vertex: str, at: str) -> dict[str, Ref]:
@@ -263,8 +264,12 @@ class _Lowering:
             terms.append(Term(child, child.messages[d.vertex], err, read, nodes, self.w, gain, d.vertex))
         if not terms:
             like = self.slots.get((d.vertex, "prediction")) or self._forward(Ref(d.vertex))
-            return self.w("aten.zeros_like.default", like, label=f"zero_{d.vertex}")
+            return self.zeros_like(like, d.vertex)
         return total(self.w, terms)
+
+    def zeros_like(self, like: Ref, name: str) -> Ref:
+        """Zeros where nothing is sent."""
+        return self.w("aten.zeros_like.default", like, label=Label(f"zero_{name}"))
 
     def nodes_of(self, vertex: Vertex) -> dict[str, Node]:
         """A vertex's operations by name."""
@@ -283,28 +288,27 @@ class _Lowering:
             return self._sum_of_parts(child, weights), 1.0
         for slot, weight in rest:
             gain += weight
-            value = self.w("aten.lerp.Scalar", value, self.slots[child, slot], weight / gain, label=f"mean_{slot}")
+            label = Label(f"mean_{slot}")
+            value = self.w("aten.lerp.Scalar", value, self.slots[child, slot], weight / gain, label=label)
         return value, gain
 
     def _sum_of_parts(self, child: str, weights: Mapping[str, float]) -> Ref:
-        parts = [self.w("aten.mul.Tensor", self.slots[child, slot], gain, label=slot) for slot, gain in weights.items()]
-        return functools.reduce(lambda x, y: self.w("aten.add.Tensor", x, y, label=f"sum_{child}"), parts)
+        w, label = self.w, Label(f"sum_{child}")
+        parts = [w("aten.mul.Tensor", self.slots[child, s], gain, label=Label(s)) for s, gain in weights.items()]
+        return functools.reduce(lambda x, y: w("aten.add.Tensor", x, y, label=label), parts)
 
     def clamp(self, d: Do) -> Ref:
         """Minus the loss gradient at an output: given, or evaluated anew where the predictions move."""
-        index = self.pc.outputs.index(d.vertex)
+        index, label = self.pc.clamped.index(d.vertex), label_of("error", d.vertex)
         if not self.program.state:
-            return self.w.given(f"output_errors[{index}]", f"error_{d.vertex}")
-        predictions = tuple(self.output(o) for o in self.graph.outputs)
-        call = self.w.call("clamp", {"outputs": predictions}, "output_errors")
-        return self.w.call("getitem", {"of": call, "index": index}, f"error_{d.vertex}")
-
-    def output(self, name: str) -> Ref:
-        """The present prediction of an output of the model."""
-        for vertex in (name, f"{name}_output"):
-            if vertex in self.pc.outputs:
-                return self.slots[vertex, "prediction"]
-        return self._forward(Ref(name))
+            return self.w.given(f"output_errors[{index}]", label)
+        vertices = {o.value: o.vertex for o in self.pc.outputs}
+        predictions = tuple(
+            self.slots[vertices[o], "prediction"] if o in vertices else self._forward(Ref(o))
+            for o in self.graph.outputs
+        )
+        call = self.w.call("clamp", {"outputs": predictions}, Label("output_errors"))
+        return self.w.call("getitem", {"of": call, "index": index}, label)
 
 
 __all__ = ["Lowered", "lower", "lower_loss"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pccompile.backends.torch.optimise import mask_unread, without_dead
 from pccompile.backends.torch.printer import Printer
 from pccompile.backends.torch.spell import Speller
-from pccompile.backends.torch.statements import Function, Statement
+from pccompile.backends.torch.statements import Function, Label, Statement
 from pccompile.backends.torch.writer import Writer
 from pccompile.ir import Fragment, Node, map_refs
 from pccompile.ir.names import Namer
@@ -42,10 +42,10 @@ class _Nested:
         namer = Namer(reserved)
         w = Writer()
         self.parameters = [namer(p) for p in fragment.parameters]
-        env = {p: w.given(name, name) for p, name in zip(fragment.parameters, self.parameters, strict=True)}
+        env = {p: w.given(name, Label(name)) for p, name in zip(fragment.parameters, self.parameters, strict=True)}
         for n in fragment.nodes:
-            env[n.name] = w.call(n.op, {k: map_refs(a, env.__getitem__) for k, a in n.args.items()}, n.name)
-        f = without_dead(Function(w.take(), {str(i): env[r] for i, r in enumerate(fragment.results)}))
+            env[n.name] = w.call(n.op, {k: map_refs(a, env.__getitem__) for k, a in n.args.items()}, Label(n.name))
+        f = without_dead(Function(w.take(), {("result", str(i)): env[r] for i, r in enumerate(fragment.results)}))
         mask_unread(f)
         printer = Printer(f, w.labels, {}, {}, speller, lambda vertex: "", [*reserved, *self.parameters])
         self.lines = printer.run({})

@@ -17,9 +17,10 @@ def optimise(lowered: Lowered) -> Lowered:
     sources = {name: lowered.made[s.tensor] for name, s in dims if s.tensor in lowered.made}
     later = [without_dead(f) for f in (lowered.infer, lowered.learn, lowered.sweep)]
     made = {s.target: s for s in lowered.predict.statements()}
+    order = {r: i for i, r in enumerate(lowered.labels)}
     needed: dict[Ref, None] = {}
     for f in later:
-        wanted = sorted(f.needs(), key=lambda r: int(r[1:]))
+        wanted = sorted(f.needs(), key=order.__getitem__)
         params = [made[r] for r in wanted if r in made and _is_param(made[r])]
         f.lines[:0] = [replace(s) for s in params]
         needed.update({r: None for r in wanted if r not in {s.target for s in params}})

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pccompile.backends.torch.layout import STEP, WIDTH, folded, listed
 from pccompile.backends.torch.spell import Speller, atom, quoted
-from pccompile.backends.torch.statements import Function, Line, Loop, Statement, fresh
+from pccompile.backends.torch.statements import Function, Key, Label, Line, Loop, Role, Statement, fresh
 from pccompile.ir import Ref
 from pccompile.ir.names import Namer
 from pccompile.ops import OPS, overload
@@ -31,7 +31,7 @@ class Printer:
     def __init__(
         self,
         function: Function,
-        labels: Mapping[Ref, str],
+        labels: Mapping[Ref, Label],
         names: Mapping[Ref, str],
         fixed: Mapping[Ref, str],
         speller: Speller,
@@ -50,7 +50,7 @@ class Printer:
         for line in function.lines:
             if isinstance(line, Loop):
                 for c in line.carried:
-                    self.names[c.phi] = self.namer(labels[c.phi])
+                    self.names[c.phi] = self.namer(labels[c.phi].text)
                     for r in (c.start, c.next):
                         self.readers.setdefault(r, []).append(None)
                 for r in line.record.values():
@@ -133,7 +133,7 @@ class Printer:
             return True
         if self.block_of[reader.target] != self.block_of[s.target] or reader.op in ("alias", "copy"):
             return False
-        if self.labels[s.target].startswith(("error_", "minus_error_", "prediction_", "value_")):
+        if self.labels[s.target].role in (Role.ERROR, Role.PREDICTION, Role.VALUE):
             return False
         wired = s.op in OPS and OPS[s.op].wiring
         single = reader.op == "getitem" and s.op != "getitem"
@@ -144,7 +144,7 @@ class Printer:
         if reader.op == "aten.neg.default" or (
             reader.op == "aten.mul.Tensor" and isinstance(reader.args["other"], float)
         ):
-            return fresh(s, self.made) and self.labels[reader.target].startswith("gradient_")
+            return fresh(s, self.made) and self.labels[reader.target].role is Role.GRADIENT
         return s.op == "aten.mm.default" and reader.op == "aten.add.Tensor" and reader.args["other"] == s.target
 
     def statement(self, s: Statement, i: int, depth: int, last: Mapping[Ref, int], kept: set[Ref]) -> None:
@@ -169,7 +169,7 @@ class Printer:
     def own_name(self, value: Ref) -> str:
         """What a value is called from here on; the first term of a sum is called what the sum is."""
         if value not in self.names:
-            self.names[value] = self.fixed.get(value) or self.namer(self.labels[self.becomes(value)])
+            self.names[value] = self.fixed.get(value) or self.namer(self.labels[self.becomes(value)].text)
         self.owner[self.names[value]] = value
         return self.names[value]
 
@@ -192,7 +192,7 @@ class Printer:
             case "clamp":
                 outputs = ", ".join(self.spell(o) for o in s.args["outputs"])
                 return f"clamp(({outputs},), targets)[1]"
-        if self.labels[s.target].startswith("gradient_") and s.op in ("aten.neg.default", "aten.mul.Tensor"):
+        if self.labels[s.target].role is Role.GRADIENT and s.op in ("aten.neg.default", "aten.mul.Tensor"):
             source = s.args["self"]
             if source in self.inlined and fresh(self.made[source], self.made):
                 call = "neg_()" if s.op == "aten.neg.default" else f"mul_({s.args['other']!r})"
@@ -218,7 +218,7 @@ class Printer:
                 self.line(depth, f"{name} += {self.spell(other)}")
             return True
         scales = s.op == "aten.neg.default" or (s.op == "aten.mul.Tensor" and isinstance(s.args["other"], float))
-        if scales and self.labels[s.target].startswith("gradient_") and self.alone(operand, s):
+        if scales and self.labels[s.target].role is Role.GRADIENT and self.alone(operand, s):
             call = "neg_()" if s.op == "aten.neg.default" else f"mul_({s.args['other']!r})"
             self.line(depth, f"{self.own_name(s.target)} = {self.names[operand]}.{call}")
             return True
@@ -242,14 +242,14 @@ class Printer:
         source = self.made.get(operand)
         here = self.block_of.get(operand) == self.block_of[reader.target] and not self.fixed
         single = source is not None and fresh(source, self.made) and len(self.readers[operand]) == 1
-        return here and single and not self.labels[operand].startswith(("prediction_", "value_"))
+        return here and single and self.labels[operand].role not in (Role.PREDICTION, Role.VALUE)
 
     def overwrites(self, s: Statement, i: int, depth: int, last: Mapping[Ref, int], kept: set[Ref]) -> bool:
         """Print a function in place, where nothing else will read its argument, a prediction and so floating."""
         operand = s.args.get("self")
         if s.op not in OVERWRITING or operand not in self.names or operand in kept or last[operand] != i:
             return False
-        if not self.labels[operand].startswith("prediction_"):
+        if self.labels[operand].role is not Role.PREDICTION:
             return False
         source = self.made.get(operand)
         alone = len(self.readers[operand]) == 1 and self.block_of.get(operand) == self.block_of[s.target]
@@ -293,15 +293,13 @@ class Printer:
             else:
                 late.append(c)
         start = len(self.text)
-        shown = set(loop.record.values())
-        self.block(loop.body, depth + 1, self.kept | {c.next for c in loop.carried} | shown)
+        read_late = {c.next for c in loop.carried} | set(loop.record.values())
+        self.block(loop.body, depth + 1, self.kept | read_late)
         for c in late:
             self.line(depth + 1, f"{self.names[c.phi]} = {self.spell(c.next)}")
         if loop.record:
-            self.line(
-                depth + 1,
-                "record({" + ", ".join(f"{quoted(k)}: {self.spell(v)}" for k, v in loop.record.items()) + "})",
-            )
+            shown = {key: self.spell(value) for key, value in loop.record.items()}
+            self.line(depth + 1, recorded(shown))
         if len(self.text) == start:
             self.line(depth + 1, "pass")
         self.vertex = ""
@@ -325,6 +323,15 @@ class Printer:
         """Print one line, over several where it is too long."""
         *first, last = (STEP * depth + text).split("\n")
         self.text += [*first, *folded(last)]
+
+
+def recorded(shown: Mapping[Key, str]) -> str:
+    """The call that shows a trace of inference these values, slot by slot and vertex by vertex."""
+    slots: dict[str, list[str]] = {}
+    for (slot, name), text in shown.items():
+        slots.setdefault(slot, []).append(f"{quoted(name)}: {text}")
+    entries = [f"{quoted(slot)}: {{{', '.join(parts)}}}" for slot, parts in slots.items()]
+    return f"record({{{', '.join(entries)}}})"
 
 
 def result_count(op: str) -> int | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from pccompile.backends.torch.statements import Label, Role
 from pccompile.backends.torch.writer import Writer
 from pccompile.ir import DEVICE, ERROR, Arg, Dim, Node, Ref, Type, Vertex, map_refs
 
@@ -33,6 +34,7 @@ TAILS = frozenset(
 )
 """Linear operations of one tensor that may be taken out of a sum."""
 
+PULL = Label("pull", Role.SUM)
 MANY = 4
 """From this many products on, one product of concatenated factors is faster than as many accumulations."""
 
@@ -71,7 +73,7 @@ class Term:
         if name in self.read:
             return self.read[name]
         node = self.nodes[name]
-        label = f"pull_{self.to}" if node.op == "getitem" and ref is None else node.name
+        label = Label(f"pull_{self.to}" if node.op == "getitem" and ref is None else node.name)
         even = all(self.made_type(i) == node.type for i in node.inputs)
         value = self.w.call(node.op, {k: map_refs(a, self.write) for k, a in node.args.items()}, label, even)
         self.read[name] = value
@@ -92,7 +94,7 @@ def total(w: Writer, terms: Sequence[Term]) -> Ref:
     values: list[Ref] = []
     for gain, group in by_gain.items():
         part = _sum(w, group)
-        values = [added(w, [*values, part if gain == 1 else w("aten.mul.Tensor", part, gain, label="weighted")])]
+        values = [added(w, [*values, part if gain == 1 else w("aten.mul.Tensor", part, gain, label=Label("weighted"))])]
     return values[0]
 
 
@@ -133,7 +135,7 @@ def _sum(w: Writer, terms: Sequence[Term]) -> Ref:
 
 def added(w: Writer, values: Sequence[Ref]) -> Ref:
     """The sum of values."""
-    return functools.reduce(lambda x, y: w("aten.add.Tensor", x, y, label="pull"), values)
+    return functools.reduce(lambda x, y: w("aten.add.Tensor", x, y, label=PULL), values)
 
 
 def _operand(node: Node) -> str:
@@ -176,7 +178,7 @@ def _shared(w: Writer, group: Sequence[Term]) -> Ref:
     assert first is not None
     name = _operand(first)
     inner = _sum(w, [t.at(t.node[name]) for t in group if t.node])
-    return w.call(first.op, {**first.args, name: inner}, first.name)
+    return w.call(first.op, {**first.args, name: inner}, Label(first.name))
 
 
 def _pieces(w: Writer, group: Sequence[Term]) -> Ref:
@@ -202,7 +204,7 @@ def _pieces(w: Writer, group: Sequence[Term]) -> Ref:
         parts.append(_sum(w, [t.at(t.node["grad_output"]) for t in spans[start, end] if t.node]))
         edge = start + 1 if selects else end
     parts += _gap(w, sizes, dim, edge, size, selects, nodes[0].tensor.dtype)
-    return w("aten.stack.default" if selects else "aten.cat.default", tuple(parts), dim, label="pieces")
+    return w("aten.stack.default" if selects else "aten.cat.default", tuple(parts), dim, label=Label("pieces"))
 
 
 def _place(at: Any, size: Dim) -> Any:
@@ -238,7 +240,7 @@ def _gap(
 
 
 def _zeros(w: Writer, shape: tuple[Dim, ...], dtype: torch.dtype) -> Ref:
-    return w("aten.zeros.default", shape, dtype=dtype, device=DEVICE, label="zeros")
+    return w("aten.zeros.default", shape, dtype=dtype, device=DEVICE, label=Label("zeros"))
 
 
 def _shared_piece(w: Writer, group: Sequence[Term]) -> Ref:
@@ -253,6 +255,6 @@ def _products(w: Writer, group: Sequence[Term]) -> Ref:
         assert n is not None
         lefts.append(t.write(t.nodes[n["self"]]["self"]))
         rights.append(t.write(n["mat2"]))
-    left = w("aten.cat.default", tuple(lefts), 0, label="errors")
-    right = w("aten.cat.default", tuple(rights), 0, label="presynaptic")
-    return w("aten.mm.default", w("aten.t.default", left), right, label="pull")
+    left = w("aten.cat.default", tuple(lefts), 0, label=Label("errors"))
+    right = w("aten.cat.default", tuple(rights), 0, label=Label("presynaptic"))
+    return w("aten.mm.default", w("aten.t.default", left), right, label=PULL)

@@ -4,9 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 from pccompile.ir import Arg, Ref, lengths, refs
 from pccompile.ops import OPS, overload
+
+Key = tuple[str, str]
+"""What a result or a carried value is: a slot, such as `error` or `output`, and of what."""
+
+
+class Role(Enum):
+    """What a value is in the program. It decides how the value is printed; what the value is called decides nothing."""
+
+    PREDICTION = auto()
+    VALUE = auto()
+    ERROR = auto()
+    GRADIENT = auto()
+    SUM = auto()
+    SCRATCH = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a reader should see a value called, and what it is. A sum under way has the role SUM until it has a name."""
+
+    text: str
+    role: Role = Role.SCRATCH
+
+
+ROLES = {
+    "prediction": Role.PREDICTION,
+    "value": Role.VALUE,
+    "error": Role.ERROR,
+    "minus_error": Role.ERROR,
+    "gradient": Role.GRADIENT,
+}
+
+
+def label_of(slot: str, name: str) -> Label:
+    """The label of a slot of a vertex, a parameter or an input."""
+    return Label(f"{slot}_{name}", ROLES.get(slot, Role.SCRATCH))
 
 
 @dataclass(eq=False)
@@ -49,12 +86,12 @@ class Carried:
 
 @dataclass(eq=False)
 class Loop:
-    """`for _ in range(times)`. `record` names what a trace of inference is shown after each step."""
+    """`for _ in range(times)`. `record` is what a trace of inference is shown after each step."""
 
     times: str
     carried: list[Carried]
     body: list[Statement]
-    record: dict[str, Ref] = field(default_factory=dict)
+    record: dict[Key, Ref] = field(default_factory=dict)
 
     @property
     def reads(self) -> tuple[Ref, ...]:
@@ -74,7 +111,7 @@ class Function:
     """The lines of one function, and the values that it returns."""
 
     lines: list[Line] = field(default_factory=list)
-    results: dict[str, Ref] = field(default_factory=dict)
+    results: dict[Key, Ref] = field(default_factory=dict)
 
     def statements(self) -> Iterator[Statement]:
         """Every statement, those in loops included."""

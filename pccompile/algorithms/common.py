@@ -17,7 +17,7 @@ Carries = str | Mapping[str, Mapping[str, float]]
 
 def clamped(pc: PCGraph) -> Iterator[Do]:
     """The outputs' errors, set by the loss."""
-    for name in pc.outputs:
+    for name in pc.clamped:
         yield Do(name, "error", "clamp")
 
 

@@ -14,6 +14,6 @@ from pccompile.ir import Do, PCGraph, Program
 def schedule(pc: PCGraph) -> Program:
     """Reverse topological order: ε = pull, once for each vertex."""
     errors = (*clamped(pc), *(Do(v.name, "error", "pull") for v in reversed(pc.latent)))
-    outputs = (Do(name, "minus_error", "-clamp") for name in pc.outputs)
+    outputs = (Do(name, "minus_error", "-clamp") for name in pc.clamped)
     latent = (Do(v.name, "minus_error", "pull", carries="minus_error") for v in reversed(pc.latent))
     return Program(pc, "exact", errors, tuple(learn(pc)), tuple(sweep(pc, (*outputs, *latent), "minus_error")))

@@ -101,7 +101,7 @@ def _weighted_at_once(pc: PCGraph, name: str, lengths: Mapping[str, Sequence[int
 def _parts(pc: PCGraph, lengths: Mapping[str, Sequence[int]], slot: str, start: str) -> Iterator[Do]:
     """Every part, from the outputs backwards: what arrives over k edges is what the children have over k − 1."""
     children = pc.children()
-    for name in pc.outputs:
+    for name in pc.clamped:
         yield Do(name, f"{slot}0", start)
     for v in reversed(pc.latent):
         for k in lengths[v.name]:

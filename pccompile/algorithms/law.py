@@ -13,10 +13,10 @@ from pccompile.ir.law import fewest, weight
 
 def path_lengths(pc: PCGraph) -> dict[str, tuple[int, ...]]:
     """For each vertex, the distinct numbers of edges of its paths to the outputs, ascending."""
-    children = pc.children()
+    children, clamped = pc.children(), set(pc.clamped)
     found: dict[str, tuple[int, ...]] = {}
     for v in reversed(pc.vertices):
-        if v.name in pc.outputs:
+        if v.name in clamped:
             found[v.name] = (0,)
         else:
             found[v.name] = tuple(sorted({k + 1 for c in children[v.name] for k in found[c.name]}))

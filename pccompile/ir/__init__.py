@@ -16,7 +16,7 @@ from pccompile.ir.graph import (
     refs,
     verify,
 )
-from pccompile.ir.pc import ERROR, PCGraph, Vertex, verify_local
+from pccompile.ir.pc import ERROR, Output, PCGraph, Vertex, verify_local
 from pccompile.ir.program import Do, Program, Repeat, Step, flat, verify_program
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Fragment",
     "Graph",
     "Node",
+    "Output",
     "PCGraph",
     "Program",
     "Ref",

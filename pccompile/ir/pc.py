@@ -8,8 +8,35 @@ from dataclasses import dataclass, field
 from pccompile.diagnostics import NOWHERE, CompileError, Location
 from pccompile.ir.graph import Graph, Node, Ref, TensorType, live
 
-ERROR = Ref("err")
-"""How the rules of a vertex call its own error."""
+
+class _OwnError(Ref):
+    """The error of the vertex whose rule reads it: equal to nothing but itself, whatever a value is called."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __reduce__(self) -> str:
+        return "ERROR"
+
+
+ERROR = _OwnError("err")
+"""How the rules of a vertex call its own error. No value's name equals it, `err` neither; it prints as `err`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """An output of the model that carries an error: its name in the graph, and the vertex whose value it is."""
+
+    value: str
+    vertex: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +79,7 @@ class PCGraph:
     graph: Graph
     vertices: tuple[Vertex, ...]
     context: tuple[Node, ...]
-    outputs: tuple[str, ...]
+    outputs: tuple[Output, ...]
     reached: frozenset[str] = frozenset()
 
     @property
@@ -61,9 +88,15 @@ class PCGraph:
         return tuple(v.name for v in self.vertices)
 
     @property
+    def clamped(self) -> tuple[str, ...]:
+        """The names of the vertices whose errors the loss sets, in the order of `outputs`."""
+        return tuple(o.vertex for o in self.outputs)
+
+    @property
     def latent(self) -> tuple[Vertex, ...]:
         """The vertices that inference may move: all but the outputs."""
-        return tuple(v for v in self.vertices if v.name not in self.outputs)
+        clamped = set(self.clamped)
+        return tuple(v for v in self.vertices if v.name not in clamped)
 
     def children(self) -> dict[str, tuple[Vertex, ...]]:
         """For each value, parameter and input, the vertices that send it a message."""
@@ -75,8 +108,9 @@ class PCGraph:
 
     def __str__(self) -> str:
         lines = ["pc graph {", *(f"  context {n}" for n in self.context)]
+        clamped = set(self.clamped)
         for v in self.vertices:
-            kind = "output" if v.name in self.outputs else "vertex"
+            kind = "output" if v.name in clamped else "vertex"
             lines.append(f"  {kind} %{v.name}: {v.type}  parents {', '.join(v.parents)}")
             lines += [f"    predict  {n}" for n in v.prediction]
             lines += [f"    rule     {n}" for n in v.rules]
@@ -87,8 +121,10 @@ class PCGraph:
 def verify_local(pc: PCGraph) -> PCGraph:
     """`pc`, once checked for locality: every rule of a vertex reads its parents, its own error and nothing else.
 
-    Raises CompileError at the first violation.
+    Names are distinct: a vertex is called like the value that it predicts or like nothing else, a value that a rule
+    makes like nothing else. Raises CompileError at the first violation.
     """
+    named = _named_once(pc)
     known = {*pc.graph.leaves, *(n.name for n in pc.context)}
     for v in pc.vertices:
         if unknown := set(v.parents) - known:
@@ -102,12 +138,37 @@ def verify_local(pc: PCGraph) -> PCGraph:
             raise CompileError(f"vertex {v.name} does not compute its prediction", v.where)
         may.add(ERROR)
         for n in v.rules:
+            if n.name in named:
+                raise CompileError(f"a rule of {v.name} makes %{n.name}, the name of something else", v.where)
             if out := set(n.inputs) - may:
                 raise CompileError(f"a rule of {v.name} reads {sorted(out)}, not its neighbours", v.where)
             may.add(n.name)
+            named.add(n.name)
         if strangers := set(v.messages) - set(v.parents):
             raise CompileError(f"{v.name} sends messages to {sorted(strangers)}, not its parents", v.where)
         known.add(v.name)
-    if unknown := set(pc.outputs) - set(pc.names):
-        raise CompileError(f"outputs {sorted(unknown)} are no vertices")
+    _check_outputs(pc)
     return pc
+
+
+def _named_once(pc: PCGraph) -> set[str]:
+    """The names of values and vertices, once it is certain that a vertex shares its name with its own value at most."""
+    named = {*pc.graph.leaves, *(n.name for n in pc.graph.nodes)}
+    vertices: set[str] = set()
+    for v in pc.vertices:
+        own = any(n.name == v.name for n in v.prediction)
+        if v.name in vertices or (v.name in named and not own):
+            raise CompileError(f"vertex {v.name} has the name of something else", v.where)
+        vertices.add(v.name)
+    return named | vertices
+
+
+def _check_outputs(pc: PCGraph) -> None:
+    """Raise CompileError unless each output pairs an output of the graph with a vertex, both once."""
+    if unknown := set(pc.clamped) - set(pc.names):
+        raise CompileError(f"outputs {sorted(unknown)} are no vertices")
+    values = [o.value for o in pc.outputs]
+    if unknown := set(values) - set(pc.graph.outputs):
+        raise CompileError(f"outputs {sorted(unknown)} are none of the graph")
+    if len(set(values)) < len(values) or len(set(pc.clamped)) < len(values):
+        raise CompileError("an output is clamped twice")

@@ -69,7 +69,7 @@ class _Explainer:
 
     def page(self) -> list[str]:
         """All of it, line by line."""
-        kind = "output" if self.v.name in self.graph.outputs else "vertex"
+        kind = "output" if self.v.name in self.graph.clamped else "vertex"
         head = f"{kind} {self.v.name}"
         return [
             head,
@@ -92,7 +92,7 @@ class _Explainer:
     def neighbours(self) -> list[str]:
         """Type, parents and children."""
         children = shortened([c.name for c in self.children]) or (
-            "none: the loss sets its error" if self.v.name in self.graph.outputs else "none"
+            "none: the loss sets its error" if self.v.name in self.graph.clamped else "none"
         )
         return [
             _entry("type", str(self.v.type)),
@@ -120,7 +120,7 @@ class _Explainer:
 
     def error(self) -> str:
         """The equation of the error, as the algorithm has it."""
-        if self.v.name in self.graph.outputs:
+        if self.v.name in self.graph.clamped:
             return "ε = −∂L/∂v̂"
         pull = " + ".join(equations.message(c, self.v.name) for c in self.children) or "0"
         pull = pull if len(pull) < 90 else f"Σ Jᵀ ε of {count(len(self.children), 'child', 'children')}"

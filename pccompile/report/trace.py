@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pccompile.runtime.module import PCModule
 
 Shown = dict[str, Tensor]
+"""By vertex."""
 LINES = 12
 """So many vertices get a line of their own in a plot."""
 
@@ -127,30 +128,28 @@ class _Recorder:
         self.pc, self.runtime, self.arguments = pc, runtime, arguments
         assert runtime.compiled is not None
         self.graph = runtime.compiled.pc
-        self.shown: list[Shown] = []
+        self.shown: list[dict[str, Shown]] = []
 
-    def record(self, shown: Shown) -> None:
-        self.shown.append({k: v.detach().clone() for k, v in shown.items()})
+    def record(self, shown: dict[str, Shown]) -> None:
+        self.shown.append({slot: {k: v.detach().clone() for k, v in values.items()} for slot, values in shown.items()})
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Criterion | None, target: Any) -> Trace:
         params, buffers = self.pc.tables(self.runtime)
         inputs = {k: t.detach() for k, t in self.runtime.interface.bind(args, kwargs).items()}
         with torch.random.fork_rng():
             outputs, context = self.runtime.function("predict")(params, cloned(buffers), inputs, record=self.record)
-        first = {k.removeprefix("prediction "): v for k, v in self.shown.pop().items()}
+        first = self.shown.pop()["prediction"]
         infer = self.runtime.function("infer")
         if self.runtime.source.moving:
             targets = [t for t in pytree.tree_leaves(target) if isinstance(t, Tensor)]
             return self.moving(lambda **how: infer(params, context, targets, **how), outputs, targets)
         value, errors = clamp(self.runtime, outputs, loss, target)
         found = infer(params, context, errors, **self.arguments, **({"record": self.record} if self.arguments else {}))
-        return self.fixed(first, dict(zip(self.graph.outputs, errors, strict=True)), found, value)
+        return self.fixed(first, dict(zip(self.graph.clamped, errors, strict=True)), found, value)
 
     def fixed(self, first: Shown, clamped: Shown, found: Shown, loss: Tensor) -> Trace:
         """Predictions stay: the errors start at 0, those of the outputs where the loss puts them."""
-        shown = [{k.removeprefix("error "): v for k, v in s.items()} for s in self.shown] or (
-            [found] if not self.arguments else []
-        )
+        shown = [s["error"] for s in self.shown] or ([found] if not self.arguments else [])
         start = {name: clamped.get(name, torch.zeros_like(p)) for name, p in first.items()}
         errors = {name: torch.stack([start[name], *(s[name] for s in shown)]) for name in first}
         values = {name: first[name] + errors[name] for name in first}
@@ -161,14 +160,14 @@ class _Recorder:
     def moving(self, infer: Callable[..., Any], outputs: tuple[Tensor, ...], targets: list[Tensor]) -> Trace:
         """Predictions follow the values: what a step shows is the state that it starts from, hence one step more."""
         infer(**{**self.arguments, "steps": self.arguments["steps"] + 1}, record=self.record)
-        errors = {n: torch.stack([s[f"error {n}"] for s in self.shown]) for n in self.graph.names}
-        predictions = {n: torch.stack([s[f"prediction {n}"] for s in self.shown]) for n in self.graph.names}
+        errors = {n: torch.stack([s["error"][n] for s in self.shown]) for n in self.graph.names}
+        predictions = {n: torch.stack([s["prediction"][n] for s in self.shown]) for n in self.graph.names}
         values = {n: predictions[n] + errors[n] for n in self.graph.names}
         energy = {n: _energy(e) for n, e in errors.items()}
         losses = []
         for step in range(len(self.shown)):
             present = list(outputs)
-            for position, name in zip(self.runtime.source.errors, self.graph.outputs, strict=True):
+            for position, name in zip(self.runtime.source.errors, self.graph.clamped, strict=True):
                 present[position] = predictions[name][step]
             losses.append(self.runtime.clamp(present, targets)[0].double().cpu())
         loss = torch.stack(losses)

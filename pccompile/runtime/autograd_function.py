@@ -83,8 +83,8 @@ class Bridge(torch.autograd.Function):
         with torch.autocast(given[0].device.type, enabled=False):
             gradients = runtime.function("infer_and_learn")(params, context, given)
         found: list[Tensor | None] = []
-        for key in runtime.source.gradients:
-            g = gradients[key] if runtime.reaching[key] & used else None
+        for gradient in runtime.source.gradients:
+            g = gradients[gradient.key] if runtime.reaching[gradient.key] & used else None
             found.append(g if g is None or scale is None or _is_one(scale) else g * scale)
         return (*none, *found)
 

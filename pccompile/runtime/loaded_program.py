@@ -137,14 +137,14 @@ class Runtime:
 def reaching(compiled: Compiled) -> dict[str, frozenset[int]]:
     """For each gradient, the clamped outputs that it depends on; all of them where it is 0 for any."""
     pc = compiled.pc
-    children = pc.children()
+    children, clamped = pc.children(), {name: frozenset((i,)) for i, name in enumerate(pc.clamped)}
     found: dict[str, frozenset[int]] = {}
     for v in reversed(pc.vertices):
-        own = frozenset((pc.outputs.index(v.name),)) if v.name in pc.outputs else frozenset[int]()
+        own = clamped.get(v.name, frozenset[int]())
         found[v.name] = own.union(*(found[c.name] for c in children[v.name]))
-    keys = {name: pc.graph.origin[name] if name in pc.graph.params else f"input {name}" for name in pc.graph.wanted}
     every = frozenset(range(len(pc.outputs)))
-    sets = {key: frozenset[int]().union(*(found[c.name] for c in children[name])) for name, key in keys.items()}
+    gradients = {g.key: children[g.name] for g in compiled.source.gradients}
+    sets = {key: frozenset[int]().union(*(found[c.name] for c in senders)) for key, senders in gradients.items()}
     return {key: outputs or every for key, outputs in sets.items()}
 
 

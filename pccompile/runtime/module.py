@@ -265,9 +265,7 @@ class PCModule(nn.Module):
         self, runtime: Runtime, inputs: dict[str, Tensor], targets: list[Tensor] | None = None
     ) -> tuple[Tensor, ...]:
         tables = self.tables(runtime)
-        sources = [
-            tables[0].get(key) if not key.startswith("input ") else inputs[key[6:]] for key in runtime.source.gradients
-        ]
+        sources = [inputs[g.entry] if g.table == "inputs" else tables[0].get(g.entry) for g in runtime.source.gradients]
         result: tuple[Tensor, ...] = Bridge.apply(self._predict, runtime, tables, inputs, targets, *sources)  # type: ignore[no-untyped-call]
         return result
 

@@ -33,7 +33,7 @@ def by_path_length(pc: PCModule, loss: Callable[[Any], Tensor], *inputs: Tensor)
     for n in graph.graph.nodes:
         env[n.name] = run(n, env)
     arrived: dict[str, dict[int, Tensor]] = {name: {} for name in (*graph.names, *graph.reached)}
-    for vertex, error in zip(graph.outputs, _output_errors(runtime, env, loss), strict=True):
+    for vertex, error in zip(graph.clamped, _output_errors(runtime, env, loss), strict=True):
         arrived[vertex][0] = error
     for v in reversed(graph.vertices):
         parents = [p for p in v.parents if p in arrived]
@@ -56,7 +56,7 @@ def _output_errors(runtime: Runtime, env: Mapping[str, Any], loss: Callable[[Any
     graph, interface = runtime.compiled.pc, runtime.interface
     leaves = {o: env[o].detach().requires_grad_(env[o].is_floating_point()) for o in graph.graph.outputs}
     value = loss(interface.assemble(list(leaves.values())))
-    wanted = [leaves[o if o in leaves else o.removesuffix("_output")] for o in graph.outputs]
+    wanted = [leaves[o.value] for o in graph.outputs]
     found = torch.autograd.grad(value, wanted, allow_unused=True)
     return [torch.zeros_like(o) if g is None else g for o, g in zip(wanted, found, strict=True)]
 
@@ -150,4 +150,4 @@ def free_energy(graph: PCGraph, env: dict[str, Any], values: Mapping[str, Tensor
             energy = energy + half_squares(values[v.name], own[v.result])
         else:
             outputs[v.name] = own[v.result]
-    return energy + half_squares(tuple(outputs[name] for name in graph.outputs), target)
+    return energy + half_squares(tuple(outputs[name] for name in graph.clamped), target)

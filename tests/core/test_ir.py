@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import keyword
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,13 +23,16 @@ from core.tiny import TwoLayers
 from pccompile import CompileError
 from pccompile.driver import Compiled, Options, compile_imported, import_model
 from pccompile.ir import (
+    ERROR,
     Do,
     Graph,
     Node,
+    Output,
     PCGraph,
     Program,
     Ref,
     TensorType,
+    Vertex,
     live,
     map_refs,
     refs,
@@ -89,7 +94,7 @@ FLOAT = TensorType((2,))
 
 
 def node(name: str, *inputs: str, op: str = "aten.add.Tensor") -> Node:
-    return Node(name, op, {f"a{i}": Ref(x) for i, x in enumerate(inputs)}, FLOAT)
+    return Node(name, op, {f"a{i}": x if isinstance(x, Ref) else Ref(x) for i, x in enumerate(inputs)}, FLOAT)
 
 
 def graph(*nodes: Node, outputs: tuple[str, ...] = ("x",), **more: Any) -> Graph:
@@ -131,9 +136,9 @@ def second(**changes: Any) -> PCGraph:
         ({"parents": ("readout",)}, "unknown parents"),
         ({"prediction": (node("tanh", "x"),)}, "the prediction of tanh reads"),
         ({"result": Ref("elsewhere")}, "does not compute its prediction"),
-        ({"rules": (node("r", "err", "x"),), "messages": {"hidden": Ref("r")}}, "a rule of tanh reads"),
+        ({"rules": (node("r", ERROR, "x"),), "messages": {"hidden": Ref("r")}}, "a rule of tanh reads"),
         ({"rules": (node("r", "readout"),)}, "a rule of tanh reads"),
-        ({"messages": {"x": Ref("err")}}, "sends messages to"),
+        ({"messages": {"x": ERROR}}, "sends messages to"),
     ],
 )
 def test_a_vertex_that_is_not_local_is_refused(changes: dict[str, Any], words: str) -> None:
@@ -147,9 +152,45 @@ def test_a_parent_below_its_child_is_refused() -> None:
         verify_local(replace(pc, vertices=pc.vertices[::-1]))
 
 
-def test_an_output_that_is_no_vertex_is_refused() -> None:
-    with pytest.raises(CompileError, match="are no vertices"):
-        verify_local(replace(tiny().pc, outputs=("nowhere",)))
+@pytest.mark.parametrize(
+    "outputs, words",
+    [
+        ((Output("readout", "nowhere"),), "are no vertices"),
+        ((Output("nowhere", "readout"),), "are none of the graph"),
+        ((Output("readout", "readout"), Output("readout", "readout")), "clamped twice"),
+    ],
+)
+def test_outputs_that_are_no_pairs_are_refused(outputs: tuple[Output, ...], words: str) -> None:
+    with pytest.raises(CompileError, match=words):
+        verify_local(replace(tiny().pc, outputs=outputs))
+
+
+def test_the_error_of_a_vertex_equals_no_name() -> None:
+    assert ERROR != "err"
+    assert ERROR != "err"
+    assert Ref("err") != ERROR
+    assert ERROR == ERROR
+    assert ERROR not in {"err": 1, Ref("err"): 2}
+    assert "err" not in {ERROR: 1}
+    assert {ERROR: 1}[ERROR] == 1
+    assert str(ERROR) == "err"
+    assert pickle.loads(pickle.dumps((ERROR,)))[0] is ERROR
+    assert copy.deepcopy(ERROR) is ERROR
+    assert copy.copy(ERROR) is ERROR
+
+
+@pytest.mark.parametrize("name", ["hidden", "x", "hidden_weight", "readout"])
+def test_a_vertex_with_the_name_of_something_else_is_refused(name: str) -> None:
+    pc = tiny().pc
+    alias = Vertex(name, ("readout",), (), Ref("readout"), pc.vertices[-1].type)
+    with pytest.raises(CompileError, match="the name of something else"):
+        verify_local(replace(pc, vertices=(*pc.vertices, alias)))
+
+
+@pytest.mark.parametrize("name", ["hidden", "x", "hidden_weight", "readout", "tanh"])
+def test_a_rule_that_takes_the_name_of_something_else_is_refused(name: str) -> None:
+    with pytest.raises(CompileError, match=f"makes %{name}, the name of something else"):
+        verify_local(second(rules=(node(name, ERROR, "hidden"),), messages={"hidden": Ref(name)}))
 
 
 @pytest.mark.parametrize(
@@ -296,7 +337,7 @@ def test_an_output_that_others_read_gets_a_vertex_of_its_own() -> None:
     pc = pccompile.compile(Both(), torch.zeros(2, 3)).graph
     children = pc.children()
     assert len(pc.outputs) == 2
-    assert not any(children[o] for o in pc.outputs)
+    assert not any(children[o] for o in pc.clamped)
 
 
 def test_an_unknown_granularity_is_refused() -> None:

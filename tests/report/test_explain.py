@@ -66,7 +66,7 @@ def test_every_vertex(pc) -> None:
             text = str(compiled.explain(vertex.name))
             assert "# predict" in text, text
             assert f"prediction_{vertex.name} = " in text or "(" in text
-            if vertex.name not in compiled.graph.outputs:
+            if vertex.name not in compiled.graph.clamped:
                 assert f"error_{vertex.name}" in text or f'"{vertex.name}": ' in text, text
 
 
