@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from pccompile.diagnostics import NOWHERE, CompileError, Location
 from pccompile.frontends.autocast import current
 from pccompile.frontends.intercept import author_gradients, refuse_backward_hooks
+from pccompile.frontends.running_statistics import visible_statistics
 from pccompile.frontends.shapes import shapes_torch_lacks
 from pccompile.frontends.signature import free_batch, spelled_out
 
@@ -46,7 +47,7 @@ def export(
             attempts = [None if fixed else dynamic_shapes]
         for i, shapes in enumerate(attempts):
             try:
-                with author_gradients(), shapes_torch_lacks(), _quiet():
+                with author_gradients(), shapes_torch_lacks(), visible_statistics(), _quiet():
                     program = torch.export.export(model, args, named, dynamic_shapes=shapes, strict=False)
                 program.graph_module.meta[AUTOCAST] = current(device_of(model, (args, named)))
                 return program

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -20,21 +22,33 @@ from pccompile.ir.names import Namer
 STEPS = re.compile(r"_(?:modules|parameters|buffers)\['([^']+)'\]")
 SIZES = ("aten.sym_size.int",)
 LOCAL = re.compile(r"L\['(?:___)?(\w+)'\]")
+MEMBER = re.compile(r"\.(\w+)$")
 
 
-def exportable(piece: fx.GraphModule) -> tuple[fx.GraphModule, tuple[int, ...]]:
-    """A piece without the lengths among its arguments, and which of the arguments it takes.
+@dataclass(frozen=True)
+class Exportable:
+    """A piece as a module, which of the piece's arguments it takes, and which of them are numbers that vary."""
+
+    module: fx.GraphModule
+    arguments: tuple[int, ...]
+    numbers: tuple[int, ...]
+
+
+def exportable(piece: fx.GraphModule, values: Mapping[int, float] | None = None) -> Exportable:
+    """A piece without the lengths among its arguments.
 
     Lengths are read off the tensors instead, so that they can stay free; arguments get the names of what they are in
-    the user's program. `dynamic_shapes` of the result says which dimensions Dynamo found to vary.
+    the user's program. `dynamic_shapes` of the module says which dimensions Dynamo found to vary. `values` are numbers
+    to put in place of arguments.
     Raises CompileError for a hook whose gradient cannot be told from the piece.
     """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(piece.graph, copies))
     given = [(copies[n], n) for n in piece.graph.nodes if n.op == "placeholder"]
+    numbers = _numbers(given, copies, values or {})
     sources = _lengths(given)
-    namer = Namer(n.name for n in graph.nodes)
+    namer = Namer((*(n.name for n in graph.nodes), *_code_names(graph)))
     kept = []
     for i, (n, original) in enumerate(given):
         symbol = _symbol(original.meta.get("example_value"))
@@ -44,14 +58,44 @@ def exportable(piece: fx.GraphModule) -> tuple[fx.GraphModule, tuple[int, ...]]:
             continue
         with graph.inserting_after(given[-1][0]):
             n.replace_all_uses_with(graph.call_function(torch.ops.aten.sym_size.int, sources[symbol]))
+    kept = [i for i in kept if i not in (values or {})]
     for i, (n, _) in enumerate(given):
         if i not in kept:
             graph.erase_node(n)
     _call_checkpointed(graph)
     _hooks_as_functions(graph)
-    made = fx.GraphModule(piece, graph, type(piece).__name__)
-    made.dynamic_shapes = _free([given[i][1].meta.get("example_value") for i in kept])  # type: ignore[assignment]
-    return made, tuple(kept)
+    module = fx.GraphModule(piece, graph, type(piece).__name__)
+    module.dynamic_shapes = _free([given[i][1].meta.get("example_value") for i in kept])  # type: ignore[assignment]
+    return Exportable(module, tuple(kept), numbers)
+
+
+def _numbers(
+    arguments: Sequence[tuple[fx.Node, fx.Node]], copies: Mapping[fx.Node, fx.Node], values: Mapping[int, float]
+) -> tuple[int, ...]:
+    """The arguments that are Python floats, which Dynamo hands over as tensors; their reads become numbers.
+
+    A read is the number itself where Dynamo guards its value, and where `values` has one.
+    """
+    varying = []
+    for i, (_, original) in enumerate(arguments):
+        reads = [n for n in original.users if n.op == "call_method" and n.target == "item"]
+        numbers = {n: v for n in reads if isinstance(v := n.meta.get("example_value"), torch.SymFloat)}
+        if not reads or len(numbers) < len(reads) or not all(v.node.has_hint() for v in numbers.values()):
+            continue
+        for read, value in numbers.items():
+            known = values.get(i, float(value.node.expr) if value.node.expr.is_number else None)
+            if known is not None:
+                _replace(copies[read], known)
+        if copies[original].users:
+            varying.append(i)
+    return tuple(varying)
+
+
+def _replace(read: fx.Node, number: float) -> None:
+    """Put a number in place of a node."""
+    for user in list(read.users):
+        user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), lambda n: number if n is read else n)
+    read.graph.erase_node(read)
 
 
 def _lengths(given: Sequence[tuple[fx.Node, fx.Node]]) -> dict[Any, tuple[fx.Node, int]]:
@@ -135,13 +179,18 @@ def _symbol(value: Any) -> sympy.Symbol | None:
     return found if isinstance(found, sympy.Symbol) else None
 
 
+def _code_names(graph: fx.Graph) -> set[str]:
+    """The names that torch.fx writes into a graph's code besides those of its nodes."""
+    return {"self", *dir(builtins), *graph.python_code("self").globals}
+
+
 def _label(n: fx.Node) -> str:
-    """What an argument is called in the user's program: a parameter's path, or a local variable."""
+    """What an argument is called in the user's program: a path in a module, or a local variable."""
     source = getattr(getattr(n, "_dynamo_source", None), "name", "")
     text = source() if callable(source) else str(source)
-    steps = STEPS.findall(text)
-    local = LOCAL.match(text)
+    local, member = LOCAL.match(text), MEMBER.findall(text)
+    steps = [*STEPS.findall(text), *member]
     return ".".join(steps) if steps else local[1] if local else n.name
 
 
-__all__ = ["exportable"]
+__all__ = ["Exportable", "exportable"]

@@ -29,7 +29,7 @@ def opaque(function: Called) -> Called:
 
 
 def refuse_transforms(model: nn.Module, *values: Any) -> None:
-    """Raise CompileError where a call of `model` is traced, transformed by torch.func or carries tangents in `values`."""
+    """Raise CompileError where a call of `model` is traced, is transformed by torch.func, or carries tangents."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise CompileError(
             "a compiled model cannot be transformed by torch.func (grad, vjp, jvp, vmap, hessian)",
