@@ -47,6 +47,9 @@ def onnx_notes(module: OnnxModule) -> Iterable[str]:
     if constant := constant_weights(module):
         weights = f"{count(len(constant), 'weight')} of one number throughout"
         yield f"{weights} ({listing(constant)}): --verify draws them anew"
+    if module.formula_constants:
+        shown = [f"{printable(name, 60)} = {value:.7g}" for name, value in module.formula_constants.items()]
+        yield f"constants of formulas, which do not learn: {listing(shown, 10)} (--train NAME lets one learn)"
     for entry in module.input_types:
         open_: list[Any] = [s for s in entry.shape or () if not isinstance(s, int)]
         if entry.shape is None or open_:

@@ -14,29 +14,12 @@ import onnx
 import torch
 
 from pccompile.diagnostics import Location
-from pccompile.frontends.onnx.registry import Node, find
+from pccompile.frontends.onnx.registry import Node
 from pccompile.frontends.onnx.tensors import array_of
-from pccompile.frontends.onnx.values import DTYPES, NARROW, NUMPY, TEXT, Host, Narrow, Text, product, stored, text_of
-
-VIEWS = frozenset({"Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Cast", "Expand", "Concat"})
-"""Operators through which a constant still counts as feeding a weight."""
-
-FORMULAS = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mod", "Where", "Clip", "Expand", "CastLike"}
-    | {"Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"}
-)
-"""Operators whose single numbers are part of a formula, if their names are made up."""
-
-GENERATED = re.compile(
-    r"\d+|(.*[/.:_])?(Constant|constant|const|val|scalar_tensor|onnx::|ortshared|_to_copy|clone)[\w.]*|.*_cast(_\d+)?"
-    r"|(.*/)?Const(_\d+)?:0|ConstantFolding/.*"  # TensorFlow's
-)
-"""Names that exporters make up for the numbers in formulas."""
+from pccompile.frontends.onnx.values import DTYPES, NARROW, NUMPY, TEXT, Host, Narrow, Text, stored, text_of
 
 TYPES = frozenset({"to", "dtype", "output_datatype", "stash_type", "softmax_precision"})
 """Attributes that name an element type."""
-
-LARGEST_FOLD = 2**28
 
 
 @dataclass(slots=True)
@@ -44,6 +27,7 @@ class Constant:
     """Numbers that a file holds: where they are kept in the module, and whether they learn.
 
     `code` is ONNX's element type of text and of narrow numbers, whose array and dtype are what holds them; else 0.
+    `formula`: an initializer that could learn, taken as part of a formula.
     """
 
     name: str
@@ -53,6 +37,7 @@ class Constant:
     kind: str = "host"
     path: str = ""
     code: int = 0
+    formula: bool = False
 
 
 @dataclass(slots=True)
@@ -73,16 +58,6 @@ class Graph:
             for value in node.attributes.values():
                 if isinstance(value, Graph):
                     yield from value.subgraphs()
-
-
-def build(
-    proto: onnx.GraphProto, opsets: dict[str, int], folder: Path | None, weights: Mapping[str, Constant | None]
-) -> Graph:
-    """The graph that `proto` describes, its constants given their roles; `weights` holds those that lie apart."""
-    graph = read(proto, opsets, folder, weights)
-    fold_constant_shapes(graph)
-    assign_roles(graph)
-    return graph
 
 
 def read(
@@ -224,37 +199,6 @@ def constant_value(node: Node) -> Host | Text | Narrow | None:
     return None
 
 
-def fold_constant_shapes(graph: Graph) -> None:
-    """Turn ConstantOfShape nodes that make weights into constants.
-
-    In a file that has more of them than weights, such as the light test networks, they all stand for weights.
-    """
-    readers = uses(graph)
-    kept_weights = sum(
-        c.initializer and c.dtype.is_floating_point and c.array.size > 1 for c in graph.constants.values()
-    )
-    filled = [n for n in graph.nodes if n.op_type == "ConstantOfShape" and n.inputs[0] in graph.constants]
-    emptied = len(filled) >= 8 and len(filled) > kept_weights
-    for part in graph.subgraphs():
-        kept = []
-        for node in part.nodes:
-            sizes = (
-                part.constants.get(node.inputs[0]) if node.op_type == "ConstantOfShape" and not node.domain else None
-            )
-            weight = sizes is not None and (emptied or feeds_weight(node.outputs[0], readers, statistics=True))
-            if sizes is None or not weight or not 0 <= product(sizes.array.tolist()) <= LARGEST_FOLD:
-                kept.append(node)
-                continue
-            fill = node.get("value") or Host(np.zeros(1, np.float32), torch.float32)
-            if not isinstance(fill, Host):
-                kept.append(node)
-                continue
-            array = np.full(sizes.array.tolist(), fill.array.reshape(-1)[0])
-            part.constants[node.outputs[0]] = Constant(node.outputs[0], array, fill.dtype, emptied)
-        part.nodes = tuple(kept)
-        part.last_reads = last_reads(kept, part.outputs)
-
-
 def uses(graph: Graph) -> dict[str, list[tuple[Node, int]]]:
     """Who reads each value, and as which input."""
     readers: dict[str, list[tuple[Node, int]]] = {}
@@ -263,70 +207,6 @@ def uses(graph: Graph) -> dict[str, list[tuple[Node, int]]]:
             for index, name in enumerate(node.inputs):
                 readers.setdefault(name, []).append((node, index))
     return readers
-
-
-def feeds_weight(
-    name: str, readers: dict[str, list[tuple[Node, int]]], statistics: bool = False, depth: int = 8
-) -> bool:
-    """Whether a value is read as a weight (or a statistic), directly or through operators that only rearrange it."""
-    for node, index in readers.get(name, ()):
-        operator = find(node.domain, node.op_type)
-        if operator is not None and (index in operator.weights or (statistics and index in operator.statistics)):
-            return True
-        further = node.outputs if depth and node.op_type in VIEWS else ()
-        if any(feeds_weight(o, readers, statistics, depth - 1) for o in further):
-            return True
-    return False
-
-
-def assign_roles(graph: Graph) -> None:
-    """Say of each constant whether it is a parameter, a buffer, or numbers that only the host reads."""
-    readers = uses(graph)
-    for part in graph.subgraphs():
-        for constant in part.constants.values():
-            constant.kind = role(constant, readers, part.outputs)
-
-
-def role(constant: Constant, readers: dict[str, list[tuple[Node, int]]], outputs: tuple[str, ...]) -> str:
-    """`parameter`, `buffer` or `host`; what nobody reads is not kept in the module."""
-    if constant.code == TEXT or (constant.name not in readers and constant.name not in outputs):
-        return "host"
-    if constant.code:
-        return "buffer"
-    slots = [(n, i, find(n.domain, n.op_type)) for n, i in readers.get(constant.name, ())]
-    kinds = {op.kind(i) if op else "Value" for _, i, op in slots}
-    statistics = any(op is not None and i in op.statistics for _, i, op in slots)
-    count = constant.array.size
-    if not constant.dtype.is_floating_point or statistics:
-        return "host" if kinds <= {"Host"} or (count <= 64 and not constant.initializer) or count == 1 else "buffer"
-    if slots and kinds == {"Host"}:
-        return "host"
-    if not finite(constant.array):
-        return "host" if count == 1 else "buffer"
-    if neutral(constant, {n.op_type for n, _, _ in slots}):
-        return "buffer"
-    formula = count == 1 and {n.op_type for n, _, _ in slots} <= FORMULAS and generated(constant.name)
-    if feeds_weight(constant.name, readers) and (count > 1 or (constant.initializer and not formula)):
-        return "parameter"
-    exponent = any(n.op_type == "Pow" and i == 1 for n, i, _ in slots) and count == 1
-    if constant.initializer and not formula and not exponent:
-        return "parameter"
-    # some exporters, Paddle's for one, write weights as Constant nodes under the weights' own names
-    if count > 1 and not generated(constant.name) and {n.op_type for n, _, _ in slots} <= FORMULAS | VIEWS:
-        return "parameter"
-    return "host" if count <= 64 else "buffer"
-
-
-def generated(name: str) -> bool:
-    """Whether an exporter made this name up."""
-    return len(name) < 500 and GENERATED.fullmatch(name) is not None
-
-
-def neutral(constant: Constant, readers: set[str]) -> bool:
-    """Whether this is the scale of ones or the shift of zeros of a normalisation without weights of its own."""
-    if not all("Normalization" in op_type for op_type in readers) or not generated(constant.name):
-        return False
-    return constant.array.size > 0 and (bool((constant.array == 0).all()) or bool((constant.array == 1).all()))
 
 
 def with_floats(graph: Graph, dtype: torch.dtype) -> None:

@@ -17,9 +17,11 @@ from torch import Tensor
 from pccompile.diagnostics import Collector, CompileError, Problem
 from pccompile.frontends.onnx import checks
 from pccompile.frontends.onnx.boundary import from_numpy, to_numpy
-from pccompile.frontends.onnx.graph import Constant, build, with_floats
+from pccompile.frontends.onnx.graph import Constant, with_floats
+from pccompile.frontends.onnx.graph import read as read_graph
 from pccompile.frontends.onnx.inlining import prepared
 from pccompile.frontends.onnx.module import InputType, OnnxModule
+from pccompile.frontends.onnx.roles import assign_roles, fold_constant_shapes
 from pccompile.frontends.onnx.tensors import first_line
 from pccompile.frontends.onnx.values import DTYPES, NARROW, TEXT, Value, host_of, type_name
 from pccompile.frontends.onnx.weights import as_inputs, weights_of, without_numbers
@@ -32,13 +34,16 @@ def load_onnx(
     *,
     constants: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
+    train: Iterable[str] = (),
+    freeze: Iterable[str] = (),
 ) -> OnnxModule:
     """A trainable module that runs an ONNX graph.
 
     `source` is a path, the bytes of a file, or a ModelProto. `constants` fixes inputs to numbers, such as a sampling
     rate that decides which branch of the model runs. `dtype` (float32 or float64) replaces every floating-point type of
-    the file, for verification in double precision or for training a half-precision file. Raises CompileError with
-    everything that is wrong.
+    the file, for verification in double precision or for training a half-precision file. `train` and `freeze` are
+    patterns (as of fnmatch) of constants that learn, or do not, whatever is otherwise concluded from their use.
+    Raises CompileError with everything that is wrong.
     """
     model, weights, folder = checked(source)
     found = Collector()
@@ -50,7 +55,9 @@ def load_onnx(
     found.raise_if_any()
     opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
     types = [input_type(i) for i in model.graph.input if i.name not in weights]
-    graph = build(model.graph, opsets, folder, weights)
+    graph = read_graph(model.graph, opsets, folder, weights)
+    fold_constant_shapes(graph)
+    assign_roles(graph, train, freeze)
     if dtype is not None:
         with_floats(graph, dtype)
         types = [replace(t, dtype=dtype) if t.form == "tensor" and t.dtype.is_floating_point else t for t in types]

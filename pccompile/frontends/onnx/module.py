@@ -187,6 +187,12 @@ class OnnxModule(nn.Module):
                     values.pop(name, None)
         return [values[name] for name in graph.outputs]
 
+    @property
+    def formula_constants(self) -> dict[str, float]:
+        """Single numbers among the initializers that are part of formulas and do not learn, by name."""
+        constants = [c for g in self.graph.subgraphs() for c in g.constants.values()]
+        return {c.name: float(c.array.reshape(-1)[0]) for c in constants if c.formula and c.array.size == 1}
+
     @contextmanager
     def lent(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
         """Within: other tensors stand at these paths, as in a branch that is given its weights."""

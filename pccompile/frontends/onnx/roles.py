@@ -1,0 +1,201 @@
+"""Which of a file's numbers learn: decided by what reads them and by the numbers, never by names.
+
+docs/onnx.md states the rules for readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+
+from pccompile.diagnostics import CompileError, listing, printable
+from pccompile.frontends.onnx.formulas import SCALING, written_by_hand
+from pccompile.frontends.onnx.graph import Constant, Graph, last_reads, uses
+from pccompile.frontends.onnx.registry import Node, find
+from pccompile.frontends.onnx.values import TEXT, Host, product
+
+VIEWS = frozenset({"Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Cast", "Expand", "Concat"})
+"""Operators through which a constant still counts as feeding a weight."""
+
+FORMULAS = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mod", "Where", "Clip", "Expand", "CastLike"}
+    | {"Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"}
+)
+"""Operators in which a number may be part of a formula."""
+
+LARGEST_FOLD = 2**28
+
+Readers = dict[str, list[tuple[Node, int]]]
+
+
+def fold_constant_shapes(graph: Graph) -> None:
+    """Turn ConstantOfShape nodes that make weights into constants.
+
+    In a file that has more of them than weights, such as the light test networks, they all stand for weights.
+    """
+    readers = uses(graph)
+    kept_weights = sum(
+        c.initializer and c.dtype.is_floating_point and c.array.size > 1 for c in graph.constants.values()
+    )
+    filled = [n for n in graph.nodes if n.op_type == "ConstantOfShape" and n.inputs[0] in graph.constants]
+    emptied = len(filled) >= 8 and len(filled) > kept_weights
+    for part in graph.subgraphs():
+        kept = []
+        for node in part.nodes:
+            sizes = (
+                part.constants.get(node.inputs[0]) if node.op_type == "ConstantOfShape" and not node.domain else None
+            )
+            weight = sizes is not None and (emptied or feeds_weight(node.outputs[0], readers, statistics=True))
+            if sizes is None or not weight or not 0 <= product(sizes.array.tolist()) <= LARGEST_FOLD:
+                kept.append(node)
+                continue
+            fill = node.get("value") or Host(np.zeros(1, np.float32), torch.float32)
+            if not isinstance(fill, Host):
+                kept.append(node)
+                continue
+            array = np.full(sizes.array.tolist(), fill.array.reshape(-1)[0])
+            part.constants[node.outputs[0]] = Constant(node.outputs[0], array, fill.dtype, emptied)
+        part.nodes = tuple(kept)
+        part.last_reads = last_reads(kept, part.outputs)
+
+
+def feeds_weight(name: str, readers: Readers, statistics: bool = False, depth: int = 8) -> bool:
+    """Whether a value is read as a weight (or a statistic), directly or through operators that only rearrange it."""
+    for node, index in readers.get(name, ()):
+        if in_slot(node, index, statistics):
+            return True
+        further = node.outputs if depth and node.op_type in VIEWS else ()
+        if any(feeds_weight(o, readers, statistics, depth - 1) for o in further):
+            return True
+    return False
+
+
+def in_slot(node: Node, index: int, statistics: bool = False) -> bool:
+    """Whether input `index` of a node is a weight (or a statistic)."""
+    operator = find(node.domain, node.op_type)
+    return operator is not None and (index in operator.weights or (statistics and index in operator.statistics))
+
+
+def assign_roles(graph: Graph, train: Iterable[str] = (), freeze: Iterable[str] = ()) -> None:
+    """Say of each constant whether it is a parameter, a buffer, or numbers that only the host reads.
+
+    train, freeze: patterns of names that overrule it. Raises CompileError for one that fits nothing which could learn.
+    """
+    readers = uses(graph)
+    makers = {o: n for part in graph.subgraphs() for n in part.nodes for o in n.outputs if o}
+    for part in graph.subgraphs():
+        for constant in part.constants.values():
+            constant.kind = role(constant, readers, part.outputs)
+            if constant.kind == "open":
+                learns = learnable(constant, readers, makers)
+                constant.formula = not learns and constant.initializer
+                constant.kind = "parameter" if learns else "host" if constant.array.size <= 64 else "buffer"
+    overrule(graph, train, "train", "parameter")
+    overrule(graph, freeze, "freeze", "buffer")
+
+
+def overrule(graph: Graph, patterns: Iterable[str], option: str, kind: str) -> None:
+    """Give the constants whose names fit a pattern another role."""
+    constants = [c for g in graph.subgraphs() for c in g.constants.values()]
+    candidates = [c for c in constants if c.dtype.is_floating_point and not c.code and (c.formula or c.kind != "host")]
+    for pattern in patterns:
+        chosen = [c for c in candidates if fnmatchcase(c.name, pattern)]
+        if not chosen:
+            names = listing([printable(c.name, 60) for c in candidates], 10) or "none"
+            raise CompileError(
+                f"{option}: no constant of the file is called {printable(pattern, 80)}; there are {names}"
+            )
+        for constant in chosen:
+            constant.kind, constant.formula = kind, False
+
+
+def role(constant: Constant, readers: Readers, outputs: tuple[str, ...]) -> str:
+    """`parameter`, `buffer` or `host`, as far as the readers alone decide; else `open`.
+
+    What nobody reads is not kept in the module.
+    """
+    if constant.code == TEXT or (constant.name not in readers and constant.name not in outputs):
+        return "host"
+    if constant.code:
+        return "buffer"
+    slots = [(n, i, find(n.domain, n.op_type)) for n, i in readers.get(constant.name, ())]
+    kinds = {op.kind(i) if op else "Value" for _, i, op in slots}
+    statistics = any(op is not None and i in op.statistics for _, i, op in slots)
+    count = constant.array.size
+    if not constant.dtype.is_floating_point or statistics:
+        return "host" if kinds <= {"Host"} or (count <= 64 and not constant.initializer) or count == 1 else "buffer"
+    if slots and kinds == {"Host"}:
+        return "host"
+    if not finite(constant.array):
+        return "host" if count == 1 else "buffer"
+    if not constant.initializer and neutral(constant) and all("Normalization" in n.op_type for n, _, _ in slots):
+        return "buffer"  # of a normalisation without weights of its own
+    return "open"
+
+
+def learnable(constant: Constant, readers: Readers, makers: dict[str, Node]) -> bool:
+    """Whether floating-point numbers are something learned rather than part of a formula."""
+    slots = readers.get(constant.name, [])
+    if constant.array.size == 1:
+        if any(in_slot(n, i) for n, i in slots):
+            return True
+        return constant.initializer and not any(in_formula(constant, n, i, readers, makers) for n, i in slots)
+    if constant.initializer or feeds_weight(constant.name, readers):
+        return True
+    # some exporters, Paddle's for one, write weights as Constant nodes
+    if not slots or not {n.op_type for n, _ in slots} <= FORMULAS | VIEWS:
+        return False
+    if any(follows_layer(n, i, makers) for n, i in slots):
+        return True
+    return not neutral(constant) and not written_by_hand(constant.array)
+
+
+def in_formula(
+    constant: Constant, node: Node, index: int, readers: Readers, makers: dict[str, Node], depth: int = 8
+) -> bool:
+    """Whether input `index` of `node`, a single number, is one that the node's formula prescribes.
+
+    Nobody writes down a factor of 1 or 0, or adds 0: those are the first values of what is learned.
+    """
+    if depth and node.op_type in VIEWS and not node.domain:
+        inner = [(n, i) for o in node.outputs for n, i in readers.get(o, ())]
+        return any(in_formula(constant, n, i, readers, makers, depth - 1) for n, i in inner)
+    if node.op_type not in FORMULAS or node.domain or in_slot(node, index):
+        return False
+    number = constant.array.reshape(-1)[0]
+    match node.op_type, index:
+        case ("Mul", _) | ("Div", 1):
+            return number not in (0, 1) and written_by_hand(constant.array, SCALING)
+        case ("Add", _) | ("Sub", 1):
+            return number != 0 and not follows_layer(node, index, makers) and written_by_hand(constant.array)
+    return written_by_hand(constant.array)
+
+
+def follows_layer(node: Node, index: int, makers: dict[str, Node], depth: int = 8) -> bool:
+    """Whether the other operand of a sum or a product is made by an operator with weights: a bias, or a scale."""
+    if node.op_type not in ("Add", "Mul") or node.domain or len(node.inputs) != 2:
+        return False
+    name = node.inputs[1 - index]
+    while depth and name in makers:
+        maker = makers[name]
+        operator = find(maker.domain, maker.op_type)
+        if operator is not None and operator.weights and maker.op_type != "Gather":
+            return True
+        if maker.op_type not in VIEWS or not maker.inputs:
+            return False
+        name, depth = maker.inputs[0], depth - 1
+    return False
+
+
+def neutral(constant: Constant) -> bool:
+    """Whether these are ones throughout, or zeros."""
+    return constant.array.size > 0 and (bool((constant.array == 0).all()) or bool((constant.array == 1).all()))
+
+
+def finite(array: np.ndarray[Any, Any]) -> bool:
+    """Whether there is neither infinity nor NaN."""
+    return bool(np.isfinite(array.astype(np.float32) if array.dtype.itemsize < 4 else array).all())
