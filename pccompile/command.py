@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
 import logging
 import sys
 import time
@@ -37,7 +36,7 @@ from pccompile.report.doctor import examine
 from pccompile.report.gradients import Bench
 from pccompile.report.losses import cross_entropy
 from pccompile.report.summary import warnings as worth_knowing
-from pccompile.report.tables import Table, show
+from pccompile.report.tables import Table, as_json, show
 from pccompile.runtime.module import PCModule
 
 HIDDEN = ("import-graph",)
@@ -160,7 +159,7 @@ def verified(pc: PCModule, target: Target, options: argparse.Namespace) -> bool:
         else:
             report = pccompile.verify(pc, target.args or (), target.kwargs, seed=options.seed, loss=loss)
     if options.json:
-        print(json.dumps(report.as_dict(), indent=2))
+        print(as_json(report.as_dict(), indent=2))
     else:
         show(report)
     return report.passed

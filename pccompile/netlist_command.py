@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -28,7 +27,7 @@ from pccompile.loading import load, parse_shape
 from pccompile.report.circuit import random_targets, verify_circuit
 from pccompile.report.netlist import resources_page, resources_report
 from pccompile.report.reference import constant_weights, redrawn
-from pccompile.report.tables import Page, Table, count, number, show
+from pccompile.report.tables import Page, Table, as_json, count, number, show
 from pccompile.writing import write_together
 
 SUFFIX = ".pcnet.json"
@@ -62,7 +61,7 @@ def run_netlist(options: argparse.Namespace, shown: str, hook: Hook) -> int:
                     model, args, target.kwargs, how, locate=locate, seed=options.seed, name=name, notes=notes
                 )
     if report is not None:
-        print(json.dumps(report.as_dict(), indent=2)) if options.json else show(report)
+        print(as_json(report.as_dict(), indent=2)) if options.json else show(report)
         if not report.passed:
             print(f"{shown}: verification failed, nothing written", file=sys.stderr)
             return EXIT_VERIFY
@@ -207,8 +206,9 @@ def present(result: Result, net: Netlist, options: argparse.Namespace) -> None:
             "outputs": {k: v.tolist() for k, v in result.outputs.items()},
             "errors": {k: result.states[k].tolist() for k, p in spec.populations.items() if p.role == "error"},
             "changes": {k: v.tolist() for k, v in moved.items()},
+            "saturations": dict(result.saturations),
         }
-        print(json.dumps(page))
+        print(as_json(page))
         return
     rows = [("output", k, spec.outputs[k].shape, v) for k, v in result.outputs.items()]
     rows += [("error", k, p.shape, result.states[k]) for k, p in spec.populations.items() if p.role == "error"]
@@ -222,7 +222,12 @@ def present(result: Result, net: Netlist, options: argparse.Namespace) -> None:
     )
     ticks = options.ticks if options.ticks is not None else next(p.ticks for p in spec.phases if p.name == "settle")
     formats = "float64" if not options.bits else f"{options.bits[0]}-bit weights, {options.bits[1]}-bit states"
-    show(Page((table, "", f"{count(ticks, 'tick')} of settling{', one of learning' * bool(moved)}, {formats}")))
+    lines = [f"{count(ticks, 'tick')} of settling{', one of learning' * bool(moved)}, {formats}"]
+    sizes = {k: p.size for k, p in spec.populations.items()} | {k: v.size for k, v in net.tensors.items()}
+    lines += [f"saturated: {n} of {sizes[k]} of {k}" for k, n in result.saturations.items()]
+    if (net.quantised or options.bits) and not result.saturations:
+        lines.append("nothing saturated")
+    show(Page((table, "", *lines)))
 
 
 def _largest(values: np.ndarray) -> float:

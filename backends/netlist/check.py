@@ -26,6 +26,7 @@ MOST_PROBLEMS = 100
 _ONLY: dict[str, tuple[str, ...]] = {
     "bias": ("sum",), "bias_axis": ("sum",), "function": ("map",), "leak": ("integrator",), "rate": ("integrator",),
     "ranks": ("select",), "smallest": ("select",), "guard": ("integrator",), "table": ("map",),
+    "port_bits": ("map", "product"),
 }  # fmt: skip
 """The unit kinds that have a field."""
 
@@ -116,6 +117,10 @@ def _population(p: Population, tensors: Tensors) -> Iterator[str]:
         if ranks is None or ranks.dtype.kind != "i" or ranks.size != p.size:
             yield f"ranks {p.ranks} are not a tensor of {p.size} whole numbers"
     yield from _bits(p.bits)
+    for bits in p.port_bits or ():
+        yield from (f"port_bits: {w}" for w in _bits(bits))
+    if p.port_bits is not None and p.unit in ("map", "product") and len(p.port_bits) != len(ports_of(p.unit)):
+        yield f"port_bits has {len(p.port_bits)} formats for {len(ports_of(p.unit))} ports"
     if p.guard is not None and not 0 <= p.guard <= WIDEST:
         yield f"guard {p.guard} is not within 0 to {WIDEST}"
     if p.table is not None and not (0 < p.table[0] <= LARGEST_TABLE and abs(p.table[1]) <= WIDEST):

@@ -12,7 +12,7 @@ from typing import Literal, cast
 import msgspec
 import numpy as np
 
-VERSION = "1.0"
+VERSION = "1.1"
 
 UnitKind = Literal["input", "sum", "map", "product", "integrator", "select"]
 Role = Literal["value", "error", "derivative", "gate", "target", "context"]
@@ -47,9 +47,10 @@ class Population(Struct, frozen=True, kw_only=True):
         select      s = the winner among the messages of its one `gather`: the largest, or the ranks-th largest
 
     bias: a parameter of the population's shape, or of one axis of it, `bias_axis`.
-    bits: total and fractional bits of the state in fixed point, where they are not the simulation's. guard: further
-    fractional bits of an integrator's accumulator; without, as many as its rate halves. table: log2 of the entries of a
-    map's table and log2 of the largest input that it has an entry for.
+    bits: total and fractional bits of the state in fixed point, where they are not the simulation's. port_bits: those
+    of the sum at each port of a map or a product, where they are not those of the state. guard: further fractional bits
+    of an integrator's accumulator; without, as many as its rate halves. table: log2 of the entries of a map's table and
+    log2 of the largest input that it has an entry for.
     """
 
     shape: tuple[int, ...]
@@ -64,6 +65,7 @@ class Population(Struct, frozen=True, kw_only=True):
     ranks: str | None = None
     smallest: bool = False
     bits: tuple[int, int] | None = None
+    port_bits: tuple[tuple[int, int], ...] | None = None
     guard: int | None = None
     table: tuple[int, int] | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ import torch
 
 from pccompile.backends.netlist.format import Spec
 from pccompile.backends.netlist.losses import encoded
-from pccompile.backends.netlist.simulate.synchronous import Simulator, Watch
+from pccompile.backends.netlist.simulate.synchronous import Simulator, Watch, refuse_undefined
 from pccompile.diagnostics import CompileError
 
 if TYPE_CHECKING:
@@ -27,12 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """What a simulation leaves: states of every population `[replicas, *shape]`, and the parameters."""
+    """What a simulation leaves: states of every population `[replicas, *shape]`, and the parameters.
+
+    saturations: see `Session.saturations`.
+    """
 
     states: Mapping[str, np.ndarray]
     params: Mapping[str, np.ndarray]
     outputs: Mapping[str, np.ndarray]
     traces: Mapping[str, np.ndarray]
+    saturations: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Netlist:
                 value = given[kind].get(name.partition("#")[0])
                 if value is None:
                     continue
+                refuse_undefined(f"{kind} {name}", value)
                 try:
                     found[port.population] = encoded(
                         port, value, port.states or spec.populations[port.population].shape
@@ -131,7 +136,7 @@ class Netlist:
         session = net.session(replicas, asynchronous=asynchronous, rounding=rounding, seed=seed)
         session.set(presentation)
         traces = session.run(ticks, learn=learn, trace=trace, watch=watch, progress=progress)
-        return Result(session.states, session.params, session.outputs, traces)
+        return Result(session.states, session.params, session.outputs, traces, session.saturations)
 
     def quantise(self, weight_bits: int = 8, state_bits: int = 16, **options: Any) -> Netlist:
         """The netlist in fixed point; the options are those of `transforms.quantise`."""
@@ -165,7 +170,12 @@ class Netlist:
 
     def learned(self, result: Result) -> Netlist:
         """The circuit with the parameters that a simulation left."""
-        return Netlist(self.spec, {**self.tensors, **result.params}, self.drawn)
+        return self.with_parameters(result.params)
+
+    def with_parameters(self, params: Mapping[str, np.ndarray]) -> Netlist:
+        """The circuit with these parameters, rounded to the types that its tensors have."""
+        typed = {name: array.astype(self.tensors[name].dtype) for name, array in params.items()}
+        return replace(self, tensors={**self.tensors, **typed})
 
     def save(self, folder: str | Path, name: str | None = None) -> tuple[Path, Path]:
         """Write `name.pcnet.json` and `name.safetensors`, and return their paths. Raises CompileError."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from pccompile.backends.netlist.simulate.asynchronous import (
     Asynchrony,
 )
 from pccompile.backends.netlist.simulate.fixed import FixedSimulator, Rounding
-from pccompile.backends.netlist.simulate.synchronous import Simulator, Watch
+from pccompile.backends.netlist.simulate.synchronous import Simulator, Watch, refuse_undefined
 from pccompile.diagnostics import CompileError
 
 if TYPE_CHECKING:
@@ -32,8 +31,9 @@ class Session:
             session.run(ticks=64, learn=True)
         net = session.netlist()
 
-    A netlist with formats (`Netlist.quantise`) runs in fixed point, any other in float64. asynchronous: how far from
-    lockstep. rounding: of changes of parameters in fixed point. seed: of all that is drawn.
+    A netlist with formats (`Netlist.quantise`) runs in fixed point, any other in float64. nan and infinities are
+    refused where they are presented, and where a run ends in them. asynchronous: how far from lockstep. rounding: of
+    changes of parameters in fixed point. seed: of all that is drawn.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Session:
     def set(self, presentation: Mapping[str, np.ndarray]) -> None:
         """Set the states of input populations, `[replicas, *shape]` or one for all replicas."""
         for name, value in presentation.items():
+            refuse_undefined(f"population {name}", value)
             if len(value) not in (1, self.replicas):
                 raise CompileError(f"{name} has {len(value)} presentations, the session has {self.replicas} replicas")
             self.simulator.set(name, torch.from_numpy(value))
@@ -79,7 +80,8 @@ class Session:
         """Settle for `ticks`, then, if `learn`, through the learning phase; return the traces.
 
         trace: populations whose states are kept for every tick, `[ticks, replicas, *shape]`. watch: called with each
-        tick's number and states. progress: a bar on stderr, where that is a terminal.
+        tick's number and states. progress: a bar on stderr, where that is a terminal. Raises CompileError that names
+        the first population or parameter which then holds nan or an infinity.
         """
         if unknown := [t for t in trace if t not in self.net.spec.populations]:
             raise CompileError(f"no population is called {unknown[0]}")
@@ -96,6 +98,8 @@ class Session:
                     if watch is not None:
                         watch(self.simulator.time, self.simulator.values())
                     bar.update()
+        if undefined := self.simulator.undefined():
+            raise CompileError(undefined, hint="present what its function is defined for; where it grew, a smaller eta")
         return {name: np.stack(v) for name, v in kept.items() if v}
 
     @property
@@ -115,9 +119,17 @@ class Session:
         """The parameters, and the constants among the tensors."""
         return {name: p.numpy().copy() for name, p in self.simulator.parameters().items()}
 
+    @property
+    def saturations(self) -> dict[str, int]:
+        """In fixed point, how many units of each population, and entries of each parameter, did not fit their format.
+
+        A unit counts once, however often it saturated since the last `reset`. What did fit is left out.
+        """
+        return self.simulator.saturations()
+
     def netlist(self) -> Netlist:
         """The netlist with the parameters as they are now."""
-        return replace(self.net, tensors={**self.net.tensors, **self.params})
+        return self.net.with_parameters(self.params)
 
     def reset(self) -> None:
         """Forget all states, inputs among them; parameters stay."""

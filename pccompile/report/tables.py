@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -73,6 +74,19 @@ def show(what: Any, file: TextIO | None = None) -> None:
         Console(file=file, highlight=False).print(what)
     else:
         print(what, file=file)
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """`value`, made of dictionaries, lists and plain values, as JSON; nan and infinities, which it lacks, are null."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {str(k): plain(v) for k, v in part.items()}
+        if isinstance(part, list | tuple):
+            return [plain(v) for v in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
 
 
 def number(value: float, digits: int = 2) -> str:

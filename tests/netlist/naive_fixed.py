@@ -38,6 +38,10 @@ class FixedNaive(Naive):
     def __init__(self, path, replicas=1):
         super().__init__(path, replicas)
         self.b = {n: tuple(u.get("bits", (16, 10))) for n, u in self.units.items()}
+        self.at = {}
+        for n, u in self.units.items():
+            for i, port in enumerate("xy" if u["unit"] == "product" else ["in"]):
+                self.at[f"{n}:{port}"] = tuple(u["port_bits"][i]) if "port_bits" in u else self.b[n]
         weights, self.w = {p.get("param") for p in self.d["projections"]}, {}
         for u, b in ((u, self.b[n]) for n, u in self.units.items()):
             if "bias" in u and u["bias"] not in weights:
@@ -61,7 +65,7 @@ class FixedNaive(Naive):
     def message(self, p, m):
         c, s = factor(p.get("gain", 1.0))
         carried = self.b[p["pre"]][1] + (self.w[p["param"]][1] if "param" in p else 0)
-        return shr(m * c, carried + s - self.b[p["post"].rpartition(":")[0]][1])
+        return shr(m * c, carried + s - self.at[p["post"]][1])
 
     def arriving(self, name, port, r):
         sums, mine = [0] * self.size(name), self.into[name]
@@ -87,10 +91,12 @@ class FixedNaive(Naive):
             case "select":
                 return self.choose(name, r)
             case "product":
-                x, y = ([sat(v, bits) for v in self.arriving(name, port, r)] for port in "xy")
-                return [sat(shr(a * b, f), bits) for a, b in zip(x, y, strict=True)]
+                (bx, fx), (by, fy) = (self.at[f"{name}:{port}"] for port in "xy")
+                x, y = ([sat(v, b) for v in self.arriving(name, port, r)] for port, b in (("x", bx), ("y", by)))
+                return [sat(shr(a * b, fx + fy - f), bits) for a, b in zip(x, y, strict=True)]
             case "map":
-                return [self.mapped(u, sat(v, bits), bits, f) for v in self.arriving(name, "in", r)]
+                total, inward = self.at[f"{name}:in"]
+                return [self.mapped(u, sat(v, total), inward, bits, f) for v in self.arriving(name, "in", r)]
         sums = self.arriving(name, "in", r)
         if "bias" in u:
             bias, axis = self.tensors[u["bias"]].reshape(-1), u.get("bias_axis")
@@ -98,13 +104,13 @@ class FixedNaive(Naive):
             sums = [s + shr(bias[e], self.w[u["bias"]][1] - f) for s, e in zip(sums, entries, strict=True)]
         return [sat(s, bits) for s in sums]
 
-    def mapped(self, u, x, bits, f):
+    def mapped(self, u, x, inward, bits, f):
         if u["function"] == "relu(x)":
-            return max(x, 0)
+            return sat(shr(max(x, 0), inward - f), bits)
         if u["function"] == "step(x)":
             return sat(shr(1, -f), bits) if x > 0 else 0
         length, reach = u.get("table", (12, 3))
-        n = f + reach + 1 - length
+        n = inward + reach + 1 - length
         place = (x >> n if n >= 0 else x << -n) + 2 ** (length - 1)
         centre = (max(0, min(2**length - 1, place)) - 2 ** (length - 1) + 0.5) * 2.0 ** (reach + 1 - length)
         return integer(float(value(u["function"], centre)), (bits, f))

@@ -16,13 +16,13 @@ from pccompile.backends.netlist.netlist import Netlist
 from pccompile.backends.netlist.simulate.fixed import EXACT_FUNCTIONS, table
 from pccompile.backends.netlist.simulate.formats import (
     TABLE,
-    Bits,
     Formats,
     check,
     decaying,
     guard_bits,
     halvings,
     integers,
+    product_shift,
     scaling,
     stepping,
 )
@@ -118,6 +118,10 @@ class Datapath:
         """The guard bits of an integrator."""
         return guard_bits(name, self.spec.populations[name])
 
+    def relu_shift(self, name: str) -> int:
+        """The shift to the right that brings the sum at a map's port to the fraction of its state."""
+        return self.formats.ports[name, "in"][1] - self.formats.states[name][1]
+
     def phases(self) -> tuple[str, ...]:
         """The phases in which parameters change."""
         return tuple(dict.fromkeys(t.phase for terms in self.rules.values() for t in terms))
@@ -130,11 +134,15 @@ class Datapath:
         """Bits that hold every number on the way, each operation's rounding included."""
         bounds = [2]
         for name, population in self.spec.populations.items():
-            total, fraction = self.formats.states[name]
+            total = self.formats.states[name][0]
             arriving = [sum(t.arriving for t in self.terms[name, port]) for port in ports_of(population.unit)]
             bounds += [1 << total, *arriving]
             if population.unit == "product":
-                bounds.append((1 << 2 * total - 2 + max(-fraction, 0)) + (1 << max(fraction, 0)))
+                both, shift = sum(self.formats.ports[name, port][0] for port in "xy"), product_shift(name, self.formats)
+                bounds.append((1 << both - 2 + max(-shift, 0)) + (1 << max(shift, 0)))
+            if population.unit == "map":
+                inward, shift = self.formats.ports[name, "in"][0], self.relu_shift(name)
+                bounds.append((1 << inward + max(-shift, 0)) + (1 << max(shift, 0)))
             if population.unit == "integrator":
                 bounds.append((arriving[0] << self.guard(name)) + (1 << total + self.guard(name) + 1))
             if population.unit == "select":
@@ -142,7 +150,7 @@ class Datapath:
                 largest = self._largest(self.sources(name).pre) * abs(factor)
                 bounds += [largest << max(-shift, 0), largest + (1 << max(shift - 1, 0))]
             if name in self.tables and self.tables[name].shift < 0:
-                bounds.append(1 << total - self.tables[name].shift)
+                bounds.append(1 << self.formats.ports[name, "in"][0] - self.tables[name].shift)
         for t in self.all_terms():
             bounds.append(t.bound + (1 << max(t.shift - 1, 0)))
         for param, terms in self.rules.items():
@@ -194,10 +202,9 @@ class Datapath:
             )
 
     def _table(self, name: str, p: Population) -> Table:
-        bits: Bits = self.formats.states[name]
         log, reach = p.table or TABLE
-        entries = tuple(int(v) for v in table(p, bits).tolist())
-        return Table(str(p.function), log, bits[1] + reach + 1 - log, entries)
+        entries = tuple(int(v) for v in table(p, self.formats.states[name]).tolist())
+        return Table(str(p.function), log, self.formats.ports[name, "in"][1] + reach + 1 - log, entries)
 
 
 def tabulated(p: Population) -> bool:

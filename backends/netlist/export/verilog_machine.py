@@ -273,8 +273,8 @@ $STEP_ROM
   reg [SLOT - 1:0] best5;
   reg signed [WIDTH - 1:0] result5;
   reg signed [STATE - 1:0] looked5;
-  wire signed [WIDTH - 1:0] u = sat(port_x, total);
-  wire signed [WIDTH - 1:0] v = sat(port_y, total);
+  wire signed [WIDTH - 1:0] u = sat(port_x, total_x);
+  wire signed [WIDTH - 1:0] v = sat(port_y, total_y);
   wire signed [WIDTH - 1:0] change = (port_x <<< guard) - (leak ? held4 : $signed(1'b0));
   wire signed [WIDTH - 1:0] place = floored(u, table_shift) + (UNITY <<< (table_log - 1));
   wire signed [WIDTH - 1:0] last_place = (UNITY <<< table_log) - UNITY;
@@ -287,9 +287,9 @@ $STEP_ROM
       best5 <= best4;
       looked5 <= tables[table_base + entry];
       case (kind)
-        RELU: result5 <= u > 0 ? u : $signed(1'b0);
+        RELU: result5 <= u > 0 ? sat(shr(u, rescale), total) : $signed(1'b0);
         STEP: result5 <= u > 0 ? sat(UNITY <<< fraction, total) : $signed(1'b0);
-        PRODUCT: result5 <= sat(shr(u * v, fraction), total);
+        PRODUCT: result5 <= sat(shr(u * v, rescale), total);
         INTEGRATE: result5 <= sat(held4 + shr(change, halvings), total + guard);
         COMMIT: result5 <= sat(shr(held4, guard), total);
         LEARN: result5 <= sat(weight4 + port_x, total);

@@ -20,7 +20,7 @@ from pccompile.backends.netlist.export.verilog_text import (
     wrapped,
 )
 from pccompile.backends.netlist.format import Projection, ports_of
-from pccompile.backends.netlist.simulate.formats import scaling
+from pccompile.backends.netlist.simulate.formats import product_shift, scaling
 
 
 class Pick(NamedTuple):
@@ -205,19 +205,28 @@ class Parallel:
                 case "sum":
                     value = f"sat{total}({sums['in'][i]})"
                 case "product":
-                    x, y = (f"sat{total}({sums[port][i]})" for port in ("x", "y"))
-                    value = f"sat{total}({scaled(f'{x} * {y}', 1, self.path.formats.states[name][1])})"
+                    x, y = (self._arriving(name, port, sums[port][i]) for port in ("x", "y"))
+                    value = f"sat{total}({scaled(f'{x} * {y}', 1, product_shift(name, self.path.formats))})"
                 case _:
-                    value = self._map(name, f"sat{total}({sums['in'][i]})")
+                    value = self._map(name, self._arriving(name, "in", sums["in"][i]))
             lines.append(wrapped(f"  assign {self.state(name, i)} = ", value.split(" "), " ", ";"))
         yield "\n".join(lines)
+
+    def _arriving(self, name: str, port: str, total: str) -> str:
+        """What the format of a port holds of the sum there."""
+        return f"sat{self.path.formats.ports[name, port][0]}({total})"
 
     def _map(self, name: str, u: str) -> str:
         population, (total, fraction) = self.spec.populations[name], self.path.formats.states[name]
         if tabulated(population):
             return f"{self.lookups[name]}({u})"
         high = word(min(1 << fraction, (1 << total - 1) - 1), total)
-        positive = u if population.function == "relu(x)" else f"{total}'sh{high}"
+        if population.function == "relu(x)":
+            shift = self.path.relu_shift(name)
+            same = self.path.formats.ports[name, "in"] == (total, fraction)
+            positive = u if same else f"sat{total}({scaled(u, 1, shift)})"
+        else:
+            positive = f"{total}'sh{high}"
         return f"{u} > 0 ? {positive} : {total}'sd0"
 
     def _term(self, term: Term, name: str) -> tuple[list[str], list[str]]:

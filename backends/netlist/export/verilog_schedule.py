@@ -11,7 +11,7 @@ import numpy as np
 
 from pccompile.backends.netlist.export.datapath import Datapath, Term, tabulated
 from pccompile.backends.netlist.format import Population, ports_of
-from pccompile.backends.netlist.simulate.formats import scaling
+from pccompile.backends.netlist.simulate.formats import product_shift, scaling
 from pccompile.backends.netlist.synapses import Synapses
 
 KINDS = ("SUM", "RELU", "STEP", "TABLE", "PRODUCT", "INTEGRATE", "COMMIT", "LEARN", "LARGEST", "SMALLEST")
@@ -59,7 +59,9 @@ class Step:
 class Pass:
     """The same steps for each of rows × columns units, and what becomes of their sums.
 
-    target, accumulator: the addresses of unit 0. phase: the number of the phase it belongs to, none for every tick.
+    target, accumulator: the addresses of unit 0. total: bits of the result; totals: of the sums at the ports, where
+    they are others. rescale: the shift from the fraction of what the ports hold to that of the result. phase: the
+    number of the phase it belongs to, none for every tick.
     """
 
     name: str
@@ -75,6 +77,8 @@ class Pass:
     halvings: int = 0
     leak: int = 0
     table: tuple[int, int, int] = (0, 0, 0)
+    totals: tuple[int, ...] = ()
+    rescale: int = 0
     phase: int | None = None
 
     @property
@@ -143,7 +147,10 @@ class Schedule:
                 table = self.path.tables[name]
                 more = {"table": (self.tables[table.entries], table.log, table.shift)}
             elif p.unit == "map":
-                kind = "RELU" if p.function == "relu(x)" else "STEP"
+                kind, more["rescale"] = "RELU" if p.function == "relu(x)" else "STEP", self.path.relu_shift(name)
+            elif p.unit == "product":
+                more["rescale"] = product_shift(name, self.path.formats)
+            more["totals"] = tuple(self.path.formats.ports[name, port][0] for port in ports_of(p.unit))
             yield self._pass(f"{name}: {p.unit}", kind, self.states[name, 0], p.size, p.shape, terms,
                              self.path.formats.states[name], None, more)  # fmt: skip
 

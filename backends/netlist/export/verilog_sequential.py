@@ -13,10 +13,11 @@ from pccompile.backends.netlist.export.verilog_schedule import DRAIN, KINDS, OPE
 from pccompile.backends.netlist.export.verilog_text import Identifiers, comment, header, word, wrapped
 
 PASS_FIELDS = ("kind", "target", "accumulator", "rows", "columns", "first_step", "list_base", "gated", "phase", "total",
-               "fraction", "guard", "halvings", "leak", "table_base", "table_log", "table_shift")  # fmt: skip
+               "total_x", "total_y", "fraction", "rescale", "guard", "halvings", "leak", "table_base", "table_log",
+               "table_shift")  # fmt: skip
 STEP_FIELDS = ("slots", "listed", "one", "operand", "x_base", "x_row", "x_column", "x_slot", "y_base", "y_row",
                "y_column", "y_slot", "factor", "shift", "negative", "port", "last_step")  # fmt: skip
-SIGNED = ("factor", "shift", "table_shift", "fraction")
+SIGNED = ("factor", "shift", "table_shift", "fraction", "rescale")
 """Fields that may be negative; all others are unsigned."""
 
 Record = tuple[str, dict[str, int]]
@@ -51,8 +52,10 @@ class Sequential:
 
     @staticmethod
     def _pass(p: Pass, first: int, at: int) -> dict[str, int]:
-        values = (KINDS.index(p.kind), p.target, p.accumulator, p.rows, p.columns, first, at, int(p.phase is not None),
-                  p.phase or 0, p.total, p.fraction, p.guard, p.halvings, p.leak, *p.table)  # fmt: skip
+        x, y = (*p.totals, p.total, p.total)[:2]
+        gated = int(p.phase is not None)
+        values = (KINDS.index(p.kind), p.target, p.accumulator, p.rows, p.columns, first, at, gated, p.phase or 0,
+                  p.total, x, y, p.fraction, p.rescale, p.guard, p.halvings, p.leak, *p.table)  # fmt: skip
         return dict(zip(PASS_FIELDS, values, strict=True))
 
     @staticmethod

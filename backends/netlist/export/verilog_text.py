@@ -120,6 +120,7 @@ def lookup(name: str, table: Table, bits: Bits, width: int) -> str:
 def functions(path: Datapath, width: int, names: Mapping[str, str]) -> Iterator[str]:
     """The functions of a datapath; `names` are those of the lookups of map populations."""
     sizes = {total for total, _ in [*path.formats.states.values(), *(path.formats.params[p] for p in path.rules)]}
+    sizes |= {total for total, _ in path.formats.ports.values()}
     sizes |= {path.formats.states[n][0] + path.guard(n) for n in path.integrators}
     yield from (saturation(total, width) for total in sorted(sizes))
     yield rounding(width)

@@ -24,6 +24,7 @@ from pccompile.backends.netlist.simulate.formats import (
     guard_bits,
     halvings,
     integers,
+    product_shift,
     reals,
     saturated,
     scaling,
@@ -54,19 +55,33 @@ def lottery(v: Tensor, k: int, generator: torch.Generator) -> Tensor:
     return torch.floor(v * 2.0**-k + torch.floor(draw * 2.0**k) * 2.0**-k)
 
 
-def table(population: Population, bits: Bits) -> Tensor:
-    """The entries of a map population's table: its function at the centre of each bin."""
+def sampled(population: Population) -> Tensor:
+    """A map population's function at the centre of each bin of its table, as real numbers."""
     entries, reach = population.table or TABLE
     step = 2.0 ** (reach + 1 - entries)
     centres = (torch.arange(2**entries, dtype=torch.float64) - 2 ** (entries - 1) + 0.5) * step
-    return integers(function(str(population.function))(centres), bits)
+    return function(str(population.function))(centres)
+
+
+def table(population: Population, bits: Bits) -> Tensor:
+    """The entries of a map population's table."""
+    return integers(sampled(population), bits)
 
 
 def entry(u: Tensor, population: Population, fraction: int) -> Tensor:
-    """The number of the table entry that each input of a map population falls on."""
+    """The number of the table entry that each input of a map population, with so many fractional bits, falls on."""
     entries, reach = population.table or TABLE
     place: Tensor = torch.floor(u * 2.0 ** (entries - reach - 1 - fraction)) + 2 ** (entries - 1)
     return place.clamp(0, 2**entries - 1).to(torch.int64)
+
+
+class Saturated(dict[str, Tensor]):
+    """By name, which numbers did not fit their format."""
+
+    def mark(self, name: str, ideal: Tensor, held: Tensor) -> None:
+        """Remember where `held` is not what it should have become."""
+        beyond = ideal != held
+        self[name] = self[name] | beyond if name in self else beyond
 
 
 class FixedSimulator(Simulator):
@@ -89,22 +104,53 @@ class FixedSimulator(Simulator):
             for name, p in spec.populations.items()
             if p.unit == "map" and p.function not in EXACT_FUNCTIONS
         }
+        undefined = ((name, sampled(spec.populations[name]).isnan()) for name in self.tables)
+        self.undefined_entries = {name: entries for name, entries in undefined if bool(entries.any())}
+        self.undefined_units: dict[str, int] = {}
+        self.saturated_units, self.saturated_entries = Saturated(), Saturated()
         super().__init__(spec, tensors, replicas)
         self.learnable = False
-        self.params = {name: integers(p, self.formats.params[name]) for name, p in self.params.items()}
+        self.params = {name: self.converted(name, p) for name, p in self.params.items()}
 
     def reset(self) -> None:
-        """Forget all states; parameters stay."""
+        """Forget all states, and which of them saturated; parameters stay."""
         super().reset()
+        self.saturated_units, self.undefined_units = Saturated(), {}
         self.accumulators = {name: self.states[name] for name in self.halvings}
 
     def set(self, population: str, value: Tensor) -> None:
         """Set the state of an input population to the integers nearest to `value`."""
-        super().set(population, integers(torch.as_tensor(value), self.formats.states[population]))
+        value, bits = torch.as_tensor(value, dtype=torch.float64), self.formats.states[population]
+        whole = integers(value, bits)
+        super().set(population, value)
+        beyond = torch.round(self.states[population] * 2.0 ** bits[1])
+        super().set(population, whole)
+        self.saturated_units.mark(population, beyond, self.states[population])
+
+    def converted(self, name: str, param: Tensor) -> Tensor:
+        """The integers nearest to the entries of a parameter."""
+        bits = self.formats.params[name]
+        whole = integers(param, bits)
+        self.saturated_entries.mark(name, torch.round(param.to(torch.float64) * 2.0 ** bits[1]), whole)
+        return whole
+
+    def saturations(self) -> dict[str, int]:
+        """For each population, its units that saturated in some replica since the last reset; parameters' entries."""
+        units = {name: int(units.any(0).sum()) for name, units in self.saturated_units.items()}
+        entries = {name: int(entries.sum()) for name, entries in self.saturated_entries.items()}
+        return {name: count for name, count in (*units.items(), *entries.items()) if count}
 
     def value(self, name: str) -> Tensor:
         """The state of a population as real numbers."""
         return reals(self.states[name], self.formats.states[name])
+
+    def undefined(self) -> str:
+        """The first population whose table has no number where its inputs are now, in words; '' if there is none."""
+        for name in self.order:
+            if wrong := self.undefined_units.get(name):
+                units = f"{wrong} of {self.states[name].numel()} units"
+                return f"population {name} has no value after {self.time} ticks ({units} read nan in its table)"
+        return ""
 
     def parameters(self) -> Mapping[str, Tensor]:
         """The parameters as real numbers."""
@@ -117,7 +163,13 @@ class FixedSimulator(Simulator):
 
     def fit(self, name: str, integers: Tensor) -> Tensor:
         """What a population's format holds of integers in its fraction."""
-        return saturated(integers, self.formats.states[name][0])
+        state = saturated(integers, self.formats.states[name][0])
+        self.saturated_units.mark(name, integers, state)
+        return state
+
+    def arriving(self, name: str, port: str, integers: Tensor) -> Tensor:
+        """What the format of a port holds of the sum there."""
+        return saturated(integers, self.formats.ports[name, port][0])
 
     def summed(self, name: str, port: Tensor) -> Tensor:
         """The state of a `sum` population."""
@@ -129,17 +181,41 @@ class FixedSimulator(Simulator):
 
     def mapped(self, name: str, port: Tensor) -> Tensor:
         """The state of a `map` population."""
-        population, (_, fraction) = self.spec.populations[name], self.formats.states[name]
-        u = self.fit(name, port)
+        population, bits = self.spec.populations[name], self.formats.states[name]
+        u, fraction = self.arriving(name, "in", port), self.formats.ports[name, "in"][1]
         if name in self.tables:
-            return self.tables[name][entry(u, population, fraction)]
+            return self.looked_up(name, port, u)
         if population.function == "relu(x)":
-            return u.clamp(min=0)
-        return self.fit(name, (u > 0).to(torch.float64) * 2.0**fraction)
+            through = shifted(u.clamp(min=0), fraction - bits[1])
+            state = self.fit(name, through)
+            self.saturated_units.mark(name, port.clamp(min=0), u.clamp(min=0))
+            return state
+        return self.fit(name, (u > 0).to(torch.float64) * 2.0 ** bits[1])
+
+    def looked_up(self, name: str, port: Tensor, u: Tensor) -> Tensor:
+        """The table entries of a `map` population for `u`, what its port holds of the sum `port`.
+
+        A sum beyond the port or the table counts as saturated only where the function still bends there.
+        """
+        population, bits = self.spec.populations[name], self.formats.states[name]
+        fraction = self.formats.ports[name, "in"][1]
+        place = entry(u, population, fraction)
+        state = self.tables[name][place]
+        if name in self.undefined_entries:
+            self.undefined_units[name] = int(self.undefined_entries[name][place].sum())
+        reach = 2.0 ** ((population.table or TABLE)[1] + fraction)
+        beyond = (u != port) | (u.abs() > reach)
+        if bool(beyond.any()):
+            ideal = function(str(population.function))(reals(port, (bits[0], fraction))) * 2.0 ** bits[1]
+            bent = beyond & ~((ideal - state).abs() <= 2)
+            self.saturated_units.mark(name, torch.where(bent, torch.inf, state), state)
+        return state
 
     def multiplied(self, name: str, x: Tensor, y: Tensor) -> Tensor:
         """The state of a `product` population."""
-        return self.fit(name, shifted(self.fit(name, x) * self.fit(name, y), self.formats.states[name][1]))
+        product = self.arriving(name, "x", x) * self.arriving(name, "y", y)
+        self.saturated_units.mark(name, x * y, product)
+        return self.fit(name, shifted(product, product_shift(name, self.formats)))
 
     def select(self, name: str, source: Projection, states: Tensor) -> Tensor:
         """The winners' messages."""
@@ -150,7 +226,9 @@ class FixedSimulator(Simulator):
         guard, total = self.guards[name], self.formats.states[name][0]
         held, arriving = self.accumulators[name], self.ports(name)["in"] * 2.0**guard
         change = arriving - held if self.spec.populations[name].leak else arriving
-        self.accumulators[name] = saturated(held + shifted(change, self.halvings[name]), total + guard)
+        ideal = held + shifted(change, self.halvings[name])
+        self.accumulators[name] = saturated(ideal, total + guard)
+        self.saturated_units.mark(name, ideal, self.accumulators[name])
         return self.fit(name, shifted(self.accumulators[name], guard))
 
     def learn(self, phase: str) -> Callable[[], None]:
@@ -172,8 +250,9 @@ class FixedSimulator(Simulator):
 
     def move(self, name: str, total: Tensor) -> None:
         """Change a parameter in its place, saturating."""
-        bits = self.formats.params[name][0]
-        self.params[name].add_(total).clamp_(-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
+        ideal = self.params[name] + total
+        self.params[name].copy_(saturated(ideal, self.formats.params[name][0]))
+        self.saturated_entries.mark(name, ideal, self.params[name])
 
 
 __all__ = ["FixedSimulator", "Rounding", "entry", "shifted", "table"]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pccompile.backends.netlist.format import Plasticity, Population, Projection, Spec, Tensors
+from pccompile.backends.netlist.format import Plasticity, Population, Projection, Spec, Tensors, ports_of
 from pccompile.diagnostics import CompileError
 
 Bits = tuple[int, int]
@@ -87,9 +87,10 @@ def fitting(array: np.ndarray, total: int, headroom: float = 1.0) -> Bits:
 
 @dataclass(frozen=True)
 class Formats:
-    """The format of every population and of every parameter."""
+    """The format of every state, of the sum at every port, and of every parameter."""
 
     states: Mapping[str, Bits]
+    ports: Mapping[tuple[str, str], Bits]
     params: Mapping[str, Bits]
 
     @classmethod
@@ -100,6 +101,11 @@ class Formats:
         WEIGHT bits, scaled to fit its entries. Raises CompileError for formats that cannot be.
         """
         states = {name: p.bits or STATE for name, p in spec.populations.items()}
+        ports = {
+            (name, port): p.port_bits[i] if p.port_bits else states[name]
+            for name, p in spec.populations.items()
+            for i, port in enumerate(ports_of(p.unit))
+        }
         weights = {p.param for p in spec.projections}
         params: dict[str, Bits] = {}
         for name, population in spec.populations.items():
@@ -109,10 +115,11 @@ class Formats:
             if array.dtype.kind == "f":
                 said = spec.tensors[name].bits if name in spec.tensors else None
                 params[name] = said or params.get(name) or fitting(array, WEIGHT)
-        for name, (total, _) in [*states.items(), *params.items()]:
+        at_ports = ((f"port {port} of {name}", bits) for (name, port), bits in ports.items())
+        for name, (total, _) in [*states.items(), *at_ports, *params.items()]:
             if not 2 <= total <= WIDEST:
                 raise CompileError(f"{name} has {total} bits; fixed point takes 2 to {WIDEST}")
-        return cls(states, params)
+        return cls(states, ports, params)
 
 
 def halvings(name: str, population: Population) -> int:
@@ -176,8 +183,12 @@ def check(spec: Spec, tensors: Tensors, formats: Formats, replicas: int) -> None
             guard = guard_bits(name, population)
             if (ports.get(f"{name}:in", 0.0) + 2.0 ** formats.states[name][0]) * 2.0**guard > EXACT:
                 raise CompileError(f"integrator {name} holds numbers of more than 52 bits")
-        if population.unit == "product" and 2 * formats.states[name][0] > 52:
-            raise CompileError(f"population {name} multiplies states of more than 26 bits")
+        if population.unit == "product" and formats.ports[name, "x"][0] + formats.ports[name, "y"][0] > 52:
+            raise CompileError(f"population {name} multiplies numbers of more than 26 bits")
+        if population.unit == "product" and product_shift(name, formats) < formats.states[name][0] - 52:
+            raise CompileError(f"the product of {name} shifts to more than 52 bits")
+        if population.function == "relu(x)" and formats.states[name][1] - formats.ports[name, "in"][1] > 52 - WIDEST:
+            raise CompileError(f"what {name} lets through shifts to more than 52 bits")
         if population.table is not None and not 1 <= population.table[0] <= LARGEST_TABLE:
             raise CompileError(f"population {name} has a table of 2^{population.table[0]} entries")
         if population.bias is not None and formats.params[population.bias][1] < formats.states[name][1]:
@@ -200,10 +211,15 @@ def check_plasticity(spec: Spec, tensors: Tensors, formats: Formats, replicas: i
 
 
 def scaling(p: Projection, formats: Formats) -> tuple[int, int]:
-    """The factor of a projection's sum, and the shift to the right that brings it to its target's fraction."""
+    """The factor of a projection's sum, and the shift to the right that brings it to the fraction of its port."""
     factor, shift = constant(p.gain)
     carried = formats.states[p.pre][1] + (formats.params[p.param][1] if p.param is not None else 0)
-    return factor, carried + shift - formats.states[p.target][1]
+    return factor, carried + shift - formats.ports[p.target, p.port][1]
+
+
+def product_shift(name: str, formats: Formats) -> int:
+    """The shift to the right that brings the product of a population's two ports to the fraction of its state."""
+    return formats.ports[name, "x"][1] + formats.ports[name, "y"][1] - formats.states[name][1]
 
 
 def stepping(rule: Plasticity, formats: Formats) -> tuple[int, int]:

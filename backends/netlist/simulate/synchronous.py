@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pccompile.backends.netlist.expressions import function
 from pccompile.backends.netlist.format import Plasticity, Projection, Spec, Tensors, order, ports_of
 from pccompile.backends.netlist.simulate.operators import Change, Message, change, message
+from pccompile.diagnostics import CompileError
 
 Watch = Callable[[int, Mapping[str, Tensor]], None]
 """Called at the end of each tick with its number, from 1 on, and the states."""
+
+
+def refuse_undefined(what: str, values: Any) -> None:
+    """Raise CompileError where there is nan or an infinity among the numbers presented to `what`."""
+    array = np.asarray(values)
+    wrong = ~np.isfinite(array) if array.dtype.kind in "fc" else np.zeros(array.shape, dtype=bool)
+    if wrong.any():
+        first = np.unravel_index(int(wrong.argmax()), array.shape)
+        amount = f"{int(wrong.sum())} of {array.size} entries are not finite"
+        raise CompileError(
+            f"{what} holds {array[first]} at {[int(i) for i in first]} ({amount})",
+            hint="units hold finite numbers; what stands for −∞ in a mask is −1e30",
+        )
 
 
 class Simulator:
@@ -29,7 +45,9 @@ class Simulator:
         self.order = order(spec)
         self.into = spec.into()
         self.params = {
-            name: torch.from_numpy(array.copy()) for name, array in tensors.items() if array.dtype.kind == "f"
+            name: torch.from_numpy(array.astype(np.float64))
+            for name, array in tensors.items()
+            if array.dtype.kind == "f"
         }
         self.ranks = {n: torch.from_numpy(a) for n, a in tensors.items() if a.dtype.kind in "iu"}
         self.messages: dict[str, Message] = {p.name: message(p, spec, tensors) for p in spec.projections}
@@ -77,9 +95,27 @@ class Simulator:
         """The states as real numbers."""
         return {name: self.value(name) for name in self.states}
 
+    def undefined(self) -> str:
+        """The first population, in the order of evaluation, or parameter with nan or an infinity, in words; '' if none.
+
+        A population that holds one only because of another comes after that one, delays and cycles left aside.
+        """
+        inputs = [n for n, p in self.spec.populations.items() if p.unit == "input"]
+        populations = [(f"population {n}", self.states[n], "units") for n in (*inputs, *self.order, *self.integrators)]
+        for name, values, what in (*populations, *((f"parameter {n}", p, "entries") for n, p in self.params.items())):
+            if wrong := int((~values.isfinite()).sum()):
+                kind = "nan" if bool(values.isnan().any()) else "an infinity"
+                amount = f"{wrong} of {values.numel()} {what} are not finite"
+                return f"{name} holds {kind} after {self.time} ticks ({amount})"
+        return ""
+
     def parameters(self) -> Mapping[str, Tensor]:
         """The parameters as real numbers."""
         return self.params
+
+    def saturations(self) -> dict[str, int]:
+        """The units of each population, and entries of each parameter, that did not fit their formats: here none."""
+        return {}
 
     def tick(self, phase: str) -> None:
         """One tick: combinational units in order, then everything that latches, from the same states."""

@@ -112,7 +112,8 @@ class _Splitting:
         owners = [self.synapses(q).post for q in into]
         parts, owner_of = _shares(np.concatenate(owners), p.size, limit)
         made = fresh(f"{name.removesuffix('.v')}.{port}.part", self.populations)
-        self.populations[made] = Population(shape=owner_of.shape, unit="sum", role=p.role, vertex=p.vertex, bits=p.bits)
+        bits = p.bits if p.port_bits is None else p.port_bits[ports_of(p.unit).index(port)]
+        self.populations[made] = Population(shape=owner_of.shape, unit="sum", role=p.role, vertex=p.vertex, bits=bits)
         ends = np.cumsum([len(o) for o in owners])
         for q, mine in zip(into, np.split(parts, ends[:-1]), strict=True):
             self.projections[q.name] = self._moved(q, made, mine, owner_of)

@@ -110,7 +110,10 @@ module pc_mlp (
   reg [0:0] gated;
   reg [0:0] phase;
   reg [4:0] total;
+  reg [4:0] total_x;
+  reg [4:0] total_y;
   reg signed [4:0] fraction;
+  reg signed [4:0] rescale;
   reg [0:0] guard;
   reg [0:0] halvings;
   reg [0:0] leak;
@@ -119,54 +122,63 @@ module pc_mlp (
   reg signed [3:0] table_shift;
   always @* begin
     kind = 0; target = 0; accumulator = 0; rows = 0; columns = 0; first_step = 0; list_base = 0; gated = 0; phase = 0;
-      total = 0; fraction = 0; guard = 0; halvings = 0; leak = 0; table_base = 0; table_log = 0; table_shift = 0;
+      total = 0; total_x = 0; total_y = 0; fraction = 0; rescale = 0; guard = 0; halvings = 0; leak = 0;
+      table_base = 0; table_log = 0; table_shift = 0;
     case (pass)
       0: begin  // n0.v: sum
-        kind = SUM; target = 2; rows = 1; columns = 3; total = 16; fraction = 10;
+        kind = SUM; target = 2; rows = 1; columns = 3; total = 16; total_x = 16; total_y = 16; fraction = 10;
       end
       1: begin  // n1.v: map
-        kind = TABLE; target = 5; rows = 1; columns = 3; first_step = 2; total = 16; fraction = 10; table_log = 6;
-      table_shift = 7;
+        kind = TABLE; target = 5; rows = 1; columns = 3; first_step = 2; total = 16; total_x = 16; total_y = 16;
+      fraction = 10; table_log = 6; table_shift = 7;
       end
       2: begin  // n2.v: sum
-        kind = SUM; target = 8; rows = 1; columns = 1; first_step = 3; total = 16; fraction = 10;
+        kind = SUM; target = 8; rows = 1; columns = 1; first_step = 3; total = 16; total_x = 16; total_y = 16;
+      fraction = 10;
       end
       3: begin  // n2.e: sum
-        kind = SUM; target = 10; rows = 1; columns = 1; first_step = 5; total = 16; fraction = 10;
+        kind = SUM; target = 10; rows = 1; columns = 1; first_step = 5; total = 16; total_x = 16; total_y = 16;
+      fraction = 10;
       end
       4: begin  // n1.d: map
-        kind = TABLE; target = 17; rows = 1; columns = 3; first_step = 7; total = 16; fraction = 10;
-      table_base = 64; table_log = 6; table_shift = 7;
+        kind = TABLE; target = 17; rows = 1; columns = 3; first_step = 7; total = 16; total_x = 16; total_y = 16;
+      fraction = 10; table_base = 64; table_log = 6; table_shift = 7;
       end
       5: begin  // n1.g: product
-        kind = PRODUCT; target = 20; rows = 1; columns = 3; first_step = 8; total = 16; fraction = 10;
+        kind = PRODUCT; target = 20; rows = 1; columns = 3; first_step = 8; total = 16; total_x = 16; total_y = 16;
+      fraction = 10; rescale = 10;
       end
       6: begin  // n0.e: integrator
-        kind = INTEGRATE; target = 11; rows = 1; columns = 3; first_step = 10; total = 16; fraction = 10; guard = 1;
-      halvings = 1; leak = 1;
+        kind = INTEGRATE; target = 11; rows = 1; columns = 3; first_step = 10; total = 16; total_x = 16;
+      total_y = 16; fraction = 10; guard = 1; halvings = 1; leak = 1;
       end
       7: begin  // n1.e: integrator
         kind = INTEGRATE; target = 14; accumulator = 3; rows = 1; columns = 3; first_step = 11; total = 16;
-      fraction = 10; guard = 1; halvings = 1; leak = 1;
+      total_x = 16; total_y = 16; fraction = 10; guard = 1; halvings = 1; leak = 1;
       end
       8: begin  // learn 0.bias
-        kind = LEARN; rows = 1; columns = 3; first_step = 12; gated = 1; total = 16; fraction = 10;
+        kind = LEARN; rows = 1; columns = 3; first_step = 12; gated = 1; total = 16; total_x = 16; total_y = 16;
+      fraction = 10;
       end
       9: begin  // learn 0.weight
-        kind = LEARN; target = 3; rows = 3; columns = 2; first_step = 13; gated = 1; total = 8; fraction = 7;
+        kind = LEARN; target = 3; rows = 3; columns = 2; first_step = 13; gated = 1; total = 8; total_x = 8;
+      total_y = 8; fraction = 7;
       end
       10: begin  // learn 2.bias
-        kind = LEARN; target = 9; rows = 1; columns = 1; first_step = 14; gated = 1; total = 16; fraction = 10;
+        kind = LEARN; target = 9; rows = 1; columns = 1; first_step = 14; gated = 1; total = 16; total_x = 16;
+      total_y = 16; fraction = 10;
       end
       11: begin  // learn 2.weight
-        kind = LEARN; target = 10; rows = 1; columns = 3; first_step = 15; gated = 1; total = 8; fraction = 8;
+        kind = LEARN; target = 10; rows = 1; columns = 3; first_step = 15; gated = 1; total = 8; total_x = 8;
+      total_y = 8; fraction = 8;
       end
       12: begin  // latch n0.e
-        kind = COMMIT; target = 11; rows = 1; columns = 3; first_step = 16; total = 16; fraction = 10; guard = 1;
+        kind = COMMIT; target = 11; rows = 1; columns = 3; first_step = 16; total = 16; total_x = 16; total_y = 16;
+      fraction = 10; guard = 1;
       end
       13: begin  // latch n1.e
         kind = COMMIT; target = 14; accumulator = 3; rows = 1; columns = 3; first_step = 17; total = 16;
-      fraction = 10; guard = 1;
+      total_x = 16; total_y = 16; fraction = 10; guard = 1;
       end
       default: ;
     endcase
@@ -457,8 +469,8 @@ module pc_mlp (
   reg [SLOT - 1:0] best5;
   reg signed [WIDTH - 1:0] result5;
   reg signed [STATE - 1:0] looked5;
-  wire signed [WIDTH - 1:0] u = sat(port_x, total);
-  wire signed [WIDTH - 1:0] v = sat(port_y, total);
+  wire signed [WIDTH - 1:0] u = sat(port_x, total_x);
+  wire signed [WIDTH - 1:0] v = sat(port_y, total_y);
   wire signed [WIDTH - 1:0] change = (port_x <<< guard) - (leak ? held4 : $signed(1'b0));
   wire signed [WIDTH - 1:0] place = floored(u, table_shift) + (UNITY <<< (table_log - 1));
   wire signed [WIDTH - 1:0] last_place = (UNITY <<< table_log) - UNITY;
@@ -471,9 +483,9 @@ module pc_mlp (
       best5 <= best4;
       looked5 <= tables[table_base + entry];
       case (kind)
-        RELU: result5 <= u > 0 ? u : $signed(1'b0);
+        RELU: result5 <= u > 0 ? sat(shr(u, rescale), total) : $signed(1'b0);
         STEP: result5 <= u > 0 ? sat(UNITY <<< fraction, total) : $signed(1'b0);
-        PRODUCT: result5 <= sat(shr(u * v, fraction), total);
+        PRODUCT: result5 <= sat(shr(u * v, rescale), total);
         INTEGRATE: result5 <= sat(held4 + shr(change, halvings), total + guard);
         COMMIT: result5 <= sat(shr(held4, guard), total);
         LEARN: result5 <= sat(weight4 + port_x, total);
