@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
+from onnx.version_converter import convert_version
 from torch import Tensor
 
 from pccompile.diagnostics import CompileError, printable
 from pccompile.frontends.onnx import OnnxModule, randomize
+from pccompile.frontends.onnx.boundary import from_numpy, to_numpy
+from pccompile.frontends.onnx.module import as_output
 from pccompile.frontends.onnx.names import lookup
+from pccompile.frontends.onnx.values import DTYPES
 from pccompile.ops import OPS
 from pccompile.report.gradients import Bench
+from pccompile.report.judgement import Engine, judge
 from pccompile.report.tables import count
-from pccompile.report.verify import VerifyReport, verify
+from pccompile.report.verify import Forward, VerifyReport, verify
+from pccompile.report.widening import NARROWER, TYPES, widened
 
 if TYPE_CHECKING:
     from pccompile.runtime.module import PCModule
 
 INSTALL = 'pip install "pccompile[check]"'
+SECONDS = 60.0
+"""What the reference evaluator may take: it is there to be right, not to be fast."""
+
+VERSIONS = (21, 25)
+"""The evaluator knows some operators in newer versions only: a file is converted to these until it runs."""
+
+Run = Callable[["onnx.ModelProto | Path", list[str], Mapping[str, Any]], Sequence[Any]]
 
 
 def require_onnxruntime() -> None:
@@ -44,37 +59,65 @@ def constant_weights(module: OnnxModule) -> list[str]:
     return [n for n, w in weights.items() if w.dim() > 1 and w.numel() > 1 and bool((w == w.reshape(-1)[0]).all())]
 
 
-def outputs(
-    path: Path, module: OnnxModule, inputs: Sequence[Tensor], redrawn: bool
-) -> tuple[list[Tensor] | None, str, list[str]]:
-    """The file's outputs, who computed them, and what a reader must know; None where nobody could.
+class File:
+    """An ONNX file as other engines run it, with the inputs of a module, and its weights where they were drawn anew."""
 
-    redrawn: use the weights of `module`, which differ from the file's.
-    """
-    feed = {
-        t.name: np.ascontiguousarray(x.detach().cpu().numpy()) for t, x in zip(module.input_types, inputs, strict=True)
-    }
-    notes: list[str] = []
-    model: onnx.ModelProto | None = None
-    if redrawn:
-        model = with_weights(onnx.load(path), module)
-        if model is None:
-            return (
-                None,
-                "",
-                ["the forward pass was not compared with onnxruntime: the re-drawn weights do not fit into the file"],
+    def __init__(self, path: Path, module: OnnxModule, inputs: Sequence[Tensor], redrawn: bool) -> None:
+        self.path, self.names = path, list(module.output_names)
+        self.notes: list[str] = []
+        self.feed: dict[str, Any] = {n: to_numpy(as_output(v)) for n, v in module.fixed_inputs.items()}
+        self.feed |= {t.name: to_numpy(x.cpu()) for t, x in zip(module.input_types, inputs, strict=True)}
+        self.changed: onnx.ModelProto | None = None
+        self.fits = True
+        if redrawn:
+            self.changed = with_weights(onnx.load(path), module)
+            self.fits = self.changed is not None
+
+    def outputs(self) -> tuple[str, list[Tensor] | None]:
+        """Who could run the file as it is, onnxruntime or the slow reference of the onnx package, and the outputs."""
+        if not self.fits:
+            self.notes.append(
+                "the forward pass was not compared with onnxruntime: the re-drawn weights do not fit into the file"
             )
-    for name, run in (("onnxruntime", _onnxruntime), ("onnx.reference", _reference)):
+            return "", None
+        for name, run in (("onnxruntime", _onnxruntime), ("onnx.reference", _reference)):
+            outputs = self.run(name, run, self.changed if self.changed is not None else self.path, self.feed)
+            if outputs is not None:
+                return name, outputs
+        return "", None
+
+    def engines(self, coarsest: torch.dtype) -> Iterator[Engine]:
+        """Those that can run the file in wider numbers, the faster one first."""
+        if not self.fits:
+            return
+        if torch.finfo(coarsest).bits < 32:
+            yield "onnxruntime in float32", partial(self.wider, _onnxruntime, TensorProto.FLOAT), torch.float32
+        yield "onnx.reference in float64", partial(self.wider, _reference, TensorProto.DOUBLE), torch.float64
+
+    def wider(self, run: Run, code: int) -> list[Tensor] | None:
+        """The outputs of the file in wider numbers, None where this engine cannot."""
+        model = widened(self.changed if self.changed is not None else onnx.load(self.path), code)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(code)
+        feed = {n: a.astype(dtype) if _is_narrower(a, code) else a for n, a in self.feed.items()}
+        name = "onnxruntime in float32" if code == TensorProto.FLOAT else "onnx.reference in float64"
+        return self.run(name, run, model, feed)
+
+    def run(self, name: str, run: Run, model: onnx.ModelProto | Path, feed: Mapping[str, Any]) -> list[Tensor] | None:
+        """The outputs of an engine, None where it cannot; the notes then say why."""
         try:
-            found = run(model if model is not None else path, list(module.output_names), feed)
+            results = run(model, self.names, feed)
         except Exception as e:
             line = (str(e).strip().splitlines() or [type(e).__name__])[0]
-            notes.append(f"{name} cannot run the file: {printable(line, 160)}")
-            continue
-        if all(isinstance(f, np.ndarray | np.generic) for f in found):
-            return [torch.from_numpy(np.array(f)) for f in found], name, notes
-        notes.append(f"{name} returns what is no tensor")
-    return None, "", notes
+            self.notes.append(f"{name} cannot run the file: {printable(line, 160)}")
+            return None
+        if not all(isinstance(r, np.ndarray | np.generic) and np.asarray(r).dtype.kind not in "OUS" for r in results):
+            self.notes.append(f"{name} returns what is no tensor")
+            return None
+        return [from_numpy(r) for r in results]
+
+
+def _is_narrower(array: Any, code: int) -> bool:
+    return onnx.helper.np_dtype_to_tensor_dtype(array.dtype) in NARROWER[code]
 
 
 def _onnxruntime(model: onnx.ModelProto | Path, names: list[str], feed: Mapping[str, Any]) -> Sequence[Any]:
@@ -90,11 +133,43 @@ def _onnxruntime(model: onnx.ModelProto | Path, names: list[str], feed: Mapping[
 
 
 def _reference(model: onnx.ModelProto | Path, names: list[str], feed: Mapping[str, Any]) -> Sequence[Any]:
+    """Raises TimeoutError where it takes too long, and what the evaluator raises where it cannot run the file."""
+    source = onnx.load(model) if isinstance(model, Path) else model
+    failure: Exception | None = None
+    for version in (None, *VERSIONS):
+        try:
+            return _evaluated(source if version is None else convert_version(source, version), names, feed)
+        except TimeoutError:
+            raise
+        except Exception as e:
+            failure = failure or e
+    assert failure is not None
+    raise failure
+
+
+def _evaluated(model: onnx.ModelProto, names: list[str], feed: Mapping[str, Any]) -> Sequence[Any]:
     from onnx.reference import ReferenceEvaluator
 
-    source = str(model) if isinstance(model, Path) else model
-    found = ReferenceEvaluator(source).run(names, dict(feed))
-    return list(found)
+    evaluator = ReferenceEvaluator(model)
+    end = time.monotonic() + SECONDS
+    evaluator.rt_nodes_ = [_Timed(node, end) for node in evaluator.rt_nodes_]
+    known = set(evaluator.input_names)
+    return list(evaluator.run(names, {k: v for k, v in feed.items() if k in known}))
+
+
+class _Timed:
+    """A node of the reference evaluator that does not begin after `end`."""
+
+    def __init__(self, node: Any, end: float) -> None:
+        self.node, self.end = node, end
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.node, name)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        if time.monotonic() > self.end:
+            raise TimeoutError(f"it takes more than {SECONDS:.0f} s")
+        return self.node.run(*args, **kwargs)
 
 
 def with_weights(model: onnx.ModelProto, module: OnnxModule) -> onnx.ModelProto | None:
@@ -106,7 +181,7 @@ def with_weights(model: onnx.ModelProto, module: OnnxModule) -> onnx.ModelProto 
         return None
     nodes = [n for n in graph.node if not set(n.output) & set(kept)]
     initializers = [i for i in graph.initializer if i.name not in kept]
-    initializers += [numpy_helper.from_array(t.detach().cpu().numpy(), name) for name, t in kept.items()]
+    initializers += [numpy_helper.from_array(to_numpy(t.cpu()), name) for name, t in kept.items()]
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     del changed.graph.node[:], changed.graph.initializer[:]
@@ -130,24 +205,29 @@ def verify_file(pc: PCModule, path: Path, args: tuple[Tensor, ...], seed: int, *
         drawn = stack.enter_context(redrawn(module, seed)) if constant else []
         notes += scaled(pc, drawn, args, seed)
         if any(n.op in OPS and OPS[n.op].random for n in pc.compiled.graph.nodes):
-            expected, name, said = (
-                None,
-                "",
-                ["the model draws random numbers: its outputs were compared with its own in torch"],
-            )
-        else:
-            expected, name, said = outputs(path, module, args, bool(constant))
-        if expected is None and not said:
-            said = ["no other runtime could run the file: its outputs were compared with its own in torch"]
-        return verify(
-            pc,
-            args,
-            seed=seed,
-            expected=expected,
-            reference=name or "the model run by torch",
-            notes=[*notes, *said],
-            **settings,
-        )
+            notes.append("the model draws random numbers: its outputs were compared with its own in torch")
+            return verify(pc, args, seed=seed, notes=notes, **settings)
+
+        def verdict(own: Bench, wide: Bench) -> tuple[Forward, list[str]]:
+            file = File(path, module, args, bool(constant))
+            name, expected = file.outputs()
+            forward, said = judge(own, wide, coarsest(module), name, expected, file.engines(coarsest(module)))
+            return forward, [*file.notes, *said]
+
+        return verify(pc, args, seed=seed, notes=notes, judge=verdict, **settings)
+
+
+def coarsest(module: OnnxModule) -> torch.dtype:
+    """The floating-point type of fewest digits that the file names."""
+    graphs = list(module.graph.subgraphs())
+    types = [t.dtype for t in module.input_types] + [
+        c.dtype for g in graphs for c in g.constants.values() if not c.code
+    ]
+    for node in (n for g in graphs for n in g.nodes):
+        codes = [v for k, v in node.attributes.items() if k in TYPES and isinstance(v, int)]
+        types += [DTYPES[code] for code in codes if code in DTYPES]
+    floating = [t for t in types if t.is_floating_point]
+    return max(floating, key=lambda t: torch.finfo(t).eps, default=torch.float32)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ FORWARD = 1e-4
 """Another runtime adds in another order: so much relative difference is float32 rounding in a deep network."""
 
 ROWS = 30
+
+Judge = Callable[[Bench, Bench], "tuple[Forward, list[str]]"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class VerifyReport:
         """Whether everything that must agree agrees."""
         return (
             self.forward.passed
-            and all(p.agrees is not False for p in self.parameters)
+            and all(p.agrees is not False and _is_number(p) for p in self.parameters)
             and all(c.passed for c in self.checks)
         )
 
@@ -88,7 +90,7 @@ class VerifyReport:
     def _page(self) -> Page:
         f = self.forward
         differs = f"relative difference {number(f.relative_error)} to {f.reference}"
-        lines = [f"{_word(f.passed)}  forward: {differs} (at most {f.tolerance:g})"]
+        lines = [f"{_word(f.passed)}  forward: {differs} (at most {f.tolerance:.2g})"]
         lines += [f"{_word(c.passed)}  {c.what}: {number(c.found)} (at most {c.tolerance:g})" for c in self.checks]
         judged = [p for p in self.parameters if p.agrees is not None]
         failed = [p for p in judged if not p.agrees]
@@ -120,7 +122,7 @@ class VerifyReport:
         rows = []
         for p in order[:ROWS]:
             law = (number(self.predicted.get(p.name, math.nan)),) if self.predicted else ()
-            verdict = "" if p.agrees is None else "ok" if p.agrees else "DIFFERS"
+            verdict = ("" if _is_number(p) else "NO NUMBER") if p.agrees is None else "ok" if p.agrees else "DIFFERS"
             words = " ".join(filter(None, (verdict, p.note)))
             rows.append(
                 (p.name, number(p.relative_error), *law, number(p.cosine, 6), number(p.max_abs), number(p.norm), words)
@@ -141,16 +143,19 @@ def verify(
     expected: Sequence[Tensor] | None = None,
     reference: str = "the model run by torch",
     notes: Sequence[str] = (),
+    judge: Judge | None = None,
 ) -> VerifyReport:
     """Compare the forward pass with the model's own, and the gradients with autograd's; the model stays as it is.
 
     target, loss: by default normal numbers and the loss that the model was compiled with, or squared error.
     tolerance: relative, for gradients; by default 1e-10, or 1e-5 where the model does not run in float64.
-    expected, reference: outputs of another runtime, and its name. Raises CompileError.
+    expected, reference: outputs of another runtime, and its name. judge: gives the verdict on the outputs, and notes,
+    from benches in the model's own precision and in float64. Raises CompileError.
     """
     args, kwargs = ((args,) if isinstance(args, Tensor) else tuple(args)), dict(kwargs or {})
     bench, said = double_bench(pc, args, kwargs, loss, target, seed)
-    forward = _forward(Bench(pc, args, kwargs, loss, target, seed), expected, reference)
+    own = Bench(pc, args, kwargs, loss, target, seed)
+    forward, judged = judge(own, bench) if judge else (against_model(own, expected, reference), [])
     limit = TOLERANCE.get(bench.dtype, 1e-2) if tolerance is None else tolerance
     wanted, found = bench.autograd(), bench.predictive_coding()
     compared = differences(found, wanted)
@@ -160,7 +165,7 @@ def verify(
     ]
     predicted: dict[str, float] = {}
     checks: tuple[Check, ...] = ()
-    said = [*notes, *said]
+    said = [*notes, *judged, *said]
     if pc.options.algorithm in EQUAL_BACKPROP:
         compared = [replace(d, agrees=agrees(d, limit, largest, bench.dtype)) for d in compared]
     elif pc.options.algorithm == "fixed-prediction":
@@ -185,7 +190,9 @@ def _by_law(
     return replace(d, agrees=agrees(excess, 10 * limit, largest, dtype))
 
 
-def _forward(bench: Bench, expected: Sequence[Tensor] | None, reference: str) -> Forward:
+def against_model(
+    bench: Bench, expected: Sequence[Tensor] | None = None, reference: str = "the model run by torch"
+) -> Forward:
     """The outputs in the model's own precision against `expected`, or against those of the model."""
     found = _tensors(bench.run(bench.pc))
     others = list(expected) if expected is not None else _tensors(bench.run(bench.pc.__dict__["model"]))
@@ -193,12 +200,26 @@ def _forward(bench: Bench, expected: Sequence[Tensor] | None, reference: str) ->
     if len(found) != len(others):
         return Forward(reference, math.inf, math.inf, limit, False)
     worst = [difference(str(i), a, b) for i, (a, b) in enumerate(zip(found, others, strict=True))]
-    error = max((d.relative_error for d in worst), default=0.0)
-    return Forward(reference, error, max((d.max_abs for d in worst), default=0.0), limit, error <= limit)
+    error, largest = (max((_or_infinite(f) for f in figures), default=0.0) for figures in _figures(worst))
+    return Forward(reference, error, largest, limit, error <= limit)
+
+
+def _figures(differences: Sequence[Difference]) -> tuple[list[float], list[float]]:
+    return [d.relative_error for d in differences], [d.max_abs for d in differences]
+
+
+def _or_infinite(figure: float) -> float:
+    """What is no number, which no comparison orders, as the worst of all."""
+    return math.inf if math.isnan(figure) else figure
 
 
 def _tensors(output: Any) -> list[Tensor]:
     return [o.detach() for o in pytree.tree_leaves(output) if isinstance(o, Tensor)]
+
+
+def _is_number(d: Difference) -> bool:
+    """Whether the figures of a comparison are finite: what is infinite or no number passes nowhere."""
+    return all(math.isfinite(f) for f in (d.relative_error, d.max_abs, d.norm))
 
 
 def _word(passed: bool) -> str:

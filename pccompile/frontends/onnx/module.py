@@ -188,6 +188,11 @@ class OnnxModule(nn.Module):
         return [values[name] for name in graph.outputs]
 
     @property
+    def fixed_inputs(self) -> Mapping[str, Value]:
+        """The inputs that were fixed to numbers, by name."""
+        return dict(self._fixed)
+
+    @property
     def formula_constants(self) -> dict[str, float]:
         """Single numbers among the initializers that are part of formulas and do not learn, by name."""
         constants = [c for g in self.graph.subgraphs() for c in g.constants.values()]
