@@ -47,7 +47,7 @@ def export(
             attempts = [None if fixed else dynamic_shapes]
         for i, shapes in enumerate(attempts):
             try:
-                with author_gradients(), shapes_torch_lacks(), visible_statistics(), _quiet():
+                with author_gradients(), shapes_torch_lacks(), visible_statistics(), _quiet(), _unmarked((args, named)):
                     program = torch.export.export(model, args, named, dynamic_shapes=shapes, strict=False)
                 program.graph_module.meta[AUTOCAST] = current(device_of(model, (args, named)))
                 return program
@@ -78,6 +78,19 @@ def _apart(arguments: Any) -> Any:
         return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
     return pytree.tree_map_only(torch.Tensor, own, arguments)
+
+
+@contextmanager
+def _unmarked(arguments: Any) -> Iterator[None]:
+    """Within: torch.export may mark example tensors as free in a dimension, which it would remember ever after."""
+    tensors = [t for t in pytree.tree_leaves(arguments) if isinstance(t, torch.Tensor)]
+    before = [dict(t.__dict__) for t in tensors]
+    try:
+        yield
+    finally:
+        for tensor, attributes in zip(tensors, before, strict=True):
+            tensor.__dict__.clear()
+            tensor.__dict__.update(attributes)
 
 
 @contextmanager

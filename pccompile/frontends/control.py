@@ -10,6 +10,7 @@ from torch import fx
 
 from pccompile.diagnostics import NOWHERE, CompileError, Location
 from pccompile.frontends.functional import op_name, rename_in_place
+from pccompile.frontends.memory import settle_memory
 from pccompile.ir import Arg, Fragment, Ref, TensorType
 from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer
@@ -63,6 +64,7 @@ class Nested:
         """The program that `body` names, called with `operands`. Raises CompileError."""
         module = self.modules.get_submodule(str(body.target))
         assert isinstance(module, fx.GraphModule)
+        settle_memory(module.graph)
         possible, written = rename_in_place(module.graph)
         if not possible or written:
             raise self.refusal("control flow changes a value in place", "make a new tensor there instead")

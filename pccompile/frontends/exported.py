@@ -20,6 +20,7 @@ from pccompile.frontends.autocast import write_casts
 from pccompile.frontends.capture import AUTOCAST
 from pccompile.frontends.control import CONTROL, Nested
 from pccompile.frontends.functional import functionalise, name_dtypes, op_name
+from pccompile.frontends.memory import settle_memory
 from pccompile.frontends.numbers import Read, is_read, number, only_asserted, with_operands
 from pccompile.frontends.regions import inline_regions
 from pccompile.ir import DEVICE, Arg, Graph, Node, Ref, Source, TensorType, Type, refs
@@ -27,7 +28,7 @@ from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer, bind
 from pccompile.ops.functions import FUNCTION, call_of
 from pccompile.ops.pieces import PIECE, SPLIT
-from pccompile.ops.trace import AS_STRIDED, own_strides
+from pccompile.ops.trace import STRIDED, own_strides
 
 Locate = Callable[[fx.Node], Location | None]
 
@@ -62,6 +63,7 @@ def import_program(
     """
     write_casts(program.graph_module, program.graph_module.meta.get(AUTOCAST))
     inline_regions(program)
+    settle_memory(program.graph)
     name_dtypes(program.graph)
     program, written = functionalise(program)
     return _Importer(program, model, locate).run(written, writes)
@@ -231,7 +233,7 @@ class _Importer:
             return
         else:
             args = [self._arg(a) for a in self._given(n)]
-            kwargs = {k: self._arg(a) for k, a in n.kwargs.items()}
+            kwargs = {} if n.target in STRIDED else {k: self._arg(a) for k, a in n.kwargs.items()}
             bound = bind(op, args, kwargs)
             if op == FUNCTION:
                 bound["key"] = call_of(bound["key"])
@@ -263,7 +265,7 @@ class _Importer:
 
     def _given(self, n: fx.Node) -> tuple[Any, ...]:
         """The positional arguments of a call, independent of how its tensors lie in memory."""
-        if n.target is not AS_STRIDED:
+        if n.target not in STRIDED:
             return n.args
         try:
             return own_strides(n)

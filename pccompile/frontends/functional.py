@@ -15,7 +15,7 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from pccompile.diagnostics import CompileError
+from pccompile.diagnostics import CompileError, first_line
 from pccompile.ops.functions import overwritten
 
 TWINS = {
@@ -64,13 +64,27 @@ def twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
     return found if isinstance(found, torch._ops.OpOverload) and not found._schema.is_mutable else None
 
 
+def storage(n: fx.Node) -> int | None:
+    """The memory that the value of `n` lies in; None where it is no tensor or has no memory."""
+    value = n.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        return None
+    return value.untyped_storage()._cdata  # type: ignore[no-any-return]
+
+
+def sharing(n: fx.Node) -> list[fx.Node]:
+    """The arguments that lie in the same memory as the result of `n`."""
+    own = storage(n)
+    return [] if own is None else [i for i in n.all_input_nodes if storage(i) == own]
+
+
 def viewed(node: fx.Node) -> list[fx.Node]:
     """The arguments whose memory the result of `node` may share."""
     if node.target is operator.getitem:
         return [node.args[0]]  # type: ignore[list-item]
     if not isinstance(node.target, torch._ops.OpOverload):
         return []
-    shared = [
+    shared = sharing(node) + [
         value
         for a, value in zip(node.target._schema.arguments, node.args, strict=False)
         if a.alias_info is not None and isinstance(value, fx.Node)
@@ -179,7 +193,13 @@ def functionalise(program: ExportedProgram) -> tuple[ExportedProgram, dict[fx.No
                 f"{op_name(n.target)} changes a part of a value in place where gradients are off",
                 hint="make a new tensor there instead, for example with torch.where",
             )
-    decomposed = program.run_decompositions({})
+    try:
+        decomposed = program.run_decompositions({})
+    except RuntimeError as e:
+        raise CompileError(
+            f"a value is changed in place through a view that cannot be followed: {first_line(e)}",
+            hint="write it with slices, or make a new tensor there instead",
+        ) from e
     signature = decomposed.graph_signature
     by_name = {n.name: n for n in decomposed.graph.nodes}
     targets = {s.target: s.arg.name for s in signature.input_specs if s.kind in (InputKind.BUFFER, InputKind.PARAMETER)}

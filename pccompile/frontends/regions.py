@@ -13,7 +13,6 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from pccompile.diagnostics import CompileError
 from pccompile.frontends.functional import NO_GRAD, mutated, viewed
 from pccompile.ops.functions import stop_gradient
 
@@ -44,27 +43,6 @@ def _barriers(graph_module: fx.GraphModule) -> None:
             for n in module.graph.nodes:
                 if n.op == "call_function" and str(n.target) in ("aten.detach.default", "aten.detach_.default"):
                     n.target = stop_gradient()
-                    _refuse_writes(n, module)
-
-
-def _refuse_writes(detached: fx.Node, module: fx.GraphModule) -> None:
-    """Raise CompileError where a detached value is changed in place: it is the same memory as the value itself.
-
-    That makes no difference where the value is new and nothing else reads it, as where a layer is made in `forward`.
-    """
-    source = detached.args[0]
-    assert isinstance(source, fx.Node)
-    if source.op == "call_function" and len(source.users) == 1 and not viewed(source) and not mutated(source):
-        return
-    open_ = [detached]
-    for n in module.graph.nodes:
-        if any(v in open_ for v in viewed(n)):
-            open_.append(n)
-        if any(v in open_ for v in mutated(n)):
-            raise CompileError(
-                "a detached value is changed in place, and with it the value that it was detached from",
-                hint="clone it after detach()",
-            )
 
 
 def _name(n: fx.Node) -> str:

@@ -20,6 +20,7 @@ from pccompile.ops import (
     special,
     spectral,
     steps,
+    strided,
 )
 from pccompile.ops.backward import Backward
 from pccompile.ops.builder import Builder
@@ -64,6 +65,7 @@ __all__ = [
     "special",
     "spectral",
     "steps",
+    "strided",
     "traced_rule",
     "user_elementwise",
     "user_linear",

@@ -321,16 +321,6 @@ linear(
     wiring=False,
 )
 
-
-def _as_strided(t: Any, a: Any) -> str:
-    """The offset is one within the tensor's own entries, wherever they lie in memory."""
-    first = "" if a["storage_offset"] in (0, None) else f".flatten()[{t['storage_offset']}:]"
-    return f"{t['self']}.contiguous(){first}.as_strided({t['size']}, {t['stride']})"
-
-
-define(OpDef("aten.as_strided.default", "linear", spell=_as_strided))
-
-
 WINDOW = ("kernel_size", "dilation", "padding", "stride")
 linear(
     "aten.im2col.default",

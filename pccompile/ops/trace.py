@@ -65,32 +65,36 @@ def inline(
         elif n.target is operator.getitem:
             env[n] = b.get(env[n.args[0]], n.args[1])
         else:
-            args = [fx_arg(typer, a, env) for a in (own_strides(n) if n.target is AS_STRIDED else n.args)]
-            kwargs = {k: fx_arg(typer, a, env) for k, a in n.kwargs.items()}
+            own, named = (own_strides(n), {}) if n.target in STRIDED else (n.args, n.kwargs)
+            args = [fx_arg(typer, a, env) for a in own]
+            kwargs = {k: fx_arg(typer, a, env) for k, a in named.items()}
             env[n] = canonical(b, str(n.target), args, kwargs)
     raise AssertionError("a traced function returns")
 
 
 AS_STRIDED = torch.ops.aten.as_strided.default
+STRIDED = (AS_STRIDED, torch.ops.aten.as_strided_scatter.default)
+"""Operators that are told where entries lie in memory."""
 
 
 def own_strides(n: fx.Node) -> tuple[Any, ...]:
-    """The arguments of `as_strided`, its offset counted from where its tensor starts.
+    """The arguments of an operator of STRIDED, its offset counted from where its tensor starts.
 
     Raises NotImplementedError where that tensor's entries do not lie side by side in memory, or others are read too:
     the gradient would then depend on how the tensor came about.
     """
-    arguments: Any = n.args
-    source, size, stride, *rest = arguments
-    size, stride = list(map(_number, size)), list(map(_number, stride))
-    tensor = _number(source)
+    names = [a.name for a in n.target._schema.arguments]  # type: ignore[union-attr]
+    arguments = dict(zip(names, n.args, strict=False)) | n.kwargs
+    size, stride = (list(map(_number, arguments[k])) for k in ("size", "stride"))  # type: ignore[arg-type]
+    tensor = _number(arguments["self"])
     start = tensor.storage_offset()
-    offset = _number(rest[0] if rest else n.kwargs.get("storage_offset"))
+    offset = _number(arguments.get("storage_offset"))
     offset = start if offset is None else offset
     reached = offset - start + sum((d - 1) * s for d, s in zip(size, stride, strict=True))
     if not tensor.is_contiguous() or offset < start or reached >= tensor.numel():
         raise NotImplementedError("as_strided reads memory between or beyond the entries of its tensor")
-    return source, size, stride, offset - start
+    source = [arguments[k] for k in ("self", "src") if k in arguments]
+    return *source, size, stride, offset - start
 
 
 def _number(value: Any) -> Any:
@@ -305,7 +309,7 @@ def is_composite(op: str) -> bool:
 
 
 __all__ = [
-    "AS_STRIDED",
+    "STRIDED",
     "canonical",
     "captured",
     "constants_of",

@@ -53,8 +53,21 @@ def _group_norm(x: Tensor, weight: Tensor, bias: Tensor, n: int, c: int, hxw: in
     return (y * weight[:, None] + bias[:, None]).reshape(x.shape), mean, inverse
 
 
+def _as_strided(x: Tensor, size: Any, stride: Any, offset: int = 0) -> Tensor:
+    """The offset counts the tensor's own entries, in their order."""
+    return x.flatten()[offset:].as_strided(size, stride)
+
+
+def _as_strided_scatter(x: Tensor, src: Tensor, size: Any, stride: Any, offset: int = 0) -> Tensor:
+    """torch's own derivative sends an error to those entries that were written over, and to no others."""
+    places = torch.arange(x.numel()).as_strided(size, stride, offset)
+    return x.flatten().index_put((places.flatten(),), src.flatten()).reshape(x.shape)
+
+
 REFERENCES: dict[str, Callable[..., Any]] = {
     "aten.native_group_norm.default": _group_norm,
+    "aten.as_strided.default": _as_strided,
+    "aten.as_strided_scatter.default": _as_strided_scatter,
     "pcc.lstm_layer": _lstm,
     "pcc.gru_layer": _gru,
     "pcc.rnn_layer": _rnn,

@@ -1,0 +1,214 @@
+"""Which values of an exported program are one memory, and what is said about memory made plain.
+
+A value that is detached, or read where gradients are off, is the same memory as its source. So is what `as_strided`
+reads, which counts from where that memory starts, whatever lies between.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from pccompile.diagnostics import CompileError
+from pccompile.frontends.functional import NO_GRAD, mutated, sharing, storage
+from pccompile.ops.functions import stop_gradient
+from pccompile.ops.trace import AS_STRIDED
+
+DIAGONAL, FILL = torch.ops.aten.diagonal.default, torch.ops.aten.fill_.Scalar
+FILL_DIAGONAL, PERMUTE = torch.ops.aten.fill_diagonal_.default, torch.ops.aten.permute.default
+NARROW = torch.ops.aten.narrow.default
+
+
+def settle_memory(graph: fx.Graph) -> None:
+    """Make plain what a program says about memory. Raises CompileError where it cannot be said without strides."""
+    follow_detached(graph)
+    spell_diagonals(graph)
+    count_from_start(graph)
+
+
+def spell_diagonals(graph: fx.Graph) -> None:
+    """Write `fill_diagonal_` as a fill of diagonals, which are views that know of no strides."""
+    for n in list(graph.nodes):
+        if n.target is not FILL_DIAGONAL:
+            continue
+        source, number, *rest = n.args
+        value = source.meta["val"]
+        wrap = bool(rest and rest[0]) or bool(n.kwargs.get("wrap"))
+        with graph.inserting_before(n):
+            for part in _blocks(graph, source, value, wrap):
+                diagonal = part
+                for _ in range(value.dim() - 1):
+                    diagonal = view(graph, n, DIAGONAL, diagonal)
+                view(graph, n, FILL, diagonal, number)
+        n.replace_all_uses_with(source)
+        graph.erase_node(n)
+
+
+def _blocks(graph: fx.Graph, source: fx.Node, value: torch.Tensor, wrap: bool) -> list[fx.Node]:
+    """The parts of a matrix whose main diagonals a fill runs along: one, or where it wraps around, one after another.
+
+    Raises CompileError where their number is not known.
+    """
+    if not wrap or value.dim() != 2:
+        return [source]
+    rows, columns = value.shape
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        raise CompileError(
+            "fill_diagonal_(wrap=True) on a tensor whose length is free",
+            hint="fill the diagonals of its blocks of rows",
+        )
+    starts = range(0, rows, columns + 1)
+    return [view(graph, source, NARROW, source, 0, s, min(columns, rows - s)) for s in starts]
+
+
+def view(graph: fx.Graph, like: fx.Node, target: Any, *args: Any) -> fx.Node:
+    """Append a call at the place in the user's code where `like` stands."""
+    n = graph.call_function(target, args)
+    n.meta = {**like.meta, "val": target(*(a.meta["val"] if isinstance(a, fx.Node) else a for a in args))}
+    return n
+
+
+def count_from_start(graph: fx.Graph) -> None:
+    """Let every `as_strided` read the value that its memory was made for, in the order in which that lies there."""
+    first: dict[int, fx.Node] = {}
+    for n in list(graph.nodes):
+        base = first.setdefault(own, n) if (own := storage(n)) is not None else n
+        if n.target is not AS_STRIDED or not _is_view(n.args[0], base):
+            continue
+        source, size, stride, *rest = n.args
+        offset = rest[0] if rest else n.kwargs.get("storage_offset")
+        if offset is None:
+            offset = source.meta["val"].storage_offset()
+        if not _within(source.meta["val"], size, stride, offset):
+            continue
+        value = base.meta["val"]
+        if not value.is_contiguous():
+            with graph.inserting_before(n):
+                base = view(graph, n, PERMUTE, base, _order(value))
+        n.args, n.kwargs = (base, size, stride, offset), {}
+
+
+def _order(value: torch.Tensor) -> list[int]:
+    """The dimensions of a tensor in the order of its memory, the outermost first."""
+    return sorted(range(value.dim()), key=lambda d: (-value.stride()[d], -value.shape[d]))
+
+
+MOST_PLACES = 1 << 20
+"""Tensors of more entries must lie side by side in memory."""
+
+
+def _within(value: torch.Tensor, size: Sequence[Any], stride: Sequence[Any], offset: Any) -> bool:
+    """Whether entries that are read at strides are all entries of `value`: autograd sends no error to others."""
+    if value.permute(_order(value)).is_contiguous():
+        first = offset - value.storage_offset()
+        last = first + sum((d - 1) * s for d, s in zip(size, stride, strict=True))
+        return bool(first >= 0 and last < value.numel())
+    numbers = (*size, *stride, offset, *value.shape, *value.stride(), value.storage_offset())
+    if not all(isinstance(k, int) for k in numbers) or max(math.prod(size), value.numel()) > MOST_PLACES:
+        return False
+    read = _places(size, stride, offset)
+    return bool(torch.isin(read, _places(value.shape, value.stride(), value.storage_offset())).all())
+
+
+def _places(size: Sequence[int], stride: Sequence[int], offset: int) -> torch.Tensor:
+    """Where the entries of a tensor lie in its memory."""
+    places = torch.tensor(offset)
+    for length, step in zip(size, stride, strict=True):
+        places = places[..., None] + torch.arange(length) * step
+    return places
+
+
+def _is_view(n: fx.Node, base: fx.Node) -> bool:
+    """Whether `n` is `base` or a view of it of the same type, through which its gradient passes."""
+    value, whole = n.meta["val"], base.meta["val"]
+    if value.dtype is not whole.dtype or value.is_conj() or value.is_neg():
+        return False
+    while n is not base:
+        sources = sources_of(n)
+        if len(sources) != 1:
+            return False
+        (n,) = sources
+    return True
+
+
+def sources_of(n: fx.Node) -> list[fx.Node]:
+    """The values that torch's own operators made the view `n` of."""
+    call = n.args[0] if n.target is operator.getitem else n
+    if not isinstance(call, fx.Node) or not isinstance(call.target, torch._ops.OpOverload):
+        return []
+    own = storage(n)
+    return [i for i in call.all_input_nodes if storage(i) == own] if call.target.namespace == "aten" else []
+
+
+def follow_detached(graph: fx.Graph) -> None:
+    """Let what reads a detached value, or a view of one, see what was written into its memory by then.
+
+    Writing through a detached value is writing into its source where gradients are off. Raises CompileError where that
+    changes a part of the source only.
+    """
+    for n in list(graph.nodes):
+        if n.target is stop_gradient() and storage(n) == storage(n.args[0]) is not None and not _only_reader(n):
+            _write_through(graph, n)
+    position = {n: i for i, n in enumerate(graph.nodes)}
+    writes: dict[int | None, list[int]] = {}
+    for n in graph.nodes:
+        for target in mutated(n):
+            writes.setdefault(storage(target), []).append(position[n])
+    for n in [n for n in graph.nodes if n.target is stop_gradient() and storage(n) == storage(n.args[0])]:
+        later = [w for w in writes.get(storage(n), ()) if w > position[n]]
+        for seen in _behind(n) if later else ():
+            for reader in [u for u in seen.users if u in position and not sources_of(u)]:
+                if later[0] < position[reader]:
+                    with graph.inserting_before(reader):
+                        reader.replace_input_with(seen, _anew(graph, seen, n))
+
+
+def _only_reader(detached: fx.Node) -> bool:
+    """Whether a value is new and read by nothing but what detaches it, as where a layer is made in `forward`."""
+    source = detached.args[0]
+    assert isinstance(source, fx.Node)
+    return source.op == "call_function" and len(source.users) == 1 and not sharing(source)
+
+
+def _write_through(graph: fx.Graph, detached: fx.Node) -> None:
+    """Let what changes a detached value in place change its source, without its gradient."""
+    source = detached.args[0]
+    for seen in _behind(detached):
+        for writer in [u for u in seen.users if seen in mutated(u)]:
+            if seen is not detached or source.op == "placeholder":
+                raise CompileError(
+                    "a detached value is changed in place, and with it the value that it was detached from",
+                    hint="clone it after detach()",
+                )
+            others = [a for a in writer.args[1:] if a is not seen]
+            writer.args = (source, *others)
+            writer.meta[NO_GRAD] = True
+            with graph.inserting_after(writer):
+                after = graph.call_function(stop_gradient(), (source,))
+            after.meta = dict(detached.meta)
+            writer.replace_all_uses_with(after, delete_user_cb=lambda u, own=after: u is not own)  # type: ignore[misc]
+
+
+def _behind(detached: fx.Node) -> list[fx.Node]:
+    """A detached value and the views of it."""
+    chain = [detached]
+    for n in chain:
+        users = [g for u in n.users for g in ([u] if storage(u) is not None else u.users)]
+        chain += [u for u in users if n in sources_of(u) and not mutated(u) and u not in chain]
+    return chain
+
+
+def _anew(graph: fx.Graph, seen: fx.Node, detached: fx.Node) -> fx.Node:
+    """`seen`, a view of a detached value, of what its memory holds at the place where nodes are being inserted."""
+    if seen is detached:
+        return graph.node_copy(seen, lambda a: a)
+    if seen.target is operator.getitem:
+        call = seen.args[0]
+        again = graph.node_copy(call, lambda a: _anew(graph, a, detached) if storage(a) == storage(seen) else a)
+        return graph.node_copy(seen, lambda a: again)
+    return graph.node_copy(seen, lambda a: _anew(graph, a, detached) if storage(a) == storage(seen) else a)
