@@ -6,10 +6,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 from pccompile.diagnostics import CompileError, listing
-from pccompile.ir import Graph, Node, Output, PCGraph, Ref, TensorType, Vertex
+from pccompile.ir import ALWAYS, Graph, Node, Output, PCGraph, Ref, TensorType, Vertex
 from pccompile.ir.names import Namer
 from pccompile.ops import OPS, family_of
 from pccompile.passes.activity import active, fixed, gradient_ends
+from pccompile.passes.decisions import decisions
 
 GRANULARITIES = ("op", "layer")
 
@@ -45,7 +46,9 @@ def insert_vertices(graph: Graph, *, granularity: str = "op") -> PCGraph:
     if not outputs:
         raise _nothing_learns(graph)
     context = tuple(n for n in graph.nodes if n.name in plan.still)
-    return PCGraph(graph, tuple(vertices), context, tuple(outputs), graph.wanted & plan.carrying)
+    decided = decisions(graph)
+    reached = frozenset(name for name in graph.wanted & plan.carrying if decided.get(name, ALWAYS))
+    return PCGraph(graph, tuple(vertices), context, tuple(outputs), reached, decided)
 
 
 def _nothing_learns(graph: Graph) -> CompileError:

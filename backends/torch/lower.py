@@ -11,7 +11,7 @@ from pccompile.backends.torch.pulls import Term, total
 from pccompile.backends.torch.spell import quoted
 from pccompile.backends.torch.statements import Function, Key, Label, Loop, label_of
 from pccompile.backends.torch.writer import Writer
-from pccompile.ir import Arg, Do, Graph, Node, PCGraph, Program, Ref, Repeat, Step, Vertex, map_refs
+from pccompile.ir import Arg, Decision, Do, Graph, Node, PCGraph, Program, Ref, Repeat, Step, Vertex, map_refs
 from pccompile.ops import result_name
 
 
@@ -79,6 +79,7 @@ class _Lowering:
         self.env: dict[str, Ref] = {}
         self.texts: Mapping[str, str] = {}
         self.by_name: dict[str, dict[str, Node]] = {}
+        self.nodes = {n.name: n for n in self.graph.nodes}
 
     def snapshot(self) -> tuple[dict[tuple[str, str], Ref], dict[object, Ref]]:
         return dict(self.slots), dict(self.w.known)
@@ -103,6 +104,7 @@ class _Lowering:
         saved: dict[str, set[int]] = {}
         for r in (r for v in self.pc.vertices for r in v.rules if r.op == "getitem"):
             saved.setdefault(str(r["of"]), set()).add(r["index"])
+        decided = {d for condition in self.pc.decided.values() for all_ in condition for d in all_}
         ops = {n.name: n.op for n in self.graph.nodes}
         values = {n["of"]: n.name for n in self.graph.nodes if n.op == "getitem" and n["index"] == 0}
         for n in self.graph.nodes:
@@ -117,7 +119,8 @@ class _Lowering:
             if vertex:
                 value = self.slots[vertex, "prediction"] = w.name(value, label_of("prediction", vertex))
             self.env[n.name] = value
-            for index in sorted(saved.get(n.name, ())):
+            indices = saved.get(n.name, set()) | {d.result for d in decided if d.cond == n.name and d.result >= 0}
+            for index in sorted(indices):
                 w.call("getitem", {"of": value, "index": index}, Label(f"{owner}_{result_name(n.op, index)}"))
         for v in self.pc.vertices:
             if not v.prediction:
@@ -145,10 +148,30 @@ class _Lowering:
             for v in self.pc.latent:
                 label = label_of(program.state, v.name)
                 self.slots[v.name, program.state] = self.w.given(f"values[{quoted(v.name)}]", label)
-        return self.gradients(program.learn)
+        return self.decided(self.gradients(program.learn))
 
     def sweep(self, steps: Sequence[Step]) -> Function:
-        return self.gradients(steps)
+        return self.decided(self.gradients(steps))
+
+    def decided(self, f: Function) -> Function:
+        """`f`, with None for the gradient of what only branches read that were not taken."""
+        for name, condition in self.pc.decided.items():
+            key = ("gradient", name)
+            if key in f.results:
+                alternatives = sorted(map(sorted, condition))
+                predicates = tuple(tuple(map(self.predicate, a)) for a in alternatives)
+                taken = tuple(tuple(d.taken for d in a) for a in alternatives)
+                args = {"self": f.results[key], "predicates": predicates, "taken": taken, "copy": False}
+                f.results[key] = self.w.call("pcc.when", args, label_of(*key))
+        f.lines += self.w.take()
+        return f
+
+    def predicate(self, d: Decision) -> Ref:
+        """The value that decides which branch is taken."""
+        cond = self.nodes[d.cond]
+        if d.result < 0:
+            return self._forward(cond["pred"])
+        return self.w.call("getitem", {"of": self.env[d.cond], "index": d.result}, Label(f"{d.cond}_{d.result}"))
 
     def gradients(self, steps: Sequence[Step]) -> Function:
         self.run(steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import fx
 from pccompile.diagnostics import NOWHERE, CompileError, Location
 from pccompile.frontends.functional import op_name, rename_in_place
 from pccompile.frontends.memory import settle_memory
-from pccompile.ir import Arg, Fragment, Ref, TensorType
+from pccompile.ir import DEVICE, Arg, Fragment, Ref, TensorType
 from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer
 from pccompile.ops.trace import inline
@@ -41,7 +42,8 @@ class Nested:
             pred, yes, no, operands = args
             if not isinstance(pred, Ref):
                 raise self.refusal("torch.cond on a size or a number", "write it as a Python if")
-            branches = {k: self.fragment(b, k, operands, types) for k, b in (("yes", yes), ("no", no))}
+            first, second = (self.fragment(b, k, operands, types) for k, b in (("yes", yes), ("no", no)))
+            branches = {"yes": _deciding(first, 0, second.decisions), "no": _deciding(second, first.decisions, 0)}
             return "pcc.cond", {"pred": pred, "operands": _tensors(operands), **branches}
         if op == "hop.while_loop":
             test, body, carried, extra = args
@@ -91,11 +93,35 @@ class Nested:
             raise self.refusal(f"control flow: {e}", "pass it as an operand") from e
         if not all(isinstance(r, Ref) for r in results):
             raise self.refusal("control flow returns a number that is no tensor", "return tensors")
-        return Fragment(name, parameters, tuple(b.nodes), tuple(results), ABOUT[role])
+        decided = _decisions(b) if role in ("yes", "no") else []
+        return Fragment(name, parameters, tuple(b.nodes), (*results, *decided), ABOUT[role], len(decided))
 
     def refusal(self, what: str, hint: str) -> CompileError:
         """A refusal at the place of the call."""
         return CompileError(what, self.where, hint)
+
+
+def _decisions(b: Builder) -> list[Ref]:
+    """Which way the branches among the operations of `b` go, and those inside of them."""
+    found: list[Ref] = []
+    for n in [n for n in b.nodes if n.op == "pcc.cond"]:
+        yes = n["yes"]
+        assert isinstance(yes, Fragment)
+        first = len(yes.results) - yes.decisions
+        found += [n["pred"], *(b.get(Ref(n.name), first + i) for i in range(yes.decisions))]
+    return found
+
+
+def _deciding(branch: Fragment, before: int, after: int) -> Fragment:
+    """A branch that says of so many decisions of the other branch, before and after its own, that they were not met."""
+    if not before + after:
+        return branch
+    b = Builder({**branch.parameters, **{n.name: n.type for n in branch.nodes}}, Typer(), "")
+    unmet = b("aten.full.default", (), False, dtype=torch.bool, device=DEVICE)
+    first = len(branch.results) - branch.decisions
+    results = (*branch.results[:first], *[unmet] * before, *branch.results[first:], *[unmet] * after)
+    nodes = (*branch.nodes, *b.nodes)
+    return replace(branch, nodes=nodes, results=results, decisions=len(results) - first)
 
 
 def _tensors(values: Sequence[Any]) -> tuple[Ref, ...]:

@@ -112,7 +112,7 @@ def _within(value: torch.Tensor, size: Sequence[Any], stride: Sequence[Any], off
     if not all(isinstance(k, int) for k in numbers) or max(math.prod(size), value.numel()) > MOST_PLACES:
         return False
     read = _places(size, stride, offset)
-    return bool(torch.isin(read, _places(value.shape, value.stride(), value.storage_offset())).all())
+    return bool(torch.isin(read, _places(value.shape, value.stride(), int(value.storage_offset()))).all())
 
 
 def _places(size: Sequence[int], stride: Sequence[int], offset: int) -> torch.Tensor:
@@ -152,14 +152,14 @@ def follow_detached(graph: fx.Graph) -> None:
     changes a part of the source only.
     """
     for n in list(graph.nodes):
-        if n.target is stop_gradient() and storage(n) == storage(n.args[0]) is not None and not _only_reader(n):
+        if n.target is stop_gradient() and storage(n) == storage(_source(n)) is not None and not _only_reader(n):
             _write_through(graph, n)
     position = {n: i for i, n in enumerate(graph.nodes)}
     writes: dict[int | None, list[int]] = {}
     for n in graph.nodes:
         for target in mutated(n):
             writes.setdefault(storage(target), []).append(position[n])
-    for n in [n for n in graph.nodes if n.target is stop_gradient() and storage(n) == storage(n.args[0])]:
+    for n in [n for n in graph.nodes if n.target is stop_gradient() and storage(n) == storage(_source(n))]:
         later = [w for w in writes.get(storage(n), ()) if w > position[n]]
         for seen in _behind(n) if later else ():
             for reader in [u for u in seen.users if u in position and not sources_of(u)]:
@@ -168,16 +168,22 @@ def follow_detached(graph: fx.Graph) -> None:
                         reader.replace_input_with(seen, _anew(graph, seen, n))
 
 
-def _only_reader(detached: fx.Node) -> bool:
-    """Whether a value is new and read by nothing but what detaches it, as where a layer is made in `forward`."""
+def _source(detached: fx.Node) -> fx.Node:
+    """What a value was detached from."""
     source = detached.args[0]
     assert isinstance(source, fx.Node)
+    return source
+
+
+def _only_reader(detached: fx.Node) -> bool:
+    """Whether a value is new and read by nothing but what detaches it, as where a layer is made in `forward`."""
+    source = _source(detached)
     return source.op == "call_function" and len(source.users) == 1 and not sharing(source)
 
 
 def _write_through(graph: fx.Graph, detached: fx.Node) -> None:
     """Let what changes a detached value in place change its source, without its gradient."""
-    source = detached.args[0]
+    source = _source(detached)
     for seen in _behind(detached):
         for writer in [u for u in seen.users if seen in mutated(u)]:
             if seen is not detached or source.op == "placeholder":
@@ -208,7 +214,8 @@ def _anew(graph: fx.Graph, seen: fx.Node, detached: fx.Node) -> fx.Node:
     if seen is detached:
         return graph.node_copy(seen, lambda a: a)
     if seen.target is operator.getitem:
-        call = seen.args[0]
-        again = graph.node_copy(call, lambda a: _anew(graph, a, detached) if storage(a) == storage(seen) else a)
+        again = graph.node_copy(
+            _source(seen), lambda a: _anew(graph, a, detached) if storage(a) == storage(seen) else a
+        )
         return graph.node_copy(seen, lambda a: again)
     return graph.node_copy(seen, lambda a: _anew(graph, a, detached) if storage(a) == storage(seen) else a)

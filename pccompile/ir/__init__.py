@@ -16,13 +16,16 @@ from pccompile.ir.graph import (
     refs,
     verify,
 )
-from pccompile.ir.pc import ERROR, Output, PCGraph, Vertex, verify_local
+from pccompile.ir.pc import ALWAYS, ERROR, Condition, Decision, Output, PCGraph, Vertex, verify_local
 from pccompile.ir.program import Do, Program, Repeat, Step, flat, verify_program
 
 __all__ = [
+    "ALWAYS",
     "DEVICE",
     "ERROR",
     "Arg",
+    "Condition",
+    "Decision",
     "Dim",
     "Do",
     "Fragment",

@@ -14,7 +14,8 @@ from pccompile.ir.graph import Arg, Node, Ref, TensorType
 class Fragment:
     """A function of tensors that an operation calls: `results` computed from `parameters` by `nodes`.
 
-    It sees nothing but its parameters and the free dimensions. `name` and `about` are for the reader.
+    It sees nothing but its parameters and the free dimensions. `name` and `about` are for the reader. The last
+    `decisions` of the results say which branches were taken inside.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Fragment:
     nodes: tuple[Node, ...]
     results: tuple[Ref, ...]
     about: str = ""
+    decisions: int = 0
 
     @property
     def types(self) -> tuple[TensorType, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pccompile.diagnostics import NOWHERE, CompileError, Location
 from pccompile.ir.graph import Graph, Node, Ref, TensorType, live
@@ -67,13 +68,30 @@ class Vertex:
         return live((*self.prediction, *self.rules), [self.messages[parent]])
 
 
+class Decision(NamedTuple):
+    """That the call `cond` takes its first branch, or does not (`taken`).
+
+    result: the decision of a call inside one of its branches, which is that result of `cond`; −1: its own.
+    """
+
+    cond: str
+    result: int
+    taken: bool
+
+
+Condition = frozenset[frozenset[Decision]]
+"""Alternatives, in each of which all decisions are to hold."""
+ALWAYS: Condition = frozenset((frozenset(),))
+
+
 @dataclass(frozen=True, slots=True)
 class PCGraph:
     """A model in predictive-coding form. Its free energy is the sum of its vertices' energies and the loss.
 
     `context` holds what carries no gradient and is computed once, when the model predicts: indices, random draws.
     `reached` are the wanted parameters and inputs from which values lead to an output; those that nevertheless get no
-    message, because every derivative on the way is 0, have the gradient 0.
+    message, because every derivative on the way is 0, have the gradient 0. `decided` says of those that a loss reaches
+    through some branches only when it does: where it does not, they have no gradient.
     """
 
     graph: Graph
@@ -81,6 +99,7 @@ class PCGraph:
     context: tuple[Node, ...]
     outputs: tuple[Output, ...]
     reached: frozenset[str] = frozenset()
+    decided: Mapping[str, Condition] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:

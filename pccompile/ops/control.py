@@ -6,6 +6,7 @@ with, and its rule goes back through the rounds.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -169,5 +170,31 @@ define(
             f"loop_sweep({t['back']}, {t['loop']}[-1], {_listed(t, 'errors', 'row_errors', 'rows', 'extra', 'wanted')})"
         ),
         helper=SWEEP,
+    )
+)
+
+
+def _when(texts: Mapping[str, Any], args: Mapping[str, Arg]) -> str:
+    """A gradient where one of the alternatives holds, and None where no loss reaches it."""
+    holds = [[t if taken else f"not {t}" for t, taken in zip(*pair, strict=True)] for pair in _pairs(texts, args)]
+    value = f"{texts['self']}.clone()" if args["copy"] else texts["self"]
+    return f"{value} if {' or '.join(' and '.join(all_) for all_ in holds)} else None"
+
+
+def _pairs(texts: Mapping[str, Any], args: Mapping[str, Any]) -> list[tuple[list[str], tuple[bool, ...]]]:
+    entries = ast.parse(texts["predicates"], mode="eval").body
+    assert isinstance(entries, ast.List)
+    alternatives = [[ast.unparse(e) for e in alternative.elts] for alternative in entries.elts]  # type: ignore[attr-defined]
+    return list(zip(alternatives, args["taken"], strict=True))
+
+
+define(
+    OpDef(
+        "pcc.when",
+        "composite",
+        wiring=True,
+        parameters=("self", "predicates", "taken", "copy"),
+        infer=lambda args, type_of: type_of(args["self"]),
+        spell=_when,
     )
 )

@@ -85,7 +85,7 @@ def own_strides(n: fx.Node) -> tuple[Any, ...]:
     """
     names = [a.name for a in n.target._schema.arguments]  # type: ignore[union-attr]
     arguments = dict(zip(names, n.args, strict=False)) | n.kwargs
-    size, stride = (list(map(_number, arguments[k])) for k in ("size", "stride"))  # type: ignore[arg-type]
+    size, stride = (list(map(_number, arguments[k])) for k in ("size", "stride"))
     tensor = _number(arguments["self"])
     start = tensor.storage_offset()
     offset = _number(arguments.get("storage_offset"))
