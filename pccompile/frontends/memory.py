@@ -211,11 +211,13 @@ def _behind(detached: fx.Node) -> list[fx.Node]:
 
 def _anew(graph: fx.Graph, seen: fx.Node, detached: fx.Node) -> fx.Node:
     """`seen`, a view of a detached value, of what its memory holds at the place where nodes are being inserted."""
+
+    def again(argument: fx.Node) -> fx.Node:
+        return _anew(graph, argument, detached) if storage(argument) == storage(seen) else argument
+
     if seen is detached:
         return graph.node_copy(seen, lambda a: a)
     if seen.target is operator.getitem:
-        again = graph.node_copy(
-            _source(seen), lambda a: _anew(graph, a, detached) if storage(a) == storage(seen) else a
-        )
-        return graph.node_copy(seen, lambda a: again)
-    return graph.node_copy(seen, lambda a: _anew(graph, a, detached) if storage(a) == storage(seen) else a)
+        call = graph.node_copy(_source(seen), again)
+        return graph.node_copy(seen, lambda a: call)
+    return graph.node_copy(seen, again)
