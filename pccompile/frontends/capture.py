@@ -24,6 +24,8 @@ from pccompile.frontends.signature import free_batch, spelled_out
 
 AUTOCAST = "pccompile_autocast"
 """Where a program says under which autocast it was captured."""
+LEARNING = "pccompile_learning"
+"""Where a program says whether what it computes depends on which tensors require a gradient."""
 
 
 def export(
@@ -47,8 +49,15 @@ def export(
             attempts = [None if fixed else dynamic_shapes]
         for i, shapes in enumerate(attempts):
             try:
-                with author_gradients(), shapes_torch_lacks(), visible_statistics(), _quiet(), _unmarked((args, named)):
+                with (
+                    author_gradients() as noticed,
+                    shapes_torch_lacks(),
+                    visible_statistics(),
+                    _quiet(),
+                    _unmarked((args, named)),
+                ):
                     program = torch.export.export(model, args, named, dynamic_shapes=shapes, strict=False)
+                program.graph_module.meta[LEARNING] = noticed.learning
                 program.graph_module.meta[AUTOCAST] = current(device_of(model, (args, named)))
                 return program
             except CompileError:

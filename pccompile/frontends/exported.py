@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import Collector, CompileError, Location
 from pccompile.frontends.autocast import write_casts
-from pccompile.frontends.capture import AUTOCAST
+from pccompile.frontends.capture import AUTOCAST, LEARNING
 from pccompile.frontends.control import CONTROL, Nested
 from pccompile.frontends.functional import functionalise, name_dtypes, op_name
 from pccompile.frontends.memory import settle_memory
@@ -40,7 +40,7 @@ class Imported:
     `inputs` gives for each leaf of the flattened arguments its name in the graph (None where it is no tensor),
     `outputs` for each leaf of the flattened result a name or, for a leaf that is not a tensor, its value. `writes` are
     the last values of inputs that the model changes in place, which are among the graph's outputs where they were
-    asked for.
+    asked for. `learning`: it depends on which tensors require a gradient.
     """
 
     graph: Graph
@@ -51,6 +51,7 @@ class Imported:
     out_spec: pytree.TreeSpec
     tensors: Mapping[str, torch.Tensor]
     writes: Mapping[str, Ref] = field(default_factory=dict)
+    learning: bool = False
 
 
 def import_program(
@@ -64,9 +65,10 @@ def import_program(
     write_casts(program.graph_module, program.graph_module.meta.get(AUTOCAST))
     inline_regions(program)
     settle_memory(program.graph)
+    learning = bool(program.graph_module.meta.get(LEARNING))
     name_dtypes(program.graph)
     program, written = functionalise(program)
-    return _Importer(program, model, locate).run(written, writes)
+    return replace(_Importer(program, model, locate).run(written, writes), learning=learning)
 
 
 class _Importer:

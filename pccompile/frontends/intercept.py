@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointFunction
 
 from pccompile.diagnostics import Collector, CompileError, Location
 from pccompile.ops.functions import record_call
@@ -16,12 +19,23 @@ APPLIED = "AutogradFunctionApply"
 """Where torch makes the Function that runs a custom one which Dynamo has traced: its backward is the author's."""
 
 
+@dataclass
+class Captured:
+    """What was noticed while a model was captured. learning: what it computes depends on what requires a gradient."""
+
+    learning: bool = False
+
+
 @contextmanager
-def author_gradients() -> Iterator[None]:
-    """Within: custom autograd Functions are kept as operators, and hooks on values are refused."""
+def author_gradients() -> Iterator[Captured]:
+    """Within: custom autograd Functions are kept as operators, reentrant checkpoints run, hooks are refused."""
     apply, hook = torch.autograd.Function.__dict__["apply"], torch.Tensor.register_hook
+    noticed = Captured()
 
     def keep(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        if cls is CheckpointFunction:
+            noticed.learning = True
+            return _run_checkpoint(*args)
         own = cls.__module__.partition(".")[0] == "torch" and APPLIED not in cls.__qualname__
         if own or kwargs:
             return apply.__get__(None, cls)(*args, **kwargs)
@@ -36,10 +50,29 @@ def author_gradients() -> Iterator[None]:
     torch.autograd.Function.apply = classmethod(keep)  # type: ignore[assignment, method-assign]
     torch.Tensor.register_hook = refuse  # type: ignore[method-assign]
     try:
-        yield
+        yield noticed
     finally:
         torch.autograd.Function.apply = apply  # type: ignore[method-assign]
         torch.Tensor.register_hook = hook  # type: ignore[method-assign]
+
+
+def _run_checkpoint(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+    """What a reentrant checkpoint returns, with the gradient that torch gives it.
+
+    There is one only where an argument requires it, and only for tensors that are returned alone or in a tuple.
+    """
+    learns = any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+    with nullcontext() if learns else torch.no_grad():
+        results = function(*args)
+    if isinstance(results, torch.Tensor):
+        return results
+    if not isinstance(results, tuple):
+        return _detached(results)
+    return tuple(r if isinstance(r, torch.Tensor) else _detached(r) for r in results)
+
+
+def _detached(results: Any) -> Any:
+    return pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, results)
 
 
 def refuse_backward_hooks(model: nn.Module) -> None:

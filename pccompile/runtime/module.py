@@ -37,9 +37,13 @@ Criterion = Callable[..., Tensor]
 
 @dataclass
 class _Traced:
-    """The model as it was captured in one mode for one form of call."""
+    """The model as it was captured in one mode for one form of call.
+
+    `learning` says which tensors required a gradient, where that matters.
+    """
 
     form: tuple[Any, ...]
+    learning: tuple[bool, ...] | None
     imported: Imported
     interface: Interface
     programs: dict[Any, Runtime] = field(default_factory=dict)
@@ -151,7 +155,10 @@ class PCModule(nn.Module):
         refuse_transforms(self.__dict__["model"], args, kwargs)
         now, reason = self._form(args, kwargs), ""
         for traced in self._traces:
-            if traced.form == now:
+            if traced.form == now and traced.learning in (
+                None,
+                self._learning(args, kwargs, traced.learning is not None),
+            ):
                 reason = traced.interface.mismatch(args, kwargs)
                 if not reason:
                     return traced
@@ -173,6 +180,13 @@ class PCModule(nn.Module):
         model: nn.Module = self.__dict__["model"]
         return form(model), current(device_of(model, (args, kwargs)))
 
+    def _learning(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], asked: bool) -> tuple[bool, ...] | None:
+        """Which parameters and arguments require a gradient; None where that is not asked for."""
+        if not asked:
+            return None
+        tensors = [t for t in pytree.tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
+        return tuple(t.requires_grad for t in (*self.__dict__["model"].parameters(), *tensors))
+
     def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Imported:
         """The model as a graph, for calls of this form."""
         model: nn.Module = self.__dict__["model"]
@@ -193,7 +207,8 @@ class PCModule(nn.Module):
     def adopt(self, imported: Imported, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Traced:
         """Take an imported model as what calls of this form run."""
         leaves = pytree.tree_leaves((args, dict(kwargs)))
-        traced = _Traced(self._form(args, kwargs), imported, Interface.of(imported, leaves))
+        learning = self._learning(args, kwargs, imported.learning)
+        traced = _Traced(self._form(args, kwargs), learning, imported, Interface.of(imported, leaves))
         self._traces.append(traced)
         return traced
 
