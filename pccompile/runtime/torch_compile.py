@@ -20,6 +20,7 @@ from pccompile.driver import Options, import_model
 from pccompile.frontends.dynamo import Exportable, exportable
 from pccompile.frontends.exported import Imported
 from pccompile.passes.activity import active
+from pccompile.runtime.hook_guards import guard_hooks
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.module import PCModule
 from pccompile.runtime.shared_memory import Sharing, refuse_overlap, shared, sharing
@@ -34,6 +35,7 @@ def backend(
     leave the gradients to autograd.
     """
     del example_inputs
+    guard_hooks()
     return _Program(piece, dict(options or {})).run
 
 

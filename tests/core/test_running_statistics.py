@@ -32,7 +32,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: nn.InstanceNorm2d(3, momentum=0.4, affine=True, track_running_stats=True),
         (2, 3, 4, 5),
     ),
-    "instance norm 3d, one sample": (lambda: nn.InstanceNorm3d(3, track_running_stats=True), (1, 3, 2, 2, 2)),
+    "instance norm 3d, one sample": (lambda: nn.InstanceNorm3d(3, affine=True, track_running_stats=True), (1, 3, 2, 2, 2)),
     "instance norm, a function": (Functional, (4, 3, 5)),
     "batch norm": (lambda: nn.BatchNorm1d(3, momentum=0.2), (4, 3, 5)),
     "batch norm twice": (lambda: nn.Sequential(*[nn.BatchNorm1d(3)] * 2), (4, 3, 5)),
