@@ -7,6 +7,7 @@ done here. What writes through a view that is still read goes through torch's ow
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from pccompile.diagnostics import CompileError, first_line
-from pccompile.ops.functions import overwritten
+from pccompile.ops.functions import overwritten, stop_gradient
 
 TWINS = {
     "aten.zero_.default": "aten.zero.default",
@@ -24,6 +25,7 @@ TWINS = {
     "aten.normal_.default": "aten.normal_functional.default",
     "aten.copy_.default": "aten.copy.default",
 }
+STATISTICS = torch.ops.aten._native_batch_norm_legit_functional.default
 NO_GRAD = "pccompile_no_grad"
 """Marks operations that change a value in place where gradients are off."""
 MAY_RETURN_INPUT = ("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "rrelu")
@@ -132,6 +134,8 @@ def _keeping_gradient(graph: fx.Graph, old: fx.Node, new: fx.Node) -> fx.Node:
 
 def _renaming_is_enough(nodes: list[fx.Node], position: dict[fx.Node, int]) -> bool:
     """Whether no view of what an in-place operation writes, nor what that is a view of, is read afterwards."""
+    if any(_reads_statistics(n) for n in nodes):
+        return False
     memory: dict[fx.Node, set[fx.Node]] = {}
     tensor: dict[fx.Node, fx.Node] = {n: n for n in nodes}
     for n in nodes:
@@ -150,9 +154,31 @@ def _renaming_is_enough(nodes: list[fx.Node], position: dict[fx.Node, int]) -> b
     return True
 
 
-def _is_plain_buffer(n: fx.Node, program: ExportedProgram) -> bool:
-    """Whether what `n` changes in place lies in buffers only, which carry no gradient."""
+def _reads_statistics(n: fx.Node) -> bool:
+    """Whether others than batch norms use the running statistics that a batch norm writes, which no schema says."""
+    if n.target is not torch.ops.aten.batch_norm.default or not n.args[5]:
+        return False
+    statistics = [a for a in n.args[3:5] if isinstance(a, fx.Node)]
+    return any(user.target is not n.target for a in statistics for user in a.users)
+
+
+def _detach_statistics(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Let no gradient flow through running statistics; return what stands for each of them."""
+    detached = {}
+    for n in list(graph.nodes):
+        norm = n.args[0] if n.target is operator.getitem else None
+        if isinstance(norm, fx.Node) and norm.target is STATISTICS and n.args[1] in (3, 4):
+            with graph.inserting_after(n):
+                detached[n] = graph.call_function(stop_gradient(), (n,))
+            detached[n].meta = dict(n.meta)
+            n.replace_all_uses_with(detached[n], delete_user_cb=functools.partial(operator.is_not, detached[n]))
+    return detached
+
+
+def _is_plain_buffer(n: fx.Node, program: ExportedProgram, still: frozenset[int]) -> bool:
+    """Whether what `n` changes in place lies in buffers only, and in inputs that are `still`: they carry no gradient."""
     buffers = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.BUFFER}
+    buffers |= {str(name) for i, name in enumerate(program.graph_signature.user_inputs) if i in still}
     open_, seen = mutated(n), set()
     while open_:
         source = open_.pop()
@@ -182,13 +208,18 @@ def _vectorised(graph: fx.Graph) -> bool:
     return any(getattr(n.target, "__module__", "") == "torch._functorch.predispatch" for n in graph.nodes)
 
 
-def functionalise(program: ExportedProgram) -> tuple[ExportedProgram, dict[fx.Node, fx.Node]]:
-    """A program without in-place operations, and the values that its buffers and inputs take."""
+def functionalise(
+    program: ExportedProgram, still: frozenset[int] = frozenset()
+) -> tuple[ExportedProgram, dict[fx.Node, fx.Node]]:
+    """A program without in-place operations, and the values that its buffers and inputs take.
+
+    still: the positions of inputs that carry no gradient.
+    """
     possible, written = (False, {}) if _vectorised(program.graph) else rename_in_place(program.graph)
     if possible:
         return program, written
     for n in program.graph.nodes:
-        if n.meta.get(NO_GRAD) and not _is_plain_buffer(n, program):
+        if n.meta.get(NO_GRAD) and not _is_plain_buffer(n, program, still):
             raise CompileError(
                 f"{op_name(n.target)} changes a part of a value in place where gradients are off",
                 hint="make a new tensor there instead, for example with torch.where",
@@ -200,9 +231,11 @@ def functionalise(program: ExportedProgram) -> tuple[ExportedProgram, dict[fx.No
             f"a value is changed in place through a view that cannot be followed: {first_line(e)}",
             hint="write it with slices, or make a new tensor there instead",
         ) from e
+    statistics = _detach_statistics(decomposed.graph)
     signature = decomposed.graph_signature
     by_name = {n.name: n for n in decomposed.graph.nodes}
     targets = {s.target: s.arg.name for s in signature.input_specs if s.kind in (InputKind.BUFFER, InputKind.PARAMETER)}
     updates = {targets[t]: v for v, t in signature.buffers_to_mutate.items()}
     updates |= {t: v for v, t in signature.user_inputs_to_mutate.items()}
-    return decomposed, {by_name[p]: by_name[v] for p, v in updates.items()}
+    values = {by_name[p]: by_name[v] for p, v in updates.items()}
+    return decomposed, {p: statistics.get(v, v) for p, v in values.items()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
 from torch._dynamo.guards import GuardBuilder
 from torch._dynamo.source import AttrSource
 from torch._guards import Guard, TracingContext

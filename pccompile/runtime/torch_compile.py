@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError
@@ -94,7 +94,9 @@ class _Piece(PCModule):
 
     def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Imported:
         plain = pytree.tree_map_only(Tensor, torch.Tensor.detach, args)
-        return import_model(self.__dict__["model"], plain, kwargs, hook=self._hook, writes=True, fixed=self._fixed)
+        model: nn.Module = self.__dict__["model"]
+        still = frozenset(i for i, t in enumerate(args) if isinstance(t, Tensor) and not t.requires_grad)
+        return import_model(model, plain, kwargs, hook=self._hook, writes=True, fixed=self._fixed, still=still)
 
     def prepared(self, args: tuple[Any, ...]) -> Runtime | None:
         """The program for a call, compiled if there is none yet; None where no error can flow."""

@@ -95,9 +95,7 @@ def quantise(
 class _Observer(Simulator):
     """A simulator that notes the largest number at the ports of maps and products."""
 
-    def __init__(
-        self, spec: Spec, tensors: Tensors, replicas: int, largest_at: dict[tuple[str, str], float]
-    ) -> None:
+    def __init__(self, spec: Spec, tensors: Tensors, replicas: int, largest_at: dict[tuple[str, str], float]) -> None:
         self.largest_at = largest_at
         super().__init__(spec, tensors, replicas)
 
