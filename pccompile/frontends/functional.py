@@ -176,7 +176,7 @@ def _detach_statistics(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
 
 
 def _is_plain_buffer(n: fx.Node, program: ExportedProgram, still: frozenset[int]) -> bool:
-    """Whether what `n` changes in place lies in buffers only, and in inputs that are `still`: they carry no gradient."""
+    """Whether what `n` changes in place lies in buffers and in `still` inputs only, which carry no gradient."""
     buffers = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.BUFFER}
     buffers |= {str(name) for i, name in enumerate(program.graph_signature.user_inputs) if i in still}
     open_, seen = mutated(n), set()
