@@ -82,17 +82,16 @@ def import_model(
     dynamic_shapes: Any = None,
     locate: Locate | None = None,
     hook: Hook = _silent,
-    writes: bool = False,
+    still: frozenset[int] | None = None,
     fixed: bool = False,
-    still: frozenset[int] = frozenset(),
 ) -> Imported:
-    """`model` as an operation graph; `writes` and `still` as for import_program, `fixed` as for export.
+    """`model` as an operation graph; `still` as for import_program, `fixed` as for export.
 
     Raises CompileError where it cannot be captured.
     """
     stage = Stages(hook)
     program = stage("export", lambda: export(model, args, kwargs, dynamic_shapes, fixed))
-    return stage("import", lambda: import_program(program, model, locate, writes, still))  # type: ignore[no-any-return]
+    return stage("import", lambda: import_program(program, model, locate, still))  # type: ignore[no-any-return]
 
 
 def to_vertices(imported: Imported, granularity: str, hook: Hook = _silent) -> tuple[Graph, PCGraph]:

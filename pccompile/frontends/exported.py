@@ -58,13 +58,12 @@ def import_program(
     program: ExportedProgram,
     model: nn.Module | None = None,
     locate: Locate | None = None,
-    writes: bool = False,
-    still: frozenset[int] = frozenset(),
+    still: frozenset[int] | None = None,
 ) -> Imported:
     """An exported program as a Graph. `model` gives the parameters' identity (ties) and which of them are frozen.
 
-    writes: return the last values of inputs that are changed in place as well; they are left as they were otherwise.
-    still: the positions of inputs that carry no gradient, so that they may be changed in part where gradients are off.
+    still: where the last values of inputs that are changed in place are asked for as well, the positions of inputs that
+    carry no gradient. Inputs are left as they were otherwise.
     Raises CompileError for what the dialect cannot say.
     """
     write_casts(program.graph_module, program.graph_module.meta.get(AUTOCAST))
@@ -72,8 +71,8 @@ def import_program(
     settle_memory(program.graph)
     learning = bool(program.graph_module.meta.get(LEARNING))
     name_dtypes(program.graph)
-    program, written = functionalise(program, still)
-    return replace(_Importer(program, model, locate).run(written, writes), learning=learning)
+    program, written = functionalise(program, still or frozenset())
+    return replace(_Importer(program, model, locate).run(written, still is not None), learning=learning)
 
 
 class _Importer:

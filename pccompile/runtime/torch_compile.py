@@ -96,7 +96,7 @@ class _Piece(PCModule):
         plain = pytree.tree_map_only(Tensor, torch.Tensor.detach, args)
         model: nn.Module = self.__dict__["model"]
         still = frozenset(i for i, t in enumerate(args) if isinstance(t, Tensor) and not t.requires_grad)
-        return import_model(model, plain, kwargs, hook=self._hook, writes=True, fixed=self._fixed, still=still)
+        return import_model(model, plain, kwargs, hook=self._hook, still=still, fixed=self._fixed)
 
     def prepared(self, args: tuple[Any, ...]) -> Runtime | None:
         """The program for a call, compiled if there is none yet; None where no error can flow."""
