@@ -36,6 +36,7 @@ def compile(
     granularity: str | None = ...,
     loss: Callable[..., Tensor] | None = ...,
     hook: Hook | None = ...,
+    check: bool = ...,
     **settings: Any,
 ) -> PCModule: ...
 @overload
@@ -60,6 +61,7 @@ def compile(
     granularity: str | None = None,
     loss: Any = None,
     hook: Hook | None = None,
+    check: bool = True,
     **settings: Any,
 ) -> PCModule | Netlist:
     """`model` as a module whose backward pass is predictive coding; with `backend="netlist"`, as a circuit.
@@ -84,9 +86,9 @@ def compile(
     if isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2":
         model = load_program(Path(model))
     if isinstance(model, ExportedProgram):
-        return _from_program(model, options, loss, hook)
+        return _from_program(model, options, loss, hook, check)
     model, args, locate = as_module(model, args, kwargs)
-    pc = PCModule(model, options, loss, dynamic_shapes, locate, hook=hook)
+    pc = PCModule(model, options, loss, dynamic_shapes, locate, hook=hook, check=check)
     pc.prepare(args, kwargs)
     return pc
 
@@ -153,11 +155,11 @@ def load_program(path: Path) -> ExportedProgram:
         raise CompileError(f"{printable(str(path))} is not an exported program: {printable(str(e), 120)}") from e
 
 
-def _from_program(program: ExportedProgram, options: Options, loss: Any, hook: Hook | None) -> PCModule:
+def _from_program(program: ExportedProgram, options: Options, loss: Any, hook: Hook | None, check: bool) -> PCModule:
     """A module from a program that was exported before; it can be called in that one form only."""
     model = _called(program)
     imported = import_program(program, model)
-    pc = PCModule(model, options, loss, recapture=False, hook=hook)
+    pc = PCModule(model, options, loss, recapture=False, hook=hook, check=check)
     args, kwargs = program.example_inputs or ((), {})
     pc.adopt(imported, tuple(args), kwargs)
     pc.prepare(tuple(args), kwargs)

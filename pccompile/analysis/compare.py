@@ -31,6 +31,27 @@ class Difference:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What a self-check compared: how many outputs and gradients, and the worst relative difference.
+
+    zero: those whose gradient is 0 on the example, in eager torch and here, which says little about other inputs.
+    notes: what was not compared, and what a reader must know.
+    """
+
+    outputs: int = 0
+    gradients: int = 0
+    worst: float = 0.0
+    zero: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.outputs:
+            return "not compared with eager torch"
+        what = f"outputs ({self.outputs}) and gradients ({self.gradients}) are eager torch's on the example"
+        return f"{what}, within {self.worst:.2g}"
+
+
 def difference(name: str, found: Tensor | None, expected: Tensor | None) -> Difference:
     """`found` against `expected`; None stands for no gradient at all, which only None equals."""
     if found is None or expected is None:

@@ -146,6 +146,7 @@ define(
         spell=lambda t, a: f"while_loop({_listed(t, 'test', 'body', 'carried', 'extra')})",
         helper=WHILE,
         equation="loop(x)",
+        misjudged="torch's own derivative of while_loop is wrong",
     )
 )
 define(

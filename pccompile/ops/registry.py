@@ -38,6 +38,7 @@ class OpDef:
     helper                source of functions that the generated file needs to run it
     formula(node)         the sympy expression of an elementwise operation
     random                draws numbers: once for each prediction
+    misjudged             why eager torch's own gradient through it is no reference; "" where it is one
     """
 
     name: str
@@ -55,6 +56,7 @@ class OpDef:
     infer: Callable[[Mapping[str, Arg], Callable[[Ref], TensorType]], Type] | None = None
     helper: str = ""
     random: bool = False
+    misjudged: str = ""
     formula: Callable[[Node], Any] | None = None
 
 

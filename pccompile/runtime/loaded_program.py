@@ -11,6 +11,7 @@ import sympy
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pccompile.analysis.compare import Checked
 from pccompile.backends.torch import Source
 from pccompile.driver import Compiled
 from pccompile.frontends.exported import Imported
@@ -108,7 +109,7 @@ class Runtime:
     """The functions of one compiled program, and what they return.
 
     `reaching` says which of the clamped outputs each gradient depends on, so that a parameter that none of the outputs
-    used in a loss reaches gets no gradient, as with autograd.
+    used in a loss reaches gets no gradient, as with autograd. `checked` is the comparison with eager torch, if any.
     """
 
     source: Source
@@ -116,6 +117,7 @@ class Runtime:
     reaching: Mapping[str, frozenset[int]]
     name: str
     compiled: Compiled | None = None
+    checked: Checked | None = None
     _scope: dict[str, Any] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from pccompile.analysis.compare import Checked
 from pccompile.diagnostics import CompileError, RuleError
 from pccompile.driver import Compiled, Hook, Options, compile_imported, import_model
 from pccompile.frontends.autocast import current
@@ -27,6 +28,7 @@ from pccompile.runtime.derivative_guards import opaque, refuse_transforms
 from pccompile.runtime.loaded_program import Interface, Runtime, reaching
 from pccompile.runtime.losses import compile_loss, targets_of
 from pccompile.runtime.model_state import form, tensor_at
+from pccompile.runtime.self_check import self_check
 
 if TYPE_CHECKING:
     from pccompile.report.tables import Page
@@ -65,6 +67,7 @@ class PCModule(nn.Module):
         locate: Locate | None = None,
         recapture: bool = True,
         hook: Hook | None = None,
+        check: bool = True,
     ) -> None:
         super().__init__()
         self.__dict__["model"] = model
@@ -74,7 +77,7 @@ class PCModule(nn.Module):
         self._hook: Hook = hook or (lambda stage, result, seconds: None)
         self._traces: list[_Traced] = []
         self._last: Runtime | None = None
-        self._fixed = False
+        self._fixed, self._check = False, check
 
     def _share(self) -> None:
         """Hold the model's own tables of parameters, buffers and submodules, so that the two can never differ."""
@@ -233,7 +236,10 @@ class PCModule(nn.Module):
             compiled_loss = compile_loss(loss, traced.interface, outputs, target)
         compiled = compile_imported(imported, options, compiled_loss, record, self._hook)
         name = f"{type(self.__dict__['model']).__name__} {options.algorithm}"
-        return Runtime(compiled.source, traced.interface, reaching(compiled), name, compiled)
+        runtime = Runtime(compiled.source, traced.interface, reaching(compiled), name, compiled)
+        if self._check and loss is None and not record:
+            runtime.checked = self_check(self.__dict__["model"], runtime, args, kwargs, self._run)
+        return runtime
 
     # running
 
@@ -306,6 +312,11 @@ class PCModule(nn.Module):
                 "nothing has been compiled yet", hint="call the model once, or compile it with example arguments"
             )
         return self._last.compiled
+
+    @property
+    def checked(self) -> Checked | None:
+        """What was compared with eager torch when that program was compiled; None without the check."""
+        return None if self._last is None else self._last.checked
 
     @property
     def source(self) -> str:

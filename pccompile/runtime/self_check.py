@@ -1,0 +1,363 @@
+"""A program right after compiling against the model itself: outputs and gradients, by eager autograd on the example.
+
+The outputs' errors are random numbers, so that every output takes part whatever the loss will be. Where an algorithm
+differs from backpropagation by design, the exact program over the same vertices is compared: the rules are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pccompile.analysis.compare import Checked, Difference, difference
+from pccompile.backends.torch import emit
+from pccompile.diagnostics import NOWHERE, CompileError, first_line, listing, printable
+from pccompile.driver import Compiled, Options, schedule
+from pccompile.ir import TensorType
+from pccompile.ops import OPS
+from pccompile.runtime.fault_location import Fault, first_fault, reference_values
+from pccompile.runtime.loaded_program import Runtime
+from pccompile.runtime.model_state import tensor_at
+from pccompile.runtime.trial_run import Draws, fresh, untouched
+
+BUDGET = 4 * 2**30
+"""Bytes that a check may add to what training takes: a second set of gradients, and copies of buffers."""
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+"""Relative differences that are rounding in any network; of larger ones it is measured whether they are."""
+NOTHING = 0.04
+"""A difference of so many tolerances of the largest gradient is none: some gradients are 0 up to rounding."""
+ELSEWHERE = 1e-2
+"""The part of itself by which each number changes where the program is tried at another place."""
+DRAWS, TIMES = 3, 10.0
+"""What so many changes of the last bit of every number make, so many times over, is rounding too."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HARMLESS = ("torch.nn.utils.", "torch.export.", "torch._export.")
+"""Where hooks come from that only compute a parameter or look at the arguments."""
+REPORT = "please report it, or change the model there; check=False compiles without this comparison"
+
+Change = Callable[[Tensor], Tensor]
+Run = Callable[[Runtime, dict[str, Tensor]], Sequence[Tensor]]
+"""Runs a program on tensors by name, as a part of autograd."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Outputs, and gradients by the key that the program gives them."""
+
+    outputs: tuple[Tensor, ...]
+    gradients: Mapping[str, Tensor | None]
+
+
+class _NotRun(Exception):
+    """The model itself does not run on the example."""
+
+
+def self_check(
+    model: nn.Module, runtime: Runtime, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Run
+) -> Checked:
+    """`runtime` compared with `model` on the example arguments; neither they nor the model are touched.
+
+    Raises CompileError, which names what differs and the first vertex whose value or error does.
+    """
+    check = _Check(model, runtime, args, kwargs, run)
+    if reason := check.reason_to_skip():
+        return Checked(notes=(f"not compared with eager torch: {reason}",))
+    try:
+        return check.run()
+    except _NotRun as e:
+        return Checked(notes=(f"not compared with eager torch: {e}",))
+
+
+def exact(runtime: Runtime) -> Runtime:
+    """The exact program over the vertices of `runtime`; itself where it is that."""
+    compiled = runtime.compiled
+    assert compiled is not None
+    if compiled.program.algorithm == "exact":
+        return runtime
+    program = schedule(compiled.pc, Options("exact"))
+    return replace(runtime, source=emit(program), name=f"{runtime.name} rules", _scope={})
+
+
+class _Check:
+    def __init__(
+        self, model: nn.Module, runtime: Runtime, args: tuple[Any, ...], kwargs: Mapping[str, Any], execute: Run
+    ) -> None:
+        assert runtime.compiled is not None
+        self.model, self.args, self.kwargs, self.execute = model, args, kwargs, execute
+        self.compiled: Compiled = runtime.compiled
+        self.runtime = exact(runtime)
+        self.dtype = coarsest(self.compiled)
+        self.random = any(n.op in OPS and OPS[n.op].random for n in self.compiled.graph.nodes)
+        self.misjudged = next(
+            (OPS[n.op].misjudged for n in self.compiled.graph.nodes if n.op in OPS and OPS[n.op].misjudged), ""
+        )
+        self.reference = self.captured if has_hooks(model) else self.eager
+        self.alone = False
+
+    def reason_to_skip(self) -> str:
+        """Why the model is not run; '' if it is."""
+        tensors = [*self.model.parameters(), *self.model.buffers(), *_tensors((self.args, self.kwargs))]
+        if any(t.is_meta for t in tensors):
+            return "the model's tensors have no numbers (meta device)"
+        needed = sum(t.numel() * t.element_size() for t in tensors)
+        if needed > BUDGET:
+            return f"a second set of gradients takes {needed / 2**30:.1f} GiB, more than {BUDGET / 2**30:.0f}"
+        return ""
+
+    # running
+
+    def learning(self) -> dict[str, Tensor]:
+        """The parameters that the program has gradients for, or that learn without it, by key."""
+        keys = [k for k in self.runtime.source.gradients if not k.startswith("input ")]
+        named = {k: p for k in keys if isinstance(p := tensor_at(self.model, k), Tensor)}
+        known = {id(p) for p in named.values()}
+        return named | {k: p for k, p in self.model.named_parameters() if p.requires_grad and id(p) not in known}
+
+    @contextmanager
+    def trial(self, change: Change | None) -> Iterator[tuple[dict[str, Tensor], tuple[Any, ...], dict[str, Any]]]:
+        """Within, the model may be run: gives what learns, and the arguments. change: what becomes of each number."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(untouched(self.model))
+            learning = self.learning()
+            for parameter in learning.values():
+                parameter.requires_grad_()
+            args, kwargs = self.args, dict(self.kwargs)
+            if change:
+                learning = replaced(self.model, learning, change)
+                args, kwargs = pytree.tree_map_only(Tensor, change, (args, kwargs))
+            args, kwargs, leaves = fresh(args, kwargs)
+            names = self.runtime.interface.inputs
+            learning |= {f"input {names[i]}": leaf for i, leaf in leaves.items() if names[i]}
+            if self.alone:
+                stack.enter_context(Draws())
+            yield learning, args, kwargs
+
+    def eager(self, change: Change | None = None) -> Results:
+        """What eager torch gives. Raises _NotRun."""
+        with self.trial(change) as (learning, args, kwargs):
+            try:
+                return backward(_tensors(self.model(*args, **kwargs)), learning)
+            except Exception as e:
+                raise _NotRun(f"it does not run there ({printable(first_line(e), 160)})") from e
+
+    def captured(self, change: Change | None = None) -> Results:
+        """What autograd gives on the captured operations: running the model would run its hooks. Raises _NotRun."""
+        graph = self.compiled.imported.graph
+        with self.trial(change) as (learning, args, kwargs):
+            inputs = self.runtime.interface.bind(args, kwargs)
+            try:
+                values, outputs = reference_values(graph, *self.tables(), inputs)
+                keys = {graph.origin[n] if n in graph.params else f"input {n}": values[n] for n in graph.wanted}
+                results = backward(_tensors(self.runtime.interface.assemble(outputs, inputs)), keys)
+            except Exception as e:
+                raise _NotRun(f"it has hooks, and its operations do not run one by one ({first_line(e)})") from e
+            return replace(results, gradients={k: results.gradients.get(k) for k in learning})
+
+    def tables(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The model's parameters and buffers by path, as it has them now."""
+        graph, own = self.compiled.imported.graph, self.compiled.imported.tensors
+        params, buffers = (
+            {path: own[n] if (t := tensor_at(self.model, path)) is None else t for n, path in origins}
+            for origins in ([(n, graph.origin[n]) for n in names] for names in (graph.params, graph.buffers))
+        )
+        return params, buffers
+
+    def program(self, change: Change | None = None) -> Results:
+        """What the program gives. Raises CompileError where it fails."""
+        with self.trial(change) as (learning, args, kwargs):
+            inputs = self.runtime.interface.bind(args, kwargs)
+            try:
+                outputs = self.execute(self.runtime, inputs)
+                return backward(_tensors(self.runtime.interface.assemble(outputs, inputs)), learning)
+            except CompileError:
+                raise
+            except Exception as e:
+                what = f"the compiled program fails where the model runs: {type(e).__name__}: {first_line(e)}"
+                raise CompileError(what, hint=REPORT) from e
+
+    # judging
+
+    def run(self) -> Checked:
+        """The record of the comparison. Raises CompileError where it fails, _NotRun where there is none."""
+        notes: list[str] = []
+        expected = self.reference()
+        found = self.program()
+        if self.misjudged:
+            notes.append(f"gradients were not compared with eager torch's: {self.misjudged}")
+            expected = replace(expected, gradients={})
+        if self.reference != self.eager:
+            notes.append("compared with its captured operations: the model itself would have run its hooks once more")
+        differing = self.differing(expected, found)
+        if differing and self.random:
+            self.alone = True
+            expected, found = self.reference(), self.program()
+            differing = self.differing(expected, found)
+            notes.append("random numbers are drawn in another order than in eager torch: compared draw by draw")
+        if differing:
+            notes += self.dispute(expected, differing)
+        compared = self.differences(expected, found)
+        gradients = [d for d in compared if d.name in expected.gradients]
+        zero = tuple(d.name for d in gradients if d.norm == 0 and not d.note)
+        if zero:
+            notes.append(f"gradients of 0 on the example tell little: {listing(zero)}")
+        worst = max((d.relative_error for d in compared), default=0.0)
+        return Checked(len(expected.outputs), len(gradients), worst, zero, tuple(notes))
+
+    def differences(self, expected: Results, found: Results) -> list[Difference]:
+        """Everything that was computed against what it should be."""
+        pairs = zip(found.outputs, expected.outputs, strict=True)
+        outputs = [difference(f"output {i}", a, b) for i, (a, b) in enumerate(pairs)]
+        gradients = [difference(k, found.gradients.get(k), e) for k, e in expected.gradients.items()]
+        return [*outputs, *gradients]
+
+    def differing(self, expected: Results, found: Results) -> list[Difference]:
+        """What differs by more than rounding does in any network."""
+        if len(found.outputs) != len(expected.outputs):
+            what = f"the program returns {len(found.outputs)} tensors and the model {len(expected.outputs)}"
+            raise CompileError(what, hint=REPORT)
+        limit = TOLERANCE[self.dtype]
+        compared = self.differences(expected, found)
+        largest = max((d.norm for d in compared if d.name in expected.gradients), default=0.0)
+        return [d for d in compared if not (d.relative_error <= limit or error(d) <= NOTHING * limit * largest)]
+
+    def dispute(self, expected: Results, differing: Sequence[Difference]) -> list[str]:
+        """Notes, where differences turn out to be rounding. Raises CompileError where they do not."""
+        spread = self.spread(expected)
+        beyond = [d for d in differing if not error(d) <= TIMES * spread.get(d.name, 0.0)]
+        if beyond:
+            fault, reason = self.fault()
+            if fault is not None or reason or self.differs_elsewhere():
+                raise refusal(beyond, fault)
+        worst = max(d.relative_error for d in differing)
+        kind = str(self.dtype).removeprefix("torch.")
+        why = "in float64 they are not there" if beyond else "a last bit of the weights changes as much"
+        return [f"differences of up to {worst:.2g} in {kind} are rounding: {why}"]
+
+    def spread(self, expected: Results, at: float = 0.0, seed: int = 0) -> dict[str, float]:
+        """How much each result moves when every number changes in its last place, at numbers changed as `at` says."""
+        moved: dict[str, float] = {}
+        eps = torch.finfo(self.dtype).eps
+        for draw in range(DRAWS):
+            for d in self.differences(expected, self.reference(Jitter(seed, at, draw, eps))):
+                moved[d.name] = max(moved.get(d.name, 0.0), error(d))
+        return moved
+
+    def differs_elsewhere(self) -> bool:
+        """Whether the program differs at other weights and inputs too, where no kink is."""
+        for seed in range(2):
+            expected = self.reference(Jitter(seed, ELSEWHERE))
+            differing = self.differing(expected, self.program(Jitter(seed, ELSEWHERE)))
+            spread = self.spread(expected, ELSEWHERE, seed) if differing else {}
+            if all(error(d) <= TIMES * spread.get(d.name, 0.0) for d in differing):
+                return False
+        return True
+
+    def fault(self) -> tuple[Fault | None, str]:
+        """The first fault, in float64; or why it could not be looked for."""
+        try:
+            with self.trial(None) as (_, args, kwargs):
+                inputs = self.runtime.interface.bind(args, kwargs)
+                return first_fault(self.compiled, *self.tables(), inputs), ""
+        except Exception as e:
+            return None, first_line(e)
+
+
+def backward(outputs: Sequence[Tensor], learning: Mapping[str, Tensor]) -> Results:
+    """Outputs and gradients, for errors that depend on the outputs' shapes alone."""
+    errors = random_errors(outputs)
+    sent = [(o, e) for o, e in zip(outputs, errors, strict=True) if e is not None and o.requires_grad]
+    gradients: Sequence[Tensor | None] = [None] * len(learning)
+    if sent and learning:
+        values, grads = zip(*sent, strict=True)
+        gradients = torch.autograd.grad(values, list(learning.values()), grads, allow_unused=True)
+    return Results(tuple(o.detach() for o in outputs), dict(zip(learning, gradients, strict=True)))
+
+
+def random_errors(outputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """A normal number for each entry of the outputs that can carry an error."""
+    generator = torch.Generator().manual_seed(0)
+    wide = {True: torch.complex128, False: torch.float64}
+    return [
+        torch.randn(o.shape, generator=generator, dtype=wide[o.is_complex()]).to(o.device, o.dtype)
+        if o.is_floating_point() or o.is_complex()
+        else None
+        for o in outputs
+    ]
+
+
+class Jitter:
+    """Changes each number by a random part of itself, at most `size`, and then by another of at most `more`."""
+
+    def __init__(self, seed: int, size: float, then: int = 0, more: float = 0.0) -> None:
+        self.steps = [(torch.Generator().manual_seed(seed), size), (torch.Generator().manual_seed(100 + then), more)]
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """`tensor`, changed."""
+        if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.layout is not torch.strided:
+            return tensor
+        moved = tensor.detach()
+        for generator, size in self.steps:
+            part = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device) * 2 - 1
+            moved = (moved * (1 + size * part)).to(tensor.dtype)
+        return moved.requires_grad_(tensor.requires_grad)
+
+
+def replaced(model: nn.Module, learning: Mapping[str, Tensor], change: Change) -> dict[str, Tensor]:
+    """What learns, once every parameter of `model` has been replaced by a changed one."""
+    twins: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                if id(p) not in twins:
+                    twins[id(p)] = nn.Parameter(change(p.detach()), requires_grad=p.requires_grad)
+                module._parameters[name] = twins[id(p)]
+    return {k: twins.get(id(p), p) for k, p in learning.items()}
+
+
+def refusal(differing: Sequence[Difference], fault: Fault | None) -> CompileError:
+    """The error that names what differs."""
+    worst = max(differing, key=lambda d: d.relative_error)
+    named = [d.name if d.name.startswith(("output ", "input ")) else printable(d.name, 80) for d in differing]
+    much = worst.note or f"by {worst.relative_error:.2g}"
+    what = (
+        f"the program is not the model: {listing(named)} {'differs' if len(named) == 1 else 'differ'} from eager torch"
+    )
+    what += f" ({printable(worst.name, 80)} {much})"
+    where = NOWHERE
+    if fault is not None:
+        what, where = f"{what}; {fault}", fault.vertex.where
+    return CompileError(what, where, REPORT)
+
+
+def error(d: Difference) -> float:
+    """The norm of a difference; infinite where it is no number."""
+    size = d.relative_error * d.norm if d.norm else d.max_abs
+    return size if size == size else float("inf")
+
+
+def coarsest(compiled: Compiled) -> torch.dtype:
+    """The floating type with the fewest digits among a program's values."""
+    types = [t for n in compiled.graph.nodes for t in (n.type if isinstance(n.type, tuple) else (n.type,))]
+    types += compiled.graph.leaves.values()
+    real = {t.dtype.to_real() for t in types if isinstance(t, TensorType) and t.differentiable}
+    return max((d for d in real if d in TOLERANCE), key=lambda d: TOLERANCE[d], default=torch.float32)
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether running `model` runs hooks that are not torch's own, such as those of weight norm."""
+    everywhere = [m.__dict__[t] for m in model.modules() for t in m.__dict__ if t in HOOKS]
+    everywhere += [getattr(nn.modules.module, f"_global{t}") for t in HOOKS]
+    hooks = [h for table in everywhere for h in table.values()]
+    return not all(f"{getattr(h, '__module__', '')}.".startswith(HARMLESS) for h in hooks)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [t for t in pytree.tree_leaves(tree) if isinstance(t, Tensor)]

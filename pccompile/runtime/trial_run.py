@@ -1,0 +1,178 @@
+"""A model run on trial: afterwards it is as it was, and so are the random streams and the arguments."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SEED = 20
+"""The seed of trial runs: two of them draw the same numbers."""
+
+
+class Copies:
+    """Copies of tensors that share memory where the originals do. Parameters stand for themselves."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def tensor(self, original: Tensor) -> Tensor:
+        """The copy of one tensor."""
+        if isinstance(original, nn.Parameter) or type(original) is not Tensor:
+            return original
+        if id(original) not in self._tensors:
+            self._tensors[id(original)] = original, self._copy(original.detach())
+        return self._tensors[id(original)][1]
+
+    def _copy(self, original: Tensor) -> Tensor:
+        if original.layout is not torch.strided or original.is_meta or original.is_conj() or original.is_neg():
+            return original.clone()
+        storage = original.untyped_storage()
+        if storage.data_ptr() not in self._storages:
+            self._storages[storage.data_ptr()] = storage.clone()
+        with torch.no_grad():
+            empty = torch.empty(0, dtype=original.dtype, device=original.device)
+            where = original.storage_offset(), original.shape, original.stride()
+            return empty.set_(self._storages[storage.data_ptr()], *where)
+
+    def value(self, original: Any, depth: int = 4) -> Any:
+        """The copy of an attribute: tensors, containers and plain records; anything else stands for itself."""
+        if isinstance(original, Tensor):
+            return self.tensor(original)
+        if depth == 0 or isinstance(original, nn.Module | type):
+            return original
+        if type(original) in (list, tuple, deque, set):
+            parts = [self.value(v, depth - 1) for v in original]
+            return deque(parts, original.maxlen) if isinstance(original, deque) else type(original)(parts)
+        if isinstance(original, dict):
+            table = copy.copy(original)
+            table.update({k: self.value(v, depth - 1) for k, v in original.items()})
+            return table
+        record = isinstance(original, SimpleNamespace) or dataclasses.is_dataclass(original)
+        if record and hasattr(original, "__dict__"):
+            twin: Any = copy.copy(original)
+            for k, v in vars(original).items():
+                object.__setattr__(twin, k, self.value(v, depth - 1))
+            return twin
+        return original
+
+
+TABLES = ("_parameters", "_buffers", "_modules")
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Within, `model` works on copies of its buffers and attributes; its parameters are its own, without hooks.
+
+    Afterwards its tables, attributes, flags and hooks are what they were, and no generator has moved. Numbers that are
+    drawn within start from one seed.
+    """
+    modules = list(model.modules())
+    attributes = {m: dict(m.__dict__) for m in modules}
+    tables = {m: {t: dict(m.__dict__[t]) for t in TABLES} for m in modules}
+    parameters = list(model.parameters())
+    flags = [(p, p.requires_grad, p._backward_hooks) for p in parameters]
+    copies = Copies()
+    with ExitStack() as stack:
+        stack.enter_context(streams([*parameters, *model.buffers()]))
+        try:
+            for p, _, hooks in flags:
+                if hooks:
+                    p._backward_hooks = None
+            for m in modules:
+                for name, buffer in m._buffers.items():
+                    m._buffers[name] = None if buffer is None else copies.tensor(buffer)
+                for name, value in attributes[m].items():
+                    if name not in TABLES and not name.endswith("_hooks"):
+                        m.__dict__[name] = copies.value(value)
+            yield
+        finally:
+            for m in modules:
+                m.__dict__.clear()
+                m.__dict__.update(attributes[m])
+                for table, entries in tables[m].items():
+                    m.__dict__[table].clear()
+                    m.__dict__[table].update(entries)
+            for p, flag, hooks in flags:
+                p.requires_grad_(flag)
+                if hooks:
+                    p._backward_hooks = hooks
+
+
+@contextmanager
+def streams(tensors: list[Tensor]) -> Iterator[None]:
+    """Within, the random streams of torch, Python and NumPy start from one seed; afterwards none has moved."""
+    numpy = sys.modules.get("numpy")
+    devices = sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
+    python, arrays = random.getstate(), numpy.random.get_state() if numpy else None
+    with torch.random.fork_rng(devices=devices):
+        reseed(tensors)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            if numpy:
+                numpy.random.set_state(arrays)
+
+
+def reseed(tensors: list[Tensor]) -> None:
+    """Start every stream anew that a model with these tensors may draw from."""
+    torch.default_generator.manual_seed(SEED)
+    for device in {t.device.index or 0 for t in tensors if t.device.type == "cuda"}:
+        torch.cuda.default_generators[device].manual_seed(SEED)
+    random.seed(SEED)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(SEED)
+
+
+def fresh(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], dict[int, Tensor]]:
+    """Arguments of one's own, which a model may write into, and by position the leaves whose gradient is wanted."""
+    values, spec = pytree.tree_flatten((args, dict(kwargs)))
+    leaves: dict[int, Tensor] = {}
+    for i, value in enumerate(values):
+        if not isinstance(value, Tensor):
+            continue
+        values[i] = _writable(value.detach())
+        if value.requires_grad:
+            leaves[i] = values[i].requires_grad_()
+            values[i] = _writable(leaves[i])
+    own_args, own_kwargs = pytree.tree_unflatten(values, spec)
+    return own_args, own_kwargs, leaves
+
+
+def _writable(tensor: Tensor) -> Tensor:
+    """A copy that lies in memory as the original does, unless entries of that share memory."""
+    spread = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    if tensor.layout is not torch.strided or spread:
+        return tensor.clone()
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+class Draws(TorchDispatchMode):
+    """Within, what is drawn depends on the shape that it is drawn for, and not on what was drawn before."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The result of an operation."""
+        if torch.Tag.nondeterministic_seeded in func.tags and args:
+            reseed([args[0]] if isinstance(args[0], Tensor) else [])
+            shape = args[0].shape if isinstance(args[0], Tensor) else args[0]
+            if isinstance(shape, list | tuple):
+                torch.rand(sum(n * (i + 1) for i, n in enumerate(shape)) % 97)
+        return func(*args, **(kwargs or {}))
