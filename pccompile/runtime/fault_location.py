@@ -53,7 +53,7 @@ def first_fault(
     own, state, given = ({k: _wide(t) for k, t in table.items()} for table in (params, buffers, inputs))
     source = emit(schedule(pc, Options("exact")), record=True)
     functions = load(source.text, "self-check")
-    shown: dict[str, Tensor] = {}
+    shown: dict[str, dict[str, Tensor]] = {}
     with Draws():
         outputs, context = functions["predict"](own, {k: b.clone() for k, b in state.items()}, given, shown.update)
     generator = torch.Generator().manual_seed(0)
@@ -69,16 +69,17 @@ def first_fault(
         found = torch.autograd.grad(tensors, list(differentiable.values()), grads, allow_unused=True)
         expected |= zip(differentiable, found, strict=True)
     for v in pc.vertices:
-        prediction = shown.get(f"prediction {v.name}")
-        if prediction is not None and v.name in values and (off := _off(prediction, values[v.name])):
+        if v.name in values and (off := _off(shown["prediction"][v.name], values[v.name])):
             return Fault("value", v, off)
     errors = functions["infer"](own, context, [-e for e in sent])
     for v in reversed(pc.vertices):
         reference = expected.get(v.name)
-        if v.name in errors and v.name not in pc.outputs and reference is not None:
-            if off := _off(errors[v.name], -reference):
-                return Fault("error", v, off)
-    return _wrong_message(pc, functions["learn"](own, context, errors), expected)
+        if v.name in pc.clamped or v.name not in errors or reference is None:
+            continue
+        if off := _off(errors[v.name], -reference):
+            return Fault("error", v, off)
+    learned = functions["learn"](own, context, errors)
+    return _wrong_message(pc, {g.name: learned[g.key] for g in source.gradients}, expected)
 
 
 def _wrong_message(pc: PCGraph, learned: Mapping[str, Tensor], expected: Mapping[str, Tensor | None]) -> Fault | None:
@@ -86,7 +87,7 @@ def _wrong_message(pc: PCGraph, learned: Mapping[str, Tensor], expected: Mapping
     order = {v.name: i for i, v in enumerate(pc.vertices)}
     wrong: list[tuple[int, Fault]] = []
     for name, path in ((n, pc.graph.origin[n]) for n in pc.graph.params):
-        found, reference, readers = learned.get(path), expected.get(name), _readers(pc, name)
+        found, reference, readers = learned.get(name), expected.get(name), _readers(pc, name)
         if not readers or (found is None and reference is None):
             continue
         off = 1.0 if found is None or reference is None else _off(found, reference)

@@ -114,10 +114,16 @@ class _Check:
 
     def learning(self) -> dict[str, Tensor]:
         """The parameters that the program has gradients for, or that learn without it, by key."""
-        keys = [k for k in self.runtime.source.gradients if not k.startswith("input ")]
-        named = {k: p for k in keys if isinstance(p := tensor_at(self.model, k), Tensor)}
+        paths = {g.key: g.entry for g in self.runtime.source.gradients if g.table == "params"}
+        named = {k: p for k, path in paths.items() if isinstance(p := tensor_at(self.model, path), Tensor)}
         known = {id(p) for p in named.values()}
         return named | {k: p for k, p in self.model.named_parameters() if p.requires_grad and id(p) not in known}
+
+    def leaves(self, leaves: Mapping[int, Tensor]) -> dict[str, Tensor]:
+        """The inputs whose gradient is wanted, by key."""
+        keys = {g.entry: g.key for g in self.runtime.source.gradients if g.table == "inputs"}
+        names = self.runtime.interface.inputs
+        return {keys.get(n, f"input {n}"): leaf for i, leaf in leaves.items() if (n := names[i]) is not None}
 
     @contextmanager
     def trial(self, change: Change | None) -> Iterator[tuple[dict[str, Tensor], tuple[Any, ...], dict[str, Any]]]:
@@ -134,8 +140,7 @@ class _Check:
                 learning = replaced(self.model, learning, change)
                 args, kwargs = pytree.tree_map_only(Tensor, change, (args, kwargs))
             args, kwargs, leaves = fresh(args, kwargs)
-            names = self.runtime.interface.inputs
-            learning |= {f"input {names[i]}": leaf for i, leaf in leaves.items() if names[i]}
+            learning |= self.leaves(leaves)
             if self.alone:
                 stack.enter_context(Draws())
             yield learning, args, kwargs
@@ -155,8 +160,8 @@ class _Check:
             inputs = self.runtime.interface.bind(args, kwargs)
             try:
                 values, outputs = reference_values(graph, *self.tables(), inputs)
-                keys = {graph.origin[n] if n in graph.params else f"input {n}": values[n] for n in graph.wanted}
-                results = backward(_tensors(self.runtime.interface.assemble(outputs, inputs)), keys)
+                named = {g.key: values[g.name] for g in self.runtime.source.gradients}
+                results = backward(_tensors(self.runtime.interface.assemble(outputs, inputs)), named)
             except Exception as e:
                 raise _NotRun(f"it has hooks, and its operations do not run one by one ({first_line(e)})") from e
             return replace(results, gradients={k: results.gradients.get(k) for k in learning})

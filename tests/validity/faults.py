@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from core.models import ConvNet, Residual, Transformer, seeded
 from torch import Tensor, nn
 
-from core.models import ConvNet, Residual, Transformer, seeded
 from pccompile.ir import Graph, Node, PCGraph, Ref, Vertex
 
 
