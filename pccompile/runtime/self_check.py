@@ -31,7 +31,8 @@ BUDGET = 4 * 2**30
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 """Relative differences that are rounding in any network; of larger ones it is measured whether they are."""
 NOTHING = 0.04
-"""A difference of so many tolerances of the largest gradient is none: some gradients are 0 up to rounding."""
+"""A difference of so many tolerances of the largest gradient is none: some gradients are 0 up to rounding. So are
+numbers that are too small for all digits."""
 ELSEWHERE = 1e-2
 """The part of itself by which each number changes where the program is tried at another place."""
 DRAWS, TIMES = 3, 10.0
@@ -231,7 +232,8 @@ class _Check:
         limit = TOLERANCE[self.dtype]
         compared = self.differences(expected, found)
         largest = max((d.norm for d in compared if d.name in expected.gradients), default=0.0)
-        return [d for d in compared if not (d.relative_error <= limit or error(d) <= NOTHING * limit * largest)]
+        nothing = max(NOTHING * limit * largest, 16 * torch.finfo(self.dtype).tiny)
+        return [d for d in compared if not (d.relative_error <= limit or error(d) <= nothing)]
 
     def dispute(self, expected: Results, differing: Sequence[Difference]) -> list[str]:
         """Notes, where differences turn out to be rounding. Raises CompileError where they do not."""
