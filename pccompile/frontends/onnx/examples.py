@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,49 +14,56 @@ from torch import Tensor
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx.graph import uses
 from pccompile.frontends.onnx.names import lookup
-from pccompile.frontends.onnx.registry import Node
+from pccompile.frontends.onnx.open_sizes import OpenSizes
+from pccompile.frontends.onnx.plausible import Plausible, finite
 
 if TYPE_CHECKING:
-    from pccompile.frontends.onnx.module import InputType, OnnxModule
-
-Readers = dict[str, list[tuple[Node, int]]]
-BATCH = 2
-GUESSES = (8, 64, 16, 32, 128, 224, 512, 1024, 4096, 16000)
-"""Sizes for what a file leaves open, tried until the graph runs."""
-
-AUDIO = ("audio", "wave", "wav", "signal", "pcm", "samples", "speech")
-TIME = ("seq", "time", "len", "frame")
-LENGTHS = ("len", "lens", "length", "lengths")
-
-PASSING = frozenset({"Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Flatten", "Expand", "Clip"})
+    from pccompile.frontends.onnx.module import OnnxModule
 
 
-def example_inputs(module: OnnxModule, shapes: Mapping[str, Sequence[int]], seed: int = 0) -> tuple[Tensor, ...]:
-    """Inputs on which `module` runs: floats from N(0, 1), indices within their tables, masks of ones."""
-    absent = sorted(set(shapes) - {t.name for t in module.input_types})
-    if absent:
-        raise CompileError(f"there is no input {absent[0]}; inputs are {', '.join(t.name for t in module.input_types)}")
-    readers = uses(module.graph)
-    types = [t for t in module.input_types if t.name not in shapes]
-    for entry in module.input_types:
-        if entry.form != "tensor":
-            hint = "cut the model where it has become tensors of numbers, or run it without compiling it"
-            raise CompileError(f"input {entry.name} is {entry.form}, which carries no gradient", hint=hint)
-    free = any(not isinstance(s, int) for t in types for s in t.shape or ("?",))
+SECONDS = 60.0
+"""What the search for sizes may take."""
+
+MOST_RUNS = 9
+"""So many times a model may run with results that are no numbers before those are taken for its own."""
+
+
+def example_inputs(
+    module: OnnxModule, shapes: Mapping[str, Sequence[int]], seed: int = 0, values: Mapping[str, Tensor] | None = None
+) -> tuple[Tensor, ...]:
+    """Inputs on which `module` runs, the smallest: floats from N(0, 1), and whole numbers that fit what reads them.
+
+    shapes, values: sizes and numbers by name, for which nothing is guessed.
+    """
+    values = values or {}
+    check_inputs(module, (*shapes, *values))
+    known = {**shapes, **{n: list(v.shape) for n, v in values.items()}}
+    sizes, plausible = OpenSizes(module, known), Plausible(module)
     failure: CompileError | None = None
+    runs: list[tuple[Tensor, ...]] = []
+    end = time.monotonic() + SECONDS
     tried: dict[str, list[int]] = {}
-    for batch, guess in itertools.product((BATCH, 1), GUESSES if free else GUESSES[:1]):
-        tried = {t.name: list(shapes.get(t.name) or sizes(t, guess, batch)) for t in module.input_types}
+    for (size, tried), fill in itertools.product(sizes.tried(), plausible.open_fills(module.input_types)):
         generator = torch.Generator().manual_seed(seed)
-        inputs = tuple(draw(module, entry, tried, readers, generator) for entry in module.input_types)
+        inputs = tuple(
+            values[t.name] if t.name in values else plausible.draw(t, tried[t.name], size, fill, generator)
+            for t in module.input_types
+        )
         try:
             with torch.no_grad():
-                module(*inputs)
-            return inputs
+                results = module(*inputs)
         except CompileError as error:
             failure = failure or error
-        if not free:
+            if time.monotonic() > end:
+                break
+            continue
+        runs.append(inputs)
+        if finite(results):
+            return inputs
+        if len(runs) == MOST_RUNS or time.monotonic() > end:
             break
+    if runs:
+        return runs[0]
     assert failure is not None
     raise CompileError(
         f"no input sizes were found that the model runs on, the last tried being {tried}: {failure.problems[0].what}",
@@ -64,85 +72,15 @@ def example_inputs(module: OnnxModule, shapes: Mapping[str, Sequence[int]], seed
     )
 
 
-def sizes(entry: InputType, guess: int, batch: int) -> list[int]:
-    """A size for each axis: what the file says, small numbers for batches and channels, `guess` for the rest."""
-    name = entry.name.lower()
-    if any(word in name for word in AUDIO):
-        guess = max(guess * 64, 4000)
-    if entry.shape is None:
-        return [batch, guess]
-    result = []
-    for axis, size in enumerate(entry.shape):
-        label = size.lower() if isinstance(size, str) else ""
-        if isinstance(size, int):
-            result.append(size)
-        elif "batch" in label or axis == batch_axis(entry):
-            result.append(batch)
-        elif axis == 1 and len(entry.shape) == 4 and ("channel" in label or label == "?"):
-            result.append(3)
-        elif axis >= 2 and len(entry.shape) == 4:
-            result.append(max(guess, 64))
-        else:
-            result.append(guess)
-    return result
-
-
-def batch_axis(entry: InputType) -> int:
-    """The axis that samples lie along, as far as the file tells; -1 if none is open.
-
-    The first one, unless its name says time; the second of a recurrent state, whose first axis has a fixed size.
-    """
-    shape = entry.shape or ("?",)
-    named = [i for i, s in enumerate(shape) if isinstance(s, str) and "batch" in s.lower()]
-    if named:
-        return named[0]
-    if len(shape) == 0 or any(not isinstance(shape[0], int) and w in str(shape[0]).lower() for w in TIME):
-        return -1
-    if not isinstance(shape[0], int):
-        return 0
-    return 1 if len(shape) == 3 and not isinstance(shape[1], int) and isinstance(shape[2], int) else -1
-
-
-def draw(
-    module: OnnxModule,
-    entry: InputType,
-    shapes: Mapping[str, list[int]],
-    readers: Readers,
-    generator: torch.Generator,
-) -> Tensor:
-    """Random numbers for one input."""
-    name, shape = entry.name.lower(), shapes[entry.name]
-    if "mask" in name:
-        return torch.ones(shape, dtype=entry.dtype)
-    if entry.dtype.is_floating_point or entry.dtype.is_complex:
-        return torch.randn(shape, generator=generator, dtype=torch.float32).to(entry.dtype)
-    if name.endswith(LENGTHS):
-        others = [s[1] for n, s in shapes.items() if n != entry.name and len(s) > 1]
-        return torch.full(shape, max(others, default=1), dtype=entry.dtype)
-    limit = 2 if entry.dtype is torch.bool else index_range(module, entry.name, readers)
-    return torch.randint(0, limit, shape, generator=generator).to(entry.dtype)
-
-
-def index_range(module: OnnxModule, name: str, readers: Readers, depth: int = 6) -> int:
-    """How far an integer input may go: the length of the shortest table that it indexes, or 2."""
-    limits = []
-    for node, position in readers.get(name, ()):
-        if node.op_type == "Gather" and position == 1:
-            size = table_size(module, node)
-            limits.extend([size] if size else [])
-        elif node.op_type in PASSING and position == 0 and depth:
-            limits.extend(index_range(module, o, readers, depth - 1) for o in node.outputs)
-    return max(1, min(limits)) if limits else 2
-
-
-def table_size(module: OnnxModule, node: Node) -> int:
-    """The length of the axis that a Gather picks from, where it picks from a constant; else 0."""
-    for part in module.graph.subgraphs():
-        table = part.constants.get(node.inputs[0])
-        if table is not None:
-            shape = lookup(module, table.path).shape if table.path else table.array.shape
-            return int(shape[node.get("axis", 0)]) if shape else 0
-    return 0
+def check_inputs(module: OnnxModule, names: Sequence[str]) -> None:
+    """Raise CompileError for names of inputs that the module does not have, and for inputs that carry no gradient."""
+    absent = sorted(set(names) - {t.name for t in module.input_types})
+    if absent:
+        raise CompileError(f"there is no input {absent[0]}; inputs are {', '.join(t.name for t in module.input_types)}")
+    for entry in module.input_types:
+        if entry.form != "tensor":
+            hint = "cut the model where it has become tensors of numbers, or run it without compiling it"
+            raise CompileError(f"input {entry.name} is {entry.form}, which carries no gradient", hint=hint)
 
 
 def randomize(module: OnnxModule, seed: int = 0) -> None:

@@ -16,9 +16,10 @@ import torch.fx.traceback
 from torch import Tensor, nn
 
 from pccompile.diagnostics import CompileError, Location, Problem
-from pccompile.frontends.onnx.examples import batch_axis, example_inputs
+from pccompile.frontends.onnx.examples import example_inputs
 from pccompile.frontends.onnx.graph import Constant, Graph, with_floats
 from pccompile.frontends.onnx.names import attach, lookup, parameter_paths
+from pccompile.frontends.onnx.open_sizes import batch_axis
 from pccompile.frontends.onnx.registry import Node, find, host_result
 from pccompile.frontends.onnx.scope import Scope
 from pccompile.frontends.onnx.standins import computed
@@ -136,9 +137,14 @@ class OnnxModule(nn.Module):
         )
         return self
 
-    def example_inputs(self, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0) -> tuple[Tensor, ...]:
-        """Random inputs that fit the graph; `shapes` overrides sizes by input name."""
-        return example_inputs(self, shapes or {}, seed)
+    def example_inputs(
+        self,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        seed: int = 0,
+        values: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Random inputs that fit the graph; `shapes` and `values` say sizes and numbers by input name."""
+        return example_inputs(self, shapes or {}, seed, values)
 
     def dynamic_shapes(self, inputs: Sequence[Tensor]) -> tuple[dict[int, Any] | None, ...]:
         """What `torch.export.export` takes to leave the batch size open, each input's own batch axis considered."""

@@ -159,7 +159,7 @@ def in_formula(
 ) -> bool:
     """Whether input `index` of `node`, a single number, is one that the node's formula prescribes.
 
-    Nobody writes down a factor of 1 or 0, or adds 0: those are the first values of what is learned.
+    Factors of 0, 1 and 2, a divisor of 1 and an addend of 0 are first values of what is learned.
     """
     if depth and node.op_type in VIEWS and not node.domain:
         inner = [(n, i) for o in node.outputs for n, i in readers.get(o, ())]
@@ -168,7 +168,9 @@ def in_formula(
         return False
     number = constant.array.reshape(-1)[0]
     match node.op_type, index:
-        case ("Mul", _) | ("Div", 1):
+        case "Mul", _:
+            return number not in (0, 1, 2) and written_by_hand(constant.array, SCALING)
+        case "Div", 1:
             return number not in (0, 1) and written_by_hand(constant.array, SCALING)
         case ("Add", _) | ("Sub", 1):
             return number != 0 and not follows_layer(node, index, makers) and written_by_hand(constant.array)
