@@ -37,6 +37,7 @@ def compile(
     loss: Callable[..., Tensor] | None = ...,
     hook: Hook | None = ...,
     check: bool = ...,
+    constants: Mapping[str, Any] | None = ...,
     **settings: Any,
 ) -> PCModule: ...
 @overload
@@ -48,6 +49,7 @@ def compile(
     backend: Literal["netlist"],
     loss: str | None = ...,
     hook: Hook | None = ...,
+    constants: Mapping[str, Any] | None = ...,
     **settings: Any,
 ) -> Netlist: ...
 def compile(
@@ -62,6 +64,7 @@ def compile(
     loss: Any = None,
     hook: Hook | None = None,
     check: bool = True,
+    constants: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> PCModule | Netlist:
     """`model` as a module whose backward pass is predictive coding; with `backend="netlist"`, as a circuit.
@@ -71,11 +74,14 @@ def compile(
     dynamic_shapes: as torch.export takes it; by default dimension 0 of every input is free.
     algorithm: "exact", "fixed-prediction" or "strict". granularity: what a vertex is, "op" or "layer".
     loss: loss(output, target), a scalar, for `pc.loss(...)`.
+    constants: numbers to which inputs or initializers of an ONNX file are fixed, by name.
     settings: what the algorithm takes: steps, rate, and for fixed prediction tolerance and lowering.
     A circuit has the shapes of `args`; its algorithm is fixed prediction, its loss "squared-error" (by default),
     "cross-entropy" or "none", and its settings those of NetlistOptions: rate, eta, ticks, input_errors.
     Raises CompileError with every reason why the model cannot be compiled.
     """
+    if constants:
+        model = _with_constants(model, constants)
     if backend == "netlist":
         if dynamic_shapes is not None or granularity is not None or algorithm not in ("exact", "fixed-prediction"):
             raise CompileError("a circuit has fixed shapes and does fixed prediction, operation by operation")
@@ -91,6 +97,15 @@ def compile(
     pc = PCModule(model, options, loss, dynamic_shapes, locate, hook=hook, check=check)
     pc.prepare(args, kwargs)
     return pc
+
+
+def _with_constants(model: Any, constants: Mapping[str, Any]) -> OnnxModule:
+    """An ONNX file, loaded with some numbers fixed. Raises CompileError for another model."""
+    if isinstance(model, nn.Module | ExportedProgram) or (
+        isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2"
+    ):
+        raise CompileError("constants go with an ONNX file", hint="of a module, give the numbers as arguments")
+    return load_onnx(model, constants=constants)
 
 
 def as_module(

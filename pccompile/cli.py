@@ -16,6 +16,7 @@ from typing import Any
 
 from pccompile import __version__
 from pccompile.diagnostics import EXIT_BUG, EXIT_MODEL, EXIT_USAGE, CompileError, UsageError, printable
+from pccompile.input_options import input_checks, input_options
 
 EXIT_INTERRUPTED, EXIT_PIPE = 130, 141
 LOSSES = ("squared-error", "cross-entropy", "none")
@@ -32,6 +33,7 @@ exit codes: 0 done, 1 the model cannot be compiled, 2 wrong usage, 3 verificatio
   pccompile model.onnx --backend netlist -o out/           a circuit, out/model.pcnet.json, and what it costs
   pccompile out/model.pcnet.json --simulate --ticks 64 --bits 8:16
   pccompile out/model.pcnet.json --export verilog -o out/   nengo, nir, sana-fe or verilog
+  pccompile vad.onnx --constant sr=16000 --data inputs.npz --verify
   pccompile model.onnx --explain fc1           equations, local rules, generated code and the source line
 """
 
@@ -56,13 +58,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--backend", choices=("torch", "netlist"), default="torch", help="a torch file, or a circuit that learns"
     )
-    p.add_argument(
-        "--shape",
-        action="append",
-        default=[],
-        metavar="NAME=SIZES",
-        help="an example input: x=8,3,32,32 or ids=4,16:int64",
-    )
     p.add_argument("--seed", type=whole, default=0, help="for example inputs, targets and dropout (default: 0)")
     group = p.add_argument_group("how it is compiled")
     group.add_argument("--algorithm", default="exact", help="exact (default), fixed-prediction or strict")
@@ -82,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--lowering", choices=("closed-form", "relax"), help="fixed-prediction: evaluate the steps, or take them"
     )
+    input_options(p)
     circuit_options(p)
     group = p.add_argument_group("what is shown")
     what = group.add_mutually_exclusive_group()
@@ -113,7 +109,6 @@ def circuit_options(p: argparse.ArgumentParser) -> None:
     group.add_argument("--bits", type=bits, metavar="W:S", help="fixed point: bits of weights and of states")
     group.add_argument("--rounding", choices=("nearest", "stochastic"), default="nearest",
                        help="of changes of fixed-point weights")  # fmt: skip
-    group.add_argument("--data", metavar="FILE", help="inputs and targets, .safetensors or .npz (default: random)")
     group.add_argument("--learn", action="store_true", help="with --simulate: a learning phase after settling")
     group.add_argument("--chip", help="a chip that comes with pccompile, such as loihi1, or a YAML file")
     group.add_argument("--report", metavar="FILE", help="resources and placement as an HTML page")
@@ -215,6 +210,7 @@ def check(options: argparse.Namespace) -> None:
     stages = CIRCUIT_STAGES if circuit(options) else STAGES
     wrong: list[tuple[Any, str]] = [
         *(circuit_checks(options) if circuit(options) else torch_checks(options)),
+        *input_checks(options),
         (options.json and not (options.verify or options.simulate), "--json goes with --verify or --simulate"),
         (options.output == "-" and not (options.emit or plain(options)), "-o - prints what --emit names"),
         (
@@ -240,7 +236,7 @@ def check(options: argparse.Namespace) -> None:
 
 def torch_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
     """What is wrong with options of circuits where there is none."""
-    names = ("eta", "ticks", "apply", "bits", "data", "learn", "chip", "report", "spiking", "simulate", "export")
+    names = ("eta", "ticks", "apply", "bits", "learn", "chip", "report", "spiking", "simulate", "export")
     return [(getattr(options, n), f"--{n} goes with --backend netlist or a .pcnet.json") for n in names]
 
 
@@ -263,7 +259,6 @@ def circuit_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
         (options.spiking and options.export != "nengo", "--spiking goes with --export nengo"),
         (options.simulate and (options.output or options.report), "--simulate prints: leave -o and --report out"),
         (options.verify and (options.simulate or options.export), "--verify stands alone, or with -o"),
-        (options.data and not (options.simulate or options.bits), "--data goes with --simulate or --bits"),
     ]
 
 

@@ -30,7 +30,7 @@ from pccompile.diagnostics import (
 )
 from pccompile.files import check_writable, save_generated
 from pccompile.frontends.exported import Imported
-from pccompile.loading import Target, kind_of, load, parse_shape
+from pccompile.loading import Target, kind_of, load
 from pccompile.netlist_command import is_netlist, run_netlist
 from pccompile.report.doctor import examine
 from pccompile.report.gradients import Bench
@@ -38,6 +38,7 @@ from pccompile.report.losses import cross_entropy
 from pccompile.report.summary import warnings as worth_knowing
 from pccompile.report.tables import Table, as_json, show
 from pccompile.runtime.module import PCModule
+from pccompile.user_inputs import user_inputs
 
 HIDDEN = ("import-graph",)
 """Stages whose result another stage has shown."""
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace, shown: str) -> int:
             watch.finish()
             return code
     settings = settings_of(options)
-    shapes = [parse_shape(s) for s in options.shape]
+    inputs = user_inputs(options)
     kind = kind_of(options.model)
     name = options.name or default_name(options.model, kind)
     folder = Path(options.output) if options.output not in (None, "-") else None
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace, shown: str) -> int:
 
     def made() -> tuple[PCModule, Target]:
         with watch.progress(), redirect_stdout(sys.stderr):  # what a model prints is no result
-            target = load(options.model, shapes, options.seed)
+            target = load(options.model, inputs, options.seed)
             return compiled(target, options, settings, watch), target
 
     with nullcontext() if options.debug else hushed():

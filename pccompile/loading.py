@@ -6,10 +6,9 @@ import difflib
 import importlib
 import inspect
 import os
-import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,49 +19,23 @@ from torch import Tensor, nn
 
 from pccompile.api import load_program
 from pccompile.diagnostics import NOWHERE, CompileError, Location, UsageError, listing, printable
-
-SHAPE = re.compile(r"(?P<name>.+)=(?P<sizes>(?:\d+(?:,\d+)*)?)(?::(?P<dtype>[a-z]+\d*))?", re.DOTALL)
-DTYPES = {str(d).removeprefix("torch."): d for d in (
-    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128,
-    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-)}  # fmt: skip
-ENTRIES = 2**31
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One `--shape name=sizes:dtype`."""
-
-    name: str
-    sizes: tuple[int, ...]
-    dtype: torch.dtype | None
+from pccompile.shapes import Shape, check_names
+from pccompile.user_inputs import UserInputs, as_argument
 
 
 @dataclass(frozen=True)
 class Target:
-    """A model to compile. `model` is what `pccompile.compile` takes, `name` that of its files, `path` an ONNX file."""
+    """A model to compile. `model` is what `pccompile.compile` takes, `name` that of its files, `path` an ONNX file.
+
+    inputs: what the model calls its inputs.
+    """
 
     model: Any
     args: tuple[Any, ...] | None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     name: str = "model"
     path: Path | None = None
-
-
-def parse_shape(text: str) -> Shape:
-    """A `--shape` option. Raises UsageError."""
-    match = SHAPE.fullmatch(text)
-    if not match:
-        raise UsageError(f"--shape {printable(text, 80)}: expected name=2,3 or name=2,3:int64")
-    if match["dtype"] and match["dtype"] not in DTYPES:
-        raise UsageError(f"--shape {printable(text, 80)}: unknown dtype; one of {', '.join(DTYPES)}")
-    sizes = tuple(int(s) for s in match["sizes"].split(",") if s)
-    entries = 1
-    for size in sizes:
-        entries *= size
-    if entries > ENTRIES:
-        raise UsageError(f"--shape {printable(text, 80)}: more than {ENTRIES} entries")
-    return Shape(match["name"], sizes, DTYPES[match["dtype"]] if match["dtype"] else None)
+    inputs: tuple[str, ...] = ()
 
 
 def kind_of(target: str) -> str:
@@ -76,15 +49,16 @@ def kind_of(target: str) -> str:
     raise UsageError(f"{printable(target, 80)} is no model: expected a file .onnx or .pt2, or package.module:factory")
 
 
-def load(target: str, shapes: Sequence[Shape], seed: int) -> Target:
+def load(target: str, inputs: UserInputs, seed: int) -> Target:
     """The model that `target` names, and example inputs. Raises CompileError and UsageError."""
     kind = kind_of(target)
     if kind == "module":
-        return _from_module(target, shapes, seed)
+        return _from_module(target, inputs, seed)
     if kind == "onnx":
-        return _from_onnx(Path(target), shapes, seed)
-    if shapes:
-        raise UsageError("--shape: an exported program brings its own inputs")
+        return _from_onnx(Path(target), inputs, seed)
+    for option, said in (("--shape", inputs.shapes), ("--value", inputs.values), ("--data", inputs.data)):
+        if said:
+            raise UsageError(f"{option}: an exported program brings its own inputs")
     if not Path(target).is_file():
         raise CompileError(f"{target} cannot be read: No such file or directory")
     program = load_program(Path(target))
@@ -92,44 +66,38 @@ def load(target: str, shapes: Sequence[Shape], seed: int) -> Target:
     return Target(program, tuple(args), kwargs, Path(target).stem)
 
 
-def _from_onnx(path: Path, shapes: Sequence[Shape], seed: int) -> Target:
+def _from_onnx(path: Path, inputs: UserInputs, seed: int) -> Target:
     from pccompile.frontends.onnx import load_onnx
+    from pccompile.frontends.onnx.boundary import from_numpy
+    from pccompile.frontends.onnx.given_numbers import fitted
     from pccompile.frontends.onnx.module import mismatches
 
-    module = load_onnx(path)
+    module = load_onnx(path, constants=inputs.constants, train=inputs.train, freeze=inputs.freeze)
     types = {t.name: t for t in module.input_types}
-    check_names(shapes, list(types))
-    for s in shapes:
+    check_names(inputs.shapes, list(types))
+    for s in inputs.shapes:
         if s.dtype and s.dtype is not types[s.name].dtype:
             declared = str(types[s.name].dtype).removeprefix("torch.")
             raise UsageError(f"--shape {printable(s.name)}: the file says that this input is {declared}")
-    given = {s.name: torch.empty(s.sizes, dtype=types[s.name].dtype, device="meta") for s in shapes}
-    if problems := [problem for name, tensor in given.items() for problem in mismatches(types[name], tensor)]:
+    sizes = {s.name: s.sizes for s in inputs.shapes}
+    fits = {n: torch.empty(size, dtype=types[n].dtype, device="meta") for n, size in sizes.items()}
+    if problems := [problem for name, tensor in fits.items() for problem in mismatches(types[name], tensor)]:
         raise CompileError(problems)
-    args = module.example_inputs({s.name: s.sizes for s in shapes}, seed)
-    return Target(module, args, name=path.stem, path=path)
+    numbers = inputs.numbers(list(types))
+    values = {n: from_numpy(fitted(types[n], v, sizes.get(n))) for n, v in numbers.items()}
+    args = module.example_inputs({n: s for n, s in sizes.items() if n not in values}, seed, values)
+    return Target(module, args, name=path.stem, path=path, inputs=tuple(types))
 
 
-def check_names(shapes: Sequence[Shape], known: Sequence[str]) -> None:
-    """Raise UsageError for shapes of inputs that the model does not have, or that are given twice."""
-    seen: set[str] = set()
-    for s in shapes:
-        if s.name not in known:
-            inputs = listing(known, 10) or "none"
-            raise UsageError(f"--shape: the model has no input {printable(s.name, 80)}; its inputs are {inputs}")
-        if s.name in seen:
-            raise UsageError(f"--shape: input {printable(s.name, 80)} is given twice")
-        seen.add(s.name)
-
-
-def _from_module(target: str, shapes: Sequence[Shape], seed: int) -> Target:
+def _from_module(target: str, inputs: UserInputs, seed: int) -> Target:
     torch.manual_seed(seed)
     with redirect_stdout(sys.stderr):  # stdout is for results
         factory = _attribute(target)
         model = _made(factory, target)
-        args, kwargs = _inputs(model, factory, shapes, seed)
+        args, kwargs = _inputs(model, factory, inputs, seed)
         _probe(model, args, kwargs)
-    return Target(model, args, kwargs, target.rpartition(":")[2].rpartition(".")[2])
+    name = target.rpartition(":")[2].rpartition(".")[2]
+    return Target(model, args, kwargs, name, inputs=tuple(_signature(model)[0]))
 
 
 def _attribute(target: str) -> Any:
@@ -189,12 +157,11 @@ def _theirs(filename: str) -> bool:
     return not any(part in filename for part in ("/torch/", "/pccompile/", "<frozen", "/importlib/"))
 
 
-def _inputs(
-    model: nn.Module, factory: Any, shapes: Sequence[Shape], seed: int
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments for a call: random ones of the shapes that are given, or the examples that the model brings."""
+def _inputs(model: nn.Module, factory: Any, inputs: UserInputs, seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments for a call: given numbers, random ones of given shapes, or the examples that the model brings."""
     names, required, free = _signature(model)
-    if not shapes:
+    shapes = {s.name: s for s in inputs.shapes}
+    if not (shapes or inputs.values or inputs.data):
         examples = getattr(model, "example_inputs", None) or getattr(factory, "example_inputs", None)
         if examples is None:
             if not required and not free:
@@ -202,14 +169,20 @@ def _inputs(
             shown = " ".join(f"--shape {n}=2,3" for n in required or ["x"])
             raise UsageError(f"example inputs are missing: give {shown}, with your sizes")
         return _examples(examples)
-    known = [s.name for s in shapes] if free else names
-    check_names(shapes, known)
-    if missing := [n for n in required if n not in {s.name for s in shapes}]:
-        raise UsageError(f"--shape: the model also needs {listing(missing, 10)}")
+    known = list(dict.fromkeys([*shapes, *inputs.data, *inputs.values])) if free else names
+    check_names(inputs.shapes, known)
+    numbers = inputs.numbers(known)
+    if missing := [n for n in required if n not in {*shapes, *numbers}]:
+        option = "--value" if inputs.values else "--data" if inputs.data else "--shape"
+        raise UsageError(f"{option}: the model also needs {listing(missing, 10)}")
     generator = torch.Generator().manual_seed(seed)
     limit = min([m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)] or [2])
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    drawn = {s.name: _drawn(s, dtype, limit, generator) for s in sorted(shapes, key=lambda s: known.index(s.name))}
+    drawn = {
+        n: as_argument(numbers[n], dtype, shapes.get(n)) if n in numbers else _drawn(shapes[n], dtype, limit, generator)
+        for n in known
+        if n in shapes or n in numbers
+    }
     if free:
         return tuple(drawn.values()), {}
     parameters = inspect.signature(model.forward).parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +20,16 @@ from pccompile.backends.netlist import Netlist, NetlistOptions, Result
 from pccompile.backends.netlist.export import available, exporter
 from pccompile.backends.netlist.files import GENERATOR
 from pccompile.circuits import lay_out
+from pccompile.data_files import tensors_of
 from pccompile.diagnostics import EXIT_DONE, EXIT_VERIFY, CompileError, OutputError, UsageError, printable
 from pccompile.driver import Hook
 from pccompile.frontends.onnx import OnnxModule
-from pccompile.loading import load, parse_shape
+from pccompile.loading import load
 from pccompile.report.circuit import random_targets, verify_circuit
 from pccompile.report.netlist import resources_page, resources_report
 from pccompile.report.reference import constant_weights, redrawn
 from pccompile.report.tables import Page, Table, as_json, count, number, show
+from pccompile.user_inputs import parsed, user_inputs
 from pccompile.writing import write_together
 
 SUFFIX = ".pcnet.json"
@@ -48,10 +50,11 @@ def run_netlist(options: argparse.Namespace, shown: str, hook: Hook) -> int:
     """Do what `options` ask for; what is returned is the exit code. Raises CompileError and UsageError."""
     if is_netlist(options.model):
         net = Netlist.load(options.model)
+        check_ports(net, options)
         return carried_out(net, options, options.name or Path(options.model).name.removesuffix(SUFFIX))
     how = settings_of(options)
     with redirect_stdout(sys.stderr):  # what a model prints is no result
-        target = load(options.model, [parse_shape(s) for s in options.shape], options.seed)
+        target = load(options.model, user_inputs(options, strict=False), options.seed)
         name = options.name or target.name
         model, args, locate = as_module(target.model, target.args, target.kwargs)
         report = None
@@ -67,7 +70,9 @@ def run_netlist(options: argparse.Namespace, shown: str, hook: Hook) -> int:
             return EXIT_VERIFY
         if not options.output:
             return EXIT_DONE
-    return carried_out(lay_out(model, args, target.kwargs, how, locate, hook, name).netlist, options, name)
+    net = lay_out(model, args, target.kwargs, how, locate, hook, name).netlist
+    check_ports(net, options, target.inputs)
+    return carried_out(net, options, name)
 
 
 @contextmanager
@@ -151,29 +156,30 @@ def exported(net: Netlist, options: argparse.Namespace) -> tuple[Path, ...]:
 
 
 def presented(net: Netlist, options: argparse.Namespace) -> dict[str, Any]:
-    """Inputs, targets and clamps by name: from a file, else drawn. Raises CompileError for a file that does not fit."""
-    found: dict[str, Any] = random_inputs(net, options.seed) | random_targets(net, options.seed)
-    if options.data is not None:
-        found = tensors_of(Path(options.data))
+    """Inputs, targets and clamps by name: from a file, else drawn; numbers on the command line stand before both."""
+    numbers = tensors_of(Path(options.data)) if options.data is not None else None
+    if numbers is None:
+        numbers = random_inputs(net, options.seed) | random_targets(net, options.seed)
+    numbers |= parsed("--value", options.value)
+    return {kind: {k: v for k, v in numbers.items() if k in names} for kind, names in ports(net).items()}
+
+
+def ports(net: Netlist) -> dict[str, set[str]]:
+    """The names of a circuit's ports by what is presented there."""
     spec = net.spec
-    ports = {"inputs": {*spec.inputs, *spec.fixed}, "targets": set(spec.targets), "clamps": set(spec.clamps)}
-    if unknown := sorted(set(found) - set().union(*ports.values())):
-        hint = f"its ports: {', '.join(sorted(set().union(*ports.values())))}"
-        raise CompileError(f"{printable(options.data)}: the circuit has no port {printable(unknown[0])}", hint=hint)
-    return {kind: {k: v for k, v in found.items() if k in names} for kind, names in ports.items()}
+    return {"inputs": {*spec.inputs, *spec.fixed}, "targets": set(spec.targets), "clamps": set(spec.clamps)}
 
 
-def tensors_of(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors or .npz file. Raises CompileError."""
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return {k: file[k] for k in file.files}
-        from safetensors.numpy import load_file
-
-        return load_file(path)
-    except Exception as e:
-        raise CompileError(f"{printable(str(path))} holds no tensors: {printable(str(e), 120)}") from e
+def check_ports(net: Netlist, options: argparse.Namespace, inputs: Sequence[str] = ()) -> None:
+    """Raise CompileError for numbers that no port takes, nor any of `inputs`, those of the model that was built."""
+    known = set().union(*ports(net).values())
+    given = {"--value": parsed("--value", options.value)}
+    if options.data is not None:
+        given[printable(options.data)] = tensors_of(Path(options.data))
+    for source, numbers in given.items():
+        if unknown := sorted(set(numbers) - known - {*inputs}):
+            hint = f"its ports: {', '.join(sorted(known))}"
+            raise CompileError(f"{source}: the circuit has no port {printable(unknown[0])}", hint=hint)
 
 
 def random_inputs(net: Netlist, seed: int) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from pccompile.diagnostics import CompileError, printable
 from pccompile.frontends.onnx import OnnxModule, randomize
 from pccompile.frontends.onnx.boundary import from_numpy, to_numpy
+from pccompile.frontends.onnx.given_numbers import with_initializers
 from pccompile.frontends.onnx.module import as_output
 from pccompile.frontends.onnx.names import lookup
 from pccompile.frontends.onnx.values import DTYPES
@@ -67,10 +68,10 @@ class File:
         self.notes: list[str] = []
         self.feed: dict[str, Any] = {n: to_numpy(as_output(v)) for n, v in module.fixed_inputs.items()}
         self.feed |= {t.name: to_numpy(x.cpu()) for t, x in zip(module.input_types, inputs, strict=True)}
-        self.changed: onnx.ModelProto | None = None
+        self.changed = with_initializers(onnx.load(path), module.replaced) if module.replaced else None
         self.fits = True
         if redrawn:
-            self.changed = with_weights(onnx.load(path), module)
+            self.changed = with_weights(self.changed or onnx.load(path), module)
             self.fits = self.changed is not None
 
     def outputs(self) -> tuple[str, list[Tensor] | None]:

@@ -9,21 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import onnx
 import torch
-from torch import Tensor
 
 from pccompile.diagnostics import Collector, CompileError, Problem
 from pccompile.frontends.onnx import checks
-from pccompile.frontends.onnx.boundary import from_numpy, to_numpy
+from pccompile.frontends.onnx.given_numbers import check_known, fixed_inputs, with_initializers
 from pccompile.frontends.onnx.graph import Constant, with_floats
 from pccompile.frontends.onnx.graph import read as read_graph
 from pccompile.frontends.onnx.inlining import prepared
 from pccompile.frontends.onnx.module import InputType, OnnxModule
 from pccompile.frontends.onnx.roles import assign_roles, fold_constant_shapes
 from pccompile.frontends.onnx.tensors import first_line
-from pccompile.frontends.onnx.values import DTYPES, NARROW, TEXT, Value, host_of, type_name
+from pccompile.frontends.onnx.values import DTYPES, NARROW, TEXT, type_name
 from pccompile.frontends.onnx.weights import as_inputs, weights_of, without_numbers
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
@@ -39,13 +37,15 @@ def load_onnx(
 ) -> OnnxModule:
     """A trainable module that runs an ONNX graph.
 
-    `source` is a path, the bytes of a file, or a ModelProto. `constants` fixes inputs to numbers, such as a sampling
-    rate that decides which branch of the model runs. `dtype` (float32 or float64) replaces every floating-point type of
-    the file, for verification in double precision or for training a half-precision file. `train` and `freeze` are
-    patterns (as of fnmatch) of constants that learn, or do not, whatever is otherwise concluded from their use.
+    `source` is a path, the bytes of a file, or a ModelProto. `constants` fixes inputs or initializers to numbers, such
+    as a sampling rate that decides which branch of the model runs. `dtype` (float32 or float64) replaces every
+    floating-point type of the file, for verification in double precision or for training a half-precision file.
+    `train` and `freeze` are patterns (as of fnmatch) of constants that learn, or do not, whatever is otherwise
+    concluded from their use.
     Raises CompileError with everything that is wrong.
     """
-    model, weights, folder = checked(source)
+    constants = dict(constants or {})
+    model, weights, folder = checked(source, constants)
     found = Collector()
     model = prepared(model)
     checks.check_structure(model, found)
@@ -57,17 +57,26 @@ def load_onnx(
     types = [input_type(i) for i in model.graph.input if i.name not in weights]
     graph = read_graph(model.graph, opsets, folder, weights)
     fold_constant_shapes(graph)
-    assign_roles(graph, train, freeze)
+    assign_roles(graph, train, freeze, constants)
     if dtype is not None:
         with_floats(graph, dtype)
         types = [replace(t, dtype=dtype) if t.form == "tensor" and t.dtype.is_floating_point else t for t in types]
-    fixed = fixed_inputs(types, constants or {})
-    return OnnxModule(graph, [t for t in types if t.name not in fixed], fixed)
+    fixed = fixed_inputs(types, {n: v for n, v in constants.items() if n in {t.name for t in types}})
+    module = OnnxModule(graph, [t for t in types if t.name not in fixed], fixed)
+    module.replaced = {n: v for n, v in constants.items() if n not in fixed}
+    return module
 
 
-def checked(source: Source) -> tuple[onnx.ModelProto, dict[str, Constant | None], Path | None]:
-    """A model in which large weights are inputs, its weights, and its folder. Raises CompileError."""
+def checked(
+    source: Source, constants: Mapping[str, Any]
+) -> tuple[onnx.ModelProto, dict[str, Constant | None], Path | None]:
+    """A model in which large weights are inputs, its weights, and its folder. Raises CompileError.
+
+    constants: other numbers for some of its initializers, beside those for inputs.
+    """
     model, folder = read(source)
+    check_known(model, constants)
+    model = with_initializers(model, constants)
     light = without_numbers(model)
     found = Collector()
     checks.check_structure(light, found)
@@ -161,17 +170,3 @@ def input_type(entry: onnx.ValueInfoProto) -> InputType:
         d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else d.dim_param or "?" for d in tensor.shape.dim
     )
     return InputType(entry.name, dtype, tuple(sizes), form)
-
-
-def fixed_inputs(types: list[InputType], constants: Mapping[str, Any]) -> dict[str, Value]:
-    """What inputs are fixed to."""
-    known = {t.name: t for t in types}
-    absent = [n for n in constants if n not in known]
-    if absent:
-        raise CompileError([Problem(f"there is no input {n} to fix; inputs are {', '.join(known)}") for n in absent])
-    fixed: dict[str, Value] = {}
-    for name, value in constants.items():
-        array = to_numpy(value) if isinstance(value, Tensor) else value
-        plain = known[name].form == "tensor"
-        fixed[name] = host_of(np.asarray(array), known[name].dtype) if plain else from_numpy(array)
-    return fixed

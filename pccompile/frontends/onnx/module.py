@@ -59,6 +59,7 @@ class OnnxModule(nn.Module):
     """Runs an ONNX graph; its weights are parameters under the names that the file gives them.
 
     `parameter_names` maps the initializers' names to the parameters' paths: equal, save for names that cannot be paths.
+    `replaced` holds numbers that the user gave for initializers.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class OnnxModule(nn.Module):
         self.parameter_names: dict[str, str] = {}
         self.graph = graph
         self._fixed = dict(fixed or {})
+        self.replaced: Mapping[str, Any] = {}
         self._lent: dict[str, Tensor] = {}
         self._install_constants()
         self._install_signature()

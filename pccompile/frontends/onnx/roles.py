@@ -5,7 +5,7 @@ docs/onnx.md states the rules for readers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -80,10 +80,13 @@ def in_slot(node: Node, index: int, statistics: bool = False) -> bool:
     return operator is not None and (index in operator.weights or (statistics and index in operator.statistics))
 
 
-def assign_roles(graph: Graph, train: Iterable[str] = (), freeze: Iterable[str] = ()) -> None:
+def assign_roles(
+    graph: Graph, train: Iterable[str] = (), freeze: Iterable[str] = (), fixed: Collection[str] = ()
+) -> None:
     """Say of each constant whether it is a parameter, a buffer, or numbers that only the host reads.
 
-    train, freeze: patterns of names that overrule it. Raises CompileError for one that fits nothing which could learn.
+    train, freeze: patterns of names that overrule it; fixed: names of what the user has given numbers for.
+    Raises CompileError for a pattern that fits nothing which could learn.
     """
     readers = uses(graph)
     makers = {o: n for part in graph.subgraphs() for n in part.nodes for o in n.outputs if o}
@@ -94,6 +97,8 @@ def assign_roles(graph: Graph, train: Iterable[str] = (), freeze: Iterable[str] 
                 learns = learnable(constant, readers, makers)
                 constant.formula = not learns and constant.initializer
                 constant.kind = "parameter" if learns else "host" if constant.array.size <= 64 else "buffer"
+            if constant.kind == "parameter" and constant.name in fixed:
+                constant.kind = "host" if constant.array.size <= 64 else "buffer"
     overrule(graph, train, "train", "parameter")
     overrule(graph, freeze, "freeze", "buffer")
 
