@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,10 @@ from pccompile.passes.settle_layouts import settle_layouts
 
 Hook = Callable[[str, object, float], None]
 """Called after each stage with its name, its result and the seconds of CPU that it took."""
+
+
+CAPTURE = threading.RLock()
+"""Held while a model is captured and compiled: torch.export and what is patched for it are one for all threads."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,9 @@ def import_model(
     Raises CompileError where it cannot be captured.
     """
     stage = Stages(hook)
-    program = stage("export", lambda: export(model, args, kwargs, dynamic_shapes, fixed))
-    return stage("import", lambda: import_program(program, model, locate, still))  # type: ignore[no-any-return]
+    with CAPTURE:
+        program = stage("export", lambda: export(model, args, kwargs, dynamic_shapes, fixed))
+        return stage("import", lambda: import_program(program, model, locate, still))  # type: ignore[no-any-return]
 
 
 def to_vertices(imported: Imported, granularity: str, hook: Hook = _silent) -> tuple[Graph, PCGraph]:
@@ -123,7 +129,8 @@ def compile_imported(
 ) -> Compiled:
     """An imported model all the way to source."""
     granularity = options.granularity or GRANULARITY[options.algorithm]
-    graph, pc = to_vertices(imported, granularity, hook)
-    program = schedule(pc, options, hook)
-    source = Stages(hook)("emit", lambda: emit(program, loss, record))
+    with CAPTURE:
+        graph, pc = to_vertices(imported, granularity, hook)
+        program = schedule(pc, options, hook)
+        source = Stages(hook)("emit", lambda: emit(program, loss, record))
     return Compiled(imported, graph, pc, program, source, loss)

@@ -40,7 +40,7 @@ class Imported:
     `inputs` gives for each leaf of the flattened arguments its name in the graph (None where it is no tensor),
     `outputs` for each leaf of the flattened result a name or, for a leaf that is not a tensor, its value. `writes` are
     the last values of inputs that the model changes in place, which are among the graph's outputs where they were
-    asked for. `learning`: it depends on which tensors require a gradient.
+    asked for. `learning`: it depends on which tensors require a gradient. `constants` are those of the graph's tensors that have no place in the model.
     """
 
     graph: Graph
@@ -52,6 +52,7 @@ class Imported:
     tensors: Mapping[str, torch.Tensor]
     writes: Mapping[str, Ref] = field(default_factory=dict)
     learning: bool = False
+    constants: frozenset[str] = frozenset()
 
 
 def import_program(
@@ -87,6 +88,7 @@ class _Importer:
         self.buffers: dict[str, TensorType] = {}
         self.tensors: dict[str, torch.Tensor] = {}
         self.origin: dict[str, str] = {}
+        self.constants: set[str] = set()
         self.dims: dict[str, Source] = {}
         self.wanted: set[str] = set()
         self.problems = Collector()
@@ -143,7 +145,8 @@ class _Importer:
         assert spec.in_spec is not None
         assert spec.out_spec is not None
         leaves = tuple(self._input_name(s.arg) for s in self.signature.input_specs if s.kind == InputKind.USER_INPUT)
-        return Imported(graph, self.typer, leaves, outputs, spec.in_spec, spec.out_spec, self.tensors, writes)
+        specs, constants = (spec.in_spec, spec.out_spec), frozenset(self.constants)
+        return Imported(graph, self.typer, leaves, outputs, *specs, self.tensors, writes, constants)
 
     def _input_name(self, arg: object) -> str | None:
         if not isinstance(arg, TensorArgument):
@@ -178,30 +181,30 @@ class _Importer:
             self.problems.add(f"input {n.name} of kind {spec.kind.name} is not supported")
             self.env[n] = None
             return
-        tensor = self._owned(spec)
+        tensor, owned = self._owned(spec)
         for name, known in self.tensors.items():
-            if _same(known, tensor):
+            if known is tensor or (_same(known, tensor) and not (owned and spec.kind == InputKind.PARAMETER)):
                 self.env[n] = Ref(name)
                 return
         name = self.namer(spec.target)
-        table = self.params if spec.kind == InputKind.PARAMETER else self.buffers
+        learns = spec.kind == InputKind.PARAMETER or (owned and tensor.requires_grad)
+        table = self.params if learns else self.buffers
         table[name] = self.typer.type_of(value)
         self.tensors[name], self.origin[name], self.env[n] = tensor, spec.target, Ref(name)
-        if spec.kind == InputKind.PARAMETER and tensor.requires_grad and table[name].differentiable:
+        if not owned:
+            self.constants.add(name)
+        if learns and tensor.requires_grad and table[name].differentiable:
             self.wanted.add(name)
 
-    def _owned(self, spec: Any) -> torch.Tensor:
-        """The model's own tensor for a parameter or buffer; a constant's tensor otherwise."""
-        if self.model is not None and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            found: Any = self.model
-            for part in spec.target.split("."):
-                found = getattr(found, part)
-            assert isinstance(found, torch.Tensor)
-            return found
+    def _owned(self, spec: Any) -> tuple[torch.Tensor, bool]:
+        """The model's own tensor for a parameter, a buffer or an attribute, and whether it is that; else a constant."""
         table = self.program.state_dict if spec.target in self.program.state_dict else self.program.constants
-        found = table[spec.target]
-        assert isinstance(found, torch.Tensor)
-        return found
+        own = tensor_at(self.model, spec.target) if self.model is not None else None
+        constant = table.get(spec.target)
+        if own is not None and (spec.kind != InputKind.CONSTANT_TENSOR or _same(own, constant)):
+            return own, True
+        assert isinstance(constant, torch.Tensor)
+        return constant, False
 
     def _constant(self, n: fx.Node) -> None:
         found: Any = self.program.graph_module
@@ -211,6 +214,7 @@ class _Importer:
             name = self.namer(str(n.target))
             self.buffers[name] = self.typer.type_of(found)
             self.tensors[name], self.origin[name], self.env[n] = found, str(n.target), Ref(name)
+            self.constants.add(name)
         else:
             self.env[n] = found
 
@@ -387,10 +391,25 @@ def _counts(n: fx.Node) -> bool:
     return isinstance(value, torch.Tensor) and not (value.dtype.is_floating_point or value.dtype.is_complex)
 
 
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+def tensor_at(model: nn.Module, path: str) -> torch.Tensor | None:
+    """The parameter, buffer or plain attribute that stands at `path` now; None where there is no tensor."""
+    *owners, name = path.split(".")
+    for part in owners:
+        child = model._modules.get(part)
+        if child is None:
+            return None
+        model = child
+    tables = (model._parameters, model._buffers, model.__dict__)
+    value = next((t[name] for t in tables if t.get(name) is not None), None)
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def _same(a: torch.Tensor, b: torch.Tensor | None) -> bool:
     """Whether two tensors are one: tied parameters may arrive under two names."""
     if a is b:
         return True
+    if b is None:
+        return False
     try:
         same_memory = a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() and a.data_ptr() != 0
     except (RuntimeError, NotImplementedError):
@@ -398,4 +417,4 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return same_memory and a.shape == b.shape and a.stride() == b.stride() and a.data_ptr() == b.data_ptr()
 
 
-__all__ = ["Imported", "Locate", "import_program"]
+__all__ = ["Imported", "Locate", "import_program", "tensor_at"]

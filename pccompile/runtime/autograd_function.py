@@ -11,9 +11,8 @@ from torch import Tensor
 
 from pccompile.runtime.derivative_guards import refuse_second_order
 from pccompile.runtime.loaded_program import Runtime
+from pccompile.runtime.model_state import Tables
 
-Tables = tuple[dict[str, Tensor], dict[str, Tensor]]
-"""Parameters and buffers by path."""
 Predict = Callable[[Runtime, Tables, dict[str, Tensor]], tuple[tuple[Tensor, ...], list[Any]]]
 """The outputs of a program for these inputs, and its context."""
 

@@ -57,9 +57,8 @@ class Interface:
         unmet = imported.typer.unmet
         return cls(imported.graph.inputs, imported.inputs, constants, results, *specs, unmet, numbers)
 
-    def mismatch(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-        """Why a call does not fit, in the model's own names; '' if it does."""
-        leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+    def mismatch(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> str:
+        """Why a call does not fit, in the model's own names; '' if it does. Takes the flattened `(args, kwargs)`."""
         if spec != self.in_spec:
             return f"the arguments have another structure: expected {len(self.inputs)} leaves, got {len(leaves)}"
         known: dict[Any, int] = {}
@@ -81,7 +80,10 @@ class Interface:
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensors of a call, by name."""
-        leaves = pytree.tree_leaves((args, dict(kwargs)))
+        return self.named(pytree.tree_leaves((args, dict(kwargs))))
+
+    def named(self, leaves: Sequence[Any]) -> dict[str, Tensor]:
+        """The tensors among the flattened arguments of a call, by name."""
         return {name: leaf for name, leaf in zip(self.inputs, leaves, strict=True) if name is not None}
 
     def assemble(self, outputs: Sequence[Tensor], inputs: Mapping[str, Tensor] | None = None) -> Any:

@@ -1,47 +1,216 @@
-"""What a model holds now, read at every call: its mode, and its tensors by path, which may have been replaced."""
+"""What a model is when it is captured, noticed when it changes, and what it holds now.
+
+A captured program rests on the model's structure, on its modules' attributes, on hooks, and on what its code reads
+from outside. All of that is compared with copies at each call, in C; the tensors that a program reads stand in the
+model and are read there.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from pccompile.diagnostics import CompileError
+from pccompile.frontends.code_reads import CodeReads
+from pccompile.frontends.exported import Imported
+from pccompile.frontends.snapshots import CONSTANT, Describer, Description, Snapshots
+
+FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+HOOK_TABLES = (*FORWARD_HOOKS, "_backward_pre_hooks", "_backward_hooks")
+HOOK_FLAGS = {
+    "_forward_pre_hooks_with_kwargs": "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs": "_forward_hooks",
+    "_forward_hooks_always_called": "_forward_hooks",
+}
+GLOBAL_TABLES = tuple(f"_global{t}" for t in HOOK_TABLES)
+Tables = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Parameters and buffers by path."""
+TENSOR_TABLES = ("_parameters", "_buffers")
+OWN = {*TENSOR_TABLES, *HOOK_TABLES, *HOOK_FLAGS, "_modules", "_non_persistent_buffers_set"}
+OWN |= {"_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"}
+"""Entries of a module's `__dict__` that are tables of torch's own."""
 
 
-def modules(model: nn.Module) -> Iterator[nn.Module]:
-    """Every module, one that is used in several places as often: a faster `nn.Module.modules`."""
-    yield model
-    for child in model._modules.values():
-        if child is not None:
-            yield from modules(child)
+def modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module with its path, one that stands in several places as often."""
+    stack = [("", model)]
+    while stack:
+        path, module = stack.pop()
+        yield path, module
+        for name, child in reversed(module._modules.items()):
+            if child is not None:
+                stack.append((f"{path}.{name}" if path else name, child))
 
 
-def form(model: nn.Module) -> tuple[tuple[bool, ...], tuple[torch.dtype, ...]]:
-    """What a captured program depends on: each module's training flag, and the dtypes of the parameters."""
-    flags: list[bool] = []
-    dtypes: dict[torch.dtype, None] = {}
-    for module in modules(model):
-        flags.append(module.training)
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                dtypes[parameter.dtype] = None
-    return tuple(flags), tuple(dtypes)
+class ModelState:
+    """A model as it was at one moment: whether it is still so, and whether another moment's program fits it.
+
+    `tensors` are the model's tensors by path: parameters, buffers, and tensors that are plain attributes.
+    `written` names attributes (path of the module, name) that the program itself writes: their form is compared, not
+    their value. `observers` are hooks whose own variables are no part of the state.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        written: frozenset[tuple[str, str]] = frozenset(),
+        observers: Mapping[int, Any] | None = None,
+    ) -> None:
+        self.snapshots = Snapshots()
+        self.tensors: dict[str, Tensor] = {}
+        self.device: torch.device | None = None
+        self._observers = observers or {}
+        self._written: dict[str, set[str]] = {}
+        for path, name in written:
+            self._written.setdefault(path, set()).add(name)
+        self._moving: dict[str, tuple[dict[str, Any], str]] = {}
+        self._tables: dict[int, tuple[object, Tables]] = {}
+        self._describe = Describer(self.snapshots)
+        self._ties: dict[int, int] = {}
+        self._classes: dict[type, None] = {}
+        paths = list(modules(model))
+        self._modules = [m for _, m in paths]
+        self._types = list(map(type, self._modules))
+        for i, module in enumerate(self._modules):
+            self._describe.known.setdefault(id(module), ("module", i))
+        tensors = {path: self._tensors(path, module) for path, module in paths}
+        own = {path: self._module(path, module) for path, module in paths}
+        self.description: Description = (
+            {path: (tensors[path], *own[path]) for path in own},
+            tuple(self._hooks(torch_module.__dict__[t]) for t in GLOBAL_TABLES),
+            CodeReads(self._describe).follow(self._classes),
+        )
+
+    def holds(self) -> bool:
+        """Whether the model is what it was, down to which objects it holds."""
+        return list(map(type, self._modules)) == self._types and self.snapshots.hold()
+
+    def tables(self, imported: Imported) -> Tables:
+        """The tensors of a program by path, as the model has them now.
+
+        Raises CompileError for one that is gone; what the program holds by itself is no tensor of the model.
+        """
+        if id(imported.tensors) not in self._tables:
+            graph = imported.graph
+            params, buffers = ({graph.origin[n]: self._tensor_of(imported, n) for n in t} for t in (graph.params, graph.buffers))
+            self._tables[id(imported.tensors)] = imported.tensors, (params, buffers)
+        found = self._tables[id(imported.tensors)][1]
+        for path, (table, name) in self._moving.items():
+            for tensors in found:
+                if path in tensors:
+                    tensors[path] = table[name]
+        return found
+
+    def _tensor_of(self, imported: Imported, name: str) -> Tensor:
+        path = imported.graph.origin[name]
+        tensor = imported.tensors[name] if name in imported.constants else self.tensors.get(path)
+        if tensor is None:
+            raise CompileError(f"{path} is no longer in the model", hint="call the model as it is now")
+        return tensor
+
+    def difference(self, other: ModelState) -> str:
+        """What differs from another state of the model, in the model's names."""
+        mine, theirs = self.description[0], other.description[0]
+        if mine.keys() != theirs.keys():
+            return f"the module {min(mine.keys() ^ theirs.keys(), key=len)}"
+        for path in mine:
+            if mine[path] != theirs[path]:
+                names = [n for (n, *_), (m, *_) in zip(mine[path][4], theirs[path][4], strict=False) if n == m]
+                values = [dict(side[path][4]) for side in (mine, theirs)]
+                changed = [n for n in names if values[0][n] != values[1][n]]
+                return ".".join(filter(None, (path, *changed[:1]))) or "the model"
+        return "a hook or a value that its code reads from outside"
+
+    def _tensors(self, path: str, module: nn.Module) -> Description:
+        """Where a module's tensors stand and what each is like: another one of the same form is read in its place."""
+        entries: list[Any] = []
+        for kind in (*TENSOR_TABLES, "__dict__"):
+            table = module.__dict__ if kind == "__dict__" else module.__dict__[kind]
+            for name, value in table.items():
+                if isinstance(value, Tensor):
+                    entries.append((kind, name, self._tensor(f"{path}.{name}" if path else name, value, kind)))
+                elif kind != "__dict__":
+                    entries.append((kind, name, value is None))
+            if kind != "__dict__":
+                self._compare(path, table)
+        return tuple(sorted(entries, key=lambda e: e[:2]))
+
+    def _tensor(self, path: str, tensor: Tensor, kind: str) -> Description:
+        self.tensors[path] = tensor
+        if self.device is None:
+            self.device = tensor.device
+            self.snapshots.attributes(tensor, "device")
+        index = self._ties.setdefault(id(tensor), len(self._ties))
+        form: Description = ("tensor", index, type(tensor), tensor.dtype, tensor.shape, tensor.layout)
+        self._describe.known.setdefault(id(tensor), form)
+        if kind == "_parameters" and isinstance(tensor, nn.Parameter):
+            self.snapshots.form(tensor)
+            return form
+        self.snapshots.learning(tensor)
+        return (*form, tensor.requires_grad)
+
+    def _compare(self, path: str, table: dict[str, Any]) -> set[str]:
+        """Watch a table of a module; return the names in it that the program writes."""
+        names = self._written.get(path, set()).intersection(table)
+        if not names:
+            self.snapshots.table(table)
+            return names
+        self.snapshots.container(_Written(table, names), _Written(table, names).now())
+        for name in names:
+            self._moving[f"{path}.{name}" if path else name] = table, name
+        return names
+
+    def _module(self, path: str, module: nn.Module) -> Description:
+        """A module's kind, its submodules, attributes and hooks."""
+        kind, own = type(module), module.__dict__
+        if kind not in self._classes:
+            self._classes[kind] = None
+            self.snapshots.attributes(kind, "forward", "__call__")
+        written = self._compare(path, own)
+        self.snapshots.table(module._modules)
+        for flag in HOOK_FLAGS:
+            self.snapshots.table(own[flag])
+        children = tuple((n, c if c is None else self._describe.known[id(c)]) for n, c in module._modules.items())
+        attributes = tuple(
+            (name, _form_of(value) if name in written else self._attribute(kind, value))
+            for name, value in sorted(own.items())
+            if name not in OWN and not isinstance(value, Tensor)
+        )
+        hooks = tuple(self._hooks(own[t]) for t in HOOK_TABLES)
+        flags = tuple(tuple(k in own[f] for k in own[t]) for f, t in HOOK_FLAGS.items())
+        return kind, (id(kind.forward), id(kind.__call__)), children, attributes, hooks, flags
+
+    def _attribute(self, kind: type, value: Any) -> Description:
+        """An attribute; in what is made by compilers (fx, files), only what is plain may be changed by a user."""
+        if kind.__module__.startswith(("torch.fx", "pccompile")) and not isinstance(value, CONSTANT):
+            return "object", id(value)
+        return self._describe(value)
+
+    def _hooks(self, table: Any) -> Description:
+        self.snapshots.table(table)
+        return tuple(("hook", id(h)) if id(h) in self._observers else self._describe(h) for h in table.values())
 
 
-@functools.cache
-def _parts(path: str) -> tuple[tuple[str, ...], str]:
-    *owners, name = path.split(".")
-    return tuple(owners), name
+class _Written:
+    """A table of which some entries are written by the program: those are compared by their form."""
+
+    def __init__(self, table: dict[str, Any], names: set[str]) -> None:
+        self.table, self.names = table, names
+
+    def now(self) -> tuple[Any, ...]:
+        """The table's other entries, and the form of those that are written."""
+        rest = {k: v for k, v in self.table.items() if k not in self.names}
+        return rest, {k: _form_of(self.table.get(k)) for k in self.names}
+
+    def __eq__(self, other: object) -> bool:
+        return self.now() == other
+
+    __hash__ = None  # type: ignore[assignment]
 
 
-def tensor_at(model: nn.Module, path: str) -> Tensor | None:
-    """The parameter or buffer that stands at `path` now; None where there is none."""
-    owners, name = _parts(path)
-    for part in owners:
-        child = model._modules.get(part)
-        if child is None:
-            return None
-        model = child
-    found = model._parameters.get(name)
-    return model._buffers.get(name) if found is None else found
+def _form_of(value: Any) -> Description:
+    return (type(value), value.dtype, value.shape) if isinstance(value, Tensor) else (type(value),)

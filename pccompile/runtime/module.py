@@ -7,9 +7,10 @@ whatever listens to autograd (optimizers, DistributedDataParallel's hooks, clipp
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,16 @@ from torch.utils import _pytree as pytree
 
 from pccompile.analysis.compare import Checked
 from pccompile.diagnostics import CompileError, RuleError
-from pccompile.driver import Compiled, Hook, Options, compile_imported, import_model
+from pccompile.driver import CAPTURE, Compiled, Hook, Options, compile_imported, import_model
 from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of
 from pccompile.frontends.exported import Imported, Locate
-from pccompile.runtime.autograd_function import Bridge, Tables
+from pccompile.runtime.autograd_function import Bridge
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
 from pccompile.runtime.loaded_program import Interface, Runtime, reaching
 from pccompile.runtime.losses import compile_loss, targets_of
-from pccompile.runtime.model_state import form, tensor_at
+from pccompile.runtime.model_state import Tables
+from pccompile.runtime.program_cache import Captured, ProgramCache
 from pccompile.runtime.self_check import self_check
 
 if TYPE_CHECKING:
@@ -35,20 +37,7 @@ if TYPE_CHECKING:
     from pccompile.report.trace import Trace
 
 Criterion = Callable[..., Tensor]
-
-
-@dataclass
-class _Traced:
-    """The model as it was captured in one mode for one form of call.
-
-    `learning` says which tensors required a gradient, where that matters.
-    """
-
-    form: tuple[Any, ...]
-    learning: tuple[bool, ...] | None
-    imported: Imported
-    interface: Interface
-    programs: dict[Any, Runtime] = field(default_factory=dict)
+_Call = tuple[Captured, dict[str, Tensor]]
 
 
 class PCModule(nn.Module):
@@ -75,7 +64,7 @@ class PCModule(nn.Module):
         self.options, self.criterion = options, loss
         self._dynamic_shapes, self._locate, self._recapture = dynamic_shapes, locate, recapture
         self._hook: Hook = hook or (lambda stage, result, seconds: None)
-        self._traces: list[_Traced] = []
+        self._cache = ProgramCache()
         self._last: Runtime | None = None
         self._fixed, self._check = False, check
 
@@ -98,12 +87,12 @@ class PCModule(nn.Module):
         nn.Module.__init__(twin)
         twin.__dict__.update({k: v for k, v in self.__dict__.items() if k not in _OWN_TABLES and k != "model"})
         twin.__dict__["model"] = copy.deepcopy(self.__dict__["model"], memo)
-        twin._traces, twin._last = [], None
+        twin._cache, twin._last = ProgramCache(), None
         twin._share()
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        hidden: dict[str, Any] = {"_traces": [], "_last": None, "_hook": None}
+        hidden: dict[str, Any] = {"_cache": ProgramCache(), "_last": None, "_hook": None}
         return {k: hidden.get(k, v) for k, v in self.__dict__.items() if k not in _OWN_TABLES}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -128,49 +117,97 @@ class PCModule(nn.Module):
     def _runtime(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any = None, target: Any = None, record: bool = False
     ) -> Runtime:
-        traced = self._traced(args, kwargs)
-        graph = traced.imported.graph
-        tensors = traced.interface.bind(args, kwargs)
-        wanted = frozenset(
-            p for p, t in graph.params.items() if t.differentiable and self._present(traced.imported, p).requires_grad
-        )
-        wanted |= {name for name, t in tensors.items() if t.requires_grad}
-        target_types = tuple((t.dtype, t.dim()) for t in targets_of(target)) if loss is not None else ()
+        return self._program(self._call(args, kwargs), args, kwargs, loss, target, record)[0]
+
+    def _program(
+        self,
+        call: _Call,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        loss: Any = None,
+        target: Any = None,
+        record: bool = False,
+    ) -> tuple[Runtime, Tables, dict[str, Tensor]]:
+        """The program for a call, with the model's tensors and those of the call."""
+        captured, inputs = call
+        state = captured.state
+        tables = state.tables(captured.imported)
         key = (
-            wanted or frozenset(p for p in graph.params if graph.params[p].differentiable),
+            tuple(p.requires_grad for p in tables[0].values()),
+            tuple(t.requires_grad for t in inputs.values()),
             loss,
-            target_types,
+            tuple((t.dtype, t.dim()) for t in targets_of(target)) if loss is not None else (),
             record,
         )
-        if key not in traced.programs:
-            try:
-                traced.programs[key] = self._compile(traced, key[0], args, kwargs, loss, target, record)
-            except RuleError:
-                if not self._frees(traced):
-                    raise
-                traced = self._fix(traced, args, kwargs)
-                traced.programs[key] = self._compile(traced, key[0], args, kwargs, loss, target, record)
+        runtime = captured.recent.get(key)
+        if runtime is None:
+            with CAPTURE:
+                captured, runtime = self._compiled(captured, key, args, kwargs, loss, target, record)
+            tables = captured.state.tables(captured.imported)
+            inputs = captured.interface.bind(args, kwargs)
         if not record:
-            self._last = traced.programs[key]
-        return traced.programs[key]
+            self._last = runtime
+        return runtime, tables, inputs
 
-    def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Traced:
-        refuse_transforms(self.__dict__["model"], args, kwargs)
-        now, reason = self._form(args, kwargs), ""
-        for traced in self._traces:
-            if traced.form == now and traced.learning in (
-                None,
-                self._learning(args, kwargs, traced.learning is not None),
-            ):
-                reason = traced.interface.mismatch(args, kwargs)
+    def _compiled(
+        self, captured: Captured, key: tuple[Any, ...], args: Any, kwargs: Any, loss: Any, target: Any, record: bool
+    ) -> tuple[Captured, Runtime]:
+        """The program for these gradients, loss and record, and the capture that it is of."""
+        frozen, inputs = key[:2]
+        graph = captured.imported.graph
+        wanted = frozenset(
+            itertools.chain(
+                (p for p, learns in zip(graph.params, frozen, strict=True) if learns and graph.params[p].differentiable),
+                itertools.compress(captured.interface.named(captured.interface.inputs), inputs),
+            )
+        ) or frozenset(p for p in graph.params if graph.params[p].differentiable)
+        kind = (wanted, *key[2:])
+        if kind not in captured.programs:
+            try:
+                captured.programs[kind] = self._compile(captured, wanted, args, kwargs, loss, target, record)
+            except RuleError:
+                if not self._frees(captured):
+                    raise
+                captured = self._fix(captured, args, kwargs)
+                captured.programs[kind] = self._compile(captured, wanted, args, kwargs, loss, target, record)
+        captured.recent[key] = captured.programs[kind]
+        return captured, captured.programs[kind]
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+        """The capture of the model as it is now that fits a call, and the call's tensors by name."""
+        model: nn.Module = self.__dict__["model"]
+        refuse_transforms(model, args, kwargs)
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        captured, _ = self._find(leaves, spec)
+        if captured is None:
+            with CAPTURE:
+                captured, reason = self._find(leaves, spec)  # another thread may have been here
+                if captured is None:
+                    captured = self._capture(args, kwargs, reason)
+        return captured, captured.interface.named(leaves)
+
+    def _find(self, leaves: list[Any], spec: pytree.TreeSpec) -> tuple[Captured | None, str]:
+        """The capture for a call, or why those of this state of the model do not fit it."""
+        model: nn.Module = self.__dict__["model"]
+        state, reason = self._cache.state(model), ""
+        autocast = current(state.device.type if state.device is not None else device_of(model, leaves))
+        for captured in self._cache.captures:
+            known = captured.learning
+            fits = known is None or known == self._learning(leaves)
+            if captured.state is state and captured.autocast == autocast and fits:
+                reason = captured.interface.mismatch(leaves, spec)
                 if not reason:
-                    return traced
-        if self._traces and not self._recapture:
+                    return captured, ""
+        return None, reason
+
+    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Captured:
+        """The model captured anew for a call that no capture fits for this reason. Raises CompileError."""
+        captures = self._cache.captures
+        if captures and not self._recapture:
             what = reason or "this program was captured in one mode and dtype, and with or without autocast"
             raise CompileError(what, hint="compile the nn.Module itself to call it in several forms")
-        shapes = self._dynamic_shapes if not self._traces else None
         try:
-            imported = self._import(args, kwargs, shapes)
+            imported = self._import(args, kwargs, self._dynamic_shapes if not captures else None)
         except CompileError as e:
             if not reason.startswith("input "):
                 raise
@@ -178,16 +215,9 @@ class PCModule(nn.Module):
             raise CompileError(reason, e.problems[0].where, why) from e
         return self.adopt(imported, args, kwargs)
 
-    def _form(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-        """What a program depends on besides the shapes of its arguments: the model's modes and types, and autocast."""
-        model: nn.Module = self.__dict__["model"]
-        return form(model), current(device_of(model, (args, kwargs)))
-
-    def _learning(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], asked: bool) -> tuple[bool, ...] | None:
-        """Which parameters and arguments require a gradient; None where that is not asked for."""
-        if not asked:
-            return None
-        tensors = [t for t in pytree.tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
+    def _learning(self, leaves: list[Any]) -> tuple[bool, ...]:
+        """Which parameters, and which tensors among the flattened arguments, require a gradient."""
+        tensors = [t for t in leaves if isinstance(t, Tensor)]
         return tuple(t.requires_grad for t in (*self.__dict__["model"].parameters(), *tensors))
 
     def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Imported:
@@ -195,29 +225,31 @@ class PCModule(nn.Module):
         model: nn.Module = self.__dict__["model"]
         return import_model(model, args, kwargs, dynamic_shapes, self._locate, self._hook, fixed=self._fixed)
 
-    def _frees(self, traced: _Traced) -> bool:
+    def _frees(self, captured: Captured) -> bool:
         """Whether dimensions are free in a captured model that nobody asked to be free."""
-        dims = traced.imported.graph.dims.values()
+        dims = captured.imported.graph.dims.values()
         asked = self._dynamic_shapes is not None or not self._recapture
-        return not asked and any(d.tensor in traced.imported.graph.inputs for d in dims)
+        return not asked and any(d.tensor in captured.imported.graph.inputs for d in dims)
 
-    def _fix(self, traced: _Traced, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Traced:
+    def _fix(self, captured: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
         """The model captured anew with the lengths of this call: the free ones stand in the way of a rule."""
         self._fixed = True
-        self._traces.remove(traced)
+        self._cache.remove(captured)
         return self.adopt(self._import(args, kwargs, None), args, kwargs)
 
-    def adopt(self, imported: Imported, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Traced:
+    def adopt(self, imported: Imported, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
         """Take an imported model as what calls of this form run."""
-        leaves = pytree.tree_leaves((args, dict(kwargs)))
-        learning = self._learning(args, kwargs, imported.learning)
-        traced = _Traced(self._form(args, kwargs), learning, imported, Interface.of(imported, leaves))
-        self._traces.append(traced)
-        return traced
+        model: nn.Module = self.__dict__["model"]
+        leaves, state = pytree.tree_leaves((args, dict(kwargs))), self._cache.state(model)
+        autocast = current(state.device.type if state.device is not None else device_of(model, leaves))
+        learning = self._learning(leaves) if imported.learning else None
+        captured = Captured(state, autocast, learning, imported, Interface.of(imported, leaves))
+        self._cache.add(captured, model)
+        return captured
 
     def _compile(
         self,
-        traced: _Traced,
+        captured: Captured,
         wanted: frozenset[str],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -228,15 +260,14 @@ class PCModule(nn.Module):
         options = self.options
         if record and options.algorithm == "fixed-prediction":
             options = replace(options, settings={**options.settings, "lowering": "relax"})
-        imported = replace(traced.imported, graph=replace(traced.imported.graph, wanted=wanted))
+        imported = replace(captured.imported, graph=replace(captured.imported.graph, wanted=wanted))
         compiled_loss = None
         if loss is not None:
-            plain = self._runtime(args, kwargs)
-            outputs, _ = self._predict(plain, self.tables(plain), plain.interface.bind(args, kwargs), probe=True)
-            compiled_loss = compile_loss(loss, traced.interface, outputs, target)
+            outputs, _ = self._predict(*self._program(self._call(args, kwargs), args, kwargs), probe=True)
+            compiled_loss = compile_loss(loss, captured.interface, outputs, target)
         compiled = compile_imported(imported, options, compiled_loss, record, self._hook)
         name = f"{type(self.__dict__['model']).__name__} {options.algorithm}"
-        runtime = Runtime(compiled.source, traced.interface, reaching(compiled), name, compiled)
+        runtime = Runtime(compiled.source, captured.interface, reaching(compiled), name, compiled)
         if self._check and loss is None and not record:
             runtime.checked = self_check(self.__dict__["model"], runtime, args, kwargs, self._run)
         return runtime
@@ -246,18 +277,7 @@ class PCModule(nn.Module):
     def tables(self, runtime: Runtime) -> Tables:
         """The model's parameters and buffers as the generated functions take them."""
         assert runtime.compiled is not None
-        imported = runtime.compiled.imported
-        graph = imported.graph
-        params, buffers = (
-            {graph.origin[name]: self._present(imported, name) for name in names}
-            for names in (graph.params, graph.buffers)
-        )
-        return params, buffers
-
-    def _present(self, imported: Imported, name: str) -> Tensor:
-        """The tensor that the model has now for a parameter or buffer of the graph; its own where that has none."""
-        found = tensor_at(self.__dict__["model"], imported.graph.origin[name])
-        return imported.tensors[name] if found is None else found
+        return self._cache.state(self.__dict__["model"]).tables(runtime.compiled.imported)
 
     def _predict(
         self, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], probe: bool = False
@@ -278,14 +298,17 @@ class PCModule(nn.Module):
         """What the model returns, with predictive coding as its backward pass; for torch.export, the model itself."""
         if torch.compiler.is_exporting():
             return self.__dict__["model"](*args, **kwargs)
-        runtime = self._runtime(args, kwargs)
-        inputs = runtime.interface.bind(args, kwargs)
-        return runtime.interface.assemble(self._run(runtime, inputs), inputs)
+        runtime, tables, inputs = self._program(self._call(args, kwargs), args, kwargs)
+        return runtime.interface.assemble(self._run(runtime, inputs, tables=tables), inputs)
 
     def _run(
-        self, runtime: Runtime, inputs: dict[str, Tensor], targets: list[Tensor] | None = None
+        self,
+        runtime: Runtime,
+        inputs: dict[str, Tensor],
+        targets: list[Tensor] | None = None,
+        tables: Tables | None = None,
     ) -> tuple[Tensor, ...]:
-        tables = self.tables(runtime)
+        tables = tables or self.tables(runtime)
         sources = [inputs[g.entry] if g.table == "inputs" else tables[0].get(g.entry) for g in runtime.source.gradients]
         result: tuple[Tensor, ...] = Bridge.apply(self._predict, runtime, tables, inputs, targets, *sources)  # type: ignore[no-untyped-call]
         return result
@@ -298,9 +321,8 @@ class PCModule(nn.Module):
         the squared error ½‖target − output‖², summed. Gradients scale with what flows into the scalar; inference itself
         does not, so a loss scaler leaves the result unchanged.
         """
-        runtime = self._runtime(args, kwargs, self.criterion, target)
-        inputs = runtime.interface.bind(args, kwargs)
-        return self._run(runtime, inputs, targets_of(target))[0]
+        runtime, tables, inputs = self._program(self._call(args, kwargs), args, kwargs, self.criterion, target)
+        return self._run(runtime, inputs, targets_of(target), tables)[0]
 
     # reading
 

@@ -110,9 +110,9 @@ class _Piece(PCModule):
 
     def _carries(self, given: tuple[Any, ...]) -> bool:
         """Whether an error can flow from a result to what learns."""
-        traced = self._traced(given, {})
-        graph = traced.imported.graph
-        wanted = {name for name, t in traced.interface.bind(given, {}).items() if t.requires_grad} | graph.wanted
+        captured, inputs = self._call(given, {})
+        graph = captured.imported.graph
+        wanted = {name for name, t in inputs.items() if t.requires_grad} | graph.wanted
         return not active(replace(graph, wanted=frozenset(wanted))).isdisjoint(graph.outputs)
 
     def run(self, args: tuple[Any, ...], runtime: Runtime | None) -> tuple[Any, ...]:

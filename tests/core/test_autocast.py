@@ -145,8 +145,8 @@ def test_each_setting_has_its_program() -> None:
     for on in (False, True, False, True):
         with torch.autocast(**ON, enabled=on):
             assert pc(x).dtype is (torch.bfloat16 if on else torch.float32)
-    assert len(pc._traces) == 2
-    assert "bfloat16" in pc._traces[1].programs.popitem()[1].source.text
+    assert len(pc._cache.captures) == 2
+    assert "bfloat16" in pc._cache.captures[1].programs.popitem()[1].source.text
 
 
 def test_a_scaled_loss_gives_scaled_gradients() -> None:

@@ -303,7 +303,7 @@ def test_a_dimension_is_free_where_the_caller_says_so() -> None:
     pc = pccompile.compile(Transformer(), (torch.zeros(2, 5, 4),), dynamic_shapes={"x": {1: length}})
     for size in (3, 9):
         pc(torch.zeros(2, size, 4)).sum().backward()
-    assert len(pc._traces) == 1
+    assert len(pc._cache.captures) == 1
 
 
 @pytest.mark.parametrize("granularity, count", [("op", 3), ("layer", 2)])

@@ -35,4 +35,4 @@ def pair(make: Callable[[], nn.Module], *x: Tensor, **how: Any) -> tuple[nn.Modu
 
 def programs(pc: PCModule) -> int:
     """How many programs have been compiled."""
-    return sum(len(t.programs) for t in pc._traces)
+    return sum(len(t.programs) for t in pc._cache.captures)

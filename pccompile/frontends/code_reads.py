@@ -1,0 +1,138 @@
+"""What a user's code reads besides its arguments: globals, closure cells, defaults and class attributes.
+
+A captured program has the numbers and flags in it that the code read when it was captured. Code is followed from a
+model's `forward` by the names in it, through the user's helper functions, classes and custom autograd Functions.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import itertools
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from pccompile.frontends.snapshots import Describer, Description, is_foreign
+
+ALWAYS = ("forward", "backward", "setup_context", "__call__", "__init__", "__getattr__", "__torch_function__")
+"""Methods that run without being named."""
+
+
+@functools.lru_cache(4096)
+def names_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """The names that code and all code within it read from outside, and all names that it reads attributes by."""
+    globals_ = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            inner = names_in(constant)
+            globals_ |= inner[0]
+            names |= inner[1]
+    return frozenset(globals_), frozenset(names)
+
+
+def functions_of(value: Any) -> Iterator[types.FunctionType]:
+    """The Python functions in what stands in a class: a function, a method, a property."""
+    match value:
+        case types.FunctionType():
+            yield value
+        case staticmethod() | classmethod() | types.MethodType() | functools.cached_property():
+            inner = value.func if isinstance(value, functools.cached_property) else value.__func__
+            yield from functions_of(inner)
+        case property():
+            for inner in (value.fget, value.fset):
+                yield from functions_of(inner)
+        case functools.partial():
+            yield from functions_of(value.func)
+        case _:
+            if (inner := getattr(value, "__wrapped__", None)) is not None and not isinstance(value, type):
+                yield from functions_of(inner)
+
+
+class CodeReads:
+    """Follows code, and has the values that it reads described and watched by `describe`."""
+
+    def __init__(self, describe: Describer) -> None:
+        self.describe = describe
+        self.descriptions: list[Description] = []
+        self._names: set[str] = set(ALWAYS)
+        self._globals: dict[int, tuple[dict[str, Any], dict[str, None]]] = {}
+        self._modules: dict[int, tuple[Any, dict[str, None]]] = {}
+        self._functions: dict[types.FunctionType, None] = {}
+        self._classes: dict[int, tuple[Any, dict[str, None]]] = {}
+
+    def follow(self, classes: Iterable[type]) -> tuple[Description, ...]:
+        """Descriptions of everything that the code of `classes`, and of all that was described so far, reads."""
+        describe = self.describe
+        describe.classes.update(dict.fromkeys(c for c in classes if not is_foreign(c)))
+        count = -1
+        while count != (count := len(self._names) + len(describe.functions) + len(describe.classes) + len(self._modules)):
+            for function in list(describe.functions):
+                self._function(function)
+            for kind in list(describe.classes):
+                self._class(kind)
+            for owner, known in (*self._modules.values(), *self._classes.values()):
+                self._entries(owner, known)
+        for owner, read in self._globals.values():
+            describe.snapshots.entries(owner, list(read))
+        for owner, known in (*self._modules.values(), *self._classes.values()):
+            if known:
+                describe.snapshots.attributes(owner, *known)
+        return tuple(self.descriptions)
+
+    def _function(self, function: types.FunctionType) -> None:
+        if function in self._functions:
+            return
+        self._functions[function] = None
+        read, names = names_in(function.__code__)
+        self._names |= names
+        _, known = self._globals.setdefault(id(function.__globals__), (function.__globals__, {}))
+        for name in sorted(read):
+            if name in function.__globals__ and name not in known:
+                known[name] = None
+                self._read(name, function.__globals__[name])
+        self.describe.snapshots.attributes(function, "__code__", "__defaults__", "__kwdefaults__")
+        self._read("__defaults__", (function.__defaults__, function.__kwdefaults__))
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                self.describe.snapshots.attributes(cell, "cell_contents")
+            except ValueError:  # empty: a function that is defined later
+                continue
+            self._read(name, cell.cell_contents)
+
+    def _read(self, name: str, value: Any) -> None:
+        if isinstance(value, types.ModuleType):
+            if not is_foreign(_Named(value.__name__)):
+                self._modules.setdefault(id(value), (value, {}))
+            return
+        self.descriptions.append((name, self.describe(value)))
+
+    def _class(self, kind: type) -> None:
+        """Follow the methods of a class that code names; all methods of what is no module."""
+        self._classes.setdefault(id(kind), (kind, {}))
+        every = not issubclass(kind, torch.nn.Module)
+        for base in kind.__mro__:
+            for name, value in [] if is_foreign(base) else list(vars(base).items()):
+                if every or name in self._names:
+                    for function in functions_of(value):
+                        if not is_foreign(function):
+                            self.describe.functions[function] = None
+
+    def _entries(self, owner: Any, known: dict[str, None]) -> None:
+        """Describe what code may read from a class or from the file of a module."""
+        tables = [vars(b) for b in owner.__mro__ if not is_foreign(b)] if isinstance(owner, type) else [vars(owner)]
+        for name in sorted(self._names.intersection(itertools.chain(*tables)) - known.keys()):
+            known[name] = None
+            value = next(t[name] for t in tables if name in t)
+            if isinstance(owner, type) and isinstance(value, (types.FunctionType, property, classmethod, staticmethod)):
+                self.descriptions.append((name, id(value)))
+            else:
+                self._read(name, value)
+
+
+class _Named:
+    def __init__(self, name: str) -> None:
+        self.__module__ = name

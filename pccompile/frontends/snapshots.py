@@ -1,0 +1,223 @@
+"""Shallow copies of what a captured program rests on, and what they say in words that two captures can be compared by."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import operator
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+FOREIGN = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "sympy", "pccompile", "pccompile_generated"}
+"""Packages whose code and objects are taken as they are; everything else is followed."""
+FOLLOWED = (types.SimpleNamespace, functools.partial)
+"""Kinds of objects of such packages that only hold what a user put there."""
+CONSTANT = (str, bytes, int, float, complex, type(None), type(Ellipsis), slice, range, np.generic, Enum)
+CONSTANT += (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
+
+Description = tuple[Any, ...]
+"""What a value is, in values that can be compared: equal descriptions give equal programs."""
+
+
+def is_foreign(value: Any) -> bool:
+    """Whether a class or function belongs to torch, to Python itself or to another package that is taken as it is."""
+    return (getattr(value, "__module__", None) or "builtins").partition(".")[0] in FOREIGN
+
+
+class Snapshots:
+    """Live containers beside shallow copies of them, compared in C: identity first, then equality.
+
+    Numbers are compared with their types, since True, 1 and 1.0 are equal and do not compute the same; tensors of one
+    element by identity, since a comparison of their values would pass.
+    """
+
+    def __init__(self) -> None:
+        self.live: list[Any] = []
+        self.copies: list[Any] = []
+        self._empty: list[Any] = []
+        self._getters: list[Callable[[Any], Any]] = []
+        self._owners: list[Any] = []
+        self._values: list[Any] = []
+        self._number_getters: list[Callable[[Any], tuple[Any, ...]]] = []
+        self._number_owners: list[Any] = []
+        self._types: list[type] = []
+        self._single: list[tuple[Any, Any, Any]] = []
+        self._shaped: list[Tensor] = []
+        self._shapes: list[Any] = []
+        self._attributes: list[Tensor] = []
+        self._learning: list[bool] = []
+
+    def container(self, live: Any, copy: Any) -> None:
+        """Compare `live` with `copy`, a dictionary, list or set."""
+        self.live.append(live)
+        self.copies.append(copy)
+        keys = copy if isinstance(copy, dict) else range(len(copy)) if isinstance(copy, list) else ()
+        self._strictly(live, {k: copy[k] for k in keys})
+
+    def _strictly(self, owner: Any, values: Mapping[Any, Any]) -> None:
+        numbers = [k for k, v in values.items() if isinstance(v, int | float | complex) and k != "training"]
+        if numbers:
+            self._number_getters.append(operator.itemgetter(*numbers, numbers[0]))
+            self._number_owners.append(owner)
+            self._types += map(type, operator.itemgetter(*numbers, numbers[0])(values))
+        self._single += [(owner, k, v) for k, v in values.items() if isinstance(v, Tensor) and v.numel() == 1]
+
+    def table(self, live: Any) -> None:
+        """Compare `live`, a dictionary of tensors, modules or hooks, which is empty as a rule."""
+        if live:
+            self.container(live, dict(live))
+        else:
+            self._empty.append(live)
+
+    def entries(self, owner: Any, names: Sequence[Any]) -> None:
+        """Compare the entries `names` of `owner`, a large dictionary such as the globals of a file."""
+        if names:
+            self._getters.append(operator.itemgetter(*names))
+            self._owners.append(owner)
+            self._values.append(self._getters[-1](owner))
+            self._strictly(owner, {k: owner[k] for k in names})
+
+    def attributes(self, owner: Any, *names: str) -> None:
+        """Compare attributes of `owner`."""
+        self._getters.append(operator.attrgetter(*names))
+        self._owners.append(owner)
+        self._values.append(self._getters[-1](owner))
+        twice = operator.attrgetter(*names, names[0])
+        if any(isinstance(v, int | float | complex) for v in twice(owner)):
+            self._number_getters.append(twice)
+            self._number_owners.append(owner)
+            self._types += map(type, twice(owner))
+
+    def form(self, tensor: Tensor) -> None:
+        """Compare shape and dtype of a tensor, which `half()` and `.data =` change behind its back."""
+        self._shaped.append(tensor)
+        self._shapes.append(_form(tensor))
+
+    def learning(self, tensor: Tensor) -> None:
+        """Compare whether a tensor takes a gradient."""
+        self._attributes.append(tensor)
+        self._learning.append(tensor.requires_grad)
+
+    def hold(self) -> bool:
+        """Whether everything is as it was."""
+        try:
+            return (
+                self.live == self.copies
+                and not any(self._empty)
+                and list(map(operator.call, self._getters, self._owners)) == self._values
+                and list(map(type, self._numbers())) == self._types
+                and all(owner[key] is value for owner, key, value in self._single)
+                and list(map(_form, self._shaped)) == self._shapes
+                and [t.requires_grad for t in self._attributes] == self._learning
+            )
+        except Exception:  # a comparison of tensors or arrays, a name that is gone: something was replaced
+            return False
+
+    def _numbers(self) -> Iterator[Any]:
+        return itertools.chain.from_iterable(map(operator.call, self._number_getters, self._number_owners))
+
+
+_form = operator.attrgetter("dtype", "shape")
+
+
+class Describer:
+    """Descriptions of values, with snapshots of all mutable containers in them.
+
+    `known` gives the tensors that a program reads where they stand in the model their own description.
+    """
+
+    def __init__(self, snapshots: Snapshots) -> None:
+        self.snapshots = snapshots
+        self.known: dict[int, Description] = {}
+        self.classes: dict[type, None] = {}
+        self.functions: dict[types.FunctionType, None] = {}
+        self._seen: dict[int, int] = {}
+        self._kept: list[Any] = []
+
+    def __call__(self, value: Any) -> Description:
+        """What `value` is; an object that is not followed is itself."""
+        if isinstance(value, CONSTANT):
+            return type(value), repr(value) if isinstance(value, float | complex) else value
+        if id(value) in self.known:
+            return self.known[id(value)]
+        if id(value) in self._seen:
+            return "seen", self._seen[id(value)]
+        self._seen[id(value)] = len(self._seen)
+        self._kept.append(value)
+        return self._followed(value)
+
+    def _followed(self, value: Any) -> Description:
+        match value:
+            case dict() | types.MappingProxyType():
+                self.snapshots.container(value, dict(value))
+                return type(value), *((self._key(k), self(v)) for k, v in list(value.items()))
+            case list() | deque():
+                self.snapshots.container(value, value.copy())
+                return type(value), *map(self, list(value))
+            case tuple():
+                return type(value), *map(self, value)
+            case set() | frozenset():
+                self.snapshots.container(value, value.copy())
+                return type(value), frozenset(map(self._key, value))
+            case np.ndarray():
+                self.snapshots.container(_Array(value), value.copy())
+                return "array", value.dtype.str, value.shape, value.tobytes() if value.dtype != object else id(value)
+            case types.FunctionType():
+                if not is_foreign(value):
+                    self.functions[value] = None
+                return "function", id(value)
+            case types.MethodType():
+                return "method", self(value.__func__), self(value.__self__)
+            case type():
+                if not is_foreign(value):
+                    self.classes[value] = None
+                return "class", id(value)
+        return self._object(value)
+
+    def _key(self, key: Any) -> Any:
+        return (type(key), key) if isinstance(key, CONSTANT) else id(key)
+
+    def _object(self, value: Any) -> Description:
+        kind = type(value)
+        own = getattr(value, "__dict__", None)
+        if isinstance(value, Tensor | nn.Module) or (is_foreign(kind) and not isinstance(value, FOLLOWED)):
+            return "object", id(value)
+        parts: list[Any] = []
+        if isinstance(own, dict):
+            self.snapshots.container(own, dict(own))
+            parts += [(k, self(v)) for k, v in list(own.items())]
+        slots = [n for c in kind.__mro__ for n in _slots(c) if hasattr(value, n)]
+        if slots:
+            self.snapshots.attributes(value, *slots)
+            parts += [(n, self(getattr(value, n))) for n in slots]
+        if isinstance(value, functools.partial):
+            parts += [self(value.func), self(value.args), self(value.keywords)]
+        if not is_foreign(kind):
+            self.classes[kind] = None
+        return ("object", id(kind), *parts) if parts else ("object", id(value))
+
+
+class _Array:
+    """An array that is compared by its contents."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __eq__(self, other: object) -> bool:
+        return bool(np.array_equal(self.array, other, equal_nan=self.array.dtype.kind in "fc"))  # type: ignore[arg-type]
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    names = vars(kind).get("__slots__", ())
+    names = (names,) if isinstance(names, str) else tuple(names)
+    return tuple(n for n in names if n not in ("__dict__", "__weakref__"))

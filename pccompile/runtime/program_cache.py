@@ -1,0 +1,96 @@
+"""The programs of one model: one list of captures for each state that the model has been in."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from pccompile.frontends.exported import Imported
+from pccompile.runtime.loaded_program import Interface, Runtime
+from pccompile.runtime.model_state import ModelState
+
+STATES = 8
+"""How many states of a model keep their programs; the one that was left longest ago goes first."""
+
+
+@dataclass
+class Captured:
+    """The model as it was captured in one state for one form of call.
+
+    `learning` says which tensors required a gradient, where that matters. `programs` has one for each set of gradients, loss and record; `recent` leads to them from what a call has at hand.
+    """
+
+    state: ModelState
+    autocast: Any
+    learning: tuple[bool, ...] | None
+    imported: Imported
+    interface: Interface
+    programs: dict[Any, Runtime] = field(default_factory=dict)
+    recent: dict[Any, Runtime] = field(default_factory=dict)
+
+
+class ProgramCache:
+    """Captures of a model, found by the state that it is in.
+
+    Lists are replaced, never changed, so that threads may read them while one compiles.
+    """
+
+    def __init__(self) -> None:
+        self.captures: tuple[Captured, ...] = ()
+        self.states: tuple[ModelState, ...] = ()
+        self.written: frozenset[tuple[str, str]] = frozenset()
+        self.observers: dict[int, Any] = {}
+        self._warned = False
+
+    def state(self, model: nn.Module) -> ModelState:
+        """The state that `model` is in: one of those that were seen, if it is again as it was then."""
+        if self.states and self.states[0].holds():
+            return self.states[0]
+        for state in self.states[1:]:
+            if state.holds():
+                self._first(state)
+                return state
+        now = ModelState(model, self.written, self.observers)
+        for state in self.states:
+            if state.description == now.description:
+                self.replace(state, now)
+                break
+        return now
+
+    def replace(self, state: ModelState, now: ModelState) -> None:
+        """Let the captures of `state` be those of `now`, a model of the same description with other objects in it."""
+        for captured in self.captures:
+            if captured.state is state:
+                captured.state = now
+                captured.recent = {}
+        self.states = tuple(s for s in self.states if s is not state)
+        self._first(now)
+
+    def _first(self, state: ModelState) -> None:
+        self.states = (state, *(s for s in self.states if s is not state))
+
+    def add(self, captured: Captured, model: nn.Module) -> None:
+        """Keep a capture; the programs of the state that was left longest ago make way where there are too many."""
+        self._first(captured.state)
+        self.captures = (*self.captures, captured)
+        if len(self.states) > STATES:
+            self._evict(model)
+
+    def _evict(self, model: nn.Module) -> None:
+        if not self._warned:
+            self._warned = True
+            change = self.states[0].difference(self.states[1])
+            warnings.warn(
+                f"{type(model).__name__} was compiled for {len(self.states)} states, the last time because {change} "
+                "changed; programs of old states are dropped. A number that changes at every call belongs in a buffer",
+                stacklevel=2,
+            )
+        self.states, dropped = self.states[:STATES], self.states[STATES:]
+        self.captures = tuple(c for c in self.captures if c.state not in dropped)
+
+    def remove(self, captured: Captured) -> None:
+        """Forget a capture."""
+        self.captures = tuple(c for c in self.captures if c is not captured)

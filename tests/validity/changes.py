@@ -1,0 +1,432 @@
+"""Changes of a model after it was compiled, and the model that they change."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+HERE = sys.modules[__name__]
+GAIN = 1.5
+SHIFT = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64)
+BACKWARD = {"gain": 1.0}
+
+
+def helper(x: Tensor) -> Tensor:
+    """Reads globals: a number and a tensor."""
+    return x * GAIN + SHIFT
+
+
+class Reversal(torch.autograd.Function):
+    """The identity, whose gradient is scaled by a module's attribute and by a global."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: nn.Module) -> Tensor:
+        ctx.module = module
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, err: Tensor) -> tuple[Tensor, None]:
+        return -ctx.module.alpha * BACKWARD["gain"] * err, None
+
+
+class Exponent:
+    """A helper object that is no module."""
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+
+def scaled_by(number: float) -> tuple[Callable[[Tensor], Tensor], Callable[[float], None]]:
+    """A function with a number in a closure, and what sets the number."""
+
+    def scale(x: Tensor) -> Tensor:
+        return number * x
+
+    def set_number(value: float) -> None:
+        nonlocal number
+        number = value
+
+    return scale, set_number
+
+
+CLOSURE, SET_CLOSURE = scaled_by(1.0)
+
+
+class Net(nn.Module):
+    """A small network that reads everything that a model may read."""
+
+    offset = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.act, self.drop = nn.Linear(3, 5), nn.LeakyReLU(0.1), nn.Dropout(0.25)
+        self.bn, self.fc2 = nn.BatchNorm1d(5), nn.Linear(5, 5)
+        self.fc3 = nn.Linear(5, 5)
+        self.fc3.weight = self.fc2.weight
+        self.layers = nn.ModuleList([nn.Linear(5, 5), nn.Tanh()])
+        self.head = nn.Sequential(nn.Linear(5, 4), nn.Tanh())
+        self.register_buffer("scale", torch.full((5,), 1.25))
+        self.mask = torch.tensor([1.0, 0.5, 1.0, 0.25, 1.0], dtype=torch.float64)
+        self.one = torch.tensor(1.0, dtype=torch.float64)
+        self.tau, self.residual, self.power, self.alpha = 1.0, True, 2, 0.5
+        self.config: dict[str, Any] = {"slope": 0.1, "nested": [1.0, {"shift": 0.0}]}
+        self.settings = SimpleNamespace(temperature=1.0, names={"double"})
+        self.exponent = Exponent()
+        self.function: Callable[[Tensor], Tensor] = torch.tanh
+
+    def mix(self, x: Tensor) -> Tensor:
+        """A method besides forward."""
+        return x + 0.25 * x.roll(1, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.drop(self.act(self.fc1(x) / self.tau))
+        h = self.bn(h) * self.scale * self.mask * self.one + self.offset
+        h = Reversal.apply(self.fc3(torch.tanh(self.fc2(h))), self)
+        h = helper(CLOSURE(h)) + (x.sum(-1, keepdim=True) if self.residual else 0)
+        h = self.mix(self.function(h)) + self.config["slope"] * torch.sin(h) + self.config["nested"][1]["shift"]
+        h = self.exponent(h) * self.settings.temperature * (2 if "double" in self.settings.names else 1)
+        for layer in self.layers:
+            h = layer(h)
+        return self.head(h**self.power)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happens to a model. `names` are words of which a refusal must have one: what of the model's own it names."""
+
+    name: str
+    apply: Callable[[nn.Module, pytest.MonkeyPatch], object]
+    names: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CHANGES: list[Change] = []
+
+
+def change(*names: str) -> Callable[[Callable[[Any, pytest.MonkeyPatch], object]], Any]:
+    """Add a function to the list of changes."""
+
+    def add(function: Callable[[Any, pytest.MonkeyPatch], object]) -> Any:
+        CHANGES.append(Change(function.__name__, function, names))
+        return function
+
+    return add
+
+
+def sets(name: str, *names: str, **attributes: Any) -> None:
+    """A change that sets attributes, of submodules where there is a `__` in their names."""
+
+    def apply(model: Any, patch: pytest.MonkeyPatch) -> None:
+        for k, v in attributes.items():
+            *owners, last = k.split("__")
+            setattr(model.get_submodule(".".join(owners)), last, v)
+
+    CHANGES.append(Change(name, apply, names))
+
+
+sets("float_attribute", tau=0.3)
+sets("flag", residual=False)
+sets("integer_becomes_float", power=2.0)
+sets("integer", power=3)
+sets("dropout_p", drop__p=0.6)
+sets("momentum", bn__momentum=0.7)
+sets("momentum_none", "bn", "Net", bn__momentum=None)
+sets("eps", bn__eps=0.5)
+sets("negative_slope", act__negative_slope=0.9)
+sets("bias_none", fc1__bias=None)
+sets("function_attribute", function=torch.sin)
+sets("tensor_attribute", mask=torch.tensor([0.5, 1.0, 0.25, 1.0, 2.0], dtype=torch.float64))
+sets("tensor_of_one_element", one=torch.tensor(0.5, dtype=torch.float64))
+sets("tensor_of_another_shape", mask=torch.full((1,), 0.5, dtype=torch.float64))
+sets("number_for_a_tensor", mask=0.5)
+sets("submodule_of_another_kind", act=nn.Softplus())
+sets("submodule_none", drop=nn.Identity())
+sets("alpha_of_a_custom_backward", alpha=2.0)
+sets("buffer_replaced", scale=torch.full((5,), 0.75, dtype=torch.float64))
+
+
+@change()
+def tensor_attribute_in_place(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.mask.mul_(0.5)
+
+
+@change()
+def tensor_attribute_that_learns(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.mask.requires_grad_()
+
+
+@change()
+def dictionary_entry(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.config["slope"] = 0.7
+
+
+@change()
+def nested_entry(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.config["nested"][1]["shift"] = 0.4
+
+
+@change()
+def namespace_entry(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.settings.temperature = 0.5
+
+
+@change()
+def set_entry(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.settings.names.discard("double")
+
+
+@change()
+def helper_object(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.exponent.scale = 0.3
+
+
+@change()
+def instance_forward(m: Any, patch: pytest.MonkeyPatch) -> None:
+    plain = m.fc1.forward
+    m.fc1.forward = lambda x: 2 * plain(x)
+
+
+@change()
+def class_forward(m: Any, patch: pytest.MonkeyPatch) -> None:
+    if type(m.act).forward is nn.LeakyReLU.forward:
+        patch.setattr(nn.LeakyReLU, "forward", lambda self, x: torch.sin(x))
+
+
+@change()
+def class_method(m: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Net, "mix", lambda self, x: x - 0.5 * x.roll(2, -1))
+
+
+@change()
+def instance_method(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.mix = types.MethodType(lambda self, x: 0.5 * x, m)
+
+
+@change()
+def class_attribute(m: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Net, "offset", 0.5)
+
+
+@change()
+def global_number(m: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(HERE, "GAIN", 0.5)
+
+
+@change()
+def global_tensor(m: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(HERE, "SHIFT", torch.zeros(5, dtype=torch.float64))
+
+
+@change()
+def global_function(m: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(HERE, "helper", torch.cos)
+
+
+@change()
+def closure_number(m: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(HERE, "CLOSURE", CLOSURE)  # as an example of a global that is set to what it was
+    SET_CLOSURE(0.5)
+
+
+@change()
+def global_of_a_custom_backward(m: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(BACKWARD, "gain", 3.0)
+
+
+@change()
+def evaluation(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.eval()
+
+
+@change()
+def one_module_in_evaluation(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.bn.eval()
+
+
+@change()
+def frozen_parameter(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.fc1.weight.requires_grad_(False)
+
+
+@change()
+def parameter_replaced(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.fc1.weight = nn.Parameter(torch.sin(m.fc1.weight.detach() * 3))
+
+
+@change()
+def parameter_of_another_shape(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.head[0].weight = nn.Parameter(m.head[0].weight.detach()[:3])
+    m.head[0].bias = nn.Parameter(m.head[0].bias.detach()[:3])
+
+
+@change()
+def parameter_data_of_another_shape(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.head[0].weight.data = m.head[0].weight.data[:2].clone()
+    m.head[0].bias.data = m.head[0].bias.data[:2].clone()
+
+
+@change()
+def parameter_data(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.fc1.weight.data = torch.cos(m.fc1.weight.data)
+
+
+@change()
+def parameter_becomes_a_tensor(m: Any, patch: pytest.MonkeyPatch) -> None:
+    weight = m.fc1.weight.detach().clone().requires_grad_()
+    del m.fc1.weight
+    m.fc1.weight = weight
+
+
+@change()
+def parameter_becomes_a_buffer(m: Any, patch: pytest.MonkeyPatch) -> None:
+    weight = m.fc1.weight.detach().clone()
+    del m.fc1.weight
+    m.fc1.register_buffer("weight", weight)
+
+
+@change()
+def untied(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.fc3.weight = nn.Parameter(m.fc3.weight.detach().clone())
+
+
+@change()
+def tied(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.layers[0].weight = m.fc2.weight
+
+
+@change()
+def loaded_by_assignment(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.load_state_dict({k: v.detach() * 0.5 if v.is_floating_point() else v for k, v in m.state_dict().items()}, assign=True)
+
+
+@change()
+def emptied_and_filled(m: Any, patch: pytest.MonkeyPatch) -> None:
+    state = {k: torch.sin(v.detach()) if v.is_floating_point() else v.clone() for k, v in m.state_dict().items()}
+    m.to_empty(device="cpu")
+    m.load_state_dict(state)
+
+
+@change()
+def submodule_of_the_same_kind(m: Any, patch: pytest.MonkeyPatch) -> None:
+    layer = nn.Linear(3, 5).double()
+    layer.load_state_dict({k: torch.cos(v.detach()) for k, v in m.fc1.state_dict().items()})
+    m.fc1 = layer
+
+
+@change()
+def list_longer(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.layers.append(nn.Softplus())
+
+
+@change()
+def list_shorter(m: Any, patch: pytest.MonkeyPatch) -> None:
+    del m.layers[0]
+
+
+@change()
+def sequence_of_another_order(m: Any, patch: pytest.MonkeyPatch) -> None:
+    first, second = m.head[0], m.head[1]
+    m.head[0], m.head[1] = second, first
+
+
+@change()
+def statistics_removed(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.bn.track_running_stats = False
+    m.bn.running_mean = m.bn.running_var = m.bn.num_batches_tracked = None
+
+
+@change()
+def pruned(m: Any, patch: pytest.MonkeyPatch) -> None:
+    prune.l1_unstructured(m.fc1, "weight", 0.5)
+
+
+@change()
+def pruned_for_good(m: Any, patch: pytest.MonkeyPatch) -> None:
+    prune.ln_structured(m.fc1, "weight", 0.4, n=2, dim=0)
+    prune.remove(m.fc1, "weight")
+
+
+@change()
+def old_weight_norm(m: Any, patch: pytest.MonkeyPatch) -> None:
+    torch.nn.utils.weight_norm(m.fc1)
+
+
+@change()
+def weight_norm(m: Any, patch: pytest.MonkeyPatch) -> None:
+    parametrizations.weight_norm(m.fc1)
+
+
+@change()
+def parametrized(m: Any, patch: pytest.MonkeyPatch) -> None:
+    parametrize.register_parametrization(m.fc1, "weight", nn.Softplus())
+
+
+@change()
+def parametrized_for_good(m: Any, patch: pytest.MonkeyPatch) -> None:
+    parametrize.register_parametrization(m.fc1, "weight", nn.Softplus())
+    parametrize.remove_parametrizations(m.fc1, "weight")
+
+
+@change("fc1")
+def forward_hook(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.fc1.register_forward_hook(lambda module, args, output: 2 * output)
+
+
+@change("fc1")
+def forward_pre_hook(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.fc1.register_forward_pre_hook(lambda module, args: (torch.sin(args[0]),))
+
+
+@change("fc1")
+def forward_hook_with_kwargs(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.fc1.register_forward_hook(lambda module, args, kwargs, output: torch.sin(output), with_kwargs=True, always_call=True)
+
+
+@change("head")
+def hook_in_front(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.head.register_forward_hook(lambda module, args, output: output + 1)
+    m.head.register_forward_hook(lambda module, args, output: output * 3, prepend=True)
+
+
+@change("Net", "forward hook")
+def hook_of_the_model(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.register_forward_hook(lambda module, args, output: torch.tanh(output))
+
+
+def _double_softplus(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+    return 2 * output if isinstance(module, nn.LeakyReLU) else None
+
+
+@change("global")
+def global_forward_hook(m: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(nn.modules.module._global_forward_hooks, -1, _double_softplus)
+
+
+@change("fc1")
+def backward_hook(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.fc1.register_full_backward_hook(lambda module, sent, received: (2 * sent[0],))
+
+
+@change("fc1")
+def backward_pre_hook(m: Any, patch: pytest.MonkeyPatch) -> None:
+    m.fc1.register_full_backward_pre_hook(lambda module, received: (2 * received[0],))
+
+
+@change("global")
+def global_backward_hook(m: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(nn.modules.module._global_backward_hooks, -1, lambda module, sent, received: None)
+    patch.setattr(nn.modules.module, "_global_is_full_backward_hook", True)

@@ -1,0 +1,119 @@
+"""Model change × algorithm × road: each cell shows eager's result, or a refusal that names the model's own thing.
+
+Under strict predictive coding, whose gradients differ from autograd's by design, the changed model is compared with a
+fresh compilation of an equal one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pccompile
+from core.models import half_squares, seeded
+from pccompile import CompileError
+from validity.changes import CHANGES, SET_CLOSURE, Change, Net
+
+Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From an input and a target to the model's output and the loss ½‖target − output‖²."""
+
+
+def by_export(model: nn.Module, x: Tensor, **options: Any) -> Run:
+    pc = pccompile.compile(model, (x,), **options)
+
+    def run(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if options.get("algorithm") == "strict":
+            loss = pc.loss(x, target=y)
+            return loss.detach(), loss
+        output = pc(x)
+        return output, half_squares(output, y)
+
+    return run
+
+
+ROADS: dict[str, Callable[..., Run]] = {"export": by_export}
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "fixed-prediction": {"algorithm": "fixed-prediction", "steps": 400},
+    "strict": {"algorithm": "strict", "steps": 5},
+}
+
+
+@pytest.fixture(autouse=True)
+def _closure() -> Any:
+    yield
+    SET_CLOSURE(1.0)
+
+
+def outcome(model: nn.Module, run: Run, x: Tensor, y: Tensor) -> dict[str, Tensor | None]:
+    """Everything that a call and its backward pass leave: outputs, gradients and buffers."""
+    model.zero_grad()
+    torch.manual_seed(1)
+    x = x.clone().requires_grad_()
+    width = next(m.weight.shape[0] for m in model.head if isinstance(m, nn.Linear))  # type: ignore[union-attr]
+    output, loss = run(x, y[:, :width])
+    loss.backward()
+    leaves = {f"grad of {k}": p.grad for k, p in _learnable(model).items()}
+    return {"output": output.detach(), "input": x.grad, **leaves, **dict(model.named_buffers())}
+
+
+def _learnable(model: nn.Module) -> dict[str, Tensor]:
+    plain = {f"{p}.{k}": v for p, m in model.named_modules() for k, v in vars(m).items() if isinstance(v, Tensor)}
+    return {**dict(model.named_parameters()), **{k: v for k, v in plain.items() if v.requires_grad and v.is_leaf}}
+
+
+def eager(model: nn.Module) -> Run:
+    def run(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        output = model(x)
+        return output, half_squares(output, y)
+
+    return run
+
+
+def agree(found: dict[str, Tensor | None], expected: dict[str, Tensor | None]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if value is None:
+            assert found[name] is None, name
+        else:
+            torch.testing.assert_close(found[name], value, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("road", ROADS)
+def test_a_changed_model(road: str, algorithm: str, change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, options = seeded(Net, torch.float64), ALGORITHMS[algorithm]
+    twin = copy.deepcopy(model)
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    run, reference = ROADS[road](model, x, **options), eager(twin)
+    if algorithm == "strict":
+        reference = ROADS[road](twin, x, **options)
+    agree(outcome(model, run, x, y), outcome(twin, reference, x, y))
+    change.apply(model, monkeypatch)
+    change.apply(twin, monkeypatch)
+    if algorithm == "strict":
+        fresh = copy.deepcopy(twin) if not _has_graph(twin) else twin
+        try:
+            reference, twin = ROADS[road](fresh, x, **options), fresh
+        except CompileError as e:
+            assert any(name in str(e) for name in change.names), e
+            with pytest.raises(CompileError):
+                run(x, y)
+            return
+    try:
+        found = outcome(model, run, x, y)
+    except CompileError as e:
+        assert any(name in str(e) for name in change.names), e
+        return
+    agree(found, outcome(twin, reference, x, y))
+
+
+def _has_graph(model: nn.Module) -> bool:
+    """Whether tensors of a graph stand in the model, which deepcopy refuses."""
+    return any(isinstance(v, Tensor) and not v.is_leaf for m in model.modules() for v in vars(m).values())
