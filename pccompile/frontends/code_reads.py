@@ -40,16 +40,15 @@ def functions_of(value: Any) -> Iterator[types.FunctionType]:
         case types.FunctionType():
             yield value
         case staticmethod() | classmethod() | types.MethodType() | functools.cached_property():
-            inner = value.func if isinstance(value, functools.cached_property) else value.__func__
-            yield from functions_of(inner)
+            yield from functions_of(value.func if isinstance(value, functools.cached_property) else value.__func__)
         case property():
-            for inner in (value.fget, value.fset):
-                yield from functions_of(inner)
+            yield from functions_of(value.fget)
+            yield from functions_of(value.fset)
         case functools.partial():
             yield from functions_of(value.func)
         case _:
-            if (inner := getattr(value, "__wrapped__", None)) is not None and not isinstance(value, type):
-                yield from functions_of(inner)
+            if hasattr(value, "__wrapped__") and not isinstance(value, type):
+                yield from functions_of(getattr(value, "__wrapped__", None))
 
 
 class CodeReads:
@@ -69,7 +68,8 @@ class CodeReads:
         describe = self.describe
         describe.classes.update(dict.fromkeys(c for c in classes if not is_foreign(c)))
         count = -1
-        while count != (count := len(self._names) + len(describe.functions) + len(describe.classes) + len(self._modules)):
+        parts = self._names, describe.functions, describe.classes, self._modules
+        while count != (count := sum(map(len, parts))):
             for function in list(describe.functions):
                 self._function(function)
             for kind in list(describe.classes):

@@ -145,8 +145,8 @@ class _Importer:
         assert spec.in_spec is not None
         assert spec.out_spec is not None
         leaves = tuple(self._input_name(s.arg) for s in self.signature.input_specs if s.kind == InputKind.USER_INPUT)
-        specs, constants = (spec.in_spec, spec.out_spec), frozenset(self.constants)
-        return Imported(graph, self.typer, leaves, outputs, *specs, self.tensors, writes, constants)
+        call = leaves, outputs, spec.in_spec, spec.out_spec
+        return Imported(graph, self.typer, *call, self.tensors, writes, frozenset(self.constants))
 
     def _input_name(self, arg: object) -> str | None:
         if not isinstance(arg, TensorArgument):

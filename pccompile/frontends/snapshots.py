@@ -1,4 +1,4 @@
-"""Shallow copies of what a captured program rests on, and what they say in words that two captures can be compared by."""
+"""Shallow copies of what a captured program rests on, and descriptions by which two captures are compared."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ FOREIGN = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "sympy", "pcco
 """Packages whose code and objects are taken as they are; everything else is followed."""
 FOLLOWED = (types.SimpleNamespace, functools.partial)
 """Kinds of objects of such packages that only hold what a user put there."""
-CONSTANT = (str, bytes, int, float, complex, type(None), type(Ellipsis), slice, range, np.generic, Enum)
-CONSTANT += (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
+CONSTANT: tuple[type, ...] = (
+    *(str, bytes, int, float, complex, type(None), type(Ellipsis), slice, range, np.generic, Enum),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size),
+)
 
 Description = tuple[Any, ...]
 """What a value is, in values that can be compared: equal descriptions give equal programs."""

@@ -96,7 +96,10 @@ class ModelState:
         """
         if id(imported.tensors) not in self._tables:
             graph = imported.graph
-            params, buffers = ({graph.origin[n]: self._tensor_of(imported, n) for n in t} for t in (graph.params, graph.buffers))
+            params, buffers = (
+                {graph.origin[name]: self._tensor_of(imported, name) for name in names}
+                for names in (graph.params, graph.buffers)
+            )
             self._tables[id(imported.tensors)] = imported.tensors, (params, buffers)
         found = self._tables[id(imported.tensors)][1]
         for path, (table, name) in self._moving.items():
@@ -145,9 +148,10 @@ class ModelState:
             self.device = tensor.device
             self.snapshots.attributes(tensor, "device")
         index = self._ties.setdefault(id(tensor), len(self._ties))
-        form: Description = ("tensor", index, type(tensor), tensor.dtype, tensor.shape, tensor.layout)
+        plain = Tensor if type(tensor) is nn.Parameter else type(tensor)
+        form: Description = ("tensor", index, plain, tensor.dtype, tensor.shape, tensor.layout)
         self._describe.known.setdefault(id(tensor), form)
-        if kind == "_parameters" and isinstance(tensor, nn.Parameter):
+        if kind == "_parameters":
             self.snapshots.form(tensor)
             return form
         self.snapshots.learning(tensor)

@@ -153,14 +153,10 @@ class PCModule(nn.Module):
         self, captured: Captured, key: tuple[Any, ...], args: Any, kwargs: Any, loss: Any, target: Any, record: bool
     ) -> tuple[Captured, Runtime]:
         """The program for these gradients, loss and record, and the capture that it is of."""
-        frozen, inputs = key[:2]
-        graph = captured.imported.graph
-        wanted = frozenset(
-            itertools.chain(
-                (p for p, learns in zip(graph.params, frozen, strict=True) if learns and graph.params[p].differentiable),
-                itertools.compress(captured.interface.named(captured.interface.inputs), inputs),
-            )
-        ) or frozenset(p for p in graph.params if graph.params[p].differentiable)
+        params = captured.imported.graph.params
+        learnable = frozenset(p for p, type_ in params.items() if type_.differentiable)
+        inputs = frozenset(itertools.compress(captured.interface.named(captured.interface.inputs), key[1]))
+        wanted = learnable.intersection(itertools.compress(params, key[0])) | inputs or learnable
         kind = (wanted, *key[2:])
         if kind not in captured.programs:
             try:

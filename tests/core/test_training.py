@@ -223,16 +223,6 @@ def test_parameters_hooks_hear_the_gradient() -> None:
     assert sorted(map(id, heard)) == sorted(map(id, pc.parameters()))
 
 
-def test_hooks_of_modules_do_not_run_inside_inference() -> None:
-    x = data(5, 4)
-    _, pc = pair(mlp, x, algorithm="strict")
-    calls: list[int] = []
-    for module in pc.model:
-        module.register_forward_hook(lambda *_: calls.append(1))
-    half_squares(pc(x)).backward()
-    assert not calls
-
-
 @pytest.mark.parametrize("power", [1, 2])
 def test_one_forward_pass_serves_several_losses(power: int) -> None:
     x = data(5, 4)

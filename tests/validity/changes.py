@@ -310,7 +310,8 @@ def tied(m: Any, patch: pytest.MonkeyPatch) -> None:
 
 @change()
 def loaded_by_assignment(m: Any, patch: pytest.MonkeyPatch) -> None:
-    m.load_state_dict({k: v.detach() * 0.5 if v.is_floating_point() else v for k, v in m.state_dict().items()}, assign=True)
+    state = {k: v.detach() * 0.5 if v.is_floating_point() else v for k, v in m.state_dict().items()}
+    m.load_state_dict(state, assign=True)
 
 
 @change()
@@ -393,7 +394,10 @@ def forward_pre_hook(m: Any, patch: pytest.MonkeyPatch) -> None:
 
 @change("fc1")
 def forward_hook_with_kwargs(m: Any, patch: pytest.MonkeyPatch) -> None:
-    m.fc1.register_forward_hook(lambda module, args, kwargs, output: torch.sin(output), with_kwargs=True, always_call=True)
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+        return torch.sin(output)
+
+    m.fc1.register_forward_hook(hook, with_kwargs=True, always_call=True)
 
 
 @change("head")
