@@ -40,7 +40,8 @@ class Imported:
     `inputs` gives for each leaf of the flattened arguments its name in the graph (None where it is no tensor),
     `outputs` for each leaf of the flattened result a name or, for a leaf that is not a tensor, its value. `writes` are
     the last values of inputs that the model changes in place, which are among the graph's outputs where they were
-    asked for. `learning`: it depends on which tensors require a gradient. `constants` are those of the graph's tensors that have no place in the model.
+    asked for. `learning`: it depends on which tensors require a gradient. `constants` are those of the graph's tensors
+    that have no place in the model.
     """
 
     graph: Graph
@@ -146,7 +147,7 @@ class _Importer:
         assert spec.out_spec is not None
         leaves = tuple(self._input_name(s.arg) for s in self.signature.input_specs if s.kind == InputKind.USER_INPUT)
         call = leaves, outputs, spec.in_spec, spec.out_spec
-        return Imported(graph, self.typer, *call, self.tensors, writes, frozenset(self.constants))
+        return Imported(graph, self.typer, *call, self.tensors, writes, constants=frozenset(self.constants))
 
     def _input_name(self, arg: object) -> str | None:
         if not isinstance(arg, TensorArgument):

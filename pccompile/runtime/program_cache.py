@@ -20,7 +20,8 @@ STATES = 8
 class Captured:
     """The model as it was captured in one state for one form of call.
 
-    `learning` says which tensors required a gradient, where that matters. `programs` has one for each set of gradients, loss and record; `recent` leads to them from what a call has at hand.
+    `learning` says which tensors required a gradient, where that matters. `programs` has one for each set of gradients,
+    loss and record; `recent` leads to them from what a call has at hand.
     """
 
     state: ModelState
