@@ -273,7 +273,7 @@ class PCModule(nn.Module):
     def tables(self, runtime: Runtime) -> Tables:
         """The model's parameters and buffers as the generated functions take them."""
         assert runtime.compiled is not None
-        return self._cache.state(self.__dict__["model"]).tables(runtime.compiled.imported)
+        return self._cache.look(self.__dict__["model"]).tables(runtime.compiled.imported)
 
     def _predict(
         self, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], probe: bool = False

@@ -61,6 +61,11 @@ class ProgramCache:
                 break
         return now
 
+    def look(self, model: nn.Module) -> ModelState:
+        """The state that `model` is in, for a moment only: nothing that was kept changes."""
+        held = next((s for s in self.states if s.holds()), None)
+        return held or ModelState(model, self.written, self.observers)
+
     def replace(self, state: ModelState, now: ModelState) -> None:
         """Let the captures of `state` be those of `now`, a model of the same description with other objects in it."""
         for captured in self.captures:

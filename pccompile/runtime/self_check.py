@@ -19,11 +19,11 @@ from pccompile.analysis.compare import Checked, Difference, difference
 from pccompile.backends.torch import emit
 from pccompile.diagnostics import NOWHERE, CompileError, first_line, listing, printable
 from pccompile.driver import Compiled, Options, schedule
+from pccompile.frontends.exported import tensor_at
 from pccompile.ir import TensorType
 from pccompile.ops import OPS
 from pccompile.runtime.fault_location import Fault, first_fault, reference_values
 from pccompile.runtime.loaded_program import Runtime
-from pccompile.runtime.model_state import tensor_at
 from pccompile.runtime.trial_run import Draws, fresh, untouched
 
 BUDGET = 4 * 2**30
