@@ -16,6 +16,7 @@ from torch import fx
 from torch.export import Dim as ExportDim
 
 from pccompile.diagnostics import CompileError
+from pccompile.frontends.dynamo_numbers import own_bodies, put_numbers
 from pccompile.frontends.functional import op_name
 from pccompile.ir.names import Namer
 
@@ -27,11 +28,15 @@ MEMBER = re.compile(r"\.(\w+)$")
 
 @dataclass(frozen=True)
 class Exportable:
-    """A piece as a module, which of the piece's arguments it takes, and which of them are numbers that vary."""
+    """A piece as a module, which of the piece's arguments it takes, and which of them are numbers that vary.
+
+    fixed: those numbers must be put in place before the piece can be compiled.
+    """
 
     module: fx.GraphModule
     arguments: tuple[int, ...]
     numbers: tuple[int, ...]
+    fixed: bool
 
 
 def exportable(piece: fx.GraphModule, values: Mapping[int, float] | None = None) -> Exportable:
@@ -42,60 +47,33 @@ def exportable(piece: fx.GraphModule, values: Mapping[int, float] | None = None)
     to put in place of arguments.
     Raises CompileError for a hook whose gradient cannot be told from the piece.
     """
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    graph.output(graph.graph_copy(piece.graph, copies))
-    given = [(copies[n], n) for n in piece.graph.nodes if n.op == "placeholder"]
-    numbers = _numbers(given, copies, values or {})
-    sources = _lengths(given)
+    copied = fx.Graph()
+    copied.output(copied.graph_copy(piece.graph, {}))
+    module = fx.GraphModule(piece, copied, type(piece).__name__)
+    graph = module.graph
+    own_bodies(module)
+    originals = [n for n in piece.graph.nodes if n.op == "placeholder"]
+    arguments = [n for n in graph.nodes if n.op == "placeholder"]
+    numbers, fixed = put_numbers(module, arguments, values or {})
+    sources = _lengths(list(zip(arguments, originals, strict=True)))
     namer = Namer((*(n.name for n in graph.nodes), *_code_names(graph)))
     kept = []
-    for i, (n, original) in enumerate(given):
+    for i, (n, original) in enumerate(zip(arguments, originals, strict=True)):
         symbol = _symbol(original.meta.get("example_value"))
-        if symbol not in sources:
+        if symbol in sources:
+            with graph.inserting_after(arguments[-1]):
+                n.replace_all_uses_with(graph.call_function(torch.ops.aten.sym_size.int, sources[symbol]))
+        elif n.users or i not in (values or {}):
             n.name = n.target = namer(_label(original))
             kept.append(i)
-            continue
-        with graph.inserting_after(given[-1][0]):
-            n.replace_all_uses_with(graph.call_function(torch.ops.aten.sym_size.int, sources[symbol]))
-    kept = [i for i in kept if i not in (values or {})]
-    for i, (n, _) in enumerate(given):
+    for i, n in enumerate(arguments):
         if i not in kept:
             graph.erase_node(n)
     _call_checkpointed(graph)
     _hooks_as_functions(graph)
-    module = fx.GraphModule(piece, graph, type(piece).__name__)
-    module.dynamic_shapes = _free([given[i][1].meta.get("example_value") for i in kept])  # type: ignore[assignment]
-    return Exportable(module, tuple(kept), numbers)
-
-
-def _numbers(
-    arguments: Sequence[tuple[fx.Node, fx.Node]], copies: Mapping[fx.Node, fx.Node], values: Mapping[int, float]
-) -> tuple[int, ...]:
-    """The arguments that are Python floats, which Dynamo hands over as tensors; their reads become numbers.
-
-    A read is the number itself where Dynamo guards its value, and where `values` has one.
-    """
-    varying = []
-    for i, (_, original) in enumerate(arguments):
-        reads = [n for n in original.users if n.op == "call_method" and n.target == "item"]
-        numbers = {n: v for n in reads if isinstance(v := n.meta.get("example_value"), torch.SymFloat)}
-        if not reads or len(numbers) < len(reads) or not all(v.node.has_hint() for v in numbers.values()):
-            continue
-        for read, value in numbers.items():
-            known = values.get(i, float(value.node.expr) if value.node.expr.is_number else None)
-            if known is not None:
-                _replace(copies[read], known)
-        if copies[original].users:
-            varying.append(i)
-    return tuple(varying)
-
-
-def _replace(read: fx.Node, number: float) -> None:
-    """Put a number in place of a node."""
-    for user in list(read.users):
-        user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), lambda n: number if n is read else n)
-    read.graph.erase_node(read)
+    module.recompile()
+    module.dynamic_shapes = _free([originals[i].meta.get("example_value") for i in kept])  # type: ignore[assignment]
+    return Exportable(module, tuple(kept), numbers, fixed)
 
 
 def _lengths(given: Sequence[tuple[fx.Node, fx.Node]]) -> dict[Any, tuple[fx.Node, int]]:
@@ -139,13 +117,18 @@ def _hooked(x: torch.Tensor, hook: Callable[..., Any], *more: Any) -> Any:
     return _Hooked.apply(x, hook, *more)  # type: ignore[no-untyped-call]
 
 
+def _is_made(value: Any) -> bool:
+    """Whether a value is computed in a piece, other than a length."""
+    return isinstance(value, fx.Node) and value.op != "placeholder" and op_name(value.target) not in SIZES
+
+
 def _hooks_as_functions(graph: fx.Graph) -> None:
     """Let all that reads a value with a hook read it through a Function whose backward is the hook."""
     chains: dict[fx.Node, list[fx.Node]] = {}
     for n in [n for n in graph.nodes if op_name(n.target) == "hop.register_hook"]:
         read, body, *more = n.args
         value = next((v for v, chain in chains.items() if chain[0] is read), read)
-        if value.op == "placeholder" or any(m.op != "placeholder" and op_name(m.target) not in SIZES for m in more):
+        if value.op == "placeholder" or any(_is_made(m) for m in more):
             raise CompileError(
                 "a hook on a value reads what is made elsewhere (Tensor.register_hook)",
                 hint="write it as a custom autograd.Function, whose backward is compiled",

@@ -79,6 +79,7 @@ class Context:
     def __init__(self, needs: Sequence[bool]) -> None:
         self.needs_input_grad = tuple(needs)
         self.saved_tensors: tuple[Any, ...] = ()
+        self.still: tuple[Any, ...] = ()
 
     def save_for_backward(self, *tensors: Any) -> None:
         """Keep tensors for backward."""
@@ -88,7 +89,8 @@ class Context:
         """Gradients are always there."""
 
     def mark_non_differentiable(self, *tensors: Any) -> None:
-        """Results that take no gradient send none."""
+        """Note results that take no gradient."""
+        self.still = tensors
 
     def mark_dirty(self, *tensors: Any) -> None:
         """Refuse: an argument that is changed in place."""
@@ -99,12 +101,16 @@ class Context:
 
 @dataclass(eq=False)
 class Call:
-    """One call of a Function while a model was captured; `template` has the arguments, None where a tensor stood."""
+    """One call of a Function while a model was captured.
+
+    `template` has the arguments, None where a tensor stood; `still` are the results that take no gradient.
+    """
 
     function: type[torch.autograd.Function]
     template: tuple[Any, ...]
     places: tuple[int, ...]
     single: bool = True
+    still: tuple[int, ...] = ()
     autocast: dict[str, torch.dtype] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -130,6 +136,7 @@ class Call:
         results = (result,) if self.single else result
         if not all(isinstance(r, torch.Tensor) for r in results):
             raise CompileError(f"{self}.forward returns something that is no tensor")
+        self.still = tuple(i for i, r in enumerate(results) if any(r is t for t in ctx.still))
         return tuple(results)
 
     def backward(self, tensors: Sequence[Any], errors: Sequence[Any]) -> tuple[Any, ...]:
@@ -171,6 +178,7 @@ def record_call(function: type[torch.autograd.Function], args: tuple[Any, ...]) 
     casting = {d: torch.get_autocast_dtype(d) for d in devices if d != "meta" and torch.is_autocast_enabled(d)}
     _calls.append(Call(function, template, places, autocast=casting))
     results = function_operator()([args[p] for p in places], len(_calls) - 1)
+    results = [stop_gradient()(r) if i in _calls[-1].still else r for i, r in enumerate(results)]
     return results[0] if _calls[-1].single else tuple(results)
 
 

@@ -20,7 +20,7 @@ from pccompile.driver import Options, import_model
 from pccompile.frontends.dynamo import Exportable, exportable
 from pccompile.frontends.exported import Imported
 from pccompile.passes.activity import active
-from pccompile.runtime.hook_guards import guard_hooks
+from pccompile.runtime.dynamo_notes import guard_hooks, refuse_absent_gradients, takes_absent_gradients
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.module import PCModule
 from pccompile.runtime.shared_memory import Sharing, refuse_overlap, shared, sharing
@@ -36,7 +36,7 @@ def backend(
     """
     del example_inputs
     guard_hooks()
-    return _Program(piece, dict(options or {})).run
+    return _Program(piece, dict(options or {}), takes_absent_gradients()).run
 
 
 class _Program:
@@ -49,8 +49,8 @@ class _Program:
 
     MANY = 64
 
-    def __init__(self, piece: fx.GraphModule, options: dict[str, Any]) -> None:
-        self.piece, self.options = piece, options
+    def __init__(self, piece: fx.GraphModule, options: dict[str, Any], absent_gradients: bool) -> None:
+        self.piece, self.options, self.absent_gradients = piece, options, absent_gradients
         self.general: _Piece | None = None
         self.numbers: tuple[int, ...] = ()
         self.special: dict[tuple[str, ...], _Piece] = {}
@@ -60,7 +60,13 @@ class _Program:
         if self.numbers:
             return self._specialised(args)
         if self.general is None:
-            self.general = _Piece(exportable(self.piece), self.options)
+            if self.absent_gradients:
+                refuse_absent_gradients(self.piece)
+            piece = exportable(self.piece)
+            if piece.fixed:
+                self.numbers = piece.numbers
+                return self._specialised(args)
+            self.general = _Piece(piece, self.options)
         try:
             call = self.general.prepared(args)
         except CompileError:
