@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import NOWHERE, CompileError, Location
 from pccompile.frontends.autocast import current
-from pccompile.frontends.intercept import author_gradients, refuse_backward_hooks
+from pccompile.frontends.intercept import author_gradients, inference_without_gradient, refuse_backward_hooks
 from pccompile.frontends.running_statistics import visible_statistics
 from pccompile.frontends.shapes import shapes_torch_lacks
 from pccompile.frontends.signature import free_batch, spelled_out
@@ -53,6 +53,7 @@ def export(
                     author_gradients() as noticed,
                     shapes_torch_lacks(),
                     visible_statistics(),
+                    inference_without_gradient(),
                     _quiet(),
                     _unmarked((args, named)),
                 ):

@@ -69,6 +69,7 @@ def exportable(piece: fx.GraphModule, values: Mapping[int, float] | None = None)
     for i, n in enumerate(arguments):
         if i not in kept:
             graph.erase_node(n)
+    _detach_data(graph)
     _call_checkpointed(graph)
     _hooks_as_functions(graph)
     module.recompile()
@@ -85,6 +86,13 @@ def _lengths(given: Sequence[tuple[fx.Node, fx.Node]]) -> dict[Any, tuple[fx.Nod
             if (symbol := _symbol(size)) is not None:
                 found.setdefault(symbol, (n, axis))
     return found
+
+
+def _detach_data(graph: fx.Graph) -> None:
+    """Let `.data` be what it is: the same memory without gradient."""
+    for n in graph.nodes:
+        if op_name(n.target) == "_get_data_attr":
+            n.op, n.target = "call_method", "detach"
 
 
 def _call_checkpointed(graph: fx.Graph) -> None:

@@ -71,6 +71,8 @@ def storage(n: fx.Node) -> int | None:
     value = n.meta.get("val")
     if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
         return None
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        return None  # within torch.vmap
     return value.untyped_storage()._cdata  # type: ignore[no-any-return]
 
 

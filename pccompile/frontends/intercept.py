@@ -75,6 +75,21 @@ def _detached(results: Any) -> Any:
     return pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, results)
 
 
+def _gradient_off(mode: bool = True) -> torch.set_grad_enabled:
+    return torch.set_grad_enabled(not mode)
+
+
+@contextmanager
+def inference_without_gradient() -> Iterator[None]:
+    """Within: torch.inference_mode switches gradients off as torch.no_grad does, which torch.export notes."""
+    original = torch._C._InferenceMode
+    torch._C._InferenceMode = _gradient_off  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        torch._C._InferenceMode = original  # type: ignore[misc]
+
+
 def refuse_backward_hooks(model: nn.Module) -> None:
     """Raise CompileError where a module has a backward hook, which would change gradients unseen."""
     problems = Collector()

@@ -64,10 +64,14 @@ def shared(results: list[Any], given: Sequence[Any], inputs: Sequence[Tensor], s
             groups.setdefault(_memory(r), []).append(i)
     for members in groups.values():
         if len(members) == 1:
+            results[members[0]] = _changeable(results[members[0]])
             continue
         whole = next((i for i in members if _is_whole(results[i])), None)
         if whole is None and not _apart([results[i] for i in members]):
             raise CompileError("two results are overlapping parts of one value", hint="clone one of them")
+        for i in members:
+            if i == whole:
+                results[i] = _changeable(results[i])
         for i in members:
             if i == whole:
                 continue
@@ -76,6 +80,11 @@ def shared(results: list[Any], given: Sequence[Any], inputs: Sequence[Tensor], s
             else:
                 results[i] = results[i].clone()
     return results
+
+
+def _changeable(t: Tensor) -> Tensor:
+    """`t` such that autograd lets it be changed in place, which it forbids for a view that was made in a Function."""
+    return t.clone() if t._is_view() and t.requires_grad else t
 
 
 def _view_of(bases: Sequence[Tensor], view: Tensor) -> Tensor:

@@ -138,7 +138,9 @@ class _Piece(PCModule):
         position = {o: i for i, o in enumerate(runtime.compiled.imported.graph.outputs)}
         results = interface.assemble(outputs, inputs)
         for name, value in writes.items():
-            inputs[name].copy_(outputs[position[value]])
+            leaf = inputs[name].is_leaf and inputs[name].requires_grad  # written where gradients are off
+            with torch.no_grad() if leaf else nullcontext():
+                inputs[name].copy_(outputs[position[value]])
         return tuple(shared(list(results), given, list(own.values()), self.sharing))
 
     def _plain(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
