@@ -163,16 +163,36 @@ def _writable(tensor: Tensor) -> Tensor:
 
 
 class Draws(TorchDispatchMode):
-    """Within, what is drawn depends on the shape that it is drawn for, and not on what was drawn before."""
+    """Within, what is drawn depends on the shape that it is drawn for, and not on what was drawn before.
+
+    Kernels of one device draw in different orders (a fused dropout and its parts), so all is drawn on the CPU.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The result of an operation."""
-        if torch.Tag.nondeterministic_seeded in func.tags and args:
-            reseed([args[0]] if isinstance(args[0], Tensor) else [])
-            shape = args[0].shape if isinstance(args[0], Tensor) else args[0]
-            if isinstance(shape, list | tuple):
-                torch.rand(sum(n * (i + 1) for i, n in enumerate(shape)) % 97)
-        return func(*args, **(kwargs or {}))
+        kwargs = dict(kwargs or {})
+        if torch.Tag.nondeterministic_seeded not in func.tags or not args:
+            return func(*args, **kwargs)
+        reseed([args[0]] if isinstance(args[0], Tensor) else [])
+        shape = args[0].shape if isinstance(args[0], Tensor) else args[0]
+        if isinstance(shape, list | tuple):
+            torch.rand(sum(n * (i + 1) for i, n in enumerate(shape)) % 97)
+        return _on_cpu(func, args, kwargs)
+
+
+def _on_cpu(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """The result of an operation that was computed on the CPU, on the device where it belongs."""
+    device = kwargs.get("device") or next((t.device for t in pytree.tree_leaves(args) if isinstance(t, Tensor)), None)
+    if device is None or torch.device(device).type == "cpu":
+        return func(*args, **kwargs)
+    if "device" in kwargs:
+        kwargs["device"] = torch.device("cpu")
+    near, named = pytree.tree_map_only(Tensor, Tensor.cpu, (args, kwargs))
+    result = func(*near, **named)
+    if func._schema.is_mutable:
+        args[0].copy_(near[0])
+        return args[0]
+    return pytree.tree_map_only(Tensor, lambda t: t.to(device), result)
