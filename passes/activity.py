@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from pccompile.ir import Graph, Node, TensorType
 from pccompile.ops import family_of
 from pccompile.ops.functions import STOP
@@ -49,14 +51,14 @@ def fixed(graph: Graph) -> frozenset[str]:
     """The names of values that no inference step changes: leaves, what follows from them alone, and random draws."""
     carrying = active(graph)
     still = set(graph.leaves)
+    late = {name for name, source in graph.dims.items() if source.tensor not in still}
     for n in graph.nodes:
-        drawn = family_of(n.op) == "context" or (isinstance(n.type, TensorType) and _data_dependent(n.type, graph))
+        drawn = family_of(n.op) == "context" or (isinstance(n.type, TensorType) and _data_dependent(n.type, late))
         if n.name not in carrying and (drawn or all(i in still for i in n.inputs)):
             still.add(n.name)
     return frozenset(still)
 
 
-def _data_dependent(type_: TensorType, graph: Graph) -> bool:
-    """Whether a shape holds a length that is known only once the model has run."""
-    names = {str(s) for d in type_.shape if not isinstance(d, int) for s in d.free_symbols}
-    return any(graph.dims[n].tensor not in graph.leaves for n in names if n in graph.dims)
+def _data_dependent(type_: TensorType, late: Collection[str]) -> bool:
+    """Whether a shape holds one of the lengths that are known only once the model has run."""
+    return any(str(s) in late for d in type_.shape if not isinstance(d, int) for s in d.free_symbols)

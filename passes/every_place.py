@@ -44,7 +44,7 @@ class _Rows:
 
 class _Rewriter:
     def __init__(self, graph: Graph, typer: Typer) -> None:
-        self.graph, self.b = graph, Builder(graph.leaves, typer, "")
+        self.graph, self.types, self.b = graph, graph.types, Builder(graph.leaves, typer, "")
         self.b.reserved = {n.name for n in graph.nodes}
         self.env: dict[str, Ref] = {name: Ref(name) for name in graph.leaves}
         self.rows: dict[sympy.Symbol, _Rows] = {}
@@ -102,7 +102,7 @@ class _Rewriter:
 
     def _symbols(self, name: str) -> set[Any]:
         """The masks that decide lengths of a value in the graph as it was."""
-        type_ = self.graph.types[name]
+        type_ = self.types[name]
         types = type_ if isinstance(type_, tuple) else (type_,)
         dims = [d for t in types if isinstance(t, TensorType) for d in t.shape if not isinstance(d, int)]
         return {s for d in dims for s in d.free_symbols if s in self.rows}
@@ -133,7 +133,7 @@ class _Rewriter:
 
     def _leads(self, name: str) -> bool:
         """Whether the length that a mask decides is the first of a value, and no other."""
-        type_ = self.graph.types[name]
+        type_ = self.types[name]
         shapes = [t.shape for t in (type_ if isinstance(type_, tuple) else (type_,)) if isinstance(t, TensorType)]
         return all(s and s[0] in self.rows and all(isinstance(d, int) for d in s[1:]) for s in shapes)
 

@@ -189,7 +189,7 @@ def random_inputs(net: Netlist, seed: int) -> dict[str, torch.Tensor]:
     for name, port in net.spec.inputs.items():
         if port.encode:
             width = net.spec.populations[port.population].shape[port.axis]
-            found[name.partition("#")[0]] = torch.randint(width, port.shape, generator=draw)
+            found[name if port.argument is None else port.argument] = torch.randint(width, port.shape, generator=draw)
         else:
             found[name] = torch.randn(port.shape, generator=draw, dtype=torch.float64)
     return found

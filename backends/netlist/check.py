@@ -269,10 +269,12 @@ def _ports(spec: Spec, sound: Mapping[str, Population], tensors: Tensors) -> Ite
                 yield f"{kind} {name}: {port.population} is of kind {p.unit} and cannot be set"
             if port.example is not None and (kind != "draw" or port.example not in tensors):
                 yield f"{kind} {name}: its example {port.example} is no tensor of random numbers"
+            if port.argument is not None and kind != "input":
+                yield f"{kind} {name} takes no argument"
             if port.population in sound:
                 yield from (f"{kind} {name}: {w}" for w in _port(port, p))
-    for name in spec.inputs:
-        if name.partition("#")[0] not in spec.arguments:
+    for name, port in spec.inputs.items():
+        if (name if port.argument is None else port.argument) not in spec.arguments:
             yield f"input {name} is not among the arguments"
     for name, fixed in spec.fixed.items():
         yield from _shape(f"fixed input {name}", fixed.shape)

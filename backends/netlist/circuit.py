@@ -7,6 +7,7 @@ where a signal is read does it become a projection.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -30,7 +31,10 @@ class Circuit:
 
     active: the populations that carry an error. unheard: those that send nothing back to what they read.
     formulas: what `map` populations compute, in sympy's symbol x. infinite: the units of infinite constants.
+    reserved: the paths of the model's parameters and buffers, which no tensor of the circuit's own is called.
     """
+
+    reserved: frozenset[str] = frozenset()
 
     populations: dict[str, Population] = field(default_factory=dict)
     projections: list[Projection] = field(default_factory=list)
@@ -103,13 +107,15 @@ class Circuit:
         array = np.ascontiguousarray(array)
         key = (kind, array.shape, array.dtype.str, hashlib.sha256(array.tobytes()).digest())
         if key not in self._stored:
-            self._stored[key] = name = f"#{kind}.{self._counts[kind]}"
+            numbered = (f"#{kind}.{i}" for i in itertools.count(self._counts[kind]))
+            self._stored[key] = name = next(n for n in numbered if n not in self.reserved and n not in self.tensors)
             self._counts[kind] += 1
             self.tensors[name] = array
         return self._stored[key]
 
     def parameter(self, path: str, array: np.ndarray) -> str:
         """Store a parameter or a buffer of the model under its path in it."""
+        assert path in self.reserved, path
         self.tensors.setdefault(path, array)
         self.paths.setdefault(path, path)
         return path

@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 from pccompile.backends.netlist.check import check
 from pccompile.backends.netlist.format import VERSION, Spec, Tensor
 from pccompile.backends.netlist.netlist import Netlist
+from pccompile.backends.netlist.transforms import fresh
 from pccompile.diagnostics import Collector, CompileError, OutputError, first_line, printable
 from pccompile.ir.names import identifier
 from pccompile.writing import Write, write_together
@@ -210,9 +211,9 @@ def _with_examples(net: Netlist) -> Netlist:
     """`net` with its drawn numbers among its tensors."""
     draws, tensors, described = dict(net.spec.draws), dict(net.tensors), dict(net.spec.tensors)
     for port, p in net.spec.draws.items():
-        drawn = net.drawn.get(base := port.partition("#")[0])
+        drawn = net.drawn.get(port)
         if drawn is not None:
-            name = f"#drawn.{base}"
+            name = fresh(f"#drawn.{port}", tensors)
             array = drawn.astype(np.float64 if drawn.dtype.kind == "f" else np.int64)
             tensors[name], described[name] = array, Tensor.of(array)
             draws[port] = msgspec.structs.replace(p, example=name)
@@ -222,7 +223,7 @@ def _with_examples(net: Netlist) -> Netlist:
 def _without_examples(spec: Spec, tensors: Mapping[str, np.ndarray]) -> Netlist:
     """A netlist whose drawn numbers are apart from its tensors."""
     examples = {port: p.example for port, p in spec.draws.items() if p.example is not None}
-    drawn = {port.partition("#")[0]: tensors[name] for port, name in examples.items()}
+    drawn = {port: tensors[name] for port, name in examples.items()}
     spec = msgspec.structs.replace(
         spec,
         draws={k: msgspec.structs.replace(p, example=None) for k, p in spec.draws.items()},

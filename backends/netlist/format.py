@@ -170,11 +170,13 @@ class Port(Struct, frozen=True, kw_only=True):
 
     encode: integers become one active unit each, along axis `axis` of the population. example: a tensor that may be
     presented, of random numbers those that were drawn when the circuit was made. states: the axes among which `axis`
-    counts, where they are not those of the population.
+    counts, where they are not those of the population. argument: the argument that an input port takes, where that is
+    not called like the port.
     """
 
     population: str
     shape: tuple[int, ...]
+    argument: str | None = None
     encode: Literal["one_hot"] | None = None
     axis: int = -1
     example: str | None = None

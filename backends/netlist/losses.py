@@ -14,6 +14,7 @@ from pccompile.backends.netlist.format import Port
 from pccompile.backends.netlist.lower import Lowering, Unsupported
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Graph, Ref, TensorType
+from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer
 from pccompile.ops.functions import STOP
 
@@ -49,6 +50,7 @@ class Outputs:
 
     def __init__(self, lo: Lowering, loss: Loss, probabilities: dict[str, str]) -> None:
         self.lo, self.c, self.loss, self.probabilities = lo, lo.c, loss, probabilities
+        self.namer = Namer((*lo.graph.leaves, *(n.name for n in lo.graph.nodes)))
         self.ports: dict[str, Port] = {}
         self.targets: dict[str, Port] = {}
         self.clamps: dict[str, Port] = {}
@@ -57,8 +59,10 @@ class Outputs:
     def add(self, names: Sequence[str]) -> None:
         """Add the outputs, each as often as it is named."""
         ids: list[Ids] = []
+        vertices: dict[str, str] = {}
         for name in names:
-            self.lo.node = replace(self.lo.node, name=f"{name}_output")
+            vertices[name] = vertices.get(name) or self.namer(f"{name}_output")
+            self.lo.node = replace(self.lo.node, name=vertices[name])
             try:
                 ids.append(self.lo.ids(Ref(name)))
             except Unsupported as e:
@@ -68,12 +72,12 @@ class Outputs:
         for i, (name, array) in enumerate(zip(names, ids, strict=True)):
             label = name if name not in names[:i] else f"{name}.{names[:i].count(name) + 1}"
             if name in self.lo.active:
-                self._compared(label, name, array, read)
+                self._compared(label, name, vertices[name], array, read)
             else:
-                self.lo.node = replace(self.lo.node, name=f"{name}_output")
+                self.lo.node = replace(self.lo.node, name=vertices[name])
                 self.ports[label] = Port(population=self.lo.relayed(array, ""), shape=array.shape)
 
-    def _compared(self, label: str, name: str, ids: Ids, read: Mapping[str, int]) -> None:
+    def _compared(self, label: str, name: str, vertex: str, ids: Ids, read: Mapping[str, int]) -> None:
         """An output that carries an error: a population that nothing else reads."""
         found = self.c.whole(ids)
         if (
@@ -82,7 +86,7 @@ class Outputs:
             or found not in self.c.active
             or self.c.populations[found].shape != ids.shape
         ):
-            found = self.c.population(f"{name}_output.v", ids.shape, "sum", "value", f"{name}_output", active=True)
+            found = self.c.population(f"{vertex}.v", ids.shape, "sum", "value", vertex, active=True)
             self.c.project(ids, found)
         self.ports[label] = Port(population=found, shape=ids.shape)
         self.errors[found] = self._error(label, name, found, ids.shape)

@@ -77,7 +77,7 @@ class Netlist:
             ("draw", spec.draws),
         ):
             for name, port in ports.items():
-                value = given[kind].get(name.partition("#")[0])
+                value = given[kind].get(name if port.argument is None else port.argument)
                 if value is None:
                     continue
                 refuse_undefined(f"{kind} {name}", value)

@@ -13,7 +13,7 @@ from pccompile.backends.torch.lower import lower
 from pccompile.backends.torch.nested import fragments_of, print_fragments
 from pccompile.backends.torch.optimise import optimise
 from pccompile.backends.torch.printer import Printer, recorded
-from pccompile.backends.torch.spell import Speller, kernel_names, quoted
+from pccompile.backends.torch.spell import Speller, quoted
 from pccompile.backends.torch.statements import Function, Key
 from pccompile.diagnostics import printable
 from pccompile.ir import PCGraph, Program, Ref, Vertex
@@ -105,16 +105,14 @@ class _File:
         self.defaults = "".join(f", {k}={v!r}" for k, v in program.arguments.items())
         self.passed = "".join(f", {k}" for k in program.arguments)
         functions = (self.lowered.predict, self.lowered.infer, self.lowered.learn, self.lowered.sweep)
-        kernels = {name for f in functions for s in f.statements() for name in kernel_names(s.op)}
-        self.reserved = {*ARGUMENTS, *program.arguments, *self.pc.graph.dims, *kernels}
-        namer = Namer(self.reserved)
         called = dict.fromkeys(c for f in functions for c in fragments_of(f.statements()))
-        kernels = {name for c in called for n in c.nodes for name in kernel_names(n.op)}
-        self.reserved |= kernels
-        namer.used |= kernels
-        self.speller = Speller({c: namer(c.name) for c in called})
+        ops = [*(s.op for f in functions for s in f.statements()), *(n.op for c in called for n in c.nodes)]
+        self.reserved = {*ARGUMENTS, *program.arguments, *self.pc.graph.dims}
+        self.speller = Speller(self.reserved)
+        self.speller.fragments = {c: self.speller.namer(c.name) for c in called}
+        self.reserved |= self.speller.words(ops)
         self.speller.printed = functools.partial(print_fragments, reserved=self.reserved)
-        self.reserved |= set(self.speller.fragments.values())
+        namer = Namer(self.reserved)
         self.names = {r: namer(self.lowered.labels[r].text) for r in self.lowered.context}
         self.gradients = self.gradients_of(name for _, name in self.lowered.learn.results)
         self.dims: set[str] = set()
@@ -206,7 +204,7 @@ class _File:
         device = self.device(source)
 
         def build() -> list[str]:
-            unpacked = [n if n in names.values() else "_" for n in self.names.values()]
+            unpacked = [n if r in names else "_" for r, n in self.names.items()]
             unpacked += [d if d in dims else "_" for d in sorted(self.dims)]
             opened = [f"    {listed(unpacked)} = context"] if used & set(self.names) or dims else []
             head = ["@torch.no_grad()", f"def {name}(params, context, {given}):", f'    """{DOC[name]}"""']

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pccompile.backends.torch.lower import lower_loss
 from pccompile.backends.torch.optimise import without_dead
 from pccompile.backends.torch.printer import Printer
-from pccompile.backends.torch.spell import Speller, kernel_names
+from pccompile.backends.torch.spell import Speller
 
 if TYPE_CHECKING:
     from pccompile.backends.torch.emit import Loss
@@ -35,8 +35,8 @@ def clamp_lines(loss: Loss | None, indices: Sequence[int], speller: Speller, res
     f, labels = lower_loss(loss.pc, texts, loss.constants)
     f = without_dead(f)
     speller.dims, speller.device = set(), False
-    kernels = {name for s in f.statements() for name in kernel_names(s.op)}
-    printer = Printer(f, labels, {}, {}, speller, lambda vertex: "", [*reserved, *loss.pc.graph.dims, *kernels])
+    words = speller.words(s.op for s in f.statements())
+    printer = Printer(f, labels, {}, {}, speller, lambda vertex: "", [*reserved, *loss.pc.graph.dims, *words])
     lines = printer.run({})
     head = [
         "@torch.no_grad()",

@@ -23,7 +23,8 @@ def optimise(lowered: Lowered) -> Lowered:
         wanted = sorted(f.needs(), key=order.__getitem__)
         params = [made[r] for r in wanted if r in made and _is_param(made[r])]
         f.lines[:0] = [replace(s) for s in params]
-        needed.update({r: None for r in wanted if r not in {s.target for s in params}})
+        opened = {s.target for s in params}
+        needed.update({r: None for r in wanted if r not in opened})
     measured = [sources[d] for f in later for s in f.statements() for d in s.lengths if d in sources]
     predict = without_dead(Function(lowered.predict.lines, lowered.predict.results), [*needed, *measured], sources)
     read_before_written(predict, needed)

@@ -6,6 +6,7 @@ for the last time, and a sum is added up in place where nothing else can see the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pccompile.backends.torch.layout import STEP, WIDTH, folded, listed
@@ -19,6 +20,9 @@ Heading = Callable[[str], str]
 
 OVERWRITING = {f"aten.{name}.default": f"torch.{name}_" for name in ("relu", "tanh", "sigmoid", "exp")}
 """Functions whose derivative is read off their result, so that nothing wants their argument afterwards."""
+
+DEEPEST = 16
+"""So many statements are written inside one another at most: Python's own parser gives up at some hundred."""
 
 
 class Printer:
@@ -42,7 +46,8 @@ class Printer:
         self.names = dict(names)
         self.fixed = fixed
         self.namer = Namer((*reserved, *names.values(), *fixed.values()))
-        self.kept = {*function.results.values(), *fixed}
+        self.returned = Counter(function.results.values())
+        self.kept = {*self.returned, *fixed}
         self.text: list[str] = []
         self.made = {s.target: s for s in function.statements()}
         self.readers: dict[Ref, list[Statement | None]] = {}
@@ -60,6 +65,7 @@ class Printer:
                 for r in s.reads:
                     self.readers.setdefault(r, []).append(s)
         self.owner = {name: value for value, name in self.names.items()}
+        self.nested: set[Ref] = set()
         self.inlined: dict[Ref, str] = {}
         self.unpacked: set[Ref] = set()
         self.vertex = ""
@@ -67,12 +73,13 @@ class Printer:
     def run(self, late_dims: Mapping[Ref, Sequence[tuple[str, int]]]) -> list[str]:
         """The body, without the return statement. late_dims: lengths to read off a value once it is there."""
         self.late_dims = late_dims
+        self.nest()
         self.block(self.f.lines, 1, self.kept)
         return self.text
 
     def owns(self, value: Ref) -> bool:
         """Whether a result has memory that no other result and no argument has: optimizers write into gradients."""
-        alone = list(self.f.results.values()).count(value) == 1 and value not in self.readers
+        alone = self.returned[value] == 1 and value not in self.readers
         source = self.made.get(value)
         while source and source.op in OPS and OPS[source.op].wiring and source.op != "aten.expand.default":
             base = source.args.get("self")
@@ -115,8 +122,19 @@ class Printer:
                     found[r] = max(found[r], found[line.target])
         return found
 
+    def nest(self) -> None:
+        """Decide which statements are written where they are read, none inside more than DEEPEST others."""
+        depth: dict[Ref, int] = {}
+        for s in self.f.statements():
+            depth[s.target] = 1 + max((depth[r] for r in s.reads if r in self.nested), default=0)
+            if depth[s.target] <= DEEPEST and self._reads_well_inside(s):
+                self.nested.add(s.target)
+
     def inlines(self, s: Statement) -> bool:
         """Whether a statement is written where it is read."""
+        return s.target in self.nested
+
+    def _reads_well_inside(self, s: Statement) -> bool:
         if s.target in self.kept or s.target in self.late_dims or s.op in ("alias", "copy", "clamp"):
             return False
         readers = self.readers.get(s.target, [])
@@ -175,10 +193,12 @@ class Printer:
 
     def becomes(self, value: Ref) -> Ref:
         """What a value is once all is added to it that is added to its memory."""
-        for reader in self.readers.get(value, []):
-            if reader is not None and self.accumulates(reader, value):
-                return self.becomes(reader.target)
-        return value
+        while True:
+            readers = (r for r in self.readers.get(value, []) if r is not None and self.accumulates(r, value))
+            adding = next(readers, None)
+            if adding is None:
+                return value
+            value = adding.target
 
     def expression(self, s: Statement) -> str:
         """What a statement computes."""

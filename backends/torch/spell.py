@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import functools
 import json
 import math
+import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import sympy
 import torch
 
 from pccompile.ir import DEVICE, Arg, Fragment, Ref
-from pccompile.ir.names import identifier
+from pccompile.ir.names import Namer, identifier
 from pccompile.ops import OPS, overload
 from pccompile.ops.expressions import dim_code
 
@@ -30,13 +32,15 @@ Text = Callable[[Ref], str]
 class Speller:
     """Spells calls, and remembers which operators and helpers the file must name at its top.
 
-    fragments: what the programs that operations call are named in the file.
+    used: names that stand at the top of the file besides. `namer` names what else is to stand there.
     """
 
-    def __init__(self, fragments: Mapping[Fragment, str] | None = None) -> None:
-        self.fragments = dict(fragments or {})
+    def __init__(self, used: Iterable[str] = ()) -> None:
+        self.namer = Namer((*used, *dir(builtins), *_helper_names()))
+        self.fragments: dict[Fragment, str] = {}
         self.printed: Callable[[Speller, Sequence[Fragment]], Sequence[str]] = lambda speller, fragments: ()
         self.kernels: dict[str, str] = {}
+        self._kernel_names: dict[str, str] = {}
         self.helpers: dict[str, str] = {}
         self.modules: set[str] = {"torch"}
         self.dims: set[str] = set()
@@ -84,10 +88,20 @@ class Speller:
         base = op.split(".")[1]
         if op.startswith("aten.") and _in_torch(base):
             return f"torch.{base}"
-        if op not in self.kernels:
-            plain, full = kernel_names(op)
-            self.kernels[op] = full if plain in self.kernels.values() else plain
+        self.kernels[op] = self._kernel_name(op)
         return self.kernels[op]
+
+    def _kernel_name(self, op: str) -> str:
+        if op not in self._kernel_names:
+            plain, full = kernel_names(op)
+            self._kernel_names[op] = self.namer(full if plain in self.namer.used else plain)
+        return self._kernel_names[op]
+
+    def words(self, ops: Iterable[str]) -> set[str]:
+        """The names from the top of the file that calls of `ops` may be written with: no value is called so."""
+        called = dict.fromkeys(op for op in ops if kernel_names(op))
+        names = {name for op in called for name in (*kernel_names(op), self._kernel_name(op))}
+        return names.union(BUILTINS, _helper_names(), self.fragments.values())
 
     def _arguments(self, op: str, args: Mapping[str, Arg], text: Text) -> list[str]:
         declared = overload(op)._schema.arguments
@@ -108,6 +122,17 @@ class Speller:
             for a in positional
         ]
         return given + [f"{a.name}={self.arg(args[a.name], text)}" for a in named]
+
+
+BUILTINS = ("range", "next", "iter", "max", "min", "int", "float")
+"""The functions of Python itself that generated code calls."""
+
+
+@functools.cache
+def _helper_names() -> frozenset[str]:
+    """The names of all functions that operations may bring along."""
+    texts = (definition.helper for definition in OPS.values())
+    return frozenset(name for text in texts for name in re.findall(r"^def (\w+)", text, re.MULTILINE))
 
 
 def kernel_names(op: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from pccompile.frontends.capture import AUTOCAST, LEARNING
 from pccompile.frontends.control import CONTROL, Nested
 from pccompile.frontends.functional import functionalise, name_dtypes, op_name
 from pccompile.frontends.memory import settle_memory
+from pccompile.frontends.model_tensors import ModelTensors
 from pccompile.frontends.numbers import Read, is_read, number, only_asserted, with_operands
 from pccompile.frontends.regions import inline_regions
 from pccompile.ir import DEVICE, Arg, Graph, Node, Ref, Source, TensorType, Type, refs
@@ -79,7 +80,7 @@ def import_program(
 
 class _Importer:
     def __init__(self, program: ExportedProgram, model: nn.Module | None, locate: Locate | None) -> None:
-        self.program, self.model, self.locate = program, model, locate
+        self.program, self.locate = program, locate
         self.signature = program.graph_signature
         self.nodes: list[Node] = []
         self.env: dict[fx.Node, Arg] = {}
@@ -87,13 +88,13 @@ class _Importer:
         self.inputs: dict[str, TensorType] = {}
         self.params: dict[str, TensorType] = {}
         self.buffers: dict[str, TensorType] = {}
-        self.tensors: dict[str, torch.Tensor] = {}
-        self.origin: dict[str, str] = {}
-        self.constants: set[str] = set()
+        self.types: dict[str, Type] = {}
+        self.model_tensors = ModelTensors(program, model, self.namer)
         self.dims: dict[str, Source] = {}
         self.wanted: set[str] = set()
         self.problems = Collector()
         self.parts: dict[Arg, str] = {}
+        self.namer.used |= {str(s) for n in program.graph.nodes for s in _lengths(n)}
         self.typer = self._typer()
 
     def _typer(self) -> Typer:
@@ -124,7 +125,7 @@ class _Importer:
                 self._constant(n)
         for p in written:
             if self.env[p] in self.params:
-                where = Location(self.origin[str(self.env[p])])
+                where = Location(self.model_tensors.origin[str(self.env[p])])
                 self.problems.add("a parameter is changed in place", where, "change it outside the model")
         self.problems.raise_if_any()
         updates = {self.env[p]: self.env[v] for p, v in written.items() if self.env[p] in self.buffers}
@@ -137,7 +138,7 @@ class _Importer:
             self.buffers,
             tuple(self.nodes),
             tuple(dict.fromkeys(o for o in (*outputs, *writes.values()) if isinstance(o, Ref))),
-            self.origin,
+            self.model_tensors.origin,
             updates,
             self.dims,
             frozenset(self.wanted),
@@ -147,7 +148,8 @@ class _Importer:
         assert spec.out_spec is not None
         leaves = tuple(self._input_name(s.arg) for s in self.signature.input_specs if s.kind == InputKind.USER_INPUT)
         call = leaves, outputs, spec.in_spec, spec.out_spec
-        return Imported(graph, self.typer, *call, self.tensors, writes, constants=frozenset(self.constants))
+        tensors, constants = self.model_tensors.tensors, frozenset(self.model_tensors.constants)
+        return Imported(graph, self.typer, *call, tensors, writes, constants=constants)
 
     def _input_name(self, arg: object) -> str | None:
         if not isinstance(arg, TensorArgument):
@@ -172,7 +174,7 @@ class _Importer:
         if spec.kind == InputKind.USER_INPUT:
             if isinstance(value, torch.Tensor):
                 name = self.namer(n.name)
-                self.inputs[name] = self.typer.type_of(value)
+                self.inputs[name] = self.types[name] = self.typer.type_of(value)
                 self.dims = {k: Source(name, s.axis) if s.tensor == n.name else s for k, s in self.dims.items()}
                 self.env[n] = Ref(name)
             else:
@@ -182,40 +184,27 @@ class _Importer:
             self.problems.add(f"input {n.name} of kind {spec.kind.name} is not supported")
             self.env[n] = None
             return
-        tensor, owned = self._owned(spec)
-        for name, known in self.tensors.items():
-            if known is tensor or (_same(known, tensor) and not (owned and spec.kind == InputKind.PARAMETER)):
-                self.env[n] = Ref(name)
-                return
-        name = self.namer(spec.target)
-        learns = spec.kind == InputKind.PARAMETER or (owned and tensor.requires_grad)
+        tensor, owned = self.model_tensors.owned(spec)
+        parameter = spec.kind == InputKind.PARAMETER
+        name, new = self.model_tensors.enter(spec.target, tensor, owned, alone=owned and parameter)
+        self.env[n] = Ref(name)
+        if not new:
+            return
+        learns = parameter or (owned and tensor.requires_grad)
         table = self.params if learns else self.buffers
-        table[name] = self.typer.type_of(value)
-        self.tensors[name], self.origin[name], self.env[n] = tensor, spec.target, Ref(name)
-        if not owned:
-            self.constants.add(name)
+        table[name] = self.types[name] = self.typer.type_of(value)
         if learns and tensor.requires_grad and table[name].differentiable:
             self.wanted.add(name)
-
-    def _owned(self, spec: Any) -> tuple[torch.Tensor, bool]:
-        """The model's own tensor for a parameter, a buffer or an attribute, and whether it is that; else a constant."""
-        table = self.program.state_dict if spec.target in self.program.state_dict else self.program.constants
-        own = tensor_at(self.model, spec.target) if self.model is not None else None
-        constant = table.get(spec.target)
-        if own is not None and (spec.kind != InputKind.CONSTANT_TENSOR or _same(own, constant)):
-            return own, True
-        assert isinstance(constant, torch.Tensor)
-        return constant, False
 
     def _constant(self, n: fx.Node) -> None:
         found: Any = self.program.graph_module
         for part in str(n.target).split("."):
             found = getattr(found, part)
         if isinstance(found, torch.Tensor):
-            name = self.namer(str(n.target))
-            self.buffers[name] = self.typer.type_of(found)
-            self.tensors[name], self.origin[name], self.env[n] = found, str(n.target), Ref(name)
-            self.constants.add(name)
+            name, new = self.model_tensors.enter(str(n.target), found, owned=False)
+            self.env[n] = Ref(name)
+            if new:
+                self.buffers[name] = self.types[name] = self.typer.type_of(found)
         else:
             self.env[n] = found
 
@@ -263,7 +252,7 @@ class _Importer:
         self.env[n] = tuple(found)
 
     def _control(self, n: fx.Node, op: str) -> None:
-        name, types = self._label(n, op), self._builder(n).types
+        name, types = self._label(n, op), self.types
         try:
             args = [a if isinstance(a, fx.Node) and a.op == "get_attr" else self._arg(a) for a in n.args]
             call, bound = Nested(self.program.graph_module, self.typer, name, self._where(n)).call(op, args, types)
@@ -311,13 +300,13 @@ class _Importer:
         return found is not None
 
     def _builder(self, n: fx.Node) -> Builder:
-        types = {**self.inputs, **self.params, **self.buffers, **{m.name: m.type for m in self.nodes}}
-        b = Builder(types, self.typer, f"{n.name}_", self._where(n))
+        b = Builder(self.types, self.typer, f"{n.name}_", self._where(n))
         b.reserved = self.namer.used
         return b
 
     def _keep(self, b: Builder) -> None:
         self.nodes += b.nodes
+        self.types.update((m.name, m.type) for m in b.nodes)
         self.namer.used.update(m.name for m in b.nodes)
 
     def _append(
@@ -335,6 +324,7 @@ class _Importer:
         if isinstance(type_, TensorType):
             self._new_dims(name, type_)
         self.nodes.append(Node(name, op, args, type_, self._where(n)))
+        self.types[name] = type_
         self.env[n] = Ref(name)
 
     def _new_dims(self, name: str, type_: TensorType) -> None:
@@ -386,36 +376,19 @@ class _Importer:
         return Location(path, mine[-1][0].rsplit("/", 1)[-1], int(mine[-1][1]))
 
 
+def _lengths(n: fx.Node) -> Iterator[sympy.Symbol]:
+    """The names of lengths and numbers that what a node yields is written with."""
+    for value in pytree.tree_leaves(n.meta.get("val")):
+        sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
+        for size in sizes:
+            if isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool):
+                yield from size.node.expr.free_symbols
+
+
 def _counts(n: fx.Node) -> bool:
     """Whether a result is a whole number, such as the batches that a batch norm has seen."""
     value = n.meta.get("val")
     return isinstance(value, torch.Tensor) and not (value.dtype.is_floating_point or value.dtype.is_complex)
 
 
-def tensor_at(model: nn.Module, path: str) -> torch.Tensor | None:
-    """The parameter, buffer or plain attribute that stands at `path` now; None where there is no tensor."""
-    *owners, name = path.split(".")
-    for part in owners:
-        child = model._modules.get(part)
-        if child is None:
-            return None
-        model = child
-    tables = (model._parameters, model._buffers, model.__dict__)
-    value = next((t[name] for t in tables if t.get(name) is not None), None)
-    return value if isinstance(value, torch.Tensor) else None
-
-
-def _same(a: torch.Tensor, b: torch.Tensor | None) -> bool:
-    """Whether two tensors are one: tied parameters may arrive under two names."""
-    if a is b:
-        return True
-    if b is None:
-        return False
-    try:
-        same_memory = a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() and a.data_ptr() != 0
-    except (RuntimeError, NotImplementedError):
-        return False
-    return same_memory and a.shape == b.shape and a.stride() == b.stride() and a.data_ptr() == b.data_ptr()
-
-
-__all__ = ["Imported", "Locate", "import_program", "tensor_at"]
+__all__ = ["Imported", "Locate", "import_program"]

@@ -186,6 +186,10 @@ def verify(graph: Graph) -> Graph:
             if i not in seen:
                 raise CompileError(f"%{n.name} reads %{i} before it is defined", n.where)
         seen.add(n.name)
+    if unnamed := [name for name in graph.leaves if name in graph.dims]:
+        raise CompileError(f"%{unnamed[0]} is the name of a length, too")
+    if len(set(graph.origin.values())) < len(graph.origin):
+        raise CompileError("two parameters or buffers have one path")
     for o in (*graph.outputs, *graph.updates.values()):
         if o not in seen:
             raise CompileError(f"output %{o} is not defined")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import replace
+from typing import cast
 
 from pccompile.diagnostics import NOWHERE, Location
 from pccompile.ir import DEVICE, Arg, Dim, Node, Ref, TensorType, Type, map_refs
@@ -19,7 +21,7 @@ class Builder:
     """
 
     def __init__(self, types: Mapping[str, Type], typer: Typer, prefix: str, where: Location = NOWHERE) -> None:
-        self.types: dict[str, Type] = dict(types)
+        self.types: MutableMapping[str, Type] = ChainMap({}, cast(dict[str, Type], types))
         self.typer, self.prefix, self.where = typer, prefix, where
         self.nodes: list[Node] = []
         self.wants: set[str] = set()

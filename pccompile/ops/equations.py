@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import sympy as sp
 
-from pccompile.ir import Node, Vertex
+from pccompile.ir import Node, Ref, Vertex
 from pccompile.ops.elementwise import arguments, number
 from pccompile.ops.expressions import x
 from pccompile.ops.registry import OPS, family_of
@@ -71,16 +72,38 @@ def _adjoint(n: Node, e: str, child: Vertex, parent: str, last: bool) -> str:
         return forms.get(argument or "", next(iter(forms.values()))).format(e=e)
     definition = OPS.get(n.op)
     if definition and definition.formula is not None:
-        symbols = arguments(n.op)
-        symbol = next((s for s, a in symbols if a == argument), x)
-        numbers = {s: number(n[a]) for s, a in symbols if isinstance(n[a], bool | int | float)}
-        slope = sp.diff(definition.formula(n), symbol).xreplace(numbers)
+        slope, text = _slope(_Call(n), argument)
         if slope == 1 or slope == -1:
             return e if slope == 1 else f"−{e}"
         if slope.is_number:
             return f"{float(slope):.6g} {e}"
-        text = str(slope) if slope.is_Symbol else f"({slope})"
         return f"{text} ⊙ {e}" if len(text) < LONGEST // 2 else f"{short(n.op)}′ ⊙ {e}"
     if family_of(n.op) == "linear" and definition and definition.wiring:
         return e
     return f"J[{short(n.op)}]ᵀ {e}"
+
+
+class _Call:
+    """A node, equal to others of the same operation with the same numbers: their slopes are the same."""
+
+    def __init__(self, node: Node) -> None:
+        numbers = ((k, type(a), a) for k, a in node.args.items() if not isinstance(a, Ref))
+        self.node, self.key = node, (node.op, *numbers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Call) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@functools.lru_cache(maxsize=1024)
+def _slope(call: _Call, argument: str | None) -> tuple[sp.Expr, str]:
+    """The derivative of an operation's formula by one of its arguments, and its text."""
+    n, symbols = call.node, arguments(call.node.op)
+    symbol = next((s for s, a in symbols if a == argument), x)
+    numbers = {s: number(n[a]) for s, a in symbols if isinstance(n[a], bool | int | float)}
+    formula = OPS[n.op].formula
+    assert formula is not None
+    slope = sp.diff(formula(n), symbol).xreplace(numbers)
+    return slope, str(slope) if slope.is_Symbol else f"({slope})"

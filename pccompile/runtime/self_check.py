@@ -19,7 +19,7 @@ from pccompile.analysis.compare import Checked, Difference, difference
 from pccompile.backends.torch import emit
 from pccompile.diagnostics import NOWHERE, CompileError, first_line, listing, printable
 from pccompile.driver import Compiled, Options, schedule
-from pccompile.frontends.exported import tensor_at
+from pccompile.frontends.model_tensors import tensor_at
 from pccompile.ir import TensorType
 from pccompile.ops import OPS
 from pccompile.runtime.fault_location import Fault, first_fault, reference_values

@@ -6,6 +6,7 @@ rule, lowered as any other with the population's error for their input.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,8 +45,8 @@ def add_rules(lo: Lowering, errors: Mapping[str, str]) -> None:
 def _rule(lo: Lowering, node: Node, error: str, errors: Mapping[str, str]) -> None:
     rule = OPS[node.op].rule
     assert rule is not None
-    types = {**lo.graph.types, ERROR: node.tensor}
-    b = Builder(types, lo.typer, f"{node.name}_message_", node.where)
+    b = Builder(ChainMap({ERROR: node.tensor}, lo.types), lo.typer, f"{node.name}_message_", node.where)
+    b.reserved = set(lo.env)
     b.wants = {i for i in node.inputs if i in lo.active}
     messages = rule(b, node, ERROR)
     lo.env[ERROR] = Signal(lo.c.ids(error))

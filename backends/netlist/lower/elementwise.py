@@ -298,7 +298,7 @@ def filled(lo: Lowering, n: Node) -> Values:
 @lowers("aten._to_copy.default")
 def cast(lo: Lowering, n: Node) -> Values:
     """Units hold real numbers: a cast among them is nothing, one to integers drops the fraction."""
-    of, to = lo.graph.types[n["self"]], n.tensor.dtype
+    of, to = lo.types[n["self"]], n.tensor.dtype
     if to.is_complex or getattr(of, "dtype", to).is_complex:
         raise Unsupported("complex numbers")
     if to.is_floating_point or not getattr(of, "dtype", to).is_floating_point:

@@ -13,6 +13,7 @@ from pccompile.backends.netlist.circuit import Circuit, Ids
 from pccompile.backends.netlist.format import Fixed, Port, UnitKind
 from pccompile.backends.netlist.lower.registry import HANDLERS
 from pccompile.backends.netlist.lower.values import Choice, Const, Param, Signal, Tokens, Value, Values
+from pccompile.backends.netlist.transforms import fresh
 from pccompile.diagnostics import Collector, first_line
 from pccompile.ir import Arg, Graph, Node, Ref, TensorType
 from pccompile.ops import OPS
@@ -44,7 +45,8 @@ class Lowering:
         typer: Typer,
     ) -> None:
         self.graph, self.tensors, self.examples, self.active, self.typer = graph, tensors, examples, active, typer
-        self.c = Circuit()
+        self.types = graph.types
+        self.c = Circuit(frozenset(graph.origin.get(name, name) for name in (*graph.params, *graph.buffers)))
         self.env: dict[str, Values] = {}
         self.inputs: dict[str, Port] = {}
         self.draws: dict[str, Port] = {}
@@ -124,7 +126,7 @@ class Lowering:
         value = self.env[name]
         if isinstance(value, Const):
             return value.tensor
-        type_ = self.graph.types[name]
+        type_ = self.types[name]
         assert isinstance(type_, TensorType)
         return torch.zeros(tuple(map(int, type_.shape)), dtype=type_.dtype)
 
@@ -222,8 +224,9 @@ class Lowering:
     def token_population(self, source: str, shape: tuple[int, ...], classes: int) -> str:
         """An input population that holds an integer input as one-hot units."""
         name = self.c.population(f"{source}.v", (*shape, classes), "input", "value", source)
-        key = source if source not in self.inputs else f"{source}#{classes}"
-        self.inputs[key] = Port(population=name, shape=shape, encode="one_hot")
+        further = source in self.inputs
+        key = f"{source}#{classes}" if further else source
+        self.inputs[key] = Port(population=name, shape=shape, encode="one_hot", argument=source if further else None)
         return name
 
     def population(
@@ -238,8 +241,8 @@ class Lowering:
         """A new population for the current node; it carries an error where the node and something that it reads do."""
         name = self.node.name
         carries = not passive and name in self.active and any(map(self.c.carries, reads))
-        suffix = f"_{label.removeprefix('_')}" if label else ""
-        return self.c.population(f"{name}{suffix}.v", shape, unit, "value", name, carries, **more)
+        base = fresh(f"{name}_{label.removeprefix('_')}", self.types) if label else name
+        return self.c.population(f"{base}.v", shape, unit, "value", name, carries, **more)
 
     def summed(self, ids: Ids, gain: float = 1.0, label: str = "") -> Ids:
         """Units that add up the last axis of `ids`."""
