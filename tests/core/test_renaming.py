@@ -25,8 +25,22 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "relaxed": {"algorithm": "fixed-prediction", "steps": 4, "rate": 0.5, "lowering": "relax"},
     "strict": {"algorithm": "strict", "steps": 3},
 }
-FAST = ("mlp_tanh", "mlp_prelu", "siamese", "heads", "norms", "attention", "gru", "graph_net", "paper_cnn")
-SLOW = ("encoder", "unrolled_lstm", "densenet", "mixture_of_experts", "dict_output", "stacked_lstm", "unet", "vit")
+FAST = ("mlp_tanh", "mlp_prelu", "siamese", "heads")
+SLOW = (
+    "norms",
+    "attention",
+    "gru",
+    "graph_net",
+    "paper_cnn",
+    "encoder",
+    "unrolled_lstm",
+    "densenet",
+    "mixture_of_experts",
+    "dict_output",
+    "stacked_lstm",
+    "unet",
+    "vit",
+)
 CIRCUITS = ("mlp_tanh", "mlp_prelu", "heads", "siamese", "paper_cnn")
 
 
