@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pccompile.diagnostics import CompileError
+from pccompile.diagnostics import CompileError, first_line
 from pccompile.frontends.functional import op_name
 from pccompile.ops.functions import stop_gradient
 
@@ -145,16 +145,11 @@ def _cast(graph: fx.Graph, n: fx.Node, setting: Autocast) -> None:
         record.casts = {id(t): setting.dtype for t in tensors.values() if t.dtype is torch.float32}
         n.meta["val"] = tuple(torch.empty_like(t, dtype=setting.dtype) for t in n.meta["val"])
     else:
-        with torch.no_grad(), setting.on(), record:
+        with _told(n), torch.no_grad(), setting.on(), record:
             n.target(*args, **kwargs)
     if record.others:
-        try:
+        with _told(n):
             _write_parts(graph, n, setting)
-        except RuntimeError as e:
-            raise CompileError(
-                f"the casts of {op_name(n.target)} under autocast cannot be told: {str(e).splitlines()[0]}",
-                hint="switch autocast off around it, or compile it with dynamic_shapes that fix its sizes",
-            ) from e
         return
     with graph.inserting_before(n):
         for a, tensor in tensors.items():
@@ -162,6 +157,18 @@ def _cast(graph: fx.Graph, n: fx.Node, setting: Autocast) -> None:
                 made = graph.call_function(CAST, (a,), {"dtype": dtype})
                 made.meta = {**n.meta, "val": CAST(tensor, dtype=dtype)}
                 n.replace_input_with(a, made)
+
+
+@contextmanager
+def _told(n: fx.Node) -> Iterator[None]:
+    """Within, torch is asked for the casts of one operation. Raises CompileError where it does not answer."""
+    try:
+        yield
+    except RuntimeError as e:
+        raise CompileError(
+            f"the casts of {op_name(n.target)} under autocast cannot be told: {first_line(e)}",
+            hint="switch autocast off around it, or compile it with dynamic_shapes that fix its sizes",
+        ) from e
 
 
 def _write_parts(graph: fx.Graph, n: fx.Node, setting: Autocast) -> None:

@@ -87,6 +87,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     copies = Copies()
     with ExitStack() as stack:
         stack.enter_context(streams([*parameters, *model.buffers()]))
+        stack.enter_context(full_digits())
         try:
             for p, _, hooks in flags:
                 if hooks:
@@ -109,6 +110,20 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 p.requires_grad_(flag)
                 if hooks:
                     p._backward_hooks = hooks
+
+
+@contextmanager
+def full_digits() -> Iterator[None]:
+    """Within, products of float32 on a GPU are not rounded to TF32, which one kernel does and another does not."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [b.allow_tf32 for b in backends]
+    try:
+        for b in backends:
+            b.allow_tf32 = False
+        yield
+    finally:
+        for b, allowed in zip(backends, before, strict=True):
+            b.allow_tf32 = allowed
 
 
 @contextmanager
