@@ -48,13 +48,14 @@ class Plausible:
             return torch.ones_like(drawn) if self._masks(entry.name) else drawn
         if limit := self.limits[entry.name]:
             return torch.randint(0, limit, tuple(shape), generator=generator).to(entry.dtype)
+        definite = self._number(entry.name, size)
+        if definite is not None:
+            return torch.full(tuple(shape), definite, dtype=entry.dtype)
         if fill == "random":
             return torch.randint(0, 2, tuple(shape), generator=generator).to(entry.dtype)
         if fill == "zeros":
             return torch.zeros(tuple(shape), dtype=entry.dtype)
-        if entry.dtype is torch.bool:
-            return torch.ones(tuple(shape), dtype=entry.dtype)
-        return torch.full(tuple(shape), self._number(entry.name, size), dtype=entry.dtype)
+        return torch.ones(tuple(shape), dtype=entry.dtype)
 
     def _limit(self, name: str, depth: int = 8) -> int:
         """How far an index may go: the length of the shortest axis that it points into; 0 for what is no index."""
@@ -89,21 +90,21 @@ class Plausible:
                 return int(self.numbers[node.inputs[1]].reshape(-1)[0])
         return 0
 
-    def _number(self, name: str, size: int, depth: int = 4) -> int:
-        """What a whole number that is no index should be: a size or a length, what it is compared with, else 1."""
+    def _number(self, name: str, size: int, depth: int = 4) -> int | None:
+        """What a whole number that is no index has to be: a size, a length, or what it is compared with; else None."""
         for node, position in self.readers.get(name, ()):
             operator = find(node.domain, node.op_type)
             if operator is not None and (operator.kind(position) == "Host" or _is_length(node, position)):
                 return size
-            if node.op_type in COMPARING:
+            if node.op_type in COMPARING and len(node.inputs) == 2:
                 other = self.numbers.get(node.inputs[1 - position])
                 if other is not None:
                     return int(other.reshape(-1)[0])
             if depth and node.op_type in PASSING and position == 0 and node.outputs:
                 number = self._number(node.outputs[0], size, depth - 1)
-                if number != 1:
+                if number is not None:
                     return number
-        return 1
+        return None
 
     def _masks(self, name: str, depth: int = 4) -> bool:
         """Whether a floating-point input is a mask: it is taken from 1, as in 1 − mask."""
