@@ -7,15 +7,16 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx.graph import Graph
 from pccompile.frontends.onnx.registry import Node, operator
-from pccompile.frontends.onnx.scope import Scope, constants_traced
+from pccompile.frontends.onnx.scope import Made, Scope
 from pccompile.frontends.onnx.values import Value, as_host, as_tensor, host_of
 
 MOST_ITERATIONS = 10_000
-FIX = "make it a constant: load_onnx(..., constants={input name: value}) fixes an input"
+FIX = "make it a constant: --constant NAME=VALUE, or load_onnx(..., constants={input name: value}), fixes an input"
 
 
 @operator("If", control=True)
@@ -32,36 +33,42 @@ def if_(node: Node, run: Scope, condition: Value) -> list[Value]:
 def by_data(node: Node, run: Scope, condition: Tensor, yes: Graph, no: Graph) -> list[Value]:
     """The outputs of the branch that a traced condition chooses when the program runs.
 
-    Where `torch.cond` cannot have the branches, because they hold tensors of their own, both run, and each element is
-    taken from the one that is chosen.
+    Where `torch.cond` cannot have the branches, both run, and each element is taken from the one that is chosen.
     """
-    before = constants_traced()
-    results = both(node, run, condition.reshape(()), yes, no)
-    if before is None or constants_traced() != before:
+    results, made = both(node, run, condition.reshape(()), yes, no)
+    if get_proxy_mode() is None:
         return results
-    return run.choose(node, condition, yes, no) or results
+    return run.choose(node, condition, (yes, no), made) or results
 
 
-def both(node: Node, run: Scope, condition: Tensor, yes: Graph, no: Graph) -> list[Value]:
-    """The outputs of two branches, each element taken from the one that a traced condition chooses."""
+def both(
+    node: Node, run: Scope, condition: Tensor, yes: Graph, no: Graph
+) -> tuple[list[Value], tuple[list[Tensor], list[Tensor]]]:
+    """The outputs of two branches, each element taken from the one that a traced condition chooses.
+
+    Also the tensors that each branch made of numbers.
+    """
     try:
-        chosen = run.guarded(node, yes, condition), run.guarded(node, no, condition.logical_not())
-        pairs = list(zip(*chosen, strict=True))
+        with Made() as first:
+            chosen = run.guarded(node, yes, condition)
+        with Made() as second:
+            other = run.guarded(node, no, condition.logical_not())
+        pairs = list(zip(chosen, other, strict=True))
     except CompileError as error:
         raise CompileError(
             f"the condition of If depends on the data, and a branch fails on these inputs: {error.problems[0].what}",
             hint=FIX,
         ) from None
     results: list[Value] = []
-    for first, second in pairs:
-        a, b = as_tensor(first), as_tensor(second)
+    for one, two in pairs:
+        a, b = as_tensor(one), as_tensor(two)
         if a.dim() != b.dim() or any(m != n for m, n in zip(a.shape, b.shape, strict=True)):
             shapes = f"{list(a.shape)} and {list(b.shape)}"
             raise CompileError(
                 f"the condition of If depends on the data, its branches differ in shape: {shapes}", hint=FIX
             )
         results.append(torch.where(condition, a, b))
-    return results
+    return results, (first.tensors, second.tensors)
 
 
 @operator("Loop", control=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx.registry import Node
-from pccompile.frontends.onnx.values import Text, Value, text_of, tracing
+from pccompile.frontends.onnx.values import Text, Value, tensor_of, text_of, tracing
 
 LEARNED = "ai.onnx.ml"
 TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
@@ -80,7 +80,7 @@ def attribute_tensor(node: Node, name: str, like: Tensor) -> Tensor | None:
         given = node.get(f"{name}_as_tensor").array
     if given is None or len(given) == 0:
         return None
-    return torch.from_numpy(np.asarray(given, dtype=np.float64)).to(like.dtype)
+    return tensor_of(np.asarray(given, dtype=np.float64), torch.float64).to(like.dtype)
 
 
 def floats(node: Node, x: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -127,8 +129,17 @@ Value: TypeAlias = "Tensor | Host | Text | Narrow | list[Any] | None"
 Operand: TypeAlias = "Tensor | int | float"
 
 
+NOTED: ContextVar[Callable[[Callable[[], Tensor]], Tensor] | None] = ContextVar("NOTED", default=None)
+"""What is told of tensors that are made of several numbers, and may put others in their place."""
+
+
 def tensor_of(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
     """A tensor with a copy of the numbers in `array`."""
+    make, noted = partial(_copied, array, dtype), NOTED.get()
+    return make() if noted is None or array.size < 2 else noted(make)
+
+
+def _copied(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
     if array.dtype == object:
         return torch.tensor(array.tolist(), dtype=dtype)
     if dtype is torch.bfloat16:
@@ -205,7 +216,7 @@ def as_host(value: Value, what: str) -> Host:
     if tracing(value):
         raise CompileError(
             f"{what} depends on the data, so the graph has no fixed form",
-            hint="make it a constant: load_onnx(..., constants={input name: value}) fixes an input",
+            hint="make it a constant: --constant NAME=VALUE, or load_onnx(..., constants={...}), fixes an input",
         )
     data = value.detach()
     return Host((data.float() if data.dtype is torch.bfloat16 else data).numpy(), value.dtype)
