@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import NOWHERE, CompileError, Location
 from pccompile.frontends.autocast import current
+from pccompile.frontends.forward_hooks import recorded_hooks
 from pccompile.frontends.intercept import author_gradients, inference_without_gradient, refuse_backward_hooks
 from pccompile.frontends.running_statistics import visible_statistics
 from pccompile.frontends.shapes import shapes_torch_lacks
@@ -24,6 +25,8 @@ from pccompile.frontends.signature import free_batch, spelled_out
 
 AUTOCAST = "pccompile_autocast"
 """Where a program says under which autocast it was captured."""
+HOOKS = "pccompile_hooks"
+"""Where a program says what the hooks of the model did."""
 LEARNING = "pccompile_learning"
 """Where a program says whether what it computes depends on which tensors require a gradient."""
 
@@ -43,7 +46,7 @@ def export(
     """
     args, named = _apart((args, dict(kwargs or {})))
     refuse_backward_hooks(model)
-    with spelled_out(model, named):
+    with spelled_out(model, named), recorded_hooks(model) as hooks:
         attempts = [free_batch(model, args, named), None]
         if fixed or dynamic_shapes is not None:
             attempts = [None if fixed else dynamic_shapes]
@@ -59,6 +62,7 @@ def export(
                 ):
                     program = torch.export.export(model, args, named, dynamic_shapes=shapes, strict=False)
                 program.graph_module.meta[LEARNING] = noticed.learning
+                program.graph_module.meta[HOOKS] = hooks
                 program.graph_module.meta[AUTOCAST] = current(device_of(model, (args, named)))
                 return program
             except CompileError:

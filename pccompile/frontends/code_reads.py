@@ -83,6 +83,11 @@ class CodeReads:
                 describe.snapshots.attributes(owner, *known)
         return tuple(self.descriptions)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """All names in the code that was followed."""
+        return frozenset(self._names)
+
     def _function(self, function: types.FunctionType) -> None:
         if function in self._functions:
             return

@@ -17,8 +17,9 @@ from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import Collector, CompileError, Location
 from pccompile.frontends.autocast import write_casts
-from pccompile.frontends.capture import AUTOCAST, LEARNING
+from pccompile.frontends.capture import AUTOCAST, HOOKS, LEARNING
 from pccompile.frontends.control import CONTROL, Nested
+from pccompile.frontends.forward_hooks import HookRecord
 from pccompile.frontends.functional import functionalise, name_dtypes, op_name
 from pccompile.frontends.memory import settle_memory
 from pccompile.frontends.model_tensors import ModelTensors
@@ -42,7 +43,7 @@ class Imported:
     `outputs` for each leaf of the flattened result a name or, for a leaf that is not a tensor, its value. `writes` are
     the last values of inputs that the model changes in place, which are among the graph's outputs where they were
     asked for. `learning`: it depends on which tensors require a gradient. `constants` are those of the graph's tensors
-    that have no place in the model.
+    that have no place in the model. `hooks` are those that run after the program, and what they are shown.
     """
 
     graph: Graph
@@ -55,6 +56,7 @@ class Imported:
     writes: Mapping[str, Ref] = field(default_factory=dict)
     learning: bool = False
     constants: frozenset[str] = frozenset()
+    hooks: HookRecord | None = None
 
 
 def import_program(
@@ -72,10 +74,10 @@ def import_program(
     write_casts(program.graph_module, program.graph_module.meta.get(AUTOCAST))
     inline_regions(program)
     settle_memory(program.graph)
-    learning = bool(program.graph_module.meta.get(LEARNING))
+    learning, hooks = bool(program.graph_module.meta.get(LEARNING)), program.graph_module.meta.get(HOOKS)
     name_dtypes(program.graph)
     program, written = functionalise(program, still or frozenset())
-    return replace(_Importer(program, model, locate).run(written, still is not None), learning=learning)
+    return replace(_Importer(program, model, locate).run(written, still is not None), learning=learning, hooks=hooks)
 
 
 class _Importer:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
 from pccompile.diagnostics import Collector, CompileError, Location
+from pccompile.frontends.forward_hooks import hook_name
 from pccompile.ops.functions import record_call
 
 APPLIED = "AutogradFunctionApply"
@@ -92,10 +93,12 @@ def inference_without_gradient() -> Iterator[None]:
 
 def refuse_backward_hooks(model: nn.Module) -> None:
     """Raise CompileError where a module has a backward hook, which would change gradients unseen."""
-    problems = Collector()
-    for path, module in model.named_modules():
-        if module._backward_hooks or module._backward_pre_hooks:
-            problems.add(
-                "a backward hook on a module is not compiled", Location(path), "remove it, or hook the parameters"
-            )
+    problems, hint = Collector(), "remove it, or hook the parameters"
+    for table in ("_backward_hooks", "_backward_pre_hooks"):
+        for hook in getattr(nn.modules.module, f"_global{table}").values():
+            problems.add(f"the global backward hook {hook_name(hook)} is not compiled", hint=hint)
+        for path, module in model.named_modules():
+            for hook in module.__dict__[table].values():
+                owner = path or type(module).__name__
+                problems.add(f"the backward hook {hook_name(hook)} on {owner} is not compiled", Location(path), hint)
     problems.raise_if_any()

@@ -123,11 +123,47 @@ class Snapshots:
         except Exception:  # a comparison of tensors or arrays, a name that is gone: something was replaced
             return False
 
+    def restore(self) -> bool:
+        """Put back what stood in dictionaries, lists, sets and closure cells; return whether anything had changed."""
+        changed = False
+        for live, copy in zip(self.live, self.copies, strict=True):
+            if _same(live, copy):
+                continue
+            changed = True
+            if isinstance(live, dict | set):
+                live.clear()
+                live.update(copy)
+            elif isinstance(live, list | deque):
+                live.clear()
+                live.extend(copy)
+        for getter, owner, value in zip(self._getters, self._owners, self._values, strict=True):
+            if not _same(getter(owner), value):
+                changed = True
+                _put_back(owner, getter, value)
+        return changed
+
     def _numbers(self) -> Iterator[Any]:
         return itertools.chain.from_iterable(map(operator.call, self._number_getters, self._number_owners))
 
 
 _form = operator.attrgetter("dtype", "shape")
+
+
+def _same(a: Any, b: Any) -> bool:
+    try:
+        return a is b or bool(a == b)
+    except Exception:  # tensors or arrays: something was replaced
+        return False
+
+
+def _put_back(owner: Any, getter: Any, value: Any) -> None:
+    """Set what `getter` reads from `owner`, a closure cell, an object or the globals of a file."""
+    _, names = getter.__reduce__()
+    for name, part in zip(names, value if len(names) > 1 else (value,), strict=True):
+        if isinstance(owner, dict):
+            owner[name] = part
+        elif getattr(owner, name) is not part:
+            setattr(owner, name, part)
 
 
 class Describer:

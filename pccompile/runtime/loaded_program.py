@@ -15,6 +15,7 @@ from pccompile.analysis.compare import Checked
 from pccompile.backends.torch import Source
 from pccompile.driver import Compiled
 from pccompile.frontends.exported import Imported
+from pccompile.frontends.forward_hooks import Observation
 from pccompile.frontends.numbers import Read
 from pccompile.ir import Ref, TensorType
 
@@ -34,7 +35,8 @@ class Interface:
 
     `types` are the input types by name, `inputs` a name or None for each leaf of the arguments, `results` for each leaf
     of the result a position among the graph's outputs, or a constant; `numbers` are those leaves that the model returns
-    as Python numbers. `unmet` says which condition on lengths does not hold.
+    as Python numbers. `unmet` says which condition on lengths does not hold. `observations` are hooks that run after
+    the program; they are shown what `results` has after the leaves of `out_spec`.
     """
 
     types: Mapping[str, TensorType]
@@ -45,6 +47,7 @@ class Interface:
     out_spec: pytree.TreeSpec
     unmet: Callable[[Mapping[Any, int]], str]
     numbers: frozenset[int] = frozenset()
+    observations: Sequence[Observation] = ()
 
     @classmethod
     def of(cls, imported: Imported, leaves: Sequence[Any]) -> Interface:
@@ -52,10 +55,11 @@ class Interface:
         position = {o: i for i, o in enumerate(imported.graph.outputs)}
         results = tuple((True, position[o]) if isinstance(o, Ref) else (False, o) for o in imported.outputs)
         constants = tuple(None if name else leaf for name, leaf in zip(imported.inputs, leaves, strict=True))
-        specs = imported.in_spec, imported.out_spec
+        observations = imported.hooks.observations if imported.hooks else ()
+        specs = imported.in_spec, imported.out_spec.child(0) if observations else imported.out_spec
         numbers = frozenset(i for i, o in enumerate(imported.outputs) if isinstance(o, Read))
         unmet = imported.typer.unmet
-        return cls(imported.graph.inputs, imported.inputs, constants, results, *specs, unmet, numbers)
+        return cls(imported.graph.inputs, imported.inputs, constants, results, *specs, unmet, numbers, observations)
 
     def mismatch(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> str:
         """Why a call does not fit, in the model's own names; '' if it does. Takes the flattened `(args, kwargs)`."""
@@ -88,10 +92,19 @@ class Interface:
 
     def assemble(self, outputs: Sequence[Tensor], inputs: Mapping[str, Tensor] | None = None) -> Any:
         """The model's result, from the graph's outputs; `inputs` give the lengths that stand in it."""
-        leaves = [outputs[v] if found else self._length(v, inputs or {}) for found, v in self.results]
-        for i in self.numbers:
-            leaves[i] = leaves[i].item()
+        leaves = self._leaves(outputs, inputs or {}, self.results[: self.out_spec.num_leaves])
         return pytree.tree_unflatten(leaves, self.out_spec)
+
+    def shown(self, outputs: Sequence[Tensor], inputs: Mapping[str, Tensor]) -> list[Any]:
+        """What the hooks among `observations` are shown."""
+        return self._leaves(outputs, inputs, self.results)[self.out_spec.num_leaves :]
+
+    def _leaves(self, outputs: Sequence[Tensor], inputs: Mapping[str, Tensor], results: Any) -> list[Any]:
+        leaves = [outputs[v] if found else self._length(v, inputs) for found, v in results]
+        for i in self.numbers:
+            if i < len(leaves):
+                leaves[i] = leaves[i].item()
+        return leaves
 
     def _length(self, value: Any, inputs: Mapping[str, Tensor]) -> Any:
         """`value`, or the number that it is for these inputs where it is an expression over free dimensions."""

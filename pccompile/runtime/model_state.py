@@ -32,6 +32,7 @@ Tables = tuple[dict[str, Tensor], dict[str, Tensor]]
 TENSOR_TABLES = ("_parameters", "_buffers")
 OWN = {*TENSOR_TABLES, *HOOK_TABLES, *HOOK_FLAGS, "_modules", "_non_persistent_buffers_set"}
 OWN |= {"_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"}
+OWN |= {"_is_full_backward_hook"}
 """Entries of a module's `__dict__` that are tables of torch's own."""
 
 
@@ -50,8 +51,8 @@ class ModelState:
     """A model as it was at one moment: whether it is still so, and whether another moment's program fits it.
 
     `tensors` are the model's tensors by path: parameters, buffers, and tensors that are plain attributes.
-    `written` names attributes (path of the module, name) that the program itself writes: their form is compared, not
-    their value. `observers` are hooks whose own variables are no part of the state.
+    `written` names attributes (path of the module, name) that only hooks write: they are no part of it. `observers` are
+    hooks whose own variables are none either.
     """
 
     def __init__(
@@ -67,7 +68,6 @@ class ModelState:
         self._written: dict[str, set[str]] = {}
         for path, name in written:
             self._written.setdefault(path, set()).add(name)
-        self._moving: dict[str, tuple[dict[str, Any], str]] = {}
         self._tables: dict[int, tuple[object, Tables]] = {}
         self._describe = Describer(self.snapshots)
         self._ties: dict[int, int] = {}
@@ -101,12 +101,7 @@ class ModelState:
                 for names in (graph.params, graph.buffers)
             )
             self._tables[id(imported.tensors)] = imported.tensors, (params, buffers)
-        found = self._tables[id(imported.tensors)][1]
-        for path, (table, name) in self._moving.items():
-            for tensors in found:
-                if path in tensors:
-                    tensors[path] = table[name]
-        return found
+        return self._tables[id(imported.tensors)][1]
 
     def _tensor_of(self, imported: Imported, name: str) -> Tensor:
         path = imported.graph.origin[name]
@@ -134,6 +129,8 @@ class ModelState:
         for kind in (*TENSOR_TABLES, "__dict__"):
             table = module.__dict__ if kind == "__dict__" else module.__dict__[kind]
             for name, value in table.items():
+                if name in self._written.get(path, ()):
+                    continue
                 if isinstance(value, Tensor):
                     entries.append((kind, name, self._tensor(f"{path}.{name}" if path else name, value, kind)))
                 elif kind != "__dict__":
@@ -157,16 +154,14 @@ class ModelState:
         self.snapshots.learning(tensor)
         return (*form, tensor.requires_grad)
 
-    def _compare(self, path: str, table: dict[str, Any]) -> set[str]:
-        """Watch a table of a module; return the names in it that the program writes."""
-        names = self._written.get(path, set()).intersection(table)
-        if not names:
+    def _compare(self, path: str, table: dict[str, Any]) -> None:
+        """Watch a table of a module, but for what programs write."""
+        names = self._written.get(path)
+        if names is None:
             self.snapshots.table(table)
-            return names
-        self.snapshots.container(_Written(table, names), _Written(table, names).now())
-        for name in names:
-            self._moving[f"{path}.{name}" if path else name] = table, name
-        return names
+        else:
+            rest = _Rest(table, names)
+            self.snapshots.container(rest, rest.now())
 
     def _module(self, path: str, module: nn.Module) -> Description:
         """A module's kind, its submodules, attributes and hooks."""
@@ -174,15 +169,16 @@ class ModelState:
         if kind not in self._classes:
             self._classes[kind] = None
             self.snapshots.attributes(kind, "forward", "__call__")
-        written = self._compare(path, own)
+        self._compare(path, own)
+        written = self._written.get(path, ())
         self.snapshots.table(module._modules)
         for flag in HOOK_FLAGS:
             self.snapshots.table(own[flag])
         children = tuple((n, c if c is None else self._describe.known[id(c)]) for n, c in module._modules.items())
         attributes = tuple(
-            (name, _form_of(value) if name in written else self._attribute(kind, value))
+            (name, self._attribute(kind, value))
             for name, value in sorted(own.items())
-            if name not in OWN and not isinstance(value, Tensor)
+            if name not in OWN and name not in written and not isinstance(value, Tensor)
         )
         hooks = tuple(self._hooks(own[t]) for t in HOOK_TABLES)
         flags = tuple(tuple(k in own[f] for k in own[t]) for f, t in HOOK_FLAGS.items())
@@ -199,22 +195,20 @@ class ModelState:
         return tuple(("hook", id(h)) if id(h) in self._observers else self._describe(h) for h in table.values())
 
 
-class _Written:
-    """A table of which some entries are written by the program: those are compared by their form."""
+class _Rest:
+    """A table without the entries that programs write."""
 
     def __init__(self, table: dict[str, Any], names: set[str]) -> None:
         self.table, self.names = table, names
 
-    def now(self) -> tuple[Any, ...]:
-        """The table's other entries, and the form of those that are written."""
-        rest = {k: v for k, v in self.table.items() if k not in self.names}
-        return rest, {k: _form_of(self.table.get(k)) for k in self.names}
+    def now(self) -> dict[str, Any]:
+        """The other entries."""
+        return {k: v for k, v in self.table.items() if k not in self.names}
+
+    def __getitem__(self, name: str) -> Any:
+        return self.table[name]
 
     def __eq__(self, other: object) -> bool:
         return self.now() == other
 
     __hash__ = None  # type: ignore[assignment]
-
-
-def _form_of(value: Any) -> Description:
-    return (type(value), value.dtype, value.shape) if isinstance(value, Tensor) else (type(value),)

@@ -26,6 +26,7 @@ from pccompile.frontends.capture import device_of
 from pccompile.frontends.exported import Imported, Locate
 from pccompile.runtime.autograd_function import Bridge
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
+from pccompile.runtime.hook_calls import run_hooks
 from pccompile.runtime.loaded_program import Interface, Runtime, reaching
 from pccompile.runtime.losses import compile_loss, targets_of
 from pccompile.runtime.model_state import Tables
@@ -236,6 +237,8 @@ class PCModule(nn.Module):
     def adopt(self, imported: Imported, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
         """Take an imported model as what calls of this form run."""
         model: nn.Module = self.__dict__["model"]
+        if imported.hooks:
+            self._cache.learn(imported.hooks)
         leaves, state = pytree.tree_leaves((args, dict(kwargs))), self._cache.state(model)
         autocast = current(state.device.type if state.device is not None else device_of(model, leaves))
         learning = self._learning(leaves) if imported.learning else None
@@ -295,7 +298,10 @@ class PCModule(nn.Module):
         if torch.compiler.is_exporting():
             return self.__dict__["model"](*args, **kwargs)
         runtime, tables, inputs = self._program(self._call(args, kwargs), args, kwargs)
-        return runtime.interface.assemble(self._run(runtime, inputs, tables=tables), inputs)
+        outputs = self._run(runtime, inputs, tables=tables)
+        if runtime.interface.observations:
+            run_hooks(runtime.interface.observations, runtime.interface.shown(outputs, inputs))
+        return runtime.interface.assemble(outputs, inputs)
 
     def _run(
         self,
@@ -303,10 +309,18 @@ class PCModule(nn.Module):
         inputs: dict[str, Tensor],
         targets: list[Tensor] | None = None,
         tables: Tables | None = None,
+        predicted: list[Any] | None = None,
     ) -> tuple[Tensor, ...]:
         tables = tables or self.tables(runtime)
         sources = [inputs[g.entry] if g.table == "inputs" else tables[0].get(g.entry) for g in runtime.source.gradients]
-        result: tuple[Tensor, ...] = Bridge.apply(self._predict, runtime, tables, inputs, targets, *sources)  # type: ignore[no-untyped-call]
+
+        def predict(*given: Any) -> Any:
+            found = self._predict(*given)
+            if predicted is not None:
+                predicted.extend(found[0])
+            return found
+
+        result: tuple[Tensor, ...] = Bridge.apply(predict, runtime, tables, inputs, targets, *sources)  # type: ignore[no-untyped-call]
         return result
 
     @opaque
@@ -318,7 +332,11 @@ class PCModule(nn.Module):
         does not, so a loss scaler leaves the result unchanged.
         """
         runtime, tables, inputs = self._program(self._call(args, kwargs), args, kwargs, self.criterion, target)
-        return self._run(runtime, inputs, targets_of(target), tables)[0]
+        predicted: list[Tensor] = []
+        loss = self._run(runtime, inputs, targets_of(target), tables, predicted)[0]
+        if runtime.interface.observations:
+            run_hooks(runtime.interface.observations, runtime.interface.shown(predicted, inputs))
+        return loss
 
     # reading
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from pccompile.frontends.exported import Imported
+from pccompile.frontends.forward_hooks import HookRecord
 from pccompile.runtime.loaded_program import Interface, Runtime
 from pccompile.runtime.model_state import ModelState
 
@@ -65,6 +66,11 @@ class ProgramCache:
         """The state that `model` is in, for a moment only: nothing that was kept changes."""
         held = next((s for s in self.states if s.holds()), None)
         return held or ModelState(model, self.written, self.observers)
+
+    def learn(self, hooks: HookRecord) -> None:
+        """Leave out of the state what hooks keep that run after the program, and attributes that only they write."""
+        self.observers = {**self.observers, **hooks.observers}
+        self.written |= hooks.written
 
     def replace(self, state: ModelState, now: ModelState) -> None:
         """Let the captures of `state` be those of `now`, a model of the same description with other objects in it."""
