@@ -131,8 +131,7 @@ class PCModule(nn.Module):
     ) -> tuple[Runtime, Tables, dict[str, Tensor]]:
         """The program for a call, with the model's tensors and those of the call."""
         captured, inputs = call
-        state = captured.state
-        tables = state.tables(captured.imported)
+        tables = captured.state.tables(captured.imported)
         key = (
             tuple(p.requires_grad for p in tables[0].values()),
             tuple(t.requires_grad for t in inputs.values()),
