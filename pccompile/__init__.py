@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pccompile.backends.netlist import Netlist
     from pccompile.diagnostics import CompileError
     from pccompile.frontends.onnx import load_onnx
+    from pccompile.limits import budget
     from pccompile.report.circuit import CircuitReport, verify_circuit
     from pccompile.report.trace import Trace
     from pccompile.report.verify import VerifyReport, verify
@@ -27,6 +28,7 @@ _WHERE = {
     "PCModule": "pccompile.runtime.module",
     "Trace": "pccompile.report.trace",
     "VerifyReport": "pccompile.report.verify",
+    "budget": "pccompile.limits",
     "compile": "pccompile.api",
     "load_onnx": "pccompile.frontends.onnx",
     "register_elementwise": "pccompile.api",
@@ -55,6 +57,7 @@ __all__ = [
     "PCModule",
     "Trace",
     "VerifyReport",
+    "budget",
     "compile",
     "load_onnx",
     "register_elementwise",

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, BinaryIO, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,10 @@ from pccompile.driver import Hook, Options
 from pccompile.frontends.exported import Locate, import_program
 from pccompile.frontends.onnx import OnnxModule, load_onnx
 from pccompile.frontends.onnx import location_of as onnx_location
+from pccompile.frontends.onnx.examples import try_inputs
 from pccompile.frontends.onnx.registry import operator
 from pccompile.ops import user_elementwise, user_linear
+from pccompile.reading import open_file
 from pccompile.runtime.module import PCModule
 
 
@@ -38,6 +40,7 @@ def compile(
     hook: Hook | None = ...,
     check: bool = ...,
     constants: Mapping[str, Any] | None = ...,
+    trust_code: bool = ...,
     **settings: Any,
 ) -> PCModule: ...
 @overload
@@ -50,6 +53,7 @@ def compile(
     loss: str | None = ...,
     hook: Hook | None = ...,
     constants: Mapping[str, Any] | None = ...,
+    trust_code: bool = ...,
     **settings: Any,
 ) -> Netlist: ...
 def compile(
@@ -65,6 +69,7 @@ def compile(
     hook: Hook | None = None,
     check: bool = True,
     constants: Mapping[str, Any] | None = None,
+    trust_code: bool = False,
     **settings: Any,
 ) -> PCModule | Netlist:
     """`model` as a module whose backward pass is predictive coding; with `backend="netlist"`, as a circuit.
@@ -75,6 +80,9 @@ def compile(
     algorithm: "exact", "fixed-prediction" or "strict". granularity: what a vertex is, "op" or "layer".
     loss: loss(output, target), a scalar, for `pc.loss(...)`.
     constants: numbers to which inputs or initializers of an ONNX file are fixed, by name.
+    trust_code: open a .pt2 file. torch runs code that such a file contains while it loads it, so that a file from
+    somebody else can do whatever you can; an .onnx file holds data only, and what it may ask for is bounded
+    (`pccompile.budget`).
     settings: what the algorithm takes: steps, rate, and for fixed prediction tolerance and lowering.
     A circuit has the shapes of `args`; its algorithm is fixed prediction, its loss "squared-error" (by default),
     "cross-entropy" or "none", and its settings those of NetlistOptions: rate, eta, ticks, input_errors.
@@ -85,12 +93,12 @@ def compile(
     if backend == "netlist":
         if dynamic_shapes is not None or granularity is not None or algorithm not in ("exact", "fixed-prediction"):
             raise CompileError("a circuit has fixed shapes and does fixed prediction, operation by operation")
-        return _circuit(model, args, kwargs, loss, settings, hook)
+        return _circuit(model, args, kwargs, loss, settings, hook, trust_code)
     if backend != "torch":
         raise CompileError(f"unknown backend {printable(backend)}", hint="torch or netlist")
     options = Options(algorithm, granularity, settings)
     if isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2":
-        model = load_program(Path(model))
+        model = load_program(Path(model), trust_code)
     if isinstance(model, ExportedProgram):
         return _from_program(model, options, loss, hook, check)
     model, args, locate = as_module(model, args, kwargs)
@@ -109,7 +117,10 @@ def _with_constants(model: Any, constants: Mapping[str, Any]) -> OnnxModule:
 
 
 def as_module(
-    model: Any, args: tuple[Any, ...] | Tensor | None, kwargs: Mapping[str, Any] | None
+    model: Any,
+    args: tuple[Any, ...] | Tensor | None,
+    kwargs: Mapping[str, Any] | None,
+    trust_code: bool = False,
 ) -> tuple[nn.Module, tuple[Any, ...], Locate | None]:
     """What `compile` takes as a module, with example arguments and with what finds the places of its operations.
 
@@ -118,27 +129,32 @@ def as_module(
     if isinstance(args, Tensor):
         args = (args,)
     if isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2":
-        model = load_program(Path(model))
+        model = load_program(Path(model), trust_code)
     if isinstance(model, ExportedProgram):
         examples, named = model.example_inputs or ((), {})
         if args is None and not kwargs and named:
             raise CompileError("the exported program has keyword arguments", hint="give args and kwargs")
         args = tuple(examples) if args is None else args
         model = _called(model)
-    locate = None
-    if not isinstance(model, nn.Module):
+    locate, loaded = None, not isinstance(model, nn.Module)
+    if loaded:
         model = load_onnx(model)
     if isinstance(model, OnnxModule):
         locate = onnx_location
-        args = model.example_inputs() if args is None else args
+        if args is None:
+            args = model.example_inputs()
+        elif loaded:
+            try_inputs(model, args)
     if args is None and kwargs is None:
         raise CompileError("example arguments are missing", hint="pccompile.compile(model, (x,))")
     return model, args or (), locate
 
 
-def _circuit(model: Any, args: Any, kwargs: Any, loss: Any, settings: dict[str, Any], hook: Hook | None) -> Netlist:
+def _circuit(
+    model: Any, args: Any, kwargs: Any, loss: Any, settings: dict[str, Any], hook: Hook | None, trust_code: bool
+) -> Netlist:
     """The netlist of a model."""
-    module, args, locate = as_module(model, args, kwargs)
+    module, args, locate = as_module(model, args, kwargs, trust_code)
     options = netlist_options(loss, settings)
     return lay_out(module, args, kwargs, options, locate, hook).netlist
 
@@ -162,10 +178,20 @@ def _called(program: ExportedProgram) -> nn.Module:
         raise CompileError(f"the exported program cannot be called: {printable(str(e), 120)}") from e
 
 
-def load_program(path: Path) -> ExportedProgram:
-    """The exported program in a .pt2 file. Raises CompileError."""
+def load_program(path: Path, trust_code: bool) -> ExportedProgram:
+    """The exported program in a .pt2 file, which may run any code. Raises CompileError, also if it is not trusted."""
+    with open_file(path) as file:
+        if not trust_code:
+            raise CompileError(
+                f"{printable(str(path))} is not opened: a .pt2 file can run any code while torch loads it",
+                hint="if you trust who made it, --trust-code, or compile(..., trust_code=True)",
+            )
+        return _loaded(path, file)
+
+
+def _loaded(path: Path, file: BinaryIO) -> ExportedProgram:
     try:
-        return torch.export.load(str(path))
+        return torch.export.load(file)
     except Exception as e:
         raise CompileError(f"{printable(str(path))} is not an exported program: {printable(str(e), 120)}") from e
 

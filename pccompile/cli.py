@@ -6,7 +6,6 @@ Results go to stdout, talk to stderr. Nothing heavy is imported before the argum
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import os
 import sys
@@ -14,9 +13,11 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from pccompile import __version__
+from pccompile import __version__, streams
 from pccompile.diagnostics import EXIT_BUG, EXIT_MODEL, EXIT_USAGE, CompileError, UsageError, printable
 from pccompile.input_options import input_checks, input_options
+from pccompile.permissions import granted, permission_options
+from pccompile.streams import talk
 
 EXIT_INTERRUPTED, EXIT_PIPE = 130, 141
 LOSSES = ("squared-error", "cross-entropy", "none")
@@ -79,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     )
     input_options(p)
     circuit_options(p)
+    permission_options(p)
     group = p.add_argument_group("what is shown")
     what = group.add_mutually_exclusive_group()
     what.add_argument(
@@ -150,28 +152,38 @@ def positive(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; what it returns is the exit code."""
-    p = parser()
+    streams.prepare()
     try:
-        options = p.parse_args(argv)
-    except SystemExit as e:
-        return int(e.code or 0)
-    try:
-        code = guarded(p, options)
-        sys.stdout.flush()
+        code = parsed_and_run(argv)
+        streams.flush()
         return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.abandon()
         return EXIT_PIPE
+    except OSError as e:
+        streams.abandon()
+        talk(f"pccompile: error: cannot print the result: {e.strerror or e}")
+        return EXIT_MODEL
 
 
-def guarded(p: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+def parsed_and_run(argv: Sequence[str] | None) -> int:
+    """Read the command line, and run it."""
+    try:
+        options = parser().parse_args(argv)
+    except SystemExit as e:
+        return int(e.code or 0)
+    return guarded(options)
+
+
+def guarded(options: argparse.Namespace) -> int:
     """Run, and turn whatever goes wrong into lines and an exit code."""
     shown = printable(os.path.basename(options.model) or options.model, 100)
     try:
         check(options)
-        from pccompile.command import run
+        with granted(options):
+            from pccompile.command import run
 
-        return run(options, shown)
+            return run(options, shown)
     except CompileError as e:
         return report(e, shown)
     except KeyboardInterrupt:
@@ -180,14 +192,24 @@ def guarded(p: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     except UsageError as e:
         talk(f"pccompile: error: {e}\n  hint: pccompile --help")
         return EXIT_USAGE
-    except BrokenPipeError:
-        raise
+    except MemoryError:
+        talk(f"{shown}: error: there is not enough memory\n{shown}: 1 error, nothing written")
+        return EXIT_MODEL
+    except OSError as e:
+        if e.filename is None:  # of a stream, not of a file
+            raise
+        return bug(e, options)
     except Exception as e:
-        if options.debug:
-            traceback.print_exc()
-        line = printable(f"{type(e).__name__}: {e}", 200)
-        talk(f"pccompile: internal error: {line} (--debug shows the traceback; please report it)")
-        return EXIT_BUG
+        return bug(e, options)
+
+
+def bug(e: Exception, options: argparse.Namespace) -> int:
+    """Say that something went wrong that should not."""
+    if options.debug:
+        traceback.print_exc()
+    line = printable(f"{type(e).__name__}: {e}", 200)
+    talk(f"pccompile: internal error: {line} (--debug shows the traceback; please report it)")
+    return EXIT_BUG
 
 
 def report(error: CompileError, shown: str) -> int:
@@ -197,12 +219,6 @@ def report(error: CompileError, shown: str) -> int:
     n = len(error.problems)
     talk(f"{shown}: {n} error{'s' if n > 1 else ''}, nothing written")
     return EXIT_MODEL
-
-
-def talk(text: str) -> None:
-    """A line to stderr; there may be nobody who reads it."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
 
 
 def check(options: argparse.Namespace) -> None:

@@ -49,8 +49,11 @@ def kind_of(target: str) -> str:
     raise UsageError(f"{printable(target, 80)} is no model: expected a file .onnx or .pt2, or package.module:factory")
 
 
-def load(target: str, inputs: UserInputs, seed: int) -> Target:
-    """The model that `target` names, and example inputs. Raises CompileError and UsageError."""
+def load(target: str, inputs: UserInputs, seed: int, trust_code: bool = False) -> Target:
+    """The model that `target` names, and example inputs. Raises CompileError and UsageError.
+
+    trust_code: whether a .pt2 file may be opened.
+    """
     kind = kind_of(target)
     if kind == "module":
         return _from_module(target, inputs, seed)
@@ -59,9 +62,7 @@ def load(target: str, inputs: UserInputs, seed: int) -> Target:
     for option, said in (("--shape", inputs.shapes), ("--value", inputs.values), ("--data", inputs.data)):
         if said:
             raise UsageError(f"{option}: an exported program brings its own inputs")
-    if not Path(target).is_file():
-        raise CompileError(f"{target} cannot be read: No such file or directory")
-    program = load_program(Path(target))
+    program = load_program(Path(target), trust_code)
     args, kwargs = program.example_inputs or ((), {})
     return Target(program, tuple(args), kwargs, Path(target).stem)
 

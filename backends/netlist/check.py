@@ -15,12 +15,9 @@ from pccompile.backends.netlist.format import Population, Port, Projection, Spec
 from pccompile.backends.netlist.geometry import plasticity_problems, projection_problems
 from pccompile.backends.netlist.simulate.formats import LARGEST_TABLE, WIDEST
 from pccompile.diagnostics import Collector
-
-MOST_UNITS = 10**8
-"""The most units of a netlist, and the most states that its delays keep."""
+from pccompile.limits import limit
 
 MOST_AXES = 32
-MOST_TICKS = 10**12
 LONGEST_NAME = 1000
 MOST_PROBLEMS = 100
 _ONLY: dict[str, tuple[str, ...]] = {
@@ -85,8 +82,8 @@ def _names(spec: Spec) -> Iterator[str]:
 def _shape(owner: str, shape: tuple[int, ...]) -> Iterator[str]:
     if len(shape) > MOST_AXES or any(s < 0 for s in shape):
         yield f"{owner}: shape {list(shape[:MOST_AXES])} has a negative length or more than {MOST_AXES} axes"
-    elif math.prod(shape) > MOST_UNITS:
-        yield f"{owner}: {math.prod(shape)} units or entries; at most {MOST_UNITS} are taken"
+    elif math.prod(shape) > limit("units"):
+        yield f"{owner}: {math.prod(shape)} units or entries; {_most('units')}"
 
 
 def _tensor(name: str, said: Tensor | None, array: np.ndarray | None) -> Iterator[str]:
@@ -157,23 +154,29 @@ def _rates(p: Population) -> Iterator[str]:
         yield f"rate {p.rate} and leak {p.leak}: an integrator settles for 0 < rate and 0 <= rate × leak < 2"
 
 
+def _most(name: str) -> str:
+    return f"at most {limit(name)} are taken (--budget {name}=… raises that)"
+
+
 def _amount(spec: Spec, sound: Mapping[str, Population]) -> Iterator[str]:
     total = sum(math.prod(p.shape) for p in sound.values())
-    if total > MOST_UNITS:
-        yield f"{total} units; at most {MOST_UNITS} are taken"
+    if total > limit("units"):
+        yield f"{total} units; {_most('units')}"
     delays: Counter[str] = Counter()
     for p in spec.projections:
         if p.pre in sound:
             delays[p.pre] = max(delays[p.pre], p.delay)
     kept = sum(d * max(1, math.prod(sound[name].shape)) for name, d in delays.items())
-    if kept > MOST_UNITS:
-        yield f"delays keep {kept} states; at most {MOST_UNITS} are kept"
+    if kept > limit("units"):
+        yield f"delays keep {kept} states; {_most('units')}"
 
 
 def _phases(spec: Spec) -> Iterator[str]:
     for phase in spec.phases:
-        if not 0 <= phase.ticks <= MOST_TICKS:
+        if phase.ticks < 0:
             yield f"phase {phase.name} has {phase.ticks} ticks"
+        if phase.ticks > limit("ticks"):
+            yield f"phase {phase.name} has {phase.ticks} ticks; {_most('ticks')}"
 
 
 def _projections(spec: Spec, sound: Mapping[str, Population], tensors: Tensors) -> Iterator[str]:

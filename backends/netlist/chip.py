@@ -9,9 +9,12 @@ from typing import Literal
 
 import msgspec
 import numpy as np
+import yaml
 
 from pccompile.backends.netlist.format import UnitKind
 from pccompile.diagnostics import CompileError, first_line
+from pccompile.limits import spend
+from pccompile.reading import read_file
 
 FOLDER = "pccompile.backends.netlist"
 LARGEST = 2**16
@@ -152,12 +155,7 @@ def load(chip: str | Path | Chip) -> Chip:
         return _sound(chip, chip.name)
     path = Path(chip)
     if path.suffix in (".yaml", ".yml"):
-        try:
-            with path.open("rb") as file:
-                data = file.read(LARGEST + 1)
-        except OSError as e:
-            raise CompileError(f"cannot read {path}: {e.strerror}") from e
-        return parse(data, str(path))
+        return parse(read_file(path, LARGEST), str(path))
     if str(chip) not in names():
         raise CompileError(f"no chip is called {chip}", hint=f"known are {', '.join(names())}, or give a .yaml file")
     return parse((resources.files(FOLDER) / "chips" / f"{chip}.yaml").read_bytes(), str(chip))
@@ -168,10 +166,29 @@ def parse(data: bytes, where: str) -> Chip:
     if len(data) > LARGEST:
         raise CompileError(f"{where} is larger than the {LARGEST:,} bytes that a chip's description may have")
     try:
+        spend("entries", _expanded(yaml.compose(data, Loader=yaml.SafeLoader)), f"{where}, its aliases written out,")
         chip = msgspec.yaml.decode(data, type=Chip)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except RecursionError as e:
+        raise CompileError(f"{where} does not describe a chip: it is nested too deeply") from e
+    except (yaml.YAMLError, msgspec.DecodeError, ValueError, ArithmeticError) as e:
         raise CompileError(f"{where} does not describe a chip: {first_line(e)}") from e
     return _sound(chip, where)
+
+
+def _expanded(node: yaml.Node | None) -> int:
+    """How many nodes a YAML document has when each alias is the node that it stands for."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node | None) -> int:
+        if node is None:
+            return 0
+        if id(node) not in sizes:
+            sizes[id(node)] = 10**18  # of a node that holds itself
+            parts = node.value if isinstance(node, yaml.CollectionNode) else []
+            sizes[id(node)] = 1 + sum(sum(map(size, p)) if isinstance(p, tuple) else size(p) for p in parts)
+        return sizes[id(node)]
+
+    return size(node)
 
 
 def _sound(chip: Chip, where: str) -> Chip:

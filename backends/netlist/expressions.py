@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pccompile.diagnostics import first_line
+from pccompile.limits import exceeded, limit
 from pccompile.ops import expressions as atoms
 
 X = sp.Symbol("x", real=True)
@@ -159,8 +160,11 @@ def function(source: str) -> Callable[[Tensor], Tensor]:
     if len(source) > LONGEST:
         raise ValueError(f"an expression of {len(source)} characters")
     try:
-        evaluate = _compiled(ast.parse(source, mode="eval").body)
-        evaluate(torch.zeros(2, dtype=torch.float64))
+        tree = ast.parse(source, mode="eval").body
+        if (levels := _levels(tree)) > limit("depth"):
+            raise ValueError(exceeded("depth", levels, limit("depth"), f"{source[:80]!r}").problems[0].what)
+        evaluate = _compiled(tree)
+        torch.as_tensor(evaluate(torch.zeros(2, dtype=torch.float64)), dtype=torch.float64).expand(2)
     except (SyntaxError, MemoryError, RecursionError) as e:
         raise ValueError(f"no expression in x: {source[:80]!r}") from e
     except (TypeError, RuntimeError, ArithmeticError) as e:
@@ -170,6 +174,15 @@ def function(source: str) -> Callable[[Tensor], Tensor]:
         return torch.as_tensor(evaluate(x), dtype=torch.float64).expand(x.shape)
 
     return apply
+
+
+def _levels(tree: ast.expr) -> int:
+    """How many expressions lie inside each other."""
+    levels, level = 0, list[ast.AST]([tree])
+    while level:
+        levels += any(isinstance(node, ast.expr) for node in level)
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    return levels
 
 
 def _compiled(node: ast.expr) -> Callable[[Any], Any]:
@@ -196,7 +209,7 @@ def _compiled(node: ast.expr) -> Callable[[Any], Any]:
         case ast.Call(func=ast.Name(id="Piecewise"), args=branches, keywords=[]) if branches:
             pairs = [_branch(b) for b in branches]
             return lambda x: _piecewise(*((value(x), condition(x)) for value, condition in pairs))
-        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS and name != "Piecewise":
             act, inners = FUNCTIONS[name], [_compiled(a) for a in arguments]
             return lambda x: act(*(i(x) for i in inners))
     raise ValueError(f"not in the language of netlists: {ast.unparse(node)[:80]}")

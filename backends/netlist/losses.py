@@ -121,8 +121,9 @@ def encoded(port: Port, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
         if value.size and (value.min() < 0 or value.max() >= width):
             raise ValueError(f"labels and tokens go from 0 to {width - 1}, not from {value.min()} to {value.max()}")
         axis = port.axis if port.axis < 0 else port.axis - len(shape)
-        hot = np.moveaxis(np.eye(width)[value], -1, axis)
-        return np.asarray(hot.reshape(-1, *shape))
+        hot = np.zeros((*value.shape, width))
+        np.put_along_axis(hot, value.astype(np.int64)[..., None], 1, -1)
+        return np.moveaxis(hot, -1, axis).reshape(-1, *shape)
     if value.size % max(int(np.prod(shape)), 1):
         raise ValueError(f"shape {list(value.shape)} does not fit {list(shape)}")
     return np.asarray(value, dtype=np.float64).reshape(-1, *shape)

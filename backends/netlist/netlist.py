@@ -87,6 +87,8 @@ class Netlist:
                     )
                 except ValueError as e:
                     raise CompileError(f"{kind} {name}: {e}") from e
+                if not len(found[port.population]):
+                    raise CompileError(f"{kind} {name}: shape {list(value.shape)} holds no presentation")
         return found
 
     @property

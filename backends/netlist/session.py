@@ -16,7 +16,9 @@ from pccompile.backends.netlist.simulate.asynchronous import (
 )
 from pccompile.backends.netlist.simulate.fixed import FixedSimulator, Rounding
 from pccompile.backends.netlist.simulate.synchronous import Simulator, Watch, refuse_undefined
+from pccompile.backends.netlist.synapses import work
 from pccompile.diagnostics import CompileError
+from pccompile.limits import account, spend
 
 if TYPE_CHECKING:
     from pccompile.backends.netlist.netlist import Netlist
@@ -88,6 +90,10 @@ class Session:
         plan = [("settle", ticks if ticks is not None else self.phases.get("settle", 1))]
         if learn:
             plan.append(("learn", self.phases.get("learn", 1)))
+        asked = sum(count for phase, count in plan if phase == "learn" or ticks is None)
+        with account():
+            each = self.replicas * work(self.net.spec, self.net.tensors)
+            spend("operations", asked * each, f"running {asked:,} ticks")
         kept: dict[str, list[np.ndarray]] = {name: [] for name in trace}
         with torch.inference_mode(False), torch.no_grad(), _progress(sum(t for _, t in plan), progress) as bar:
             for phase, count in plan:

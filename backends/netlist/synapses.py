@@ -10,10 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pccompile.backends.netlist.format import Plasticity, Projection, Spec, Tensors
-from pccompile.diagnostics import CompileError
-
-MOST = 10**8
-"""The most synapses that are listed."""
+from pccompile.limits import exceeded, limit
 
 Shape = tuple[int, ...]
 
@@ -63,13 +60,18 @@ def count(p: Projection, spec: Spec, tensors: Tensors) -> int:
     return spec.populations[p.pre].size if p.index is None else int((tensors[p.index] >= 0).sum())
 
 
+def work(spec: Spec, tensors: Tensors) -> int:
+    """What a tick costs: an operation for each synapse, 50 for each unit."""
+    return sum(count(p, spec, tensors) for p in spec.projections) + 50 * sum(p.size for p in spec.populations.values())
+
+
 def synapses(p: Projection, spec: Spec, tensors: Tensors) -> Synapses:
     """The synapses of a projection, of a choice all those that it chooses from, in the order of the map's own tensors.
 
     Raises CompileError where they are too many to be listed.
     """
-    if (number := count(p, spec, tensors)) > MOST:
-        raise CompileError(f"projection {p.name} has {number} synapses; at most {MOST} are listed one by one")
+    if (number := count(p, spec, tensors)) > limit("synapses"):
+        raise exceeded("synapses", number, limit("synapses"), f"listing projection {p.name} one by one")
     found = _listed(p, *ends(p, spec), tensors)
     return replace(found, post=found.pre, pre=found.post) if p.transpose else found
 
@@ -171,4 +173,4 @@ def _convolution(p: Projection, kernel: Shape, post: Shape, pre: Shape) -> Colum
     )
 
 
-__all__ = ["MOST", "Synapses", "bias_entries", "changes", "count", "ends", "fan_in", "matrix", "synapses", "weights"]
+__all__ = ["Synapses", "bias_entries", "changes", "count", "ends", "fan_in", "matrix", "synapses", "weights"]

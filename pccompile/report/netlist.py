@@ -10,12 +10,12 @@ import numpy as np
 
 from pccompile.backends.netlist import Netlist
 from pccompile.backends.netlist.chip import Chip, Figure
-from pccompile.backends.netlist.files import GENERATOR
 from pccompile.backends.netlist.placement import Placement
 from pccompile.backends.netlist.resources import Energy, Resources, Spread
 from pccompile.diagnostics import printable
 from pccompile.report.floorplan import floorplan
 from pccompile.report.tables import Page, Table, count, number, shortened
+from pccompile.writing import SEAL
 
 LIMITS = {
     "units": "units",
@@ -194,7 +194,7 @@ def resources_page(net: Netlist, chip: str | Path | Chip) -> str:
     details = (("Populations", populations(found)), ("Projections", projections(found)), ("Figures", sources(p.chip)))
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        f'<meta name="generator" content="{GENERATOR}">\n<title>{title}</title>\n<style>{STYLE}</style>\n'
+        f'<meta name="generator" content="{SEAL}">\n<title>{title}</title>\n<style>{STYLE}</style>\n'
         f"<h1>{title}</h1>\n<dl>{lines}</dl>\n{floorplan(p)}\n"
         f'<div class="side">{"".join(map(_html, tables))}</div>\n'
         + "".join(f"<h2>{name}</h2>\n{_html(table)}\n" for name, table in details)

@@ -131,8 +131,11 @@ def test_keywords_and_any_number_of_inputs(run) -> None:
 def test_pt2(run, folder) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
     torch.export.save(torch.export.export(model, (torch.randn(2, 3),)), folder / "saved.pt2")
-    assert run("saved.pt2", "-o", "out").code == 0
-    result = run("saved.pt2", "--verify")
+    refused = run("saved.pt2", "--doctor")
+    assert refused.code == 1
+    assert "--trust-code" in refused.out
+    assert run("saved.pt2", "-o", "out", "--trust-code").code == 0
+    result = run("saved.pt2", "--verify", "--trust-code")
     assert result.code == 0, result.out
     assert run("saved.pt2", "--shape", "x=2,3").code == 2
     (folder / "damaged.pt2").write_bytes(b"nothing")

@@ -80,8 +80,8 @@ WRONG = {
     "overflowing units": ("mlp", population("n1.v", shape=[2**32, 2**32]), "18446744073709551616 units or entries"),
     "together too many": (
         "mlp",
-        lambda r: [population(f"n{i}.v", shape=[6 * 10**7])(r) for i in (0, 1)],
-        "units; at most 100000000 are taken",
+        lambda r: [population(f"n{i}.v", shape=[6 * 10**6])(r) for i in (0, 1)],
+        "units; at most 10000000 are taken",
     ),
     "negative length": ("mlp", population("n1.v", shape=[-1, 3]), "has a negative length"),
     "negative length of a select": ("ranked", population("amin.v", shape=[-1, 1]), "has a negative length"),

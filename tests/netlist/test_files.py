@@ -230,7 +230,7 @@ def test_a_population_twice(tmp_path: Path) -> None:
 def test_a_huge_description(tmp_path: Path) -> None:
     with (tmp_path / "m.pcnet.json").open("wb") as f:
         f.truncate(10**10)  # takes no room
-    with pytest.raises(CompileError, match="at most 67108864 are read"):
+    with pytest.raises(CompileError, match="at most 67,108,864 are read"):
         Netlist.load(tmp_path / "m.pcnet.json")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import onnx
@@ -12,6 +13,7 @@ from pccompile.diagnostics import Collector, CompileError, Location, listing
 from pccompile.frontends.onnx.registry import find
 from pccompile.frontends.onnx.tensors import first_line, verify
 from pccompile.frontends.onnx.values import DTYPES, NARROW, TEXT, type_name
+from pccompile.limits import account, spend
 
 STRUCTURAL = frozenset({"Constant"})
 FOREIGN = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
@@ -29,6 +31,11 @@ def check_structure(model: onnx.ModelProto, found: Collector) -> None:
 
 def check_opsets(model: onnx.ModelProto, found: Collector) -> None:
     """Every operator set must be one that exists."""
+    if not 0 <= model.ir_version <= onnx.IR_VERSION:
+        found.add(
+            f"the file's format has version {model.ir_version}; this onnx knows 1 to {onnx.IR_VERSION}",
+            hint="upgrade the onnx package, or save the model in an older format",
+        )
     newest = defs.onnx_opset_version()
     versions = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
     if "" not in versions and any(n.domain in ("", "ai.onnx") for n in all_nodes(model.graph)):
@@ -46,16 +53,21 @@ def check_opsets(model: onnx.ModelProto, found: Collector) -> None:
 
 
 def check_functions(model: onnx.ModelProto, found: Collector) -> None:
-    """A model's own functions must not call themselves, directly or through others."""
-    calls = {(f.domain, f.name): {(n.domain, n.op_type) for n in nodes_of(f.node)} for f in model.functions}
-    remaining = {k: v & set(calls) for k, v in calls.items()}
-    while done := [k for k, v in remaining.items() if not v]:
-        for key in done:
-            del remaining[key]
-        for called in remaining.values():
-            called.difference_update(done)
-    if remaining:
-        found.add(f"functions call themselves: {listing(sorted(name for _, name in remaining))}")
+    """A model's own functions must not call themselves, directly or through others. Raises BudgetError for too much."""
+    calls = {(f.domain, f.name): [(n.domain, n.op_type) for n in nodes_of(f.node)] for f in model.functions}
+    try:
+        order = list(TopologicalSorter({k: set(v) & set(calls) for k, v in calls.items()}).static_order())
+    except CycleError as error:
+        found.add(f"functions call themselves: {listing(sorted({name for _, name in error.args[1]}))}")
+        return
+    sizes, depths = dict[tuple[str, str], int](), dict[tuple[str, str], int]()
+    for key in order:
+        sizes[key] = sum(sizes.get(called, 1) for called in calls[key])
+        depths[key] = 1 + max((depths.get(called, 0) for called in calls[key]), default=0)
+    used = [(n.domain, n.op_type) for n in all_nodes(model.graph)]
+    with account():
+        spend("nodes", sum(sizes.get(key, 0) for key in used), "putting functions in the places where they are called")
+        spend("depth", max((depths.get(key, 0) for key in used), default=0), "calling functions from functions")
 
 
 def check_graph(graph: onnx.GraphProto, outer: set[str], found: Collector) -> None:

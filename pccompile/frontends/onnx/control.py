@@ -14,8 +14,8 @@ from pccompile.frontends.onnx.graph import Graph
 from pccompile.frontends.onnx.registry import Node, operator
 from pccompile.frontends.onnx.scope import Made, Scope
 from pccompile.frontends.onnx.values import Value, as_host, as_tensor, host_of
+from pccompile.limits import limit, spend
 
-MOST_ITERATIONS = 10_000
 FIX = "make it a constant: --constant NAME=VALUE, or load_onnx(..., constants={input name: value}), fixes an input"
 
 
@@ -75,14 +75,15 @@ def both(
 def loop(node: Node, run: Scope, trips: Value = None, condition: Value = None, *carried: Value) -> list[Value]:
     """The last carried values and the stacked outputs of a loop, unrolled; its end must be known while tracing."""
     body = node.get("body")
-    most = MOST_ITERATIONS if trips is None else as_host(trips, "the number of Loop iterations").item()
+    most = None if trips is None else as_host(trips, "the number of Loop iterations").item()
+    if most is not None and condition is None and most > limit("steps"):
+        spend("steps", most, "Loop")  # no condition given: it rarely ends before, and each step is one node at least
     going = condition is None or bool(as_host(condition, "the condition of Loop").item())
     state = list(carried)
     collected: list[list[Tensor]] = [[] for _ in body.outputs[1 + len(state) :]]
     iteration = 0
-    while going and iteration < most:
-        if iteration >= MOST_ITERATIONS:
-            raise CompileError(f"Loop runs for more than {MOST_ITERATIONS} iterations")
+    while going and (most is None or iteration < most):
+        spend("steps", 1 + len(body.nodes), "Loop")
         results = run(body, [host_of(iteration), host_of(True, torch.bool), *state])
         going = bool(as_host(results[0], "the condition of Loop").item())
         state = results[1 : 1 + len(state)]
@@ -127,6 +128,7 @@ def scanned(node: Node, run: Scope, values: list[Value]) -> list[Value]:
     length = int(sources[0].shape[axes[0]])
     outputs = len(body.outputs) - len(state)
     collected: list[list[Tensor]] = [[] for _ in range(outputs)]
+    spend("steps", length * (1 + len(body.nodes)), "Scan")
     for step in range(length):
         slices: list[Value] = [
             source.select(axis, length - 1 - step if flipped else step)

@@ -5,23 +5,26 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pccompile.diagnostics import CompileError
+from pccompile.diagnostics import CompileError, first_line
 from pccompile.frontends.onnx.graph import uses
+from pccompile.frontends.onnx.meter import Meter
 from pccompile.frontends.onnx.names import lookup
 from pccompile.frontends.onnx.open_sizes import OpenSizes
 from pccompile.frontends.onnx.plausible import Plausible, finite
+from pccompile.limits import Account, BudgetError, opened
 
 if TYPE_CHECKING:
     from pccompile.frontends.onnx.module import OnnxModule
 
 
-SECONDS = 60.0
+SECONDS = 12.0
 """What the search for sizes may take."""
 
 MOST_RUNS = 9
@@ -43,17 +46,23 @@ def example_inputs(
     runs: list[tuple[Tensor, ...]] = []
     end = time.monotonic() + SECONDS
     tried: dict[str, list[int]] = {}
+    spent = opened(module.stored)
     for (size, tried), fill in itertools.product(sizes.tried(), plausible.open_fills(module.input_types)):
         generator = torch.Generator().manual_seed(seed)
-        inputs = tuple(
-            values[t.name] if t.name in values else plausible.draw(t, tried[t.name], size, fill, generator)
-            for t in module.input_types
-        )
         try:
-            with torch.no_grad():
+            with metered(spent):
+                inputs = tuple(
+                    values[t.name] if t.name in values else plausible.draw(t, tried[t.name], size, fill, generator)
+                    for t in module.input_types
+                )
                 results = module(*inputs)
-        except CompileError as error:
+        except BudgetError as error:
+            if failure is None and not runs:
+                raise
             failure = failure or error
+            break
+        except Exception as error:  # a model raises CompileError; sizes that nothing can be drawn of, anything
+            failure = failure or as_refusal(error, tried)
             if time.monotonic() > end:
                 break
             continue
@@ -81,6 +90,27 @@ def check_inputs(module: OnnxModule, names: Sequence[str]) -> None:
         if entry.form != "tensor":
             hint = "cut the model where it has become tensors of numbers, or run it without compiling it"
             raise CompileError(f"input {entry.name} is {entry.form}, which carries no gradient", hint=hint)
+
+
+def as_refusal(error: Exception, tried: Mapping[str, list[int]]) -> CompileError:
+    """What is said of sizes on which a model does not run, or of which no numbers can be drawn."""
+    if isinstance(error, CompileError):
+        return error
+    return CompileError(f"no numbers of the sizes {dict(tried)} can be drawn: {first_line(error)}")
+
+
+@contextmanager
+def metered(spent: Account) -> Iterator[None]:
+    """Within: what torch computes is counted; the memory of what was computed before is free again."""
+    spent.spent["memory"] = 0
+    with torch.no_grad(), Meter(spent):
+        yield
+
+
+def try_inputs(module: OnnxModule, inputs: Sequence[Tensor]) -> None:
+    """Run a file once on inputs of the user's. Raises CompileError where it does not run, or asks for too much."""
+    with metered(opened(module.stored)):
+        module(*inputs)
 
 
 def randomize(module: OnnxModule, seed: int = 0) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import torch
 
-from pccompile.diagnostics import Location
+from pccompile.diagnostics import CompileError, Location
 from pccompile.frontends.onnx.registry import Node
 from pccompile.frontends.onnx.tensors import array_of
 from pccompile.frontends.onnx.values import DTYPES, NARROW, NUMPY, TEXT, Host, Narrow, Text, stored, text_of
@@ -106,6 +106,8 @@ def constant_holding(name: str, value: Host | Text | Narrow) -> Constant:
 
 def with_body(node: Node, nodes: list[Node]) -> Node:
     """A Gradient node with the part of the graph that it differentiates, from `xs` and `zs` to `y`, as its `body`."""
+    if not node.get("xs") or node.get("y") is None:
+        raise CompileError("Gradient does not say of what (y), or with respect to what (xs)", node.location)
     inputs = (*node.get("xs"), *(node.get("zs") or ()))
     needed, chosen = {node.get("y")}, list[Node]()
     for other in reversed(nodes):

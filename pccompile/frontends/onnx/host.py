@@ -15,6 +15,7 @@ import torch
 
 from pccompile.frontends.onnx.registry import Node, host_rule
 from pccompile.frontends.onnx.values import DTYPES, HOST_LIMIT, NUMPY, SYMBOLIC, Host, host_of, normal_axes, product
+from pccompile.limits import spend
 
 Array = np.ndarray[Any, Any]
 
@@ -53,7 +54,7 @@ BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "Sub": python.sub,
     "Mul": python.mul,
     "Div": divide,
-    "Pow": python.pow,
+    "Pow": np.power,
     "Mod": modulo,
     "Max": torch.sym_max,
     "Min": torch.sym_min,
@@ -77,8 +78,10 @@ UNARY: dict[str, Callable[[Any], Any]] = {
     "Not": lambda a: not a,
     "Sign": lambda a: (a > 0) - (a < 0),
 }
-NUMPY_BINARY = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Max": np.maximum, "Min": np.minimum}
-NUMPY_FLOAT = NUMPY_BINARY | {"Div": np.divide, "Pow": np.power, "Mod": np.mod}
+NUMPY_BINARY = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Max": np.maximum, "Min": np.minimum} | {
+    "Pow": np.power  # that of Python has no largest number
+}
+NUMPY_FLOAT = NUMPY_BINARY | {"Div": np.divide, "Mod": np.mod}
 
 
 def objects(array: Array) -> Array:
@@ -97,7 +100,7 @@ def binary(node: Node, *hosts: Host) -> Array | Host | None:
     """Elementwise arithmetic of two or more values."""
     if not small(*hosts) or node.get("fmod") or node.get("axis") is not None:
         return None
-    if node.op_type == "Pow" and (hosts[0].symbolic or hosts[1].symbolic):
+    if node.op_type == "Pow" and (hosts[0].symbolic or hosts[1].symbolic or (hosts[1].array < 0).any()):
         return None
     total = hosts[0]
     for host in hosts[1:]:
@@ -106,7 +109,7 @@ def binary(node: Node, *hosts: Host) -> Array | Host | None:
         if total.array.dtype != object and host.array.dtype != object and node.op_type in known:
             with np.errstate(all="ignore"):
                 total = Host(np.asarray(known[node.op_type](total.array, host.array)).astype(total.array.dtype), dtype)
-        elif node.op_type in ("Div", "Mod", "Pow") and not host.symbolic and 0 in host.tolist():
+        elif node.op_type in ("Div", "Mod") and not host.symbolic and 0 in host.tolist():
             return None
         else:
             total = host_of(apply(BINARY[node.op_type], total, host), dtype)
@@ -316,6 +319,7 @@ def split(node: Node, data: Host, sizes: Host | None = None) -> list[Host] | Non
     axis = node.get("axis", 0)
     if lengths is None:
         extent, count = data.array.shape[axis], node.get("num_outputs", len(node.outputs))
+        spend("entries", count, node.op_type)
         each = -(-extent // count)
         lengths = [min(each, extent - i * each) for i in range(count)]
     if not small(data) or any(isinstance(s, SYMBOLIC) for s in lengths):

@@ -11,6 +11,7 @@ from torch import Tensor
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx.registry import Node, operator
 from pccompile.frontends.onnx.values import Host
+from pccompile.limits import spend
 
 
 @operator("ImageDecoder")
@@ -23,8 +24,9 @@ def image_decoder(node: Node, data: Host) -> Tensor:
     layout = node.get("pixel_format", "RGB")
     try:
         image = Image.open(io.BytesIO(data.array.tobytes()))
+        spend("memory", 4 * image.width * image.height, node.op_type)
         pixels = np.array(image.convert("L" if layout == "Grayscale" else "RGB"))
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise CompileError(f"the image cannot be decoded: {error}") from None
     if layout == "BGR":
         pixels = pixels[:, :, ::-1].copy()

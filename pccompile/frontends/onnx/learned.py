@@ -20,6 +20,7 @@ from pccompile.frontends.onnx.scores import (
     two_classes,
 )
 from pccompile.frontends.onnx.values import Value
+from pccompile.limits import spend
 
 
 def given(node: Node, name: str, like: Tensor) -> Tensor:
@@ -109,6 +110,7 @@ def svm_classifier(node: Node, x: Tensor) -> tuple[Value, Tensor]:
 def duels(node: Node, x: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
     """The score of each pair of classes, and how many pairs each class wins."""
     total, classes = sum(sizes), len(sizes)
+    spend("entries", 100 * classes**2, f"{node.op_type} of {classes} classes")
     kernels = kernel(node, x, given(node, "support_vectors", x).reshape(total, -1))
     weights, rho = given(node, "coefficients", x).reshape(-1, total), given(node, "rho", x)
     own = [slice(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(classes)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import onnx
 import torch
 
-from pccompile.diagnostics import Collector, CompileError, Problem
+from pccompile.diagnostics import Collector, CompileError, Problem, first_line
 from pccompile.frontends.onnx import checks
 from pccompile.frontends.onnx.given_numbers import check_known, fixed_inputs, with_initializers
 from pccompile.frontends.onnx.graph import Constant, with_floats
@@ -20,11 +20,15 @@ from pccompile.frontends.onnx.graph import read as read_graph
 from pccompile.frontends.onnx.inlining import prepared
 from pccompile.frontends.onnx.module import InputType, OnnxModule
 from pccompile.frontends.onnx.roles import assign_roles, fold_constant_shapes
-from pccompile.frontends.onnx.tensors import first_line
 from pccompile.frontends.onnx.values import DTYPES, NARROW, TEXT, type_name
 from pccompile.frontends.onnx.weights import as_inputs, weights_of, without_numbers
+from pccompile.limits import account
+from pccompile.reading import read_file
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
+
+LARGEST = 2**31
+"""Bytes that a protobuf file may have; larger models keep their weights in files beside it."""
 
 
 def load_onnx(
@@ -42,9 +46,20 @@ def load_onnx(
     floating-point type of the file, for verification in double precision or for training a half-precision file.
     `train` and `freeze` are patterns (as of fnmatch) of constants that learn, or do not, whatever is otherwise
     concluded from their use.
-    Raises CompileError with everything that is wrong.
+    Raises CompileError with everything that is wrong. What a file may ask for is bounded, see `pccompile.budget`.
     """
-    constants = dict(constants or {})
+    with sound(source):
+        return loaded(source, dict(constants or {}), dtype, train, freeze)
+
+
+def loaded(
+    source: Source,
+    constants: Mapping[str, Any],
+    dtype: torch.dtype | None,
+    train: Iterable[str],
+    freeze: Iterable[str],
+) -> OnnxModule:
+    """The module of a file that may be malformed. Raises CompileError, and anything for what no check foresaw."""
     model, weights, folder = checked(source, constants)
     found = Collector()
     model = prepared(model)
@@ -55,16 +70,31 @@ def load_onnx(
     found.raise_if_any()
     opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
     types = [input_type(i) for i in model.graph.input if i.name not in weights]
-    graph = read_graph(model.graph, opsets, folder, weights)
-    fold_constant_shapes(graph)
+    stored = sum(w.array.nbytes for w in weights.values() if w is not None)
+    with account(stored):
+        graph = read_graph(model.graph, opsets, folder, weights)
+        fold_constant_shapes(graph)
     assign_roles(graph, train, freeze, constants)
     if dtype is not None:
         with_floats(graph, dtype)
         types = [replace(t, dtype=dtype) if t.form == "tensor" and t.dtype.is_floating_point else t for t in types]
     fixed = fixed_inputs(types, {n: v for n, v in constants.items() if n in {t.name for t in types}})
-    module = OnnxModule(graph, [t for t in types if t.name not in fixed], fixed)
+    module = OnnxModule(graph, [t for t in types if t.name not in fixed], fixed, stored)
     module.replaced = {n: v for n, v in constants.items() if n not in fixed}
     return module
+
+
+@contextmanager
+def sound(source: Source) -> Iterator[None]:
+    """Within: a file is read. What goes wrong there is the file's fault, and raises CompileError in one line."""
+    try:
+        yield
+    except (CompileError, MemoryError):
+        raise
+    except Exception as error:
+        name = f"{source}" if isinstance(source, (str, os.PathLike)) else "the model"
+        what = f"{name} is malformed: {type(error).__name__}: {first_line(error)}"
+        raise CompileError(what, hint="onnx.checker.check_model may say more") from error
 
 
 def checked(
@@ -90,19 +120,25 @@ def checked(
 def unsupported(source: Source) -> list[Problem]:
     """Everything that keeps a model from being loaded, without raising."""
     try:
-        model, folder = read(source)
-        light, found = without_numbers(model), Collector()
-        for check in (checks.check_structure, checks.check_types, checks.check_operators):
-            check(light, found)
-        checks.check_tensors(model, folder, found)
-        if any("no rule" not in p.what for p in found.problems):
-            return found.problems
-        as_inputs(light)
-        found = Collector()
-        checks.check_operators(prepared(light), found)
-        return found.problems
+        with sound(source):
+            return problems(source)
     except CompileError as error:
         return list(error.problems)
+
+
+def problems(source: Source) -> list[Problem]:
+    """Everything that keeps a model from being loaded. Raises CompileError for what is the only thing to be said."""
+    model, folder = read(source)
+    light, found = without_numbers(model), Collector()
+    for check in (checks.check_structure, checks.check_types, checks.check_operators):
+        check(light, found)
+    checks.check_tensors(model, folder, found)
+    if any("no rule" not in p.what for p in found.problems):
+        return found.problems
+    as_inputs(light)
+    found = Collector()
+    checks.check_operators(prepared(light), found)
+    return found.problems
 
 
 def read(source: Source) -> tuple[onnx.ModelProto, Path | None]:
@@ -112,13 +148,7 @@ def read(source: Source) -> tuple[onnx.ModelProto, Path | None]:
     if isinstance(source, bytes):
         return parsed(source, "the model"), None
     path = Path(source)
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CompileError(f"{path} is not a file")
-        content = path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise CompileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}") from None
-    return parsed(content, str(path)), path.parent
+    return parsed(read_file(path, LARGEST), str(path)), path.parent
 
 
 def parsed(content: bytes, name: str) -> onnx.ModelProto:

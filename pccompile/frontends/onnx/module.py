@@ -37,6 +37,7 @@ from pccompile.frontends.onnx.values import (
     text_of,
     type_name,
 )
+from pccompile.limits import account
 
 Shape = tuple["int | str", ...]
 
@@ -60,16 +61,22 @@ class OnnxModule(nn.Module):
 
     `parameter_names` maps the initializers' names to the parameters' paths: equal, save for names that cannot be paths.
     `replaced` holds numbers that the user gave for initializers.
+    `stored` is how many bytes of weights the file holds; what it may ask for grows with it.
     """
 
     def __init__(
-        self, graph: Graph, input_types: Sequence[InputType], fixed: Mapping[str, Value] | None = None
+        self,
+        graph: Graph,
+        input_types: Sequence[InputType],
+        fixed: Mapping[str, Value] | None = None,
+        stored: int = 0,
     ) -> None:
         super().__init__()
         self.input_types = tuple(input_types)
         self.output_names = graph.outputs
         self.parameter_names: dict[str, str] = {}
         self.graph = graph
+        self.stored = stored
         self._fixed = dict(fixed or {})
         self.replaced: Mapping[str, Any] = {}
         self._lent: dict[str, Tensor] = {}
@@ -121,7 +128,7 @@ class OnnxModule(nn.Module):
         Text comes and goes as numpy arrays of strings, sequences as lists, absent optional values as None.
         """
         values: dict[str, Value] = {**self._fixed, **self._bind(inputs, named)}
-        with torch.fx.traceback.preserve_node_meta():
+        with account(self.stored), torch.fx.traceback.preserve_node_meta():
             results = [as_output(v) for v in self.execute(self.graph, values)]
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -243,7 +250,7 @@ class OnnxModule(nn.Module):
                 raise CompileError(f"no rule for {node.op_type}")
             return outputs_of(computed(node, operator, arguments, Scope(self, values)), scalar_type(node, arguments))
         except CompileError as error:
-            raise CompileError([located(p, node) for p in error.problems]) from None
+            raise type(error)([located(p, node) for p in error.problems]) from None
         except Exception as error:
             shapes = ", ".join(described(a) for a in arguments)
             raise CompileError(f"{node.op_type} of {shapes} fails: {first_line(error)}", where(node)) from error

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx.registry import Node, operator
+from pccompile.limits import spend
 
 Activation = Callable[[Tensor], Tensor]
 State = tuple[Tensor, ...]
@@ -125,6 +126,7 @@ def clipper(node: Node) -> Activation:
 def unroll(step: Step, x: Tensor, state: State, lengths: Tensor | None, backwards: bool) -> tuple[Tensor, State]:
     """Outputs `[time, batch, hidden]` and the last state; samples past their length keep their state and yield zero."""
     count = int(x.shape[0])
+    spend("steps", 5 * count, "a recurrent layer, step by step,")
     outputs: list[Tensor] = [x] * count
     for time in range(count - 1, -1, -1) if backwards else range(count):
         after = step(x[time], state)

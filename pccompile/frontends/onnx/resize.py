@@ -18,6 +18,7 @@ from torch import Tensor
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx.registry import Node, operator
 from pccompile.frontends.onnx.values import Host, normal_axis
+from pccompile.limits import spend
 
 Array = np.ndarray[Any, Any]
 TORCH_MODES = {("linear", 3): "linear", ("linear", 4): "bilinear", ("linear", 5): "trilinear", ("cubic", 4): "bicubic"}
@@ -165,6 +166,7 @@ def source_places(
     length: int, size: int, factor: float, corners: tuple[float, float], coordinates: str
 ) -> tuple[Array, Array]:
     """Where each output lies on the input's axis, and which of them lie outside and take the extrapolation value."""
+    spend("memory", 32 * size, "Resize")
     y = np.arange(size, dtype=np.float64)
     full = factor * length
     outside = np.zeros(size, dtype=bool)
@@ -210,6 +212,7 @@ def weights(
 ) -> Array:
     """The matrix `[output, input]` of interpolation weights; what lies outside falls to the edges, or is left out."""
     radius = math.ceil(reach / spread) + 1
+    spend("memory", 8 * max(len(places), 1) * (length + 8 * radius), "Resize")
     offsets = np.arange(-radius, radius + 1)
     sources = np.floor(places)[:, None] + offsets
     parts = kernel((sources - places[:, None]) * spread)

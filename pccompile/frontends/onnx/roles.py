@@ -17,6 +17,7 @@ from pccompile.frontends.onnx.formulas import SCALING, written_by_hand
 from pccompile.frontends.onnx.graph import Constant, Graph, last_reads, uses
 from pccompile.frontends.onnx.registry import Node, find
 from pccompile.frontends.onnx.values import TEXT, Host, product
+from pccompile.limits import spend
 
 VIEWS = frozenset({"Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Cast", "Expand", "Concat"})
 """Operators through which a constant still counts as feeding a weight."""
@@ -57,7 +58,9 @@ def fold_constant_shapes(graph: Graph) -> None:
             if not isinstance(fill, Host):
                 kept.append(node)
                 continue
-            array = np.full(sizes.array.tolist(), fill.array.reshape(-1)[0])
+            shape = tuple(sizes.array.tolist())
+            spend("memory", product(shape) * fill.array.itemsize, "a weight that ConstantOfShape makes", node.location)
+            array = np.broadcast_to(fill.array.reshape(-1)[0], shape)  # copied once, when it becomes a tensor
             part.constants[node.outputs[0]] = Constant(node.outputs[0], array, fill.dtype, emptied)
         part.nodes = tuple(kept)
         part.last_reads = last_reads(kept, part.outputs)

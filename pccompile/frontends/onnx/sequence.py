@@ -10,6 +10,7 @@ from torch import Tensor
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx.registry import Node, operator
 from pccompile.frontends.onnx.values import Host, Value, as_tensor, host_of
+from pccompile.limits import spend
 
 
 @operator("SequenceConstruct")
@@ -65,6 +66,8 @@ def split_to_sequence(node: Node, x: Tensor, sizes: Host | None = None) -> list[
     """x in parts along an axis, as a sequence."""
     axis = node.get("axis", 0)
     lengths: Any = 1 if sizes is None else sizes.tolist() if sizes.array.ndim else sizes.item()
+    if isinstance(lengths, int) and isinstance(x.shape[axis], int) and lengths > 0:
+        spend("steps", x.shape[axis] // lengths, node.op_type)
     parts = list(torch.split(x, lengths, axis))
     return [[p.squeeze(axis) for p in parts] if sizes is None and not node.get("keepdims", 1) else parts]
 

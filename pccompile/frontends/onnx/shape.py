@@ -19,6 +19,7 @@ from pccompile.frontends.onnx.values import (
     product,
     shape_of,
 )
+from pccompile.limits import spend
 
 
 @operator("Shape")
@@ -90,6 +91,8 @@ def split(node: Node, x: Tensor, sizes: Host | None = None) -> tuple[Tensor, ...
     if lengths is not None:
         return torch.split(x, list(lengths), axis)
     count = node.get("num_outputs", len(node.outputs))
+    if isinstance(x.shape[axis], int):
+        spend("steps", min(count, x.shape[axis]), node.op_type)
     each = -(-x.shape[axis] // count)
     return torch.split(x, each, axis)
 
@@ -127,6 +130,7 @@ def slice_axis(x: Tensor, start: Any, end: Any, axis: int, step: Any) -> Tensor:
     if not isinstance(length, int):
         raise CompileError("Slice with a negative step along an axis of varying size")
     indices = range(*slice(start, None if end < -length else end, step).indices(length))
+    spend("entries", len(indices), "Slice with a negative step")
     return x.index_select(axis, torch.tensor(list(indices), dtype=torch.int64))
 
 
@@ -188,6 +192,7 @@ def pad_axis(x: Tensor, axis: int, before: int, after: int, mode: str) -> Tensor
     """x continued along one axis, by an index that the host computes."""
     length = int(x.shape[axis])
     positions = range(-before, length + after)
+    spend("entries", max(before + length + after, 0), f"Pad of mode {mode}")
     if mode == "edge":
         index = [min(max(p, 0), length - 1) for p in positions]
     elif mode == "wrap":

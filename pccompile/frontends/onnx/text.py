@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx.registry import Node, operator
 from pccompile.frontends.onnx.values import Text, Value, as_host, described, text_of
+from pccompile.limits import spend
 
 CASES: dict[str, Callable[[str], str]] = {
     "LOWER": lambda s: s.lower(),
@@ -39,7 +39,14 @@ def each(function: Callable[..., Any], *texts: Text) -> np.ndarray[Any, Any]:
 @operator("StringConcat")
 def string_concat(node: Node, a: Value, b: Value) -> Text:
     """The strings of a followed by those of b."""
-    return Text(each(lambda x, y: x + y, as_text(a), as_text(b)))
+    first, second = as_text(a), as_text(b)
+    spend("entries", int(np.prod(np.broadcast_shapes(first.array.shape, second.array.shape))), node.op_type)
+
+    def joined(x: str, y: str) -> str:
+        spend("characters", len(x) + len(y), node.op_type)
+        return x + y
+
+    return Text(each(joined, first, second))
 
 
 @operator("StringNormalizer")
@@ -59,6 +66,7 @@ def string_split(node: Node, x: Value) -> tuple[Text, Tensor]:
     array, most = as_text(x).array, node.get("maxsplit", -1)
     parts = [s.split(node.get("delimiter") or None, most) for s in array.reshape(-1)]
     width = max(map(len, parts), default=0)
+    spend("entries", len(parts) * width, node.op_type)
     filled = np.full((len(parts), width), "", dtype=object)
     for row, found in zip(filled, parts, strict=True):
         row[: len(found)] = found
@@ -69,10 +77,16 @@ def string_split(node: Node, x: Value) -> tuple[Text, Tensor]:
 @operator("RegexFullMatch")
 def regex_full_match(node: Node, x: Value) -> Tensor:
     """Whether each string as a whole matches a pattern."""
-    pattern = node.get("pattern", "")
     try:
-        compiled = re.compile(pattern, re.ASCII)
-    except re.error as error:
+        import re2  # ONNX asks for its syntax; it matches in linear time, whatever the pattern
+    except ImportError:
+        raise CompileError("RegexFullMatch needs google-re2", hint="pip install google-re2") from None
+    pattern = node.get("pattern", "")
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        compiled = re2.compile(pattern, options)
+    except re2.error as error:
         raise CompileError(f"the pattern {pattern!r} cannot be read: {error}") from None
     return torch.from_numpy(each(lambda s: compiled.fullmatch(s) is not None, as_text(x)).astype(np.bool_))
 
@@ -85,9 +99,12 @@ def tf_idf(node: Node, x: Value) -> Tensor:
     weights = node.get("weights") or [1.0] * len(places)
     grams = pool(node)
     rows = []
+    if min(places, default=0) < 0:
+        raise CompileError("ngram_indexes of TfIdfVectorizer are not negative")
+    spend("entries", array.size // max(array.shape[-1], 1) * (max(places, default=0) + 1), node.op_type)
     for tokens in array.reshape(-1, array.shape[-1]).tolist():
         found = occurrences(node, tokens)
-        row = [0.0] * (max(places) + 1)
+        row = [0.0] * (max(places, default=0) + 1)
         for gram, place, weight in zip(grams, places, weights, strict=True):
             count = found[gram]
             row[place] = {"TF": count, "IDF": min(count, 1) * weight, "TFIDF": count * weight}[node.get("mode")]
@@ -109,8 +126,10 @@ def pool(node: Node) -> list[tuple[Hashable, ...]]:
 def occurrences(node: Node, tokens: Sequence[Hashable]) -> Counter[tuple[Hashable, ...]]:
     """All n-grams of the lengths asked for, with all skips allowed; a single token cannot skip any."""
     found: Counter[tuple[Hashable, ...]] = Counter()
-    for n in range(node.get("min_gram_length"), node.get("max_gram_length") + 1):
-        for step in range(1, 2 if n == 1 else node.get("max_skip_count", 0) + 2):
+    for n in range(max(node.get("min_gram_length"), 1), min(node.get("max_gram_length"), len(tokens)) + 1):
+        furthest = 1 if n == 1 else (len(tokens) - 1) // (n - 1)
+        for step in range(1, min(furthest, 1 if n == 1 else node.get("max_skip_count", 0) + 1) + 1):
             reach = step * (n - 1) + 1
+            spend("entries", n * (len(tokens) - reach + 1), node.op_type)
             found.update(tuple(tokens[i : i + reach : step]) for i in range(len(tokens) - reach + 1))
     return found

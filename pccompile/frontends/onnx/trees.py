@@ -22,6 +22,7 @@ from pccompile.frontends.onnx.scores import (
     two_classes,
 )
 from pccompile.frontends.onnx.values import Value
+from pccompile.limits import spend
 
 MODES = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRANCH_NEQ", "BRANCH_MEMBER")
 AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")
@@ -121,6 +122,7 @@ def forest_of(node: Node) -> Forest:
         return np.where(np.asarray(node.get(f"nodes_{name}leafs"), dtype=bool), target + count, target)
 
     weights = node.get("leaf_weights").array
+    spend("memory", 8 * len(weights) * node.get("n_targets"), node.op_type)
     votes = np.full((len(weights), node.get("n_targets")), np.nan)
     votes[np.arange(len(weights)), np.asarray(node.get("leaf_targetids"), dtype=np.int64)] = weights
     given = node.get("membership_values")
@@ -141,6 +143,7 @@ def forest_of(node: Node) -> Forest:
 
 def padded(rows: list[Array]) -> Array:
     """Rows of different lengths as a matrix, filled up with NaN."""
+    spend("memory", 8 * len(rows) * max((len(r) for r in rows), default=0), "TreeEnsemble")
     result = np.full((len(rows), max((len(r) for r in rows), default=0)), np.nan)
     for target, row in zip(result, rows, strict=True):
         target[: len(row)] = row
@@ -155,6 +158,7 @@ def old_forest(node: Node, prefix: str, targets: int) -> Forest:
     leaves = [i for i, mode in enumerate(names) if mode == "LEAF"]
     place = {keys[i]: n for n, i in enumerate((*branches, *leaves))}
     values = listed(node, "nodes_values")
+    spend("memory", 8 * len(leaves) * targets, node.op_type)
     votes = np.full((len(leaves), targets), np.nan)
     ids, weights = node.get(f"{prefix}_ids"), listed(node, f"{prefix}_weights")
     for key, target, weight in zip(
