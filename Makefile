@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LIGHT := $(BIN)/python -c "import onnx.backend.test, pathlib; print(pathlib.Path(onnx.backend.test.__file__).parent / 'data/light/light_squeezenet.onnx')"
 
-.PHONY: install demo test test-all lint bench coverage clean
+.PHONY: install demo test test-all fuzz lint bench coverage clean
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt tests/onnx_frontend/packages.txt
@@ -22,6 +22,9 @@ test: install  ## everything that takes less than half a minute each
 
 test-all: install  ## the long ones too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+fuzz: install  ## 20,000 ONNX files and 20,000 netlists, chips and data files that are wrong somewhere; the day is the seed
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzz
 
 lint: install
 	$(BIN)/ruff check .

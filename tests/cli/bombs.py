@@ -117,7 +117,8 @@ def image(node: onnx.NodeProto, *weights: onnx.TensorProto) -> onnx.ModelProto:
 
 def tree(**more: object) -> onnx.ModelProto:
     given = {"n_targets": 1, "nodes_treeids": [0], "nodes_nodeids": [0], "nodes_featureids": [0],
-                 "nodes_values": [0.0], "nodes_modes": ["LEAF"], "nodes_truenodeids": [0], "nodes_falsenodeids": [0], "target_treeids": [0],
+                 "nodes_values": [0.0], "nodes_modes": ["LEAF"], "nodes_truenodeids": [0], "nodes_falsenodeids": [0],
+                 "target_treeids": [0],
                  "target_nodeids": [0], "target_ids": [0], "target_weights": [1.0]}  # fmt: skip
     return model([N("TreeEnsembleRegressor", ["x"], ["y"], domain="ai.onnx.ml", **{**given, **more})],
                  domains=["ai.onnx.ml"])  # fmt: skip

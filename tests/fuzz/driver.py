@@ -82,7 +82,7 @@ def _batch(write: Write, seeds: list[int]):
     _, status = os.waitpid(child, 0)
     if not ended and os.WIFSIGNALED(status):
         ended = f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
-    return done, ended or ("ends early" if done < len(seeds) else "")
+    return done, ended or ("ends with an error" if os.waitstatus_to_exitcode(status) > 0 else "")
 
 
 def _spent(process: int) -> float:
@@ -98,9 +98,10 @@ def _work(write: Write, seeds: list[int], writing: int) -> None:
         for seed in seeds:
             os.write(writing, json.dumps(asdict(case(write, seed))).encode() + b"\n")
             if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > GIBIBYTES << 20:
-                break  # a fresh process: the highest mark does not fall
-    finally:
-        os._exit(0)
+                break  # the rest in another process: the highest mark does not fall
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
 
 
 def case(write: Write, seed: int) -> Outcome:
