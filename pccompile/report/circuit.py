@@ -101,7 +101,8 @@ def _line(what: str, group: tuple[Difference, ...]) -> str:
 
 
 def _worst(group: tuple[Difference, ...]) -> float:
-    return max((_known(d.relative_error) for d in group), default=0.0)
+    """The largest error; one that is no number is infinite."""
+    return max((math.inf if math.isnan(d.relative_error) else d.relative_error for d in group), default=0.0)
 
 
 def verify_circuit(

@@ -102,3 +102,31 @@ def test_only_the_chosen_branch_learns(yes, no, tmp_path):
         report = verify_file(pc, tmp_path / "made.onnx", (x, torch.tensor(rate)), 0)
         assert report.passed, report
         assert sum(p.note == "none in either" for p in report.parameters) >= 1
+
+
+@pytest.mark.parametrize("stored", ["initializer", "node"])
+def test_branches_may_use_the_same_names(stored, tmp_path):
+    """In one branch c is the 1 of 1 − p, in the other one a factor; w is another matrix, w_2 a third."""
+    arrays = {"t": RNG.standard_normal((4, 3)), "e": RNG.standard_normal((4, 3)), "third": RNG.standard_normal((3, 3))}
+    arrays = {k: v.astype(np.float32) for k, v in arrays.items()}
+
+    def branch(name, last):
+        nodes = [node("MatMul", ["x", "w"], ["h"]), node("Sigmoid", ["h"], ["p"]), last]
+        own = [numpy_helper.from_array(arrays[name], "w"), numpy_helper.from_array(np.float32(1), "c")]
+        if stored == "node":
+            nodes, own = [constant("w", arrays[name]), *nodes], own[1:]
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info("o", 1, None)], own)
+
+    yes, no = branch("t", node("Sub", ["c", "p"], ["o"])), branch("e", node("Mul", ["p", "c"], ["o"]))
+    nodes = [node("If", ["b"], ["i"], then_branch=yes, else_branch=no), node("MatMul", ["i", "w_2"], ["y"])]
+    made = model(nodes, {"x": ["n", 4], "b": ([], TensorProto.BOOL)}, {"y": ["n", 3]}, {"w_2": arrays["third"]})
+    onnx.save(made, tmp_path / "made.onnx")
+    module = load_onnx(made)
+    assert set(module.parameter_names) == {"w", "w_2", "w_3", "c"}
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    pc = pccompile.compile(module, (x, torch.tensor(True)))
+    for chosen in (True, False):
+        p = torch.sigmoid(x @ torch.from_numpy(arrays["t" if chosen else "e"]))
+        expected = (1 - p if chosen else p) @ torch.from_numpy(arrays["third"])
+        torch.testing.assert_close(pc(x, torch.tensor(chosen)), expected)
+        assert verify_file(pc, tmp_path / "made.onnx", (x, torch.tensor(chosen)), 0).passed

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pccompile.diagnostics import CompileError, Location, Problem
 from pccompile.frontends.onnx.examples import example_inputs
 from pccompile.frontends.onnx.graph import Constant, Graph, with_floats
-from pccompile.frontends.onnx.names import attach, lookup, parameter_paths
+from pccompile.frontends.onnx.names import attach, distinct, lookup, parameter_paths
 from pccompile.frontends.onnx.open_sizes import batch_axis
 from pccompile.frontends.onnx.registry import Node, find, host_result
 from pccompile.frontends.onnx.scope import Scope
@@ -85,12 +85,13 @@ class OnnxModule(nn.Module):
 
     def _install_constants(self) -> None:
         kept = [c for g in self.graph.subgraphs() for c in g.constants.values() if c.kind != "host"]
-        paths = parameter_paths([c.name for c in kept], self)
-        for constant in kept:
-            constant.path = paths[constant.name]
+        names = distinct([c.name for c in kept])
+        paths = parameter_paths(names, self)
+        for name, constant in zip(names, kept, strict=True):
+            constant.path = paths[name]
             attach(self, constant.path, tensor_of(constant.array, constant.dtype), constant.kind == "parameter")
             if constant.kind == "parameter":
-                self.parameter_names[constant.name] = constant.path
+                self.parameter_names[name] = constant.path
             if constant.kind == "parameter" or constant.array.size > HOST_LIMIT:
                 constant.array = np.empty(0)
 

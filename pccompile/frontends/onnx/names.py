@@ -34,6 +34,20 @@ def parameter_paths(names: Iterable[str], owner: nn.Module) -> dict[str, str]:
     return paths
 
 
+def distinct(names: Iterable[str]) -> list[str]:
+    """Names with a number behind those that came before: the branches of an If may use the same ones."""
+    names = list(names)
+    taken, seen, result = set(names), set[str](), list[str]()
+    for name in names:
+        label, count = name, 1
+        while label in seen or (count > 1 and label in taken):
+            count += 1
+            label = f"{name}_{count}"
+        seen.add(label)
+        result.append(label)
+    return result
+
+
 def natural(name: str, modules: set[str], owner: nn.Module) -> bool:
     """Whether torch can hold a parameter under exactly this name."""
     segments = name.split(".")

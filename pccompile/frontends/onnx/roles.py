@@ -5,7 +5,7 @@ docs/onnx.md states the rules for readers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -38,13 +38,13 @@ def fold_constant_shapes(graph: Graph) -> None:
 
     In a file that has more of them than weights, such as the light test networks, they all stand for weights.
     """
-    readers = uses(graph)
     kept_weights = sum(
         c.initializer and c.dtype.is_floating_point and c.array.size > 1 for c in graph.constants.values()
     )
     filled = [n for n in graph.nodes if n.op_type == "ConstantOfShape" and n.inputs[0] in graph.constants]
     emptied = len(filled) >= 8 and len(filled) > kept_weights
     for part in graph.subgraphs():
+        readers = uses(part)
         kept = []
         for node in part.nodes:
             sizes = (
@@ -91,9 +91,8 @@ def assign_roles(
     train, freeze: patterns of names that overrule it; fixed: names of what the user has given numbers for.
     Raises CompileError for a pattern that fits nothing which could learn.
     """
-    readers = uses(graph)
-    makers = {o: n for part in graph.subgraphs() for n in part.nodes for o in n.outputs if o}
-    for part in graph.subgraphs():
+    for part, makers in scopes(graph, {}):
+        readers = uses(part)
         for constant in part.constants.values():
             constant.kind = role(constant, readers, part.outputs)
             if constant.kind == "open":
@@ -104,6 +103,16 @@ def assign_roles(
                 constant.kind = "host" if constant.array.size <= 64 else "buffer"
     overrule(graph, train, "train", "parameter")
     overrule(graph, freeze, "freeze", "buffer")
+
+
+def scopes(graph: Graph, outer: dict[str, Node]) -> Iterator[tuple[Graph, dict[str, Node]]]:
+    """Each graph with the nodes that make the values it can read: names hold in a graph and in those inside it."""
+    makers = {**outer, **{o: n for n in graph.nodes for o in n.outputs if o}}
+    yield graph, makers
+    for node in graph.nodes:
+        for value in node.attributes.values():
+            if isinstance(value, Graph):
+                yield from scopes(value, makers)
 
 
 def overrule(graph: Graph, patterns: Iterable[str], option: str, kind: str) -> None:
