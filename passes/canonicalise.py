@@ -69,8 +69,9 @@ def once(
         env[n.name] = _named(b, env[n.name], n.name, start)
     updates = {k: str(map_refs(v, lambda r: env.get(r, r))) for k, v in b.updates.items()}
     outputs = tuple(str(env[o]) for o in graph.outputs)
+    states = {k: str(env[v]) for k, v in graph.states.items()}
     dims = {k: replace(s, tensor=str(env.get(s.tensor, s.tensor))) for k, s in graph.dims.items()}
-    return replace(graph, nodes=tuple(b.nodes), outputs=outputs, updates=updates, dims=dims)
+    return replace(graph, nodes=tuple(b.nodes), outputs=outputs, updates=updates, dims=dims, states=states)
 
 
 def _expanded(b: Builder, node: Node) -> Arg:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pccompile.backends.netlist import Lowerable, Netlist, NetlistOptions, build, has_circuit, with_probabilities
+from pccompile.diagnostics import Collector
 from pccompile.driver import Hook, Stages, _silent, import_model
 from pccompile.frontends.exported import Imported, Locate
-from pccompile.ir import Graph, Ref
+from pccompile.ir import Graph, Ref, live
 from pccompile.passes.activity import active
 from pccompile.passes.canonicalise import canonicalise
 from pccompile.passes.dce import dce
@@ -65,6 +66,7 @@ def lay_out(
     """The circuit of `model` for inputs of the shapes given. Raises CompileError with all that has no circuit."""
     options, hook = options or NetlistOptions(), hook or _silent
     imported = import_model(model, args, kwargs, locate=locate, hook=hook, fixed=True)
+    _refuse_states(imported)
     if options.input_errors:
         floating = {k for k, t in imported.graph.inputs.items() if t.differentiable}
         imported = replace(imported, graph=replace(imported.graph, wanted=imported.graph.wanted | floating))
@@ -76,6 +78,22 @@ def lay_out(
     label = name or type(model).__name__
     netlist = Stages(hook)("netlist", lambda: build(source, options, label, results, probabilities))
     return Circuitry(netlist, graph, tensors, examples, tuple(results))
+
+
+def _refuse_states(imported: Imported) -> None:
+    """Raise CompileError where a model changes what its next call reads: a circuit has no place for that."""
+    problems, graph = Collector(), imported.graph
+    outputs = graph.outputs[: len(graph.outputs) - graph.further]
+    read = {i for n in live(graph.nodes, outputs) for i in n.inputs}.union(outputs)
+    hint = "pass it as an input and return its new value"
+    for state in imported.states:
+        problems.add(f"forward writes the state {state.place}, which a circuit does not keep", hint=hint)
+    for name in imported.writes:
+        problems.add(f"forward changes the input {name} in place", hint="clone it first")
+    for buffer in graph.updates:
+        if buffer in read:
+            problems.add(f"forward writes the state {graph.origin[buffer]}, which a circuit does not keep", hint=hint)
+    problems.raise_if_any()
 
 
 def compile_netlist(

@@ -15,6 +15,7 @@ from pccompile.backends.torch import Loss, Source, emit
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.capture import export
 from pccompile.frontends.exported import Imported, Locate, import_program
+from pccompile.frontends.places import Place
 from pccompile.ir import Graph, PCGraph, Program, verify, verify_local, verify_program
 from pccompile.passes.canonicalise import canonicalise
 from pccompile.passes.dce import dce
@@ -87,16 +88,17 @@ def import_model(
     dynamic_shapes: Any = None,
     locate: Locate | None = None,
     hook: Hook = _silent,
-    still: frozenset[int] | None = None,
+    still: frozenset[int] = frozenset(),
     fixed: bool = False,
+    places: tuple[Place, ...] = (),
 ) -> Imported:
-    """`model` as an operation graph; `still` as for import_program, `fixed` as for export.
+    """`model` as an operation graph; `still` as for import_program, `fixed` and `places` as for export.
 
     Raises CompileError where it cannot be captured.
     """
     stage = Stages(hook)
     with CAPTURE:
-        program = stage("export", lambda: export(model, args, kwargs, dynamic_shapes, fixed))
+        program = stage("export", lambda: export(model, args, kwargs, dynamic_shapes, fixed, places))
         return stage("import", lambda: import_program(program, model, locate, still))  # type: ignore[no-any-return]
 
 

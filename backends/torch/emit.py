@@ -63,10 +63,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Gradient:
-    """A gradient that `learn` returns under `key`: that of entry `entry` of `table`, which is "params" or "inputs".
+    """A gradient that `learn` returns under `key`: that of entry `entry` of `table`: "params", "buffers" or "inputs".
 
-    `name` is what the graph calls the parameter or input. A key is the path of a parameter, or "input x" for an input
-    x, with a number behind it where a parameter has that path.
+    `name` is what the graph calls it. A key is the path of a parameter or a buffer, or "input x" for an input x, with a
+    number behind it where a parameter has that path.
     """
 
     key: str
@@ -139,7 +139,7 @@ class _File:
         title = (
             f'"""{self.program.algorithm} predictive coding with {len(self.pc.vertices)} vertices. {MARK}\n\n'
             f"{facts}v̂ is what its parents predict for a vertex, ε = v − v̂ its error, −∂L/∂v̂ at an output.\n"
-            'Gradients are those of the free energy, ∂F/∂θ: what a torch optimizer descends.\n"""'
+            f'Gradients are those of the free energy, ∂F/∂θ: what a torch optimizer descends.\n{self.kept()}"""'
         )
         imports = ["import math\n"] * ("math" in self.speller.modules) + ["import torch"]
         imports += ["import torch.nn.functional as F"] * ("F" in self.speller.modules)
@@ -148,6 +148,19 @@ class _File:
         return "\n\n".join(
             filter(None, (title, "\n".join(imports), "\n".join(kernels), f"\n{helpers}" if helpers else ""))
         )
+
+    def kept(self) -> str:
+        """What is said of states that the file keeps in `buffers`, and of further outputs."""
+        graph, paths = self.pc.graph, self.pc.graph.states
+        said = ""
+        if paths:
+            names = ", ".join(printable(p, 60) for p in paths)
+            said += f"`predict` puts the new states in the places of the old ones in `buffers`: {names}.\n"
+        if graph.further:
+            said += (
+                f"The last {graph.further} of its outputs are not the model's results but what it writes elsewhere.\n"
+            )
+        return said
 
     def predict(self) -> list[str]:
         """The forward function; it is written last, when it is known which lengths the others need."""
@@ -223,12 +236,13 @@ class _File:
         return f"{errors}, {dictionary({vertex: v for (slot, vertex), v in results.items() if slot == 'value'})}"
 
     def gradients_of(self, names: Iterable[str]) -> dict[str, Gradient]:
-        """What the gradients of parameters and inputs are called in the file's results."""
+        """What the gradients of parameters, buffers and inputs are called in the file's results."""
         graph, found = self.pc.graph, dict[str, Gradient]()
-        taken = {graph.origin[name] for name in graph.params}
+        taken = set(graph.origin.values())
         for name in names:
-            if name in graph.params:
-                found[name] = Gradient(graph.origin[name], name, "params", graph.origin[name])
+            if name not in graph.inputs:
+                table = "params" if name in graph.params else "buffers"
+                found[name] = Gradient(graph.origin[name], name, table, graph.origin[name])
                 continue
             keys = (f"input {name}{f' {i}' if i else ''}" for i in itertools.count())
             key = next(key for key in keys if key not in taken)
@@ -251,7 +265,8 @@ class _File:
     def clamp(self) -> list[str]:
         """The loss, and the errors that it gives the outputs."""
         indices = [self.pc.graph.outputs.index(o.value) for o in self.pc.outputs]
-        return clamp_lines(self.loss, indices, self.speller, self.reserved)
+        results = len(self.pc.graph.outputs) - self.pc.graph.further
+        return clamp_lines(self.loss, indices, results, self.speller, self.reserved)
 
     def both(self) -> list[str]:
         """Inference and then learning, for programs that iterate."""

@@ -20,16 +20,22 @@ def clamp(outputs, targets):
     return {loss}, output_errors'''
 
 
-def _squared(indices: Sequence[int]) -> list[str]:
-    errors = f"[{', '.join(f'targets[{i}] - outputs[{j}]' for i, j in enumerate(indices))}]"
-    value = " + ".join(f"0.5 * output_errors[{i}].square().sum()" for i in range(len(indices)))
-    return SQUARED.format(errors=errors, loss=value).splitlines()
+def _squared(indices: Sequence[int], results: int) -> list[str]:
+    zeros = {j: f"torch.zeros_like(outputs[{j}])" for j in indices if j >= results}
+    errors = f"[{', '.join(zeros.get(j, f'targets[{i}] - outputs[{j}]') for i, j in enumerate(indices))}]"
+    terms = [f"0.5 * output_errors[{i}].square().sum()" for i, j in enumerate(indices) if j not in zeros]
+    return SQUARED.format(errors=errors, loss=" + ".join(terms) or "torch.zeros(())").splitlines()
 
 
-def clamp_lines(loss: Loss | None, indices: Sequence[int], speller: Speller, reserved: Iterable[str]) -> list[str]:
-    """The function `clamp(outputs, targets)`. indices: which of the outputs carry an error."""
+def clamp_lines(
+    loss: Loss | None, indices: Sequence[int], results: int, speller: Speller, reserved: Iterable[str]
+) -> list[str]:
+    """The function `clamp(outputs, targets)`. indices: which of the outputs carry an error.
+
+    results: how many outputs are the model's results; the loss sends nothing to those behind.
+    """
     if loss is None:
-        return _squared(indices)
+        return _squared(indices, results)
     texts = {name: f"outputs[{i}]" for i, name in enumerate(loss.outputs) if name is not None}
     texts |= {name: f"targets[{i}]" for i, name in enumerate(loss.targets) if name is not None}
     f, labels = lower_loss(loss.pc, texts, loss.constants)

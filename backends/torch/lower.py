@@ -130,6 +130,8 @@ class _Lowering:
         for buffer, updated in self.graph.updates.items():
             table, key = self.place(buffer)
             w.write("copy", {"table": table, "key": key, "of": self._forward(Ref(updated))}, Label(""))
+        for path, state in self.graph.states.items():
+            w.write("keep", {"table": "buffers", "key": path, "of": self._forward(Ref(state))}, Label(""))
         results: dict[Key, Ref] = {("output", o): self._forward(Ref(o)) for o in self.graph.outputs}
         return Function(w.take(), results)
 

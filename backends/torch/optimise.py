@@ -73,7 +73,7 @@ def without_dead(f: Function, also: Iterable[Ref] = (), sources: Mapping[str, Re
             if loop.carried or loop.body:
                 kept.append(loop)
                 need.update(loop.reads)
-        elif line.target in need or line.op == "copy":
+        elif line.target in need or line.op in ("copy", "keep"):
             kept.append(line)
             need.update(line.reads)
             need.update(sources[d] for d in line.lengths if d in sources)

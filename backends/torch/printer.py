@@ -135,7 +135,7 @@ class Printer:
         return s.target in self.nested
 
     def _reads_well_inside(self, s: Statement) -> bool:
-        if s.target in self.kept or s.target in self.late_dims or s.op in ("alias", "copy", "clamp"):
+        if s.target in self.kept or s.target in self.late_dims or s.op in ("alias", "copy", "keep", "clamp"):
             return False
         readers = self.readers.get(s.target, [])
         if s.op == "leaf" and s.args["table"] == "params":
@@ -149,7 +149,7 @@ class Printer:
             return False
         if s.op in ("given", "leaf"):
             return True
-        if self.block_of[reader.target] != self.block_of[s.target] or reader.op in ("alias", "copy"):
+        if self.block_of[reader.target] != self.block_of[s.target] or reader.op in ("alias", "copy", "keep"):
             return False
         if self.labels[s.target].role in (Role.ERROR, Role.PREDICTION, Role.VALUE):
             return False
@@ -168,6 +168,9 @@ class Printer:
     def statement(self, s: Statement, i: int, depth: int, last: Mapping[Ref, int], kept: set[Ref]) -> None:
         """Print a statement, unless it is written where it is read."""
         if s.target in self.unpacked:
+            return
+        if s.op == "keep":
+            self.line(depth, f"{s.args['table']}[{quoted(s.args['key'])}] = {self.spell(s.args['of'])}")
             return
         if s.op == "copy":
             self.line(depth, f"{s.args['table']}[{quoted(s.args['key'])}].copy_({self.spell(s.args['of'])})")

@@ -53,7 +53,8 @@ class Statement:
     leaf       args: table ("params", "inputs", "buffers") and key: an entry of a table of the model
     given      args: text: a Python expression over the function's arguments
     alias      args: of: the same tensor under a second name
-    copy       args: key, of: writes a buffer of the model; has no target
+    copy       args: table, key, of: writes into an entry of a table of the model; has no target
+    keep       args: table, key, of: puts a tensor in the place of an entry; has no target
 
     even: every tensor that it reads is known to have the result's shape, so that the result fits in its memory
     """

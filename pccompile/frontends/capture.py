@@ -19,9 +19,11 @@ from pccompile.diagnostics import NOWHERE, CompileError, Location
 from pccompile.frontends.autocast import current
 from pccompile.frontends.forward_hooks import recorded_hooks
 from pccompile.frontends.intercept import author_gradients, inference_without_gradient, refuse_backward_hooks
+from pccompile.frontends.places import Place
 from pccompile.frontends.running_statistics import visible_statistics
 from pccompile.frontends.shapes import shapes_torch_lacks
 from pccompile.frontends.signature import free_batch, spelled_out
+from pccompile.frontends.states import Trace
 
 AUTOCAST = "pccompile_autocast"
 """Where a program says under which autocast it was captured."""
@@ -29,6 +31,8 @@ HOOKS = "pccompile_hooks"
 """Where a program says what the hooks of the model did."""
 LEARNING = "pccompile_learning"
 """Where a program says whether what it computes depends on which tensors require a gradient."""
+STATES = "pccompile_states"
+"""Where a program says which attributes of the model it reads and writes."""
 
 
 def export(
@@ -37,22 +41,26 @@ def export(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     fixed: bool = False,
+    places: tuple[Place, ...] = (),
 ) -> ExportedProgram:
-    """The program that torch.export captures, in the mode (train or eval) that `model` is in.
+    """The program that torch.export captures, in the mode (train or eval) that `model` is in; that stays what it was.
 
     dynamic_shapes: as torch.export takes it; None frees dimension 0 of every tensor input where the model allows that.
-    fixed: free no dimension.
+    fixed: free no dimension. places: attributes that are known to be states; others are found.
     Raises CompileError where torch.export cannot capture the model.
     """
     args, named = _apart((args, dict(kwargs or {})))
     refuse_backward_hooks(model)
+    uncounted: frozenset[Place] = frozenset()
     with spelled_out(model, named), recorded_hooks(model) as hooks:
         attempts = [free_batch(model, args, named), None]
         if fixed or dynamic_shapes is not None:
             attempts = [None if fixed else dynamic_shapes]
-        for i, shapes in enumerate(attempts):
+        while True:
+            trace = Trace(model, places, uncounted)
             try:
                 with (
+                    trace.running(),
                     author_gradients() as noticed,
                     shapes_torch_lacks(),
                     visible_statistics(),
@@ -60,17 +68,22 @@ def export(
                     _quiet(),
                     _unmarked((args, named)),
                 ):
-                    program = torch.export.export(model, args, named, dynamic_shapes=shapes, strict=False)
-                program.graph_module.meta[LEARNING] = noticed.learning
-                program.graph_module.meta[HOOKS] = hooks
-                program.graph_module.meta[AUTOCAST] = current(device_of(model, (args, named)))
-                return program
+                    program = torch.export.export(model, args, named, dynamic_shapes=attempts[0], strict=False)
             except CompileError:
                 raise
             except Exception as e:
-                if i + 1 == len(attempts):
+                if not trace.counters and len(attempts) == 1:
                     raise _refused(model, e) from e
-    raise AssertionError
+                uncounted |= frozenset(trace.counters)
+                attempts = attempts if trace.counters else attempts[1:]
+                continue
+            if not trace.changed and not trace.miscounted:
+                program.graph_module.meta[LEARNING] = noticed.learning
+                program.graph_module.meta[AUTOCAST] = current(device_of(model, (args, named)))
+                program.graph_module.meta[HOOKS] = hooks
+                program.graph_module.meta[STATES] = trace.captured
+                return program
+            places, uncounted = (*places, *trace.changed), uncounted | trace.miscounted
 
 
 def device_of(model: nn.Module, arguments: Any) -> str:

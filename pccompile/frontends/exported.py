@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,14 +18,16 @@ from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import Collector, CompileError, Location
 from pccompile.frontends.autocast import write_casts
-from pccompile.frontends.capture import AUTOCAST, HOOKS, LEARNING
+from pccompile.frontends.capture import AUTOCAST, HOOKS, LEARNING, STATES
 from pccompile.frontends.control import CONTROL, Nested
 from pccompile.frontends.forward_hooks import HookRecord
 from pccompile.frontends.functional import functionalise, name_dtypes, op_name
 from pccompile.frontends.memory import settle_memory
 from pccompile.frontends.model_tensors import ModelTensors
 from pccompile.frontends.numbers import Read, is_read, number, only_asserted, with_operands
+from pccompile.frontends.places import Place
 from pccompile.frontends.regions import inline_regions
+from pccompile.frontends.states import Captured, Kept, State, keys, resolved, unread
 from pccompile.ir import DEVICE, Arg, Graph, Node, Ref, Source, TensorType, Type, refs
 from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer, bind
@@ -41,9 +44,10 @@ class Imported:
 
     `inputs` gives for each leaf of the flattened arguments its name in the graph (None where it is no tensor),
     `outputs` for each leaf of the flattened result a name or, for a leaf that is not a tensor, its value. `writes` are
-    the last values of inputs that the model changes in place, which are among the graph's outputs where they were
-    asked for. `learning`: it depends on which tensors require a gradient. `constants` are those of the graph's tensors
-    that have no place in the model. `hooks` are those that run after the program, and what they are shown.
+    the last values of inputs that the model changes in place, and `states` the attributes that it writes; both are
+    among the graph's outputs. `learning`: it depends on which tensors require a gradient. `constants` are those of the
+    graph's tensors that have no place in the model. `hooks` are those that run after the program, and what they are
+    shown. `lifted` are those of the graph's buffers that lie in plain attributes which are states.
     """
 
     graph: Graph
@@ -57,32 +61,46 @@ class Imported:
     learning: bool = False
     constants: frozenset[str] = frozenset()
     hooks: HookRecord | None = None
+    states: tuple[State, ...] = ()
+    lifted: frozenset[str] = frozenset()
+
+    @functools.cached_property
+    def places(self) -> dict[str, tuple[Place, int]]:
+        """For each buffer that is a leaf of a state, the attribute that holds it, and the leaf's index in that."""
+        named = [(leaf, s.place, i) for s in self.states for i, leaf in enumerate(s.before) if isinstance(leaf, Ref)]
+        return {
+            name: (place, i)
+            for name, place, i in named
+            if name in self.lifted or (place.registered and self.graph.origin[name] == str(place))
+        }
 
 
 def import_program(
     program: ExportedProgram,
     model: nn.Module | None = None,
     locate: Locate | None = None,
-    still: frozenset[int] | None = None,
+    still: frozenset[int] = frozenset(),
 ) -> Imported:
     """An exported program as a Graph. `model` gives the parameters' identity (ties) and which of them are frozen.
 
-    still: where the last values of inputs that are changed in place are asked for as well, the positions of inputs that
-    carry no gradient. Inputs are left as they were otherwise.
+    still: the positions of inputs that carry no gradient.
     Raises CompileError for what the dialect cannot say.
     """
+    captured = program.graph_module.meta.get(STATES) or Captured()
     write_casts(program.graph_module, program.graph_module.meta.get(AUTOCAST))
     inline_regions(program)
     settle_memory(program.graph)
     learning, hooks = bool(program.graph_module.meta.get(LEARNING)), program.graph_module.meta.get(HOOKS)
     name_dtypes(program.graph)
-    program, written = functionalise(program, still or frozenset())
-    return replace(_Importer(program, model, locate).run(written, still is not None), learning=learning, hooks=hooks)
+    program, written = functionalise(program, still)
+    return replace(_Importer(program, model, locate, captured).run(written), learning=learning, hooks=hooks)
 
 
 class _Importer:
-    def __init__(self, program: ExportedProgram, model: nn.Module | None, locate: Locate | None) -> None:
-        self.program, self.locate = program, locate
+    def __init__(
+        self, program: ExportedProgram, model: nn.Module | None, locate: Locate | None, captured: Captured
+    ) -> None:
+        self.program, self.locate, self.captured = program, locate, captured
         self.signature = program.graph_signature
         self.nodes: list[Node] = []
         self.env: dict[fx.Node, Arg] = {}
@@ -96,6 +114,10 @@ class _Importer:
         self.wanted: set[str] = set()
         self.problems = Collector()
         self.parts: dict[Arg, str] = {}
+        self.targets: dict[str, Arg] = {}
+        self.lifted: set[str] = set()
+        self.written: Mapping[fx.Node, fx.Node] = {}
+        self.registered = {str(s.place) for s in captured.states if s.place.registered}
         self.namer.used |= {str(s) for n in program.graph.nodes for s in _lengths(n)}
         self.typer = self._typer()
 
@@ -116,7 +138,8 @@ class _Importer:
                     self.dims[label] = Source(name, axis)
         return Typer(mode, names)
 
-    def run(self, written: Mapping[fx.Node, fx.Node], with_writes: bool = False) -> Imported:
+    def run(self, written: Mapping[fx.Node, fx.Node]) -> Imported:
+        self.written = written
         specs = {s.arg.name: s for s in self.signature.input_specs if hasattr(s.arg, "name")}
         for n in self.program.graph.nodes:
             if n.op == "placeholder":
@@ -126,32 +149,76 @@ class _Importer:
             elif n.op == "get_attr":
                 self._constant(n)
         for p in written:
+            if specs[p.name].kind == InputKind.CONSTANT_TENSOR:
+                what = f"forward changes {specs[p.name].target} in place, a tensor that no module holds"
+                self.problems.add(what, hint="register it as a buffer of a module")
             if self.env[p] in self.params:
                 where = Location(self.model_tensors.origin[str(self.env[p])])
                 self.problems.add("a parameter is changed in place", where, "change it outside the model")
         self.problems.raise_if_any()
         updates = {self.env[p]: self.env[v] for p, v in written.items() if self.env[p] in self.buffers}
-        outputs = self._outputs()
-        changed = {str(self.env[p]): self.env[v] for p, v in written.items() if self.env[p] in self.inputs}
-        writes = changed if with_writes else {}
+        self._refuse_shared(updates)
+        leaves, spec = self._outputs(), self.program.call_spec
+        assert spec.in_spec is not None
+        assert spec.out_spec is not None
+        out_spec, added = spec.out_spec, len(leaves)
+        if self.captured.states:
+            out_spec = out_spec.child(0)
+            added = out_spec.num_leaves
+        states = resolved(self.captured, self.targets, leaves[added:])
+        writes = {str(self.env[p]): self.env[v] for p, v in written.items() if self.env[p] in self.inputs}
+        results = dict.fromkeys(o for o in leaves[:added] if isinstance(o, Ref))
+        outputs = results | dict.fromkeys(o for o in (*leaves[added:], *writes.values()) if isinstance(o, Ref))
         graph = Graph(
             self.inputs,
             self.params,
             self.buffers,
             tuple(self.nodes),
-            tuple(dict.fromkeys(o for o in (*outputs, *writes.values()) if isinstance(o, Ref))),
+            tuple(outputs),
             self.model_tensors.origin,
             updates,
             self.dims,
             frozenset(self.wanted),
+            {k: v for s in states for k, v in zip(keys(s), s.after, strict=True) if isinstance(v, Ref)},
+            len(outputs) - len(results),
         )
-        spec = self.program.call_spec
-        assert spec.in_spec is not None
-        assert spec.out_spec is not None
-        leaves = tuple(self._input_name(s.arg) for s in self.signature.input_specs if s.kind == InputKind.USER_INPUT)
-        call = leaves, outputs, spec.in_spec, spec.out_spec
-        tensors, constants = self.model_tensors.tensors, frozenset(self.model_tensors.constants)
-        return Imported(graph, self.typer, *call, tensors, writes, constants=constants)
+        inputs = tuple(self._input_name(s.arg) for s in self.signature.input_specs if s.kind == InputKind.USER_INPUT)
+        call = inputs, leaves[:added], spec.in_spec, out_spec
+        return Imported(
+            graph,
+            self.typer,
+            *call,
+            self.model_tensors.tensors,
+            writes,
+            constants=frozenset(self.model_tensors.constants),
+            states=(*states, *self._in_place(states, updates)),
+            lifted=frozenset(self.lifted),
+        )
+
+    def _in_place(self, states: Iterable[State], updates: Iterable[str]) -> Iterator[State]:
+        """Buffers that are changed in place and may carry an error: states that stay the same tensor."""
+        known, spec = {str(s.place) for s in states}, pytree.tree_structure(0)
+        for name in updates:
+            path = self.model_tensors.origin[name]
+            other = name in self.model_tensors.constants or name in self.lifted or path in known
+            if self.buffers[name].differentiable and not other:
+                owner, _, attribute = path.rpartition(".")
+                place = Place(owner, attribute, registered=True)
+                yield State(place, True, (Ref(name),), spec, (Kept(0),), spec)
+
+    def _refuse_shared(self, updates: Iterable[str]) -> None:
+        """Raise CompileError where a buffer is changed in place and another tensor of the model with it."""
+        memory: dict[int, list[str]] = {}
+        origin = self.model_tensors.origin
+        for name, tensor in self.model_tensors.tensors.items():
+            if tensor.layout is torch.strided and tensor.numel():
+                memory.setdefault(tensor.untyped_storage()._cdata, []).append(name)
+        for names in memory.values():
+            for name in set(updates).intersection(names) if len(names) > 1 else ():
+                other = origin[next(n for n in names if n != name)]
+                what = f"{origin[name]} is changed in place and shares memory with {other}"
+                self.problems.add(what, hint="keep one of them, and take the view of it in forward")
+        self.problems.raise_if_any()
 
     def _input_name(self, arg: object) -> str | None:
         if not isinstance(arg, TensorArgument):
@@ -186,15 +253,23 @@ class _Importer:
             self.problems.add(f"input {n.name} of kind {spec.kind.name} is not supported")
             self.env[n] = None
             return
-        tensor, owned = self.model_tensors.owned(spec)
-        parameter = spec.kind == InputKind.PARAMETER
-        name, new = self.model_tensors.enter(spec.target, tensor, owned, alone=owned and parameter)
-        self.env[n] = Ref(name)
+        if spec.target in unread(self.captured):
+            self.env[n] = None
+            return
+        lifted, parameter = self.captured.tensors.get(spec.target), spec.kind == InputKind.PARAMETER
+        tensor, owned = self.model_tensors.owned(spec) if lifted is None else (lifted, True)
+        tensor = tensor if owned else self.captured.originals.get(id(tensor), tensor)
+        path = self.captured.origins.get(spec.target, spec.target)
+        name, new = self.model_tensors.enter(path, tensor, owned, alone=owned)
+        self.env[n] = self.targets[spec.target] = Ref(name)
         if not new:
             return
-        learns = parameter or (owned and tensor.requires_grad)
+        state = lifted is not None or n in self.written or path in self.registered
+        learns = parameter or (owned and tensor.requires_grad and not state)
         table = self.params if learns else self.buffers
         table[name] = self.types[name] = self.typer.type_of(value)
+        if lifted is not None:
+            self.lifted.add(name)
         if learns and tensor.requires_grad and table[name].differentiable:
             self.wanted.add(name)
 

@@ -219,7 +219,7 @@ def functionalise(
     """
     possible, written = (False, {}) if _vectorised(program.graph) else rename_in_place(program.graph)
     if possible:
-        return program, written
+        return program, _in_signature(program) | written
     for n in program.graph.nodes:
         if n.meta.get(NO_GRAD) and not _is_plain_buffer(n, program, still):
             raise CompileError(
@@ -229,15 +229,26 @@ def functionalise(
     try:
         decomposed = program.run_decompositions({})
     except RuntimeError as e:
-        raise CompileError(
-            f"a value is changed in place through a view that cannot be followed: {first_line(e)}",
-            hint="write it with slices, or make a new tensor there instead",
-        ) from e
+        constant = "is mutated in the forward method" in str(e)
+        what, hint = (
+            ("a tensor that no module holds is changed in place", "register it as a buffer of a module")
+            if constant
+            else (
+                f"a value is changed in place through a view that cannot be followed: {first_line(e)}",
+                "write it with slices, or make a new tensor there instead",
+            )
+        )
+        raise CompileError(what, hint=hint) from e
     statistics = _detach_statistics(decomposed.graph)
-    signature = decomposed.graph_signature
-    by_name = {n.name: n for n in decomposed.graph.nodes}
+    return decomposed, {p: statistics.get(v, v) for p, v in _in_signature(decomposed).items()}
+
+
+def _in_signature(program: ExportedProgram) -> dict[fx.Node, fx.Node]:
+    """The values that buffers and inputs take as a functional program's signature tells."""
+    signature = program.graph_signature
+    by_name = {n.name: n for n in program.graph.nodes}
     targets = {s.target: s.arg.name for s in signature.input_specs if s.kind in (InputKind.BUFFER, InputKind.PARAMETER)}
     updates = {targets[t]: v for v, t in signature.buffers_to_mutate.items()}
+    updates |= {targets[t]: v for v, t in signature.parameters_to_mutate.items()}
     updates |= {t: v for v, t in signature.user_inputs_to_mutate.items()}
-    values = {by_name[p]: by_name[v] for p, v in updates.items()}
-    return decomposed, {p: statistics.get(v, v) for p, v in values.items()}
+    return {by_name[p]: by_name[v] for p, v in updates.items()}

@@ -111,7 +111,9 @@ class Graph:
     """A directed acyclic graph of operations, in topological order.
 
     params and buffers are keyed by identifier; `origin` gives each its path in the model. `updates` names the values
-    that buffers take after a forward pass, `wanted` the parameters and inputs whose gradient is wanted.
+    that are written into buffers after a forward pass, `states` those that take a buffer's place, by the path of the
+    buffer. `wanted` are the parameters, buffers and inputs whose gradient is wanted. The last `further` of the outputs
+    are no results of the model, but what it writes elsewhere.
     """
 
     inputs: Mapping[str, TensorType]
@@ -123,6 +125,8 @@ class Graph:
     updates: Mapping[str, str] = field(default_factory=dict)
     dims: Mapping[str, Source] = field(default_factory=dict)
     wanted: frozenset[str] = frozenset()
+    states: Mapping[str, str] = field(default_factory=dict)
+    further: int = 0
 
     @property
     def leaves(self) -> dict[str, TensorType]:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from pccompile.diagnostics import printable
 from pccompile.driver import Options, compile_imported
+from pccompile.frontends.places import change_attributes
 from pccompile.report.losses import Criterion, cast, clamp, cloned, random_target, squared_error
 from pccompile.runtime.loaded_program import Runtime, reaching
+from pccompile.runtime.trial_run import untouched
 
 if TYPE_CHECKING:
     from pccompile.runtime.module import PCModule
@@ -45,17 +47,10 @@ class Bench:
 
     @contextmanager
     def _still(self) -> Iterator[None]:
-        """Seeded, and without a trace in the model's buffers or the random stream."""
-        before = {k: b.clone() for k, b in self.model.named_buffers()}
-        with torch.random.fork_rng():
+        """Seeded, and without a trace in the model's states or the random stream."""
+        with untouched(self.model):
             torch.manual_seed(self.seed)
-            try:
-                yield
-            finally:
-                with torch.no_grad():
-                    for k, b in self.model.named_buffers():
-                        if k in before:
-                            b.copy_(before[k])
+            yield
 
     def run(self, model: Callable[..., Any]) -> Any:
         """What `model` returns."""
@@ -124,8 +119,10 @@ def double_bench(
     if own.dtype is torch.float64:
         return own, ["gradients were compared in float64"]
     try:
-        twin = copy.deepcopy(pc)
+        with untouched(pc.__dict__["model"]):  # states that have a history cannot be copied
+            twin = copy.deepcopy(pc)
         model = twin.__dict__["model"].double()  # a model may have constants that PCModule.double would not reach
+        change_attributes(model, lambda t: t.double() if t.is_floating_point() else t)
         wide = Bench(
             twin, cast(args, torch.float64), cast(dict(kwargs), torch.float64), loss, cast(target, torch.float64), seed
         )

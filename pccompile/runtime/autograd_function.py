@@ -30,7 +30,7 @@ class Bridge(torch.autograd.Function):
         targets: Any,
         *_: Tensor,
     ) -> Any:
-        """The outputs; or the loss of `targets`, where they are given."""
+        """The outputs; before them the loss of `targets`, where they are given."""
         detached = {k: t.detach() for k, t in inputs.items()}
         outputs, context = predict(runtime, tables, detached)
         ctx.runtime, ctx.targets = runtime, targets
@@ -42,16 +42,16 @@ class Bridge(torch.autograd.Function):
         kept = [*params.values(), *(c for c in context if isinstance(c, Tensor))]
         clamped = [outputs[i] for i in runtime.source.errors]
         ctx.like = [(o.shape, o.dtype, o.device) for o in clamped]
+        results = tuple(o if all(o is not p for p in outputs[:i]) else o.detach() for i, o in enumerate(outputs))
+        carrying = {runtime.source.outputs[i] for i in runtime.source.errors}
+        still = (o for o, name in zip(results, runtime.source.outputs, strict=True) if name not in carrying)
+        ctx.mark_non_differentiable(*still)
         if targets is None:
             ctx.save_for_backward(*kept, *(o.detach() for o in clamped if runtime.source.moving))
-            results = tuple(o if all(o is not p for p in outputs[:i]) else o.detach() for i, o in enumerate(outputs))
-            carrying = {runtime.source.outputs[i] for i in runtime.source.errors}
-            still = (o for o, name in zip(results, runtime.source.outputs, strict=True) if name not in carrying)
-            ctx.mark_non_differentiable(*still)
             return results
         loss, errors = runtime.clamp(outputs, targets)
         ctx.save_for_backward(*kept, *errors)
-        return (loss,)
+        return (loss, *results)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -67,18 +67,22 @@ class Bridge(torch.autograd.Function):
         saved = list(tensors)
         del tensors
         ctx.maybe_clear_saved_tensors()  # unless the graph is kept, the sweep frees each value when it has read it
-        moving, scale = runtime.source.moving, None
+        moving, scale, errors = runtime.source.moving, None, runtime.source.errors
+        arrived = [_arrived(runtime, i, grads if ctx.targets is None else grads[1:]) for i in range(len(errors))]
+        used = {i for i, g in enumerate(arrived) if g is not None}
+        full = [
+            torch.zeros(shape, dtype=dtype, device=device) if g is None else g
+            for g, (shape, dtype, device) in zip(arrived, ctx.like, strict=True)
+        ]
         if ctx.targets is None:
-            arrived = [_arrived(runtime, i, grads) for i in range(len(runtime.source.errors))]
-            used = {i for i, g in enumerate(arrived) if g is not None}
-            full = [
-                torch.zeros(shape, dtype=dtype, device=device) if g is None else g
-                for g, (shape, dtype, device) in zip(arrived, ctx.like, strict=True)
-            ]
             given = [o - g for o, g in zip(saved, full, strict=True)] if moving else [-g for g in full]
-        else:
-            used, scale = set(range(len(runtime.source.errors))), grads[0]
-            given = ctx.targets if moving else saved
+        elif moving or not used:
+            scale, given = grads[0], ctx.targets if moving else saved
+        else:  # the loss is not all: what it sends is scaled here, since what else arrives is not
+            sent = [e * (0 if grads[0] is None else grads[0]) for e in saved]
+            given = [e - g for e, g in zip(sent, full, strict=True)]
+        if ctx.targets is not None and grads[0] is not None:
+            used |= {i for i, o in enumerate(errors) if o < runtime.results}
         with torch.autocast(given[0].device.type, enabled=False):
             gradients = runtime.function("infer_and_learn")(params, context, given)
         found: list[Tensor | None] = []

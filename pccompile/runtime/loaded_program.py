@@ -18,6 +18,7 @@ from pccompile.frontends.exported import Imported
 from pccompile.frontends.forward_hooks import Observation
 from pccompile.frontends.numbers import Read
 from pccompile.ir import Ref, TensorType
+from pccompile.runtime.states import Writes
 
 
 def load(source: str, name: str) -> dict[str, Any]:
@@ -125,6 +126,7 @@ class Runtime:
 
     `reaching` says which of the clamped outputs each gradient depends on, so that a parameter that none of the outputs
     used in a loss reaches gets no gradient, as with autograd. `checked` is the comparison with eager torch, if any.
+    `results` is how many of the outputs the model returns, `writes` what else a call leaves behind.
     """
 
     source: Source
@@ -133,10 +135,12 @@ class Runtime:
     name: str
     compiled: Compiled | None = None
     checked: Checked | None = None
+    results: int = 0
+    writes: Writes | None = None
     _scope: dict[str, Any] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_scope": {}, "compiled": None, "interface": None}
+        return {**self.__dict__, "_scope": {}, "compiled": None, "interface": None, "writes": None}
 
     def function(self, name: str) -> Callable[..., Any]:
         """One of the file's functions."""

@@ -43,6 +43,8 @@ def compile_loss(loss: Callable[..., Tensor], interface: Interface, outputs: Seq
     imported = import_model(_LossModule(loss, interface), (flat, target))
     if imported.graph.params:
         raise CompileError("the loss has parameters of its own", hint="make it a part of the model")
+    if imported.graph.further or imported.graph.updates:
+        raise CompileError("the loss keeps a state or changes its arguments", hint="make it a part of the model")
     names = imported.inputs
     own, given = names[: len(flat)], names[len(flat) :]
     wanted = frozenset(n for n in own if n is not None and imported.graph.inputs[n].differentiable)

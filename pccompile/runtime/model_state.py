@@ -18,6 +18,7 @@ from pccompile.diagnostics import CompileError
 from pccompile.frontends.code_reads import CodeReads
 from pccompile.frontends.exported import Imported
 from pccompile.frontends.snapshots import CONSTANT, Describer, Description, Snapshots
+from pccompile.runtime.states import state_tensors
 
 FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 HOOK_TABLES = (*FORWARD_HOOKS, "_backward_pre_hooks", "_backward_hooks")
@@ -51,8 +52,8 @@ class ModelState:
     """A model as it was at one moment: whether it is still so, and whether another moment's program fits it.
 
     `tensors` are the model's tensors by path: parameters, buffers, and tensors that are plain attributes.
-    `written` names attributes (path of the module, name) that only hooks write: they are no part of it. `observers` are
-    hooks whose own variables are none either.
+    `written` names attributes (path of the module, name) that programs or hooks write: they are no part of it.
+    `observers` are hooks whose own variables are none either.
     """
 
     def __init__(
@@ -97,11 +98,14 @@ class ModelState:
         if id(imported.tensors) not in self._tables:
             graph = imported.graph
             params, buffers = (
-                {graph.origin[name]: self._tensor_of(imported, name) for name in names}
+                {graph.origin[name]: self._tensor_of(imported, name) for name in names if name not in imported.places}
                 for names in (graph.params, graph.buffers)
             )
             self._tables[id(imported.tensors)] = imported.tensors, (params, buffers)
-        return self._tables[id(imported.tensors)][1]
+        params, buffers = self._tables[id(imported.tensors)][1]
+        if imported.places:
+            return params, buffers | state_tensors(imported, self._modules[0])
+        return params, buffers
 
     def _tensor_of(self, imported: Imported, name: str) -> Tensor:
         path = imported.graph.origin[name]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from pccompile.driver import CAPTURE, Compiled, Hook, Options, compile_imported,
 from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of
 from pccompile.frontends.exported import Imported, Locate
+from pccompile.passes.carry_updates import carry_updates
 from pccompile.runtime.autograd_function import Bridge
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
 from pccompile.runtime.hook_calls import run_hooks
@@ -32,6 +33,7 @@ from pccompile.runtime.losses import compile_loss, targets_of
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.program_cache import Captured, ProgramCache
 from pccompile.runtime.self_check import self_check
+from pccompile.runtime.states import Writes, fits, refuse_moving
 
 if TYPE_CHECKING:
     from pccompile.report.tables import Page
@@ -132,9 +134,11 @@ class PCModule(nn.Module):
         """The program for a call, with the model's tensors and those of the call."""
         captured, inputs = call
         tables = captured.state.tables(captured.imported)
+        imported = captured.imported
         key = (
             tuple(p.requires_grad for p in tables[0].values()),
             tuple(t.requires_grad for t in inputs.values()),
+            tuple(tables[1][imported.graph.origin[name]].requires_grad for name in imported.places),
             loss,
             tuple((t.dtype, t.dim()) for t in targets_of(target)) if loss is not None else (),
             record,
@@ -156,8 +160,9 @@ class PCModule(nn.Module):
         params = captured.imported.graph.params
         learnable = frozenset(p for p, type_ in params.items() if type_.differentiable)
         inputs = frozenset(itertools.compress(captured.interface.named(captured.interface.inputs), key[1]))
-        wanted = learnable.intersection(itertools.compress(params, key[0])) | inputs or learnable
-        kind = (wanted, *key[2:])
+        states = frozenset(itertools.compress(captured.imported.places, key[2]))
+        wanted = learnable.intersection(itertools.compress(params, key[0])) | inputs | states or learnable
+        kind = (wanted, *key[3:])
         if kind not in captured.programs:
             try:
                 captured.programs[kind] = self._compile(captured, wanted, args, kwargs, loss, target, record)
@@ -189,10 +194,10 @@ class PCModule(nn.Module):
         autocast = current(state.device.type if state.device is not None else device_of(model, leaves))
         for captured in self._cache.captures:
             known = captured.learning
-            fits = known is None or known == self._learning(leaves)
-            if captured.state is state and captured.autocast == autocast and fits:
+            learns = known is None or known == self._learning(leaves)
+            if captured.state is state and captured.autocast == autocast and learns:
                 reason = captured.interface.mismatch(leaves, spec)
-                if not reason:
+                if not reason and fits(captured.imported, model):
                     return captured, ""
         return None, reason
 
@@ -219,7 +224,8 @@ class PCModule(nn.Module):
     def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Imported:
         """The model as a graph, for calls of this form."""
         model: nn.Module = self.__dict__["model"]
-        return import_model(model, args, kwargs, dynamic_shapes, self._locate, self._hook, fixed=self._fixed)
+        how = dynamic_shapes, self._locate, self._hook
+        return import_model(model, args, kwargs, *how, fixed=self._fixed, places=self._cache.places)
 
     def _frees(self, captured: Captured) -> bool:
         """Whether dimensions are free in a captured model that nobody asked to be free."""
@@ -238,6 +244,7 @@ class PCModule(nn.Module):
         model: nn.Module = self.__dict__["model"]
         if imported.hooks:
             self._cache.learn(imported.hooks)
+        self._cache.keep([s.place for s in imported.states])
         leaves, state = pytree.tree_leaves((args, dict(kwargs))), self._cache.state(model)
         autocast = current(state.device.type if state.device is not None else device_of(model, leaves))
         learning = self._learning(leaves) if imported.learning else None
@@ -258,14 +265,18 @@ class PCModule(nn.Module):
         options = self.options
         if record and options.algorithm == "fixed-prediction":
             options = replace(options, settings={**options.settings, "lowering": "relax"})
-        imported = replace(captured.imported, graph=replace(captured.imported.graph, wanted=wanted))
+        imported = replace(captured.imported, graph=carry_updates(replace(captured.imported.graph, wanted=wanted)))
         compiled_loss = None
         if loss is not None:
             outputs, _ = self._predict(*self._program(self._call(args, kwargs), args, kwargs), probe=True)
             compiled_loss = compile_loss(loss, captured.interface, outputs, target)
         compiled = compile_imported(imported, options, compiled_loss, record, self._hook)
         name = f"{type(self.__dict__['model']).__name__} {options.algorithm}"
+        if compiled.source.moving:
+            refuse_moving(imported, [imported.graph.outputs[i] for i in compiled.source.errors])
         runtime = Runtime(compiled.source, captured.interface, reaching(compiled), name, compiled)
+        runtime.results = len(imported.graph.outputs) - imported.graph.further
+        runtime.writes = Writes.of(imported)
         if self._check and loss is None and not record:
             runtime.checked = self_check(self.__dict__["model"], runtime, args, kwargs, self._run)
         return runtime
@@ -297,10 +308,21 @@ class PCModule(nn.Module):
         if torch.compiler.is_exporting():
             return self.__dict__["model"](*args, **kwargs)
         runtime, tables, inputs = self._program(self._call(args, kwargs), args, kwargs)
-        outputs = self._run(runtime, inputs, tables=tables)
+        outputs = self._step(runtime, tables, inputs)
         if runtime.interface.observations:
             run_hooks(runtime.interface.observations, runtime.interface.shown(outputs, inputs))
         return runtime.interface.assemble(outputs, inputs)
+
+    def _step(
+        self, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], targets: list[Tensor] | None = None
+    ) -> Sequence[Tensor]:
+        """The outputs of a call, before them its loss; the model's states and the arguments are moved on."""
+        writes = runtime.writes
+        if not writes:
+            return self._run(runtime, inputs, targets, tables)
+        results = self._run(runtime, writes.own(tables[1], inputs), targets, tables)
+        loss = results[: len(results) - len(runtime.source.outputs)]
+        return [*loss, *writes.apply(self.__dict__["model"], tables[1], inputs, results[len(loss) :])]
 
     def _run(
         self,
@@ -308,18 +330,12 @@ class PCModule(nn.Module):
         inputs: dict[str, Tensor],
         targets: list[Tensor] | None = None,
         tables: Tables | None = None,
-        predicted: list[Any] | None = None,
     ) -> tuple[Tensor, ...]:
+        """The outputs of a call, before them its loss where there are targets, as autograd knows them."""
         tables = tables or self.tables(runtime)
-        sources = [inputs[g.entry] if g.table == "inputs" else tables[0].get(g.entry) for g in runtime.source.gradients]
-
-        def predict(*given: Any) -> Any:
-            found = self._predict(*given)
-            if predicted is not None:
-                predicted.extend(found[0])
-            return found
-
-        result: tuple[Tensor, ...] = Bridge.apply(predict, runtime, tables, inputs, targets, *sources)  # type: ignore[no-untyped-call]
+        by_name = {"params": tables[0], "buffers": tables[1], "inputs": inputs}
+        sources = [by_name[g.table].get(g.entry) for g in runtime.source.gradients]
+        result: tuple[Tensor, ...] = Bridge.apply(self._predict, runtime, tables, inputs, targets, *sources)  # type: ignore[no-untyped-call]
         return result
 
     @opaque
@@ -331,10 +347,9 @@ class PCModule(nn.Module):
         does not, so a loss scaler leaves the result unchanged.
         """
         runtime, tables, inputs = self._program(self._call(args, kwargs), args, kwargs, self.criterion, target)
-        predicted: list[Tensor] = []
-        loss = self._run(runtime, inputs, targets_of(target), tables, predicted)[0]
+        loss, *outputs = self._step(runtime, tables, inputs, targets_of(target))
         if runtime.interface.observations:
-            run_hooks(runtime.interface.observations, runtime.interface.shown(predicted, inputs))
+            run_hooks(runtime.interface.observations, runtime.interface.shown(outputs, inputs))
         return loss
 
     # reading

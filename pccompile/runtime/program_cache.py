@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from pccompile.frontends.exported import Imported
 from pccompile.frontends.forward_hooks import HookRecord
+from pccompile.frontends.places import Place
 from pccompile.runtime.loaded_program import Interface, Runtime
 from pccompile.runtime.model_state import ModelState
 
@@ -44,6 +46,7 @@ class ProgramCache:
         self.captures: tuple[Captured, ...] = ()
         self.states: tuple[ModelState, ...] = ()
         self.written: frozenset[tuple[str, str]] = frozenset()
+        self.places: tuple[Place, ...] = ()
         self.observers: dict[int, Any] = {}
         self._warned = False
 
@@ -71,6 +74,13 @@ class ProgramCache:
         """Leave out of the state what hooks keep that run after the program, and attributes that only they write."""
         self.observers = {**self.observers, **hooks.observers}
         self.written |= hooks.written
+
+    def keep(self, places: Sequence[Place]) -> None:
+        """Leave attributes out of the state that programs write. Captures that took them for fixed are dropped."""
+        new = tuple(p for p in dict.fromkeys(places) if p not in self.places)
+        if new:
+            self.places, self.captures, self.states = (*self.places, *new), (), ()
+            self.written = self.written.union((p.path, p.attribute) for p in new)
 
     def replace(self, state: ModelState, now: ModelState) -> None:
         """Let the captures of `state` be those of `now`, a model of the same description with other objects in it."""
