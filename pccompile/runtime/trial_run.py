@@ -22,11 +22,12 @@ SEED = 20
 
 
 class Copies:
-    """Copies of tensors that share memory where the originals do. Parameters stand for themselves."""
+    """Copies that share memory, and containers, where the originals do. Parameters stand for themselves."""
 
     def __init__(self) -> None:
         self._storages: dict[int, torch.UntypedStorage] = {}
         self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
+        self._containers: dict[int, tuple[Any, Any]] = {}
 
     def tensor(self, original: Tensor) -> Tensor:
         """The copy of one tensor."""
@@ -53,6 +54,11 @@ class Copies:
             return self.tensor(original)
         if depth == 0 or isinstance(original, nn.Module | type):
             return original
+        if id(original) not in self._containers:
+            self._containers[id(original)] = original, self._container(original, depth)
+        return self._containers[id(original)][1]
+
+    def _container(self, original: Any, depth: int) -> Any:
         if type(original) in (list, tuple, deque, set):
             parts = [self.value(v, depth - 1) for v in original]
             return deque(parts, original.maxlen) if isinstance(original, deque) else type(original)(parts)
