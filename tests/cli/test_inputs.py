@@ -160,7 +160,7 @@ def test_values_for_modules(folder, run):
         ("vad.onnx --value sr=1 --value sr=2", 2, "sr is given twice"),
         ("vad.onnx --value sr=1:int65", 2, "unknown dtype; one of"),
         ("vad.onnx --constant known=1,2", 1, "input known is int64 []; what is given is 2 numbers"),
-        ("vad.onnx --data absent.npz", 1, "absent.npz holds no tensors"),
+        ("vad.onnx --data absent.npz", 1, "absent.npz: No such file"),
         ("vad.onnx --data model.onnx", 2, "expected a file .npz, .npy, .safetensors or .pb"),
         ("vad.onnx --train nothing", 1, "train: no constant of the file is called nothing"),
         ("vad.onnx --freeze nothing", 1, "freeze: no constant of the file is called nothing"),
