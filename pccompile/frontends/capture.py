@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import NOWHERE, CompileError, Location
@@ -154,7 +155,22 @@ def _refused(model: nn.Module, error: Exception) -> CompileError:
             mine.append((code.co_filename, str(trace.tb_lineno)))
         trace = trace.tb_next
     where = Location(file=mine[-1][0].rsplit("/", 1)[-1], line=int(mine[-1][1])) if mine else NOWHERE
-    hint = (
-        "rewrite data-dependent Python control flow and .item() there, or compile the part of the model that has none"
-    )
+    if _packs(error):
+        line = "the lengths in a packed sequence (pack_padded_sequence) are numbers that no graph holds"
+        hint = 'torch.compile(model, backend="pccompile") runs it'
+    else:
+        hint = (
+            "rewrite data-dependent Python control flow and .item() there, compile the part of the model that has "
+            'none, or use torch.compile(model, backend="pccompile"), which cuts the program there'
+        )
     return CompileError(f"torch.export cannot capture {type(model).__name__}: {line}", where, hint)
+
+
+def _packs(error: Exception) -> bool:
+    """Whether a packed sequence was at hand where torch failed."""
+    trace = error.__traceback__
+    while trace is not None:
+        if any(isinstance(v, PackedSequence) for v in trace.tb_frame.f_locals.values()):
+            return True
+        trace = trace.tb_next
+    return False

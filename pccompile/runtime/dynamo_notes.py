@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from types import CodeType, FrameType, FunctionType
+
 from torch import fx
 from torch._dynamo.guards import GuardBuilder
-from torch._dynamo.source import AttrSource
+from torch._dynamo.output_graph import OutputGraph
+from torch._dynamo.source import AttrSource, TypeSource
 from torch._guards import Guard, TracingContext
 from torch.autograd.function import FunctionCtx
 
@@ -32,6 +36,41 @@ def guard_hooks() -> None:
         source = guard.originating_source
         if isinstance(source, AttrSource) and source.member in TABLES:
             guards.add(Guard(source, GuardBuilder.DICT_KEYS_MATCH))
+
+
+def guard_methods() -> None:
+    """Let the frame that Dynamo compiles now be compiled anew where a method that it read has been replaced in a class.
+
+    Dynamo checks the class of an object, and not what the class holds.
+    """
+    context, output = TracingContext.try_get(), _output()
+    if context is None or output is None:
+        return
+    guards = context.guards_context.dynamo_guards
+    code, scope = set(context.traced_code), {"L": output.local_scope, "G": output.global_scope}
+    for source in {g.originating_source for g in guards if g.create_fn is GuardBuilder.TYPE_MATCH}:
+        try:
+            value = eval(source.name, {**output.global_scope, **scope})
+        except Exception:
+            continue  # nothing that an expression reaches: an iterator, a cell
+        for name in _methods(type(value), code):
+            guards.add(Guard(AttrSource(TypeSource(source), name), GuardBuilder.FUNCTION_MATCH))
+
+
+def _methods(kind: type, code: set[CodeType]) -> list[str]:
+    """The names of the methods of a class that were traced."""
+    own = {name: value for c in reversed(kind.__mro__) for name, value in vars(c).items()}
+    return [k for k, f in own.items() if isinstance(f, FunctionType) and f.__code__ in code]
+
+
+def _output() -> OutputGraph | None:
+    """What Dynamo is compiling, found up the stack."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if isinstance(output := frame.f_locals.get("self"), OutputGraph):
+            return output
+        frame = frame.f_back
+    return None
 
 
 def takes_absent_gradients() -> bool:

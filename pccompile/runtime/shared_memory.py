@@ -16,7 +16,7 @@ from pccompile.diagnostics import CompileError
 def refuse_overlap(name: str, inputs: Mapping[str, Tensor]) -> None:
     """Raise CompileError where what is written into an argument changes another argument too."""
     target = inputs[name]
-    others = [k for k, t in inputs.items() if k != name and _memory(t) == _memory(target) and t.numel()]
+    others = [k for k, t in inputs.items() if k != name and memory(t) == memory(target) and t.numel()]
     if others:
         raise CompileError(
             f"{name} is changed in place and shares memory with {others[0]}", hint="clone one of them first"
@@ -37,12 +37,12 @@ def sharing(piece: fx.GraphModule, args: Sequence[Any]) -> Sharing:
     copies = [_copy(a) if isinstance(a, Tensor) else a for a in args]
     with torch.no_grad(), torch.random.fork_rng():
         results = piece(*copies)
-    given = {_memory(t) for t in _tensors(copies) if t.numel()}
-    memory = [_memory(r) if isinstance(r, Tensor) and r.numel() else None for r in results]
+    given = {memory(t) for t in _tensors(copies) if t.numel()}
+    places = [memory(r) if isinstance(r, Tensor) and r.numel() else None for r in results]
     return Sharing(
         tuple(next((i for i, c in enumerate(copies) if c is r and isinstance(c, Tensor)), None) for r in results),
-        tuple(m in given for m in memory),
-        tuple(m is not None and memory.count(m) > 1 for m in memory),
+        tuple(m in given for m in places),
+        tuple(m is not None and places.count(m) > 1 for m in places),
     )
 
 
@@ -55,13 +55,13 @@ def shared(results: list[Any], given: Sequence[Any], inputs: Sequence[Tensor], s
             results[i] = given[same]
         if same is not None or not isinstance(r, Tensor) or not r.numel():
             continue
-        bases = [t for t in inputs if _memory(t) == _memory(r)]
+        bases = [t for t in inputs if memory(t) == memory(r)]
         if sharing.arguments[i]:
             results[i] = _view_of(bases, r)
         elif bases:
             results[i] = r.clone()
         else:
-            groups.setdefault(_memory(r), []).append(i)
+            groups.setdefault(memory(r), []).append(i)
     for members in groups.values():
         if len(members) == 1:
             results[members[0]] = _changeable(results[members[0]])
@@ -105,8 +105,9 @@ def _copy(t: Tensor) -> Tensor:
     return plain.as_strided((length,), (1,)).clone().as_strided(plain.shape, plain.stride())
 
 
-def _memory(t: Tensor) -> int:
-    return t.untyped_storage().data_ptr()
+def memory(t: Tensor) -> int:
+    """The memory that a tensor lies in; for a sparse one, the tensor itself."""
+    return t.untyped_storage().data_ptr() if t.layout is torch.strided else id(t)
 
 
 def _is_whole(t: Tensor) -> bool:

@@ -20,10 +20,12 @@ from pccompile.driver import Options, import_model
 from pccompile.frontends.dynamo import Exportable, exportable
 from pccompile.frontends.exported import Imported
 from pccompile.passes.activity import active
-from pccompile.runtime.dynamo_notes import guard_hooks, refuse_absent_gradients, takes_absent_gradients
+from pccompile.runtime.dynamo_notes import guard_hooks, guard_methods, refuse_absent_gradients, takes_absent_gradients
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.module import PCModule
-from pccompile.runtime.shared_memory import Sharing, refuse_overlap, shared, sharing
+from pccompile.runtime.shared_memory import Sharing, memory, refuse_overlap, shared, sharing
+
+torch._dynamo.config.allow_rnn = True  # else Dynamo leaves each function that calls a recurrent layer to autograd
 
 
 def backend(
@@ -36,6 +38,7 @@ def backend(
     """
     del example_inputs
     guard_hooks()
+    guard_methods()
     return _Program(piece, dict(options or {}), takes_absent_gradients()).run
 
 
@@ -92,8 +95,8 @@ class _Piece(PCModule):
     def __init__(self, piece: Exportable, options: Mapping[str, Any]) -> None:
         settings = dict(options)
         named = {k: settings.pop(k) for k in ("algorithm", "granularity") if k in settings}
-        hook = settings.pop("hook", None)
-        super().__init__(piece.module, Options(**named, settings=settings), hook=hook)
+        hook, check = settings.pop("hook", None), settings.pop("check", True)
+        super().__init__(piece.module, Options(**named, settings=settings), hook=hook, check=check)
         self.taken, self.numbers = piece.arguments, piece.numbers
         self.carrying: dict[tuple[bool, ...], bool] = {}
         self.sharing: Sharing | None = None
@@ -147,8 +150,8 @@ class _Piece(PCModule):
         """What eager torch returns where no error can flow."""
         with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
             results: tuple[Any, ...] = self.__dict__["model"](*args)
-        given = set(map(id, args))
-        if any(r.requires_grad and id(r) not in given for r in _tensors(results)):
+        given = set(map(memory, _tensors(args)))  # a view of an argument is autograd's own
+        if any(r.requires_grad and memory(r) not in given for r in _tensors(results)):
             raise CompileError(
                 "gradients are switched on within a program that is called without them",
                 hint="call it outside torch.no_grad()",

@@ -36,7 +36,18 @@ def by_export(model: nn.Module, x: Tensor, **options: Any) -> Run:
     return run
 
 
-ROADS: dict[str, Callable[..., Run]] = {"export": by_export}
+def by_torch_compile(model: nn.Module, x: Tensor, **options: Any) -> Run:
+    torch._dynamo.reset()
+    call = torch.compile(model, backend="pccompile", options=options)
+
+    def run(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        output = call(x)
+        return output, half_squares(output, y)
+
+    return run
+
+
+ROADS: dict[str, Callable[..., Run]] = {"export": by_export, "torch.compile": by_torch_compile}
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "exact": {},
     "fixed-prediction": {"algorithm": "fixed-prediction", "steps": 400},
@@ -84,9 +95,16 @@ def agree(found: dict[str, Tensor | None], expected: dict[str, Tensor | None]) -
             torch.testing.assert_close(found[name], value, msg=lambda text, name=name: f"{name}: {text}")
 
 
+COLUMNS = [
+    pytest.param(r, a, marks=pytest.mark.slow if r == "torch.compile" and a != "exact" else ())
+    for r in ROADS
+    for a in ALGORITHMS
+]
+"""Each road with each algorithm. The fast tests see torch.compile with one, since its guards know no algorithm."""
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=str)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("road, algorithm", COLUMNS)
 def test_a_changed_model(road: str, algorithm: str, change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
     model, options = seeded(Net, torch.float64), ALGORITHMS[algorithm]
     twin = copy.deepcopy(model)
