@@ -33,7 +33,7 @@ class Budget:
     depth: expressions, graphs and records inside each other.
     """
 
-    memory: int = 2**30
+    memory: int = 2**28
     operations: int = 2**38
     nodes: int = 50_000
     steps: int = 20_000

@@ -223,7 +223,7 @@ def present(result: Result, net: Netlist, options: argparse.Namespace) -> None:
             for kind, name, shape, v in rows
         ),
     )
-    ticks = options.ticks if options.ticks is not None else next(p.ticks for p in spec.phases if p.name == "settle")
+    ticks = options.ticks if options.ticks is not None else {p.name: p.ticks for p in spec.phases}.get("settle", 1)
     formats = "float64" if not options.bits else f"{options.bits[0]}-bit weights, {options.bits[1]}-bit states"
     lines = [f"{count(ticks, 'tick')} of settling{', one of learning' * bool(moved)}, {formats}"]
     sizes = {k: p.size for k, p in spec.populations.items()} | {k: v.size for k, v in net.tensors.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -104,7 +105,8 @@ def scan(node: Node, run: Scope, *values: Value) -> list[Value]:
 def batched_scan(node: Node, run: Scope, lengths: Value, values: list[Tensor]) -> list[Value]:
     """Scan as of opset 8: one for each sample of a batch, with lengths of their own."""
     size = values[0].shape[0]
-    count, states = node.get("num_scan_inputs"), len(values) - node.get("num_scan_inputs")
+    count = scan_inputs(node, values)
+    states = len(values) - count
     steps = values[-1].shape[1]
     ends = [steps] * size if lengths is None else as_host(lengths, "the lengths of Scan").tolist()
     backwards = node.get("directions") or [0] * count
@@ -118,9 +120,17 @@ def batched_scan(node: Node, run: Scope, lengths: Value, values: list[Tensor]) -
     return [torch.stack(group) for group in zip(*samples, strict=True)]
 
 
+def scan_inputs(node: Node, values: Sequence[Value]) -> int:
+    """How many of the values are scanned, the last ones. Raises CompileError for a number that cannot be."""
+    count = int(node.get("num_scan_inputs"))
+    if not 0 < count <= len(values):
+        raise CompileError(f"Scan says that {count} of its {len(values)} inputs are scanned")
+    return count
+
+
 def scanned(node: Node, run: Scope, values: list[Value]) -> list[Value]:
     """The last states and the stacked outputs of one scan."""
-    body, count = node.get("body"), node.get("num_scan_inputs")
+    body, count = node.get("body"), scan_inputs(node, values)
     state = values[: len(values) - count]
     sources = [as_tensor(v) for v in values[len(values) - count :]]
     axes = node.get("scan_input_axes") or [0] * count

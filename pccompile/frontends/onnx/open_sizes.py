@@ -138,10 +138,10 @@ class OpenSizes:
         weight = self.shapes.get(node.inputs[1]) if len(node.inputs) > 1 else None
         facts: dict[int, int] = {}
         match node.op_type:
-            case "Conv" | "ConvTranspose" if index == 0 and weight:
+            case "Conv" | "ConvTranspose" if index == 0 and weight and len(weight) > 1:
                 self.ranks.setdefault(entry.name, len(weight))
                 facts[1] = weight[1] * node.get("group", 1) if node.op_type == "Conv" else weight[0]
-            case "Gemm" if index == 0 and weight and not node.get("transA", 0):
+            case "Gemm" if index == 0 and weight and len(weight) == 2 and not node.get("transA", 0):
                 self.ranks.setdefault(entry.name, 2)
                 facts[1] = weight[1 if node.get("transB", 0) else 0]
             case "MatMul" if index == 0 and weight and len(weight) > 1:
