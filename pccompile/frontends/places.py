@@ -196,6 +196,11 @@ class Snapshot:
             return copy is after and copy._version == 0
         return same(before, after)
 
+    def contents(self) -> list[tuple[Tensor, Tensor]]:
+        """The tensors that were copied, without history, each with its numbers as they are now."""
+        tensors = (value.data for value, _ in self.memo.values() if isinstance(value, Tensor))
+        return [(t, t.clone()) for t in tensors if t.layout is torch.strided and not t.is_meta]
+
     def originals(self) -> dict[int, Tensor]:
         """The tensors that were copied, by the identity of their copies."""
         return {id(copy): value for value, copy in self.memo.values() if isinstance(value, Tensor)}

@@ -92,6 +92,7 @@ class Trace:
         model = self.model
         self.snapshot.shield(lambda t: t.data, buffers=False)
         self.captured.originals = self.snapshot.originals()
+        held = self.snapshot.contents()
         self.lift()
         before = model.register_forward_pre_hook(self.enter, prepend=True)
         after = model.register_forward_hook(self.leave)
@@ -114,6 +115,9 @@ class Trace:
             before.remove()
             after.remove()
             self.snapshot.restore()
+            for tensor, contents in held:  # torch traces what is written into a constant, and writes it too
+                if not torch.equal(tensor, contents):
+                    tensor.copy_(contents)
 
     def lift(self) -> None:
         """Register a buffer for each tensor in a plain attribute that is a state."""
