@@ -1,3 +1,12 @@
+"""Capturing a model leaves what its attributes hold as it was."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import pccompile
 
 
 class Accumulated(nn.Module):
