@@ -21,7 +21,17 @@ from pccompile.streams import talk
 
 EXIT_INTERRUPTED, EXIT_PIPE = 130, 141
 LOSSES = ("squared-error", "cross-entropy", "none")
-STAGES = ("import", "canonicalise", "dce", "settle-layouts", "insert-vertices", "derive-rules", "schedule", "emit")
+STAGES = (
+    "import",
+    "canonicalise",
+    "dce",
+    "settle-layouts",
+    "settle-presence",
+    "insert-vertices",
+    "derive-rules",
+    "schedule",
+    "emit",
+)
 CIRCUIT_STAGES = ("import", "canonicalise", "every-place", "simplify", "netlist")
 EMITS = ("graph", "pc", "program", "code")
 

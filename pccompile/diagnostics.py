@@ -50,6 +50,10 @@ class RuleError(CompileError):
     """An operation has no rule where lengths are free; it may have one where they are numbers."""
 
 
+class ModelValueError(CompileError, ValueError):
+    """A model refuses its arguments with a ValueError of its own, as it does in eager mode."""
+
+
 class OutputError(CompileError):
     """What was compiled cannot be written."""
 

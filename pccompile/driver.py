@@ -22,6 +22,7 @@ from pccompile.passes.dce import dce
 from pccompile.passes.derive_rules import derive_rules
 from pccompile.passes.insert_vertices import insert_vertices
 from pccompile.passes.settle_layouts import settle_layouts
+from pccompile.passes.settle_presence import settle_presence
 
 Hook = Callable[[str, object, float], None]
 """Called after each stage with its name, its result and the seconds of CPU that it took."""
@@ -109,6 +110,7 @@ def to_vertices(imported: Imported, granularity: str, hook: Hook = _silent) -> t
     graph = stage("canonicalise", lambda: canonicalise(graph, typer))
     graph = stage("dce", lambda: dce(graph))
     graph = stage("settle-layouts", lambda: settle_layouts(graph))
+    graph = stage("settle-presence", lambda: settle_presence(graph))
     pc = stage("insert-vertices", lambda: insert_vertices(graph, granularity=granularity))
     return graph, stage("derive-rules", lambda: derive_rules(pc, typer))
 

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
-from pccompile.diagnostics import NOWHERE, CompileError, Location
+from pccompile.diagnostics import NOWHERE, CompileError, Location, ModelValueError
 from pccompile.frontends.autocast import current
 from pccompile.frontends.forward_hooks import recorded_hooks
 from pccompile.frontends.intercept import author_gradients, inference_without_gradient, refuse_backward_hooks
@@ -155,6 +155,8 @@ def _refused(model: nn.Module, error: Exception) -> CompileError:
             mine.append((code.co_filename, str(trace.tb_lineno)))
         trace = trace.tb_next
     where = Location(file=mine[-1][0].rsplit("/", 1)[-1], line=int(mine[-1][1])) if mine else NOWHERE
+    if type(error) is ValueError:
+        return ModelValueError(line, where, f"{type(model).__name__} itself refuses these arguments")
     if _packs(error):
         line = "the lengths in a packed sequence (pack_padded_sequence) are numbers that no graph holds"
         hint = 'torch.compile(model, backend="pccompile") runs it'

@@ -6,6 +6,7 @@ has a kernel for the message, the torch backend calls it instead (`kernel`): the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,8 @@ import torch
 from pccompile.ir import Arg, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
 from pccompile.ops.expressions import out, torch_code, x, y
-from pccompile.ops.registry import OpDef, Rule, Sample, define, overload
-from pccompile.ops.trace import unless_complex
+from pccompile.ops.registry import Message, OpDef, Rule, Sample, define, overload
+from pccompile.ops.trace import traced_rule, unless_complex
 
 Kernel = Callable[[Builder, Node, Ref], Ref | None]
 Formulate = Callable[[Node], sp.Expr]
@@ -89,7 +90,25 @@ def rule_of(symbols: Symbols, formula: Formulate, slopes: Mapping[sp.Symbol, sp.
                 messages[argument] = times_slope(b, err, slope_of(formula(node), symbol, slopes), values)
         return messages
 
-    return unless_complex(rule)
+    def guarded(b: Builder, node: Node, err: Any) -> Mapping[str, Message]:
+        return (rule if is_real(node, symbols, formula, slopes) else traced_rule)(b, node, err)
+
+    return unless_complex(guarded)
+
+
+def is_real(node: Node, symbols: Symbols, formula: Formulate, slopes: Mapping[sp.Symbol, sp.Expr]) -> bool:
+    """Whether an expression says what happens at a node's numbers: it knows no infinity and no zero with a sign."""
+    numbers = {s: node[a] for s, a in symbols if isinstance(node[a], int | float)}
+    if any(
+        isinstance(v, float) and (not math.isfinite(v) or (v == 0 and math.copysign(1, v) < 0))
+        for v in numbers.values()
+    ):
+        return False
+    if 0 not in numbers.values():
+        return True
+    known = {s: number(v) for s, v in numbers.items()}
+    found = (slope_of(formula(node), s, slopes).xreplace(known) for s, a in symbols if isinstance(node[a], Ref))
+    return not any(slope.has(sp.zoo, sp.nan, sp.oo) for slope in map(sp.sympify, found))
 
 
 def slope_of(expr: sp.Expr, symbol: sp.Symbol, slopes: Mapping[sp.Symbol, sp.Expr]) -> sp.Expr:
@@ -148,4 +167,4 @@ def _sample(tensors: int) -> Sample:
     return lambda: tuple(torch.randn(4, 3, dtype=torch.float64) for _ in range(tensors))
 
 
-__all__ = ["Formula", "arguments", "elementwise", "rule_of", "slope_of", "times_slope"]
+__all__ = ["Formula", "arguments", "elementwise", "is_real", "rule_of", "slope_of", "times_slope"]

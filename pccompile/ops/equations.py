@@ -8,7 +8,7 @@ import re
 import sympy as sp
 
 from pccompile.ir import Node, Ref, Vertex
-from pccompile.ops.elementwise import arguments, number
+from pccompile.ops.elementwise import arguments, is_real, number
 from pccompile.ops.expressions import x
 from pccompile.ops.registry import OPS, family_of
 
@@ -71,7 +71,7 @@ def _adjoint(n: Node, e: str, child: Vertex, parent: str, last: bool) -> str:
         forms = ADJOINTS[n.op]
         return forms.get(argument or "", next(iter(forms.values()))).format(e=e)
     definition = OPS.get(n.op)
-    if definition and definition.formula is not None:
+    if definition and definition.formula is not None and is_real(n, arguments(n.op), definition.formula, {}):
         slope, text = _slope(_Call(n), argument)
         if slope == 1 or slope == -1:
             return e if slope == 1 else f"−{e}"

@@ -167,6 +167,9 @@ class _TorchPrinter(ConditionPrinter):
 
     _print_Rational = _print_Float = _print_NumberSymbol = _number
 
+    def _print_Integer(self, e: sp.Integer) -> str:
+        return str(e) if abs(int(e)) < 2**63 else self._number(e)
+
     def emptyPrinter(self, expr: object) -> str:
         raise ValueError(f"no torch spelling for {type(expr).__name__}: {expr}")
 
@@ -210,7 +213,21 @@ def torch_code(expr: sp.Expr, names: Mapping[str, str]) -> str:
 
 
 class _DimPrinter(StrPrinter):
-    """Prints a length as Python arithmetic on integers."""
+    """Prints a length, or a number that follows from lengths, as Python arithmetic."""
+
+    def _quotient(self, over: sp.Expr, under: sp.Expr) -> str:
+        """A quotient, infinite where a length makes it a division by zero, as among torch's own numbers."""
+        text = f"({self._print(over)}) / ({self._print(under)})"
+        least = under.xreplace({s: sp.Symbol(s.name, integer=True, nonnegative=True) + 2 for s in under.free_symbols})
+        return f"({text})" if least.is_positive else f"({text} if {self._print(under)} else float('inf'))"
+
+    def _print_Mul(self, e: sp.Mul) -> str:
+        over, under = sp.fraction(e)
+        return self._quotient(over, under) if under.free_symbols else str(super()._print_Mul(e))
+
+    def _print_Pow(self, e: sp.Pow, rational: bool = False) -> str:
+        over, under = sp.fraction(e)
+        return self._quotient(over, under) if under.free_symbols else str(super()._print_Pow(e, rational))
 
     def _print_Function(self, e: sp.Function) -> str:
         first, *rest = [f"({self._print(a)})" for a in e.args]
@@ -229,7 +246,7 @@ class _DimPrinter(StrPrinter):
             case torch_functions.ToFloat:
                 return f"float({first})"
             case torch_functions.IntTrueDiv | torch_functions.FloatTrueDiv:
-                return f"({first} / {rest[0]})"
+                return self._quotient(*e.args)
             case torch_functions.TruncToInt:
                 return f"int({first})"
         raise ValueError(f"no Python spelling for the length {e}")

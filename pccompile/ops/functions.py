@@ -8,12 +8,14 @@ messages, and a Function's forward is written out without messages while its bac
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Arg, Node, Ref, TensorType
@@ -79,18 +81,23 @@ class Context:
     def __init__(self, needs: Sequence[bool]) -> None:
         self.needs_input_grad = tuple(needs)
         self.saved_tensors: tuple[Any, ...] = ()
-        self.still: tuple[Any, ...] = ()
+        self.materialize_grads = True
+        self.without_gradient: tuple[Any, ...] = ()
 
     def save_for_backward(self, *tensors: Any) -> None:
         """Keep tensors for backward."""
         self.saved_tensors = tensors
 
+    def save_for_forward(self, *tensors: Any) -> None:
+        """Tensors for forward-mode derivatives are not asked for."""
+
     def set_materialize_grads(self, value: bool) -> None:
-        """Gradients are always there."""
+        """Whether gradients that are not there are zeros, or None."""
+        self.materialize_grads = value
 
     def mark_non_differentiable(self, *tensors: Any) -> None:
-        """Note results that take no gradient."""
-        self.still = tensors
+        """Results that take no gradient send none."""
+        self.without_gradient = tensors
 
     def mark_dirty(self, *tensors: Any) -> None:
         """Refuse: an argument that is changed in place."""
@@ -103,30 +110,39 @@ class Context:
 class Call:
     """One call of a Function while a model was captured.
 
-    `template` has the arguments, None where a tensor stood; `still` are the results that take no gradient.
+    `leaves` are its flattened arguments, None where a tensor stood; those of argument i begin at `starts[i]`. `places`
+    are the tensors' places among them. `results` are what it returned that was no tensor, by place.
     """
 
     function: type[torch.autograd.Function]
-    template: tuple[Any, ...]
+    leaves: tuple[Any, ...]
+    spec: pytree.TreeSpec
     places: tuple[int, ...]
+    arguments: tuple[int | None, ...]
     single: bool = True
-    still: tuple[int, ...] = ()
+    others: dict[int, Any] = field(default_factory=dict)
     autocast: dict[str, torch.dtype] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.function.__name__
 
+    def context(self, needs: Callable[[int], bool] = lambda place: True) -> Context:
+        """A new context. needs: whether the tensor at a place among the tensors is to get a gradient."""
+        wanted = {argument for i, argument in enumerate(self.arguments) if needs(i)}
+        return Context([i in wanted for i in range(self.spec.num_children)])
+
     def forward(self, tensors: Sequence[Any], ctx: Context) -> tuple[Any, ...]:
-        """The results of the user's forward, under the autocast setting of the call."""
+        """The tensors that the user's forward returns, under the autocast setting of the call."""
         with ExitStack() as stack:
             for device, dtype in self.autocast.items():
                 stack.enter_context(torch.autocast(device, dtype=dtype, cache_enabled=False))
             return self._forward(tensors, ctx)
 
     def _forward(self, tensors: Sequence[Any], ctx: Context) -> tuple[Any, ...]:
-        args = list(self.template)
+        leaves = list(self.leaves)
         for place, tensor in zip(self.places, tensors, strict=True):
-            args[place] = tensor
+            leaves[place] = tensor
+        args = pytree.tree_unflatten(leaves, self.spec)
         if self.function.setup_context is not torch.autograd.Function.setup_context:
             result = self.function.forward(*args)
             self.function.setup_context(ctx, tuple(args), result)
@@ -134,19 +150,28 @@ class Call:
             result = self.function.forward(ctx, *args)
         self.single = not isinstance(result, tuple)
         results = (result,) if self.single else result
-        if not all(isinstance(r, torch.Tensor) for r in results):
-            raise CompileError(f"{self}.forward returns something that is no tensor")
-        self.still = tuple(i for i, r in enumerate(results) if any(r is t for t in ctx.still))
-        return tuple(results)
+        self.others = {i: r for i, r in enumerate(results) if not isinstance(r, torch.Tensor)}
+        if any(isinstance(t, torch.Tensor) for r in self.others.values() for t in pytree.tree_leaves(r)):
+            raise CompileError(
+                f"{self}.forward returns tensors in a {type(next(iter(self.others.values()))).__name__}",
+                hint="let it return a tensor, or a tuple of tensors",
+            )
+        return tuple(r for r in results if isinstance(r, torch.Tensor))
 
-    def backward(self, tensors: Sequence[Any], errors: Sequence[Any]) -> tuple[Any, ...]:
-        """What the user's backward returns for the tensor arguments."""
-        ctx = Context([i in self.places for i in range(len(self.template))])
+    def returned(self, tensors: Sequence[Any]) -> Any:
+        """What the Function returns, from the tensors among it."""
+        rest = iter(tensors)
+        count = len(tensors) + len(self.others)
+        results = tuple(self.others[i] if i in self.others else next(rest) for i in range(count))
+        return results[0] if self.single else results
+
+    def backward(self, ctx: Context, errors: Sequence[Any]) -> tuple[Any, ...]:
+        """What the user's backward returns for the tensors. errors: those of the tensors that forward returned."""
         with torch.no_grad():
-            self.forward(tensors, ctx)
-            sent = self.function.backward(ctx, *errors)
+            whole = Call.returned(replace(self, single=False, others=dict.fromkeys(self.others)), errors)
+            sent = self.function.backward(ctx, *whole)
         sent = sent if isinstance(sent, tuple) else (sent,)
-        return tuple(sent[p] for p in self.places)
+        return tuple(None if i is None else sent[i] for i in self.arguments)
 
 
 _calls: list[Call] = []
@@ -158,12 +183,12 @@ def function_operator() -> torch._ops.OpOverload:
 
     @torch.library.custom_op("pccompile::function", mutates_args=())
     def run(tensors: list[torch.Tensor], key: int) -> list[torch.Tensor]:
-        results = _calls[key].forward(tensors, Context([True] * len(_calls[key].template)))
+        results = _calls[key].forward(tensors, _calls[key].context())
         return [r.clone() for r in results]
 
     @run.register_fake
     def _(tensors: list[torch.Tensor], key: int) -> list[torch.Tensor]:
-        results = _calls[key].forward(tensors, Context([True] * len(_calls[key].template)))
+        results = _calls[key].forward(tensors, _calls[key].context())
         return [torch.empty_like(r) for r in results]
 
     found: torch._ops.OpOverload = torch.ops.pccompile.function.default
@@ -171,20 +196,73 @@ def function_operator() -> torch._ops.OpOverload:
 
 
 def record_call(function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
-    """Run a Function as an operator that capture keeps; return what it returns."""
-    places = tuple(i for i, a in enumerate(args) if isinstance(a, torch.Tensor))
-    template = tuple(None if i in places else a for i, a in enumerate(args))
-    devices = {a.device.type for a in args if isinstance(a, torch.Tensor)}
+    """Run a Function as an operator that capture keeps; return what it returns.
+
+    A tensor within a list or another container is read like any other and gets no gradient, as with autograd.
+    """
+    leaves, spec = pytree.tree_flatten(args)
+    places = tuple(i for i, a in enumerate(leaves) if isinstance(a, torch.Tensor))
+    whose = [i for i, child in enumerate(spec.children()) for _ in range(child.num_leaves)]
+    arguments = tuple(whose[p] if isinstance(args[whose[p]], torch.Tensor) else None for p in places)
+    tensors = [leaves[p] for p in places]
+    devices = {t.device.type for t in tensors}
     casting = {d: torch.get_autocast_dtype(d) for d in devices if d != "meta" and torch.is_autocast_enabled(d)}
-    _calls.append(Call(function, template, places, autocast=casting))
-    results = function_operator()([args[p] for p in places], len(_calls) - 1)
-    results = [stop_gradient()(r) if i in _calls[-1].still else r for i, r in enumerate(results)]
-    return results[0] if _calls[-1].single else tuple(results)
+    rest = tuple(None if i in places else a for i, a in enumerate(leaves))
+    call = Call(function, rest, spec, places, arguments, autocast=casting)
+    _calls.append(call)
+    return call.returned(function_operator()(tensors, len(_calls) - 1))
 
 
 def call_of(key: int) -> Call:
     """The call that an imported operator stands for."""
     return _calls[key]
+
+
+@dataclass(eq=False)
+class Saved:
+    """What a Function's forward left in its context: its entries flattened, None where a tensor stood."""
+
+    call: Call
+    leaves: tuple[Any, ...]
+    spec: pytree.TreeSpec
+    places: tuple[int, ...]
+
+    @classmethod
+    def of(cls, call: Call, ctx: Context) -> tuple[Saved, list[torch.Tensor]]:
+        """The entries of `ctx`, and the tensors among them."""
+        leaves, spec = pytree.tree_flatten(dict(vars(ctx)))
+        places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor))
+        rest = tuple(None if i in places else leaf for i, leaf in enumerate(leaves))
+        return cls(call, rest, spec, places), [leaves[p] for p in places]
+
+    def context(self, needs: Callable[[int], bool], tensors: Sequence[Any]) -> Context:
+        """The context that backward is given."""
+        leaves = list(self.leaves)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            leaves[place] = tensor
+        ctx = self.call.context(needs)
+        vars(ctx).update(pytree.tree_unflatten(leaves, self.spec), needs_input_grad=ctx.needs_input_grad)
+        return ctx
+
+    @property
+    def materialize(self) -> bool:
+        """Whether gradients that are not there are zeros for backward."""
+        return bool(pytree.tree_unflatten(self.leaves, self.spec)["materialize_grads"])
+
+    def messages(
+        self,
+        kept: Sequence[Any],
+        errors: Mapping[int, Any],
+        zeros: Sequence[Callable[[], Any]],
+        needs: Callable[[int], bool] = lambda place: True,
+    ) -> tuple[Any, ...]:
+        """What backward sends to the tensors. errors: by result, where there is one. zeros: what others may have."""
+        absent = [zero() if self.materialize else None for zero in zeros]
+        every = [errors.get(i, none) for i, none in enumerate(absent)]
+        return self.call.backward(self.context(needs, kept), every)
+
+    def __str__(self) -> str:
+        return str(self.call)
 
 
 def _expand(b: Builder, node: Node) -> Message:
@@ -195,48 +273,75 @@ def _expand(b: Builder, node: Node) -> Message:
     call, tensors = node["key"], node["tensors"]
     assert isinstance(call, Call)
     assert isinstance(tensors, tuple)
-    assert isinstance(node.type, tuple)
+    saved: list[Saved] = []
+    marked: set[int] = set()
+
+    def forward(*given: torch.Tensor) -> list[torch.Tensor]:
+        ctx = call.context()
+        results = call.forward(given, ctx)
+        marked.update(i for i, r in enumerate(results) if any(r is t for t in ctx.without_gradient))
+        ctx.without_gradient = ()
+        entries, kept = Saved.of(call, ctx)
+        saved[:] = [entries]
+        return [*results, *kept]
+
     stopped = tuple(b(STOP, t) for t in tensors)
-    traced = _traced(b, lambda *ts: list(call.forward(ts, Context([True] * len(call.template)))), stopped)
+    tensors = tuple(s if call.arguments[i] is None else tensors[i] for i, s in enumerate(stopped))
+    traced = _traced(b, forward, stopped)
     values: list[Any] = inline(b, traced.graph, stopped, _tensors(traced))
-    types = [b.type(v) for v in values]
-    whole = (
-        values[0]
-        if len(values) == 1
-        else b("aten.cat.default", tuple(b.view(v, (b.numel(b.shape(v)),)) for v in values), 0)
-    )
-    result = b("pcc.function", whole, tensors, call, tuple(types))
-    return tuple(_parts(b, result, types))
+    count = len(values) - len(saved[0].places)
+    results, kept = values[:count], tuple(values[count:])
+    types = [b.type(v) for v in results]
+    moving = [i for i, t in enumerate(types) if t.differentiable and i not in marked]
+    if not moving:
+        return tuple(b(STOP, v) for v in results)
+    flat = [b.view(results[i], (b.numel(b.shape(results[i])),)) for i in moving]
+    whole = results[moving[0]] if len(moving) == 1 else b("aten.cat.default", tuple(flat), 0)
+    result = b("pcc.function", whole, tensors, kept, saved[0], tuple(types), tuple(moving), tuple(moving))
+    parts = dict(zip(moving, _parts(b, result, [types[i] for i in moving]), strict=True))
+    return tuple(parts[i] if i in parts else b(STOP, v) for i, v in enumerate(results))
 
 
 def _parts(b: Builder, whole: Ref, types: Sequence[TensorType]) -> list[Ref]:
     if len(types) == 1:
         return [whole]
-    start: Any = 0
-    parts = []
-    for t in types:
-        size = b.numel(t.shape)
-        parts.append(b.view(b("aten.slice.Tensor", whole, 0, start, start + size), t.shape))
-        start = start + size
-    return parts
+    places = part_places(types)
+    return [
+        b.view(b("aten.slice.Tensor", whole, 0, start, end), t.shape)
+        for t, (start, end) in zip(types, places, strict=True)
+    ]
+
+
+def part_places(types: Sequence[TensorType]) -> list[tuple[Any, Any]]:
+    """Where each of several results begins and ends in the flat value of a Function."""
+    ends = list(itertools.accumulate((Builder.numel(t.shape) for t in types), initial=0))
+    return list(itertools.pairwise(ends))
 
 
 def _rule(b: Builder, node: Node, err: Ref) -> Mapping[str, Message]:
-    call, tensors, types = node["call"], node["tensors"], node["types"]
-    assert isinstance(call, Call)
+    tensors, kept, saved, types, moving = (node[k] for k in ("tensors", "kept", "saved", "types", "moving"))
+    assert isinstance(saved, Saved)
     assert isinstance(tensors, tuple)
-    errors = _parts(b, err, types)
+    assert isinstance(kept, tuple)
+    arrived = dict(zip(moving, _parts(b, err, [types[i] for i in moving]), strict=True))
+    arrived = {i: part for i, part in arrived.items() if i in node["present"]}
+    zeros = [functools.partial(_zeros, b, t) for t in types]
     none: list[int] = []
 
     def product(*given: Any) -> list[Any]:
-        sent = call.backward(given[: len(tensors)], given[len(tensors) :])
-        none.extend(i for i, s in enumerate(sent) if s is None)
+        errors = dict(zip(arrived, given[len(kept) :], strict=True))
+        sent = saved.messages(given[: len(kept)], errors, zeros, lambda i: tensors[i] in b.wants)
+        none[:] = [i for i, s in enumerate(sent) if s is None]
         return [s for s in sent if s is not None]
 
-    names = (*tensors, *errors)
+    names = (*kept, *arrived.values())
     traced = _traced(b, product, names)
     sent = iter(inline(b, traced.graph, names, _tensors(traced)))
     return {"tensors": tuple(None if i in none else next(sent) for i in range(len(tensors)))}
+
+
+def _zeros(b: Builder, type_: TensorType) -> torch.Tensor:
+    return torch.zeros([b.typer.size(d) for d in type_.shape], dtype=type_.dtype, device=b.typer.device)
 
 
 def _traced(b: Builder, function: Callable[..., Any], names: Sequence[Arg]) -> torch.fx.GraphModule:
@@ -255,7 +360,7 @@ define(
         "pcc.function",
         "traced",
         _rule,
-        parameters=("value", "tensors", "call", "types"),
+        parameters=("value", "tensors", "kept", "saved", "types", "moving", "present"),
         infer=lambda args, type_of: type_of(args["value"]),
         spell=lambda t, a: str(t["value"]),
         equation="custom(x)",

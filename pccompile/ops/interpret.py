@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -19,15 +20,19 @@ class _Author(torch.autograd.Function):
     """A value whose gradient is what the backward of a model's own autograd Function says."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, call: Any, shapes: Any, *tensors: Tensor) -> Tensor:
-        ctx.call, ctx.shapes, ctx.tensors = call, shapes, tensors
+    def forward(ctx: Any, value: Tensor, node: Node, kept: Any, *tensors: Tensor) -> Tensor:
+        ctx.node, ctx.kept = node, kept
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *errors: Any) -> Any:
-        flat = errors[0].reshape(-1).split([math.prod(s) for s in ctx.shapes])
-        parts = [e.reshape(s) for e, s in zip(flat, ctx.shapes, strict=True)]
-        return (None, None, None, *ctx.call.backward(ctx.tensors, parts))
+        node: Any = ctx.node
+        shapes = [tuple(map(int, t.shape)) for t in node["types"]]
+        flat = errors[0].reshape(-1).split([math.prod(shapes[i]) for i in node["moving"]])
+        parts = {i: e.reshape(shapes[i]) for i, e in zip(node["moving"], flat, strict=True)}
+        zeros = [functools.partial(torch.zeros, s, dtype=t.dtype) for s, t in zip(shapes, node["types"], strict=True)]
+        present = {i: part for i, part in parts.items() if i in node["present"]}
+        return (None, None, None, *node["saved"].messages(ctx.kept, present, zeros))
 
 
 def interpret(node: Node, values: Mapping[str, Any]) -> Any:
@@ -39,8 +44,7 @@ def interpret(node: Node, values: Mapping[str, Any]) -> Any:
         case "pcc.tensor":
             return torch.tensor(node["entries"], dtype=node["dtype"]).reshape(tuple(node["shape"]))
         case "pcc.function":
-            shapes = [tuple(map(int, t.shape)) for t in node["types"]]
-            return _Author.apply(args["value"], node["call"], shapes, *args["tensors"])  # type: ignore[no-untyped-call]
+            return _Author.apply(args["value"], node, args["kept"], *args["tensors"])  # type: ignore[no-untyped-call]
         case "pccompile.overwritten.default":
             return args["old"] + (args["new"] - args["old"]).detach()
     if node.op == STOP:

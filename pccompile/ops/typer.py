@@ -127,12 +127,17 @@ class Typer:
         return [example] if self.unmet(small) else [example, small]
 
     def unmet(self, sizes: Mapping[sympy.Symbol, int]) -> str:
-        """A condition on free dimensions that was relied on so far and does not hold for `sizes`; '' if all hold."""
+        """A condition on free dimensions that was relied on so far and does not hold for `sizes`; '' if all hold.
+
+        That a free dimension is neither 0 nor 1 is one of them: torch takes it for granted, and code may branch on it.
+        """
         env = self.mode.shape_env
         guards = env.guards if env is not None else []
         key = (*sizes.items(), len(guards))
         if key not in self._unmet:
-            conditions = (g.expr.xreplace(self.names) for g in guards)
+            ranges = getattr(env, "var_to_range", {})
+            conditions = [g.expr.xreplace(self.names) for g in guards]
+            conditions += [name >= ranges[symbol].lower for symbol, name in self.names.items() if symbol in ranges]
             self._unmet[key] = next((str(c) for c in conditions if c.xreplace(sizes) == sympy.false), "")
         return self._unmet[key]
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pccompile.diagnostics import CompileError
 from pccompile.runtime.derivative_guards import refuse_second_order
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.model_state import Tables
@@ -83,6 +84,7 @@ class Bridge(torch.autograd.Function):
             given = [e - g for e, g in zip(sent, full, strict=True)]
         if ctx.targets is not None and grads[0] is not None:
             used |= {i for i, o in enumerate(errors) if o < runtime.results}
+        refuse_parts(runtime, used)
         with torch.autocast(given[0].device.type, enabled=False):
             gradients = runtime.function("infer_and_learn")(params, context, given)
         found: list[Tensor | None] = []
@@ -97,6 +99,20 @@ def _arrived(runtime: Runtime, index: int, grads: tuple[Tensor | None, ...]) -> 
     name = runtime.source.outputs[runtime.source.errors[index]]
     sent = [g for g, o in zip(grads, runtime.source.outputs, strict=True) if o == name and g is not None]
     return functools.reduce(torch.add, sent) if sent else None
+
+
+def refuse_parts(runtime: Runtime, used: set[int]) -> None:
+    """Raise CompileError where a custom backward would ask for gradients that are there for some of its results only.
+
+    used: the clamped outputs that a loss sends something to. The backward was compiled for a loss that uses all.
+    """
+    for name, results in runtime.asking.items():
+        there = [bool(outputs & used) for outputs in results]
+        if any(there) and not all(there):
+            raise CompileError(
+                f"{name}.backward asks which gradients are there, and this loss uses some of the model's outputs only",
+                hint="compile a module that returns those outputs alone, or materialize the gradients",
+            )
 
 
 def _is_one(scale: Tensor) -> bool:

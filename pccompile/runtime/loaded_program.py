@@ -17,7 +17,10 @@ from pccompile.driver import Compiled
 from pccompile.frontends.exported import Imported
 from pccompile.frontends.forward_hooks import Observation
 from pccompile.frontends.numbers import Read
-from pccompile.ir import Ref, TensorType
+from pccompile.ir import Node, Ref, TensorType
+from pccompile.ops.functions import Saved
+from pccompile.passes.activity import passes_on
+from pccompile.passes.settle_presence import FUNCTION, parts
 from pccompile.runtime.states import Writes
 
 
@@ -127,6 +130,7 @@ class Runtime:
     `reaching` says which of the clamped outputs each gradient depends on, so that a parameter that none of the outputs
     used in a loss reaches gets no gradient, as with autograd. `checked` is the comparison with eager torch, if any.
     `results` is how many of the outputs the model returns, `writes` what else a call leaves behind.
+    `asking` says which clamped outputs are behind the results of custom Functions.
     """
 
     source: Source
@@ -137,6 +141,7 @@ class Runtime:
     checked: Checked | None = None
     results: int = 0
     writes: Writes | None = None
+    asking: Mapping[str, tuple[frozenset[int], ...]] = field(default_factory=dict)
     _scope: dict[str, Any] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -169,4 +174,25 @@ def reaching(compiled: Compiled) -> dict[str, frozenset[int]]:
     return {key: outputs or every for key, outputs in sets.items()}
 
 
-__all__ = ["Interface", "Runtime", "load", "reaching"]
+def asking(compiled: Compiled) -> dict[str, tuple[frozenset[int], ...]]:
+    """For each custom Function whose backward asks which gradients are there, the clamped outputs behind its results."""
+    graph = compiled.graph
+    behind: dict[str, frozenset[int]] = {o.value: frozenset((i,)) for i, o in enumerate(compiled.pc.outputs)}
+    found: dict[str, tuple[frozenset[int], ...]] = {}
+    for n in reversed(graph.nodes):
+        own = behind.get(n.name, frozenset())
+        if own and n.op == FUNCTION and not _materializes(n):
+            sets = {behind.get(part, frozenset()) for _, part in parts(graph, n)} - {frozenset()}
+            found |= {str(n.args["saved"]): tuple(sets)} if len(sets) > 1 else {}
+        for name in n.inputs if passes_on(n) else ():
+            behind[name] = behind.get(name, frozenset()) | own
+    return found
+
+
+def _materializes(node: Node) -> bool:
+    saved = node["saved"]
+    assert isinstance(saved, Saved)
+    return saved.materialize
+
+
+__all__ = ["Interface", "Runtime", "asking", "load", "reaching"]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pccompile.analysis.compare import Checked
-from pccompile.diagnostics import CompileError, RuleError
+from pccompile.diagnostics import CompileError, ModelValueError, RuleError
 from pccompile.driver import CAPTURE, Compiled, Hook, Options, compile_imported, import_model
 from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of
@@ -28,7 +28,7 @@ from pccompile.passes.carry_updates import carry_updates
 from pccompile.runtime.autograd_function import Bridge
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
 from pccompile.runtime.hook_calls import run_hooks
-from pccompile.runtime.loaded_program import Interface, Runtime, reaching
+from pccompile.runtime.loaded_program import Interface, Runtime, asking, reaching
 from pccompile.runtime.losses import compile_loss, targets_of
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.program_cache import Captured, ProgramCache
@@ -210,7 +210,7 @@ class PCModule(nn.Module):
         try:
             imported = self._import(args, kwargs, self._dynamic_shapes if not captures else None)
         except CompileError as e:
-            if not reason.startswith("input "):
+            if isinstance(e, ModelValueError) or not reason.startswith("input "):
                 raise
             why = f"the model does not take this call either: {e.problems[0].what}"
             raise CompileError(reason, e.problems[0].where, why) from e

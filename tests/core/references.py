@@ -75,13 +75,13 @@ class _Author(torch.autograd.Function):
     """A value whose gradient is what the backward of a model's own autograd Function says."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, call: Any, *tensors: Tensor) -> Tensor:
-        ctx.call, ctx.tensors = call, tensors
+    def forward(ctx: Any, value: Tensor, saved: Any, kept: Any, *tensors: Tensor) -> Tensor:
+        ctx.saved, ctx.kept = saved, kept
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, error: Tensor) -> tuple[Any, ...]:
-        return (None, None, *ctx.call.backward(ctx.tensors, (error,)))
+        return (None, None, None, *ctx.saved.messages(ctx.kept, {0: error}, [lambda: error * 0]))
 
 
 def run(node: Node, env: dict[str, Any]) -> Any:
@@ -102,7 +102,7 @@ def run(node: Node, env: dict[str, Any]) -> Any:
     if node.op == STOP:
         return args["x"].detach()
     if node.op == "pcc.function":
-        return _Author.apply(args["value"], args["call"], *args["tensors"])
+        return _Author.apply(args["value"], args["saved"], args["kept"], *args["tensors"])
     if node.op in REFERENCES:
         return REFERENCES[node.op](*args.values())
     positional, named = split_arguments(overload(node.op), args)

@@ -80,6 +80,7 @@ def test_the_driver_shows_every_stage_in_order() -> None:
         "canonicalise",
         "dce",
         "settle-layouts",
+        "settle-presence",
         "insert-vertices",
         "derive-rules",
         "schedule",
