@@ -12,7 +12,7 @@ from pccompile.backends.torch.spell import quoted
 from pccompile.backends.torch.statements import Function, Key, Label, Loop, label_of
 from pccompile.backends.torch.writer import Writer
 from pccompile.ir import Arg, Decision, Do, Graph, Node, PCGraph, Program, Ref, Repeat, Step, Vertex, map_refs
-from pccompile.ops import result_name
+from pccompile.ops import OPS, result_name
 
 
 @dataclass
@@ -275,7 +275,8 @@ class _Lowering:
                 found[p] = self.slots[p, at if (p, at) in self.slots else "prediction"]
             else:
                 found[p] = self._forward(Ref(p))
-        return found
+        drawn = (n.name for n in self.vertices[vertex].prediction if n.op in OPS and OPS[n.op].random)
+        return found | {name: self.env[name] for name in drawn}
 
     def pull(self, d: Do) -> Ref:
         """The sum of the messages to a vertex or leaf; zeros where nothing is sent."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from pccompile.diagnostics import Collector
 from pccompile.ir import Do, PCGraph
+from pccompile.ops import OPS
 
 AT_ONCE = 12
 """A parameter that more vertices read takes their messages in such portions, so that their errors need not all wait."""
@@ -54,3 +56,14 @@ def sweep(pc: PCGraph, inference: Sequence[Do], carries: Carries) -> Iterator[Do
     for i, d in enumerate(inference):
         yield d
         yield from after.get(i, ())
+
+
+def refuse_draws(pc: PCGraph) -> None:
+    """Raise CompileError where a vertex draws a sample: predictions that move would draw another at each step."""
+    problems = Collector()
+    for v in pc.vertices:
+        for n in v.prediction:
+            if n.name in v.how and n.op in OPS and OPS[n.op].random:
+                what = f"{n.op.split('.')[1].strip('_')} draws a sample that changes with its parameters"
+                problems.add(what, v.where, "use an algorithm whose predictions stay: exact or fixed-prediction")
+    problems.raise_if_any()

@@ -8,7 +8,7 @@ evaluated anew at every step, so it is part of the program.
 
 from __future__ import annotations
 
-from pccompile.algorithms.common import clamped, learn
+from pccompile.algorithms.common import clamped, learn, refuse_draws
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Do, PCGraph, Program, Repeat
 
@@ -17,12 +17,13 @@ def schedule(pc: PCGraph, steps: int = 20, rate: float = 0.1) -> Program:
     """`steps` steps of gradient descent on the free energy over all values together.
 
     All forces are computed before any value moves: a message reads the values of a child's other parents.
-    Raises CompileError for a rate that is not positive.
+    Raises CompileError for a rate that is not positive, and for samples that change with their parameters.
     """
     if not rate > 0:
         raise CompileError(f"rate {rate} is not positive", hint="a step size above 0, such as 0.1")
     if steps < 0:
         raise CompileError(f"steps is {steps}", hint="a number of inference steps, 0 or more")
+    refuse_draws(pc)
     start = (Do(v.name, "value", "prediction") for v in pc.latent)
     look = (
         *(Do(v.name, "prediction", "predict", at="value") for v in pc.vertices),

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributions import Distribution
 from torch.export import ExportedProgram
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
@@ -67,6 +68,7 @@ def export(
                     visible_statistics(),
                     inference_without_gradient(),
                     _quiet(),
+                    _unvalidated(),
                     _unmarked((args, named)),
                 ):
                     program = torch.export.export(model, args, named, dynamic_shapes=attempts[0], strict=False)
@@ -106,6 +108,17 @@ def _apart(arguments: Any) -> Any:
         return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
     return pytree.tree_map_only(torch.Tensor, own, arguments)
+
+
+@contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Within: distributions take their parameters as they are; their checks branch on numbers. torch.compile, too."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 @contextmanager

@@ -22,7 +22,6 @@ from pccompile.frontends.capture import AUTOCAST, HOOKS, LEARNING, STATES
 from pccompile.frontends.control import CONTROL, Nested
 from pccompile.frontends.forward_hooks import HookRecord
 from pccompile.frontends.functional import functionalise, name_dtypes, op_name
-from pccompile.frontends.memory import settle_memory
 from pccompile.frontends.model_tensors import ModelTensors
 from pccompile.frontends.numbers import Read, is_read, number, only_asserted, with_operands
 from pccompile.frontends.places import Place
@@ -89,7 +88,6 @@ def import_program(
     captured = program.graph_module.meta.get(STATES) or Captured()
     write_casts(program.graph_module, program.graph_module.meta.get(AUTOCAST))
     inline_regions(program)
-    settle_memory(program.graph)
     learning, hooks = bool(program.graph_module.meta.get(LEARNING)), program.graph_module.meta.get(HOOKS)
     name_dtypes(program.graph)
     program, written = functionalise(program, still)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributions.dirichlet import _Dirichlet
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
@@ -37,7 +38,7 @@ def author_gradients() -> Iterator[Captured]:
         if cls is CheckpointFunction:
             noticed.learning = True
             return _run_checkpoint(*args)
-        own = cls.__module__.partition(".")[0] == "torch" and APPLIED not in cls.__qualname__
+        own = cls.__module__.partition(".")[0] == "torch" and APPLIED not in cls.__qualname__ and cls is not _Dirichlet
         if own or kwargs:
             return apply.__get__(None, cls)(*args, **kwargs)
         return record_call(cls, args)

@@ -14,6 +14,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from pccompile.frontends.functional import NO_GRAD, mutated, viewed
+from pccompile.frontends.memory import settle_memory
 from pccompile.ops.functions import stop_gradient
 
 SAME = {
@@ -26,7 +27,7 @@ PLAIN = ("tag_activation_checkpoint", "wrap_activation_checkpoint", "invoke_subg
 
 
 def inline_regions(program: ExportedProgram) -> None:
-    """Write out, in place, every region that is only a grouping, and put barriers where gradients stop."""
+    """Write out, in place, regions that are only groupings, put barriers where gradients stop, and settle memory."""
     graph_module = program.graph_module
     _barriers(graph_module)
     while region := _next_region(graph_module.graph):
@@ -34,6 +35,7 @@ def inline_regions(program: ExportedProgram) -> None:
     for n in list(graph_module.graph.nodes):
         if n.op == "get_attr" and not n.users:
             graph_module.graph.erase_node(n)
+    settle_memory(graph_module.graph)
     graph_module.recompile()
 
 

@@ -1,4 +1,4 @@
-"""Shapes that torch cannot tell without numbers, told while a model is captured: those of the CTC loss."""
+"""Shapes that torch cannot tell without numbers, told while a model is captured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.simple_registry import singleton
+
+from pccompile.ops.shapes import SHAPES, known_shapes
 
 
 def _ctc_loss(log_probs: Tensor, targets: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
@@ -22,21 +23,18 @@ def _ctc_loss(log_probs: Tensor, targets: Tensor, *rest: Any, **named: Any) -> t
 
 @contextmanager
 def shapes_torch_lacks() -> Iterator[None]:
-    """Within: the CTC loss has a shape, and takes its lengths as tensors."""
+    """Within: operators have a shape without a run of their kernels, and the CTC loss takes its lengths as tensors."""
     original = torch.ctc_loss
 
     def with_tensors(x: Tensor, targets: Tensor, lengths: Any, target_lengths: Any, *rest: Any, **named: Any) -> Tensor:
         return original(x, targets, _tensor(lengths), _tensor(target_lengths), *rest, **named)
 
-    with torch.library._scoped_library("aten", "FRAGMENT") as library:
-        holder = singleton.find("aten::_ctc_loss.Tensor").fake_impl
-        handle = holder.register(_ctc_loss, __name__, library)
+    with known_shapes(SHAPES | {"_ctc_loss.Tensor": _ctc_loss}):
         torch.ctc_loss = with_tensors  # type: ignore[assignment]
         try:
             yield
         finally:
             torch.ctc_loss = original
-            handle.destroy()
 
 
 def _tensor(lengths: Any) -> Tensor:

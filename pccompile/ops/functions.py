@@ -21,6 +21,7 @@ from pccompile.diagnostics import CompileError
 from pccompile.ir import Arg, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
 from pccompile.ops.registry import Message, OpDef, define
+from pccompile.ops.shapes import known_shapes
 from pccompile.ops.trace import inline, trace
 
 STOP, FUNCTION = "pccompile.stop_gradient.default", "pccompile.function.default"
@@ -347,7 +348,8 @@ def _zeros(b: Builder, type_: TensorType) -> torch.Tensor:
 def _traced(b: Builder, function: Callable[..., Any], names: Sequence[Arg]) -> torch.fx.GraphModule:
     with b.typer.mode:
         fakes = [torch.empty_like(b.typer.fake(b.type(n))) for n in names]
-    return trace(function, fakes, b.typer.mode)
+    with known_shapes():
+        return trace(function, fakes, b.typer.mode)
 
 
 def _tensors(traced: torch.fx.GraphModule) -> dict[str, torch.Tensor]:

@@ -175,7 +175,7 @@ def reaching(compiled: Compiled) -> dict[str, frozenset[int]]:
 
 
 def asking(compiled: Compiled) -> dict[str, tuple[frozenset[int], ...]]:
-    """For each custom Function whose backward asks which gradients are there, the clamped outputs behind its results."""
+    """For each custom Function whose backward asks which gradients are there, the outputs behind its results."""
     graph = compiled.graph
     behind: dict[str, frozenset[int]] = {o.value: frozenset((i,)) for i, o in enumerate(compiled.pc.outputs)}
     found: dict[str, tuple[frozenset[int], ...]] = {}
