@@ -276,7 +276,7 @@ class PCModule(nn.Module):
             refuse_moving(imported, [imported.graph.outputs[i] for i in compiled.source.errors])
         runtime = Runtime(compiled.source, captured.interface, reaching(compiled), name, compiled)
         runtime.results = len(imported.graph.outputs) - imported.graph.further
-        runtime.writes = Writes.of(imported)
+        runtime.writes, runtime.asking = Writes.of(imported), asking(compiled)
         if self._check and loss is None and not record:
             runtime.checked = self_check(self.__dict__["model"], runtime, args, kwargs, self._run)
         return runtime
