@@ -90,9 +90,10 @@ def write_together(folder: Path, files: Mapping[str, Write]) -> tuple[Path, ...]
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder)
         with _scratch(folder) as scratch:
+            plain = _plain_mode(scratch)
             for name, write in files.items():
                 write(scratch / name)
-                _finish(scratch / name, folder / name)
+                _finish(scratch / name, folder / name, plain)
             for name in files:
                 os.replace(scratch / name, folder / name)
             _to_disk(folder)
@@ -141,15 +142,23 @@ def _locked(folder: str) -> int | None:
     return None
 
 
-def _finish(path: Path, target: Path) -> None:
-    """Seal a file that has been written, give it the mode that `target` has or that any new file gets, and sync it."""
+def _plain_mode(folder: Path) -> int:
+    """The mode that a new file gets, which not every library that writes files leaves as it is."""
+    path = folder / f"{SCRATCH}mode"
+    with path.open("wb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    path.unlink()
+    return mode
+
+
+def _finish(path: Path, target: Path, plain: int) -> None:
+    """Seal a file that has been written, give it the mode that `target` has or else the `plain` one, and sync it."""
     with path.open("rb+") as file:
         if place := _place(file):
             digest = _digest(file, place).encode()
             file.seek(place[0])
             file.write(digest)
-        with suppress(FileNotFoundError):
-            os.chmod(path, stat.S_IMODE(target.stat().st_mode))
+        os.chmod(path, stat.S_IMODE(target.stat().st_mode) if target.exists() else plain)
         file.flush()
         os.fsync(file.fileno())
 
