@@ -8,7 +8,8 @@ from contextlib import suppress
 
 
 def prepare() -> None:
-    """Let characters that a stream does not have come out as escapes."""
+    """Let characters that a stream does not have come out as escapes, and what goes to a closed one be dropped."""
+    sys.stdout, sys.stderr = (s if s is not None else open(os.devnull, "w") for s in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError, OSError):
             if (stream.encoding or "").lower().replace("-", "") not in ("utf8", "utf16", "utf32"):
@@ -17,8 +18,7 @@ def prepare() -> None:
 
 def flush() -> None:
     """Write out what was printed. Raises OSError where nobody takes it."""
-    if sys.stdout is not None:
-        sys.stdout.flush()
+    sys.stdout.flush()
 
 
 def abandon() -> None:

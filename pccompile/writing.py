@@ -51,6 +51,16 @@ def forced(force: bool = True) -> Iterator[None]:
         _FORCED.reset(token)
 
 
+def check_folder(folder: Path) -> None:
+    """Raise OutputError for a place where no folder is or can be."""
+    shown = printable(str(folder))
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{shown} is a file", hint="give a folder with -o")
+    except (OSError, ValueError) as e:
+        raise OutputError(f"cannot write to {shown}: {getattr(e, 'strerror', None) or e}") from e
+
+
 def check_replaceable(paths: Iterable[Path], spoken_for: bool = False) -> None:
     """Raise OutputError where a file is not pccompile's, or no longer as pccompile wrote it.
 
@@ -72,8 +82,9 @@ def check_replaceable(paths: Iterable[Path], spoken_for: bool = False) -> None:
             if not about.st_mode & 0o222 and not _FORCED.get():
                 raise OutputError(f"{shown} is read-only and is not overwritten",
                                   hint="give another folder with -o, or --force")  # fmt: skip
-        except OSError as e:
-            raise OutputError(f"cannot write to {printable(str(path.parent))}: {e.strerror or e}") from e
+        except (OSError, ValueError) as e:
+            reason = getattr(e, "strerror", None) or e
+            raise OutputError(f"cannot write to {printable(str(path.parent))}: {reason}") from e
 
 
 def sealed(path: Path) -> bool:
@@ -97,8 +108,8 @@ def write_together(folder: Path, files: Mapping[str, Write]) -> tuple[Path, ...]
             for name in files:
                 os.replace(scratch / name, folder / name)
             _to_disk(folder)
-    except OSError as e:
-        raise OutputError(f"cannot write to {printable(str(folder))}: {e.strerror or e}") from e
+    except (OSError, ValueError) as e:
+        raise OutputError(f"cannot write to {printable(str(folder))}: {getattr(e, 'strerror', None) or e}") from e
     except SafetensorError as e:
         raise OutputError(f"cannot write to {printable(str(folder))}: {first_line(e)}") from e
     return tuple(folder / name for name in files)
@@ -208,4 +219,4 @@ def _digest(file: IO[bytes], place: tuple[int, int]) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["SEAL", "Write", "check_replaceable", "forced", "sealed", "write_together"]
+__all__ = ["SEAL", "Write", "check_folder", "check_replaceable", "forced", "sealed", "write_together"]

@@ -182,10 +182,10 @@ def _tensors(spec: Spec, folder: Path) -> dict[str, np.ndarray]:
     file, name = folder / spec.tensor_file, spec.tensor_file
     if not name.endswith(".safetensors") or re.search(r"[/\\:\0]", name) or not name.isprintable():
         raise CompileError(f"tensor_file {name!r} is not the plain name of a safetensors file")
+    open_file(file).close()  # for what it refuses
     try:
         if file.resolve().parent != folder.resolve():
             raise CompileError(f"tensor_file {name!r} leads out of the folder of the description")
-        open_file(file).close()
         with safe_open(file, framework="numpy") as stored:
             found = Collector()
             for problem in _differences(spec.tensors, {k: stored.get_slice(k) for k in stored.keys()}):  # noqa: SIM118

@@ -87,7 +87,9 @@ def test_a_kill_anywhere_is_repaired_by_the_next_run(kind: str, after: bool, fre
         left = contents(folder) if folder.exists() else {}
         scratch = folder.exists() and any(p.name.startswith(SCRATCH) for p in folder.iterdir())
         assert scratch or left in (before, right), at
-        assert all(data in (before.get(name), right.get(name)) for name, data in left.items()), "no file is half written"
+        assert all(data in (before.get(name), right.get(name)) for name, data in left.items()), (
+            "no file is half written"
+        )
         write(folder, new)
         assert contents(folder) == right, at
         assert sorted(p.name for p in folder.iterdir()) == sorted(right), at
