@@ -207,8 +207,9 @@ class Watch:
     def _writable(self, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise CompileError(f"cannot write to {printable(str(folder))}: {e.strerror or e}") from e
+        except (OSError, ValueError) as e:
+            reason = getattr(e, "strerror", None) or e
+            raise CompileError(f"cannot write to {printable(str(folder))}: {reason}") from e
 
     def __call__(self, stage: str, result: object, seconds: float) -> None:
         """A stage is done."""

@@ -8,9 +8,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pccompile.diagnostics import CompileError, printable
 from pccompile.ir.names import identifier
-from pccompile.writing import SEAL, check_replaceable, write_together
+from pccompile.writing import SEAL, check_folder, check_replaceable, write_together
 
 
 def stem(name: str) -> str:
@@ -20,8 +19,7 @@ def stem(name: str) -> str:
 
 def check_writable(folder: Path, name: str) -> None:
     """Raise CompileError where writing would fail or destroy what pccompile did not write, or somebody edited."""
-    if folder.exists() and not folder.is_dir():
-        raise CompileError(f"{printable(str(folder))} is a file", hint="give a folder with -o")
+    check_folder(folder)
     check_replaceable([folder / f"{stem(name)}.py", folder / f"{stem(name)}.safetensors"])
 
 

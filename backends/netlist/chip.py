@@ -170,6 +170,8 @@ def parse(data: bytes, where: str) -> Chip:
         chip = msgspec.yaml.decode(data, type=Chip)
     except RecursionError as e:
         raise CompileError(f"{where} does not describe a chip: it is nested too deeply") from e
+    except (CompileError, MemoryError):
+        raise
     except Exception as e:  # PyYAML's constructors raise anything where a tag and a value do not go together
         raise CompileError(f"{where} does not describe a chip: {first_line(e)}") from e
     return _sound(chip, where)

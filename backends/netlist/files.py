@@ -25,10 +25,10 @@ from pccompile.backends.netlist.check import check
 from pccompile.backends.netlist.format import VERSION, Spec, Tensor
 from pccompile.backends.netlist.netlist import Netlist
 from pccompile.backends.netlist.transforms import fresh
-from pccompile.diagnostics import Collector, CompileError, OutputError, first_line, printable
+from pccompile.diagnostics import Collector, CompileError, first_line, printable
 from pccompile.ir.names import identifier
 from pccompile.reading import open_file, read_file
-from pccompile.writing import SEAL, Write, check_replaceable, write_together
+from pccompile.writing import SEAL, Write, check_folder, check_replaceable, write_together
 
 ENDING = ".pcnet.json"
 LARGEST = 64 << 20
@@ -141,8 +141,7 @@ def paths(folder: Path, name: str) -> tuple[Path, Path]:
 
 def check_writable(folder: Path, name: str) -> None:
     """Raise CompileError where saving would fail or destroy what pccompile did not write, or somebody edited."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{printable(str(folder))} is a file", hint="give a folder")
+    check_folder(folder)
     check_replaceable(paths(folder, name))
 
 

@@ -37,7 +37,6 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
         (f"{COMMAND} m.onnx --emit code | true", (141,)),
         (f"{COMMAND} --help | true", (0, 141)),
         (f"{COMMAND} m.onnx --emit code > /dev/full", (1,)),
-        (f"{COMMAND} m.onnx --emit code 2> /dev/full > /dev/null", (0,)),
         (f"{COMMAND} absent.onnx 2> /dev/full", (1,)),
         (f"{COMMAND} m.onnx --emit code >&-", (0,)),
         (f"{COMMAND} absent.onnx 2>&-", (1,)),
@@ -51,8 +50,11 @@ def test_nobody_listens(line: str, codes: tuple[int, ...], place: Path) -> None:
     assert "Exception ignored" not in result.stderr
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
-@pytest.mark.parametrize("arguments", ["'ü.onnx' --explain", "'ü.onnx' -o out", "'☃.onnx'"])
+ASCII = ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+
+
+@pytest.mark.parametrize("environment", ASCII)
+@pytest.mark.parametrize("arguments", ["'ü.onnx' --explain", "'☃.onnx'"])
 def test_few_characters(arguments: str, environment: dict[str, str], place: Path) -> None:
     result = shell(f"{COMMAND} {arguments}", **environment)
     assert result.returncode == (1 if "☃" in arguments else 0), result
@@ -70,7 +72,8 @@ NAME = "n" * 300
         ("m.onnx", "-o", NAME), ("m.onnx", "-o", f"{'a/' * 3000}"), ("m.onnx", "--dump-dir", NAME),
         ("m.onnx", "--data", f"{NAME}.npz"), ("m.onnx", "--backend", "netlist", "--chip", f"{NAME}.yaml"),
         ("m.onnx", "--backend", "netlist", "--chip", "loihi1", "--report", f"{NAME}.html"),
-        ("m.onnx", "--backend", "netlist", "-o", NAME), ("m.onnx", "--budget", NAME), ("m.onnx", "--shape", f"{NAME}=1"),
+        ("m.onnx", "--backend", "netlist", "-o", NAME), ("m.onnx", "--budget", NAME),
+        ("m.onnx", "--shape", f"{NAME}=1"),
         ("m.onnx", "-o", "m.onnx"), ("m.onnx", "-o", "m.onnx/x"), ("m.onnx", "-o", "/proc/x"), ("m.onnx", "-o", "\0"),
         ("m.onnx", "--dump-dir", "m.onnx"), ("m.onnx", "--dump-dir", "\0"), ("\0.onnx",), ("\udcff.onnx",),
     ],

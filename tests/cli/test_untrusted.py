@@ -179,6 +179,7 @@ CHIPS: dict[str, str] = {
     "bad time": "name: 2001-01-01 99:99:99",
     "no whole number": "name: !!int abc",
     "no number": "name: !!float abc",
+    "no time": "name: !!timestamp x",
     "no binary": "name: !!binary \u00fc",
     "many digits": f"name: {'9' * 5000}",
     "python": "name: !!python/object/apply:os.system ['touch ran']",
@@ -230,9 +231,10 @@ def test_data_that_are_none(name: str, place: Path) -> None:
     refused(limited("m.pcnet.json", "--simulate", "--data", "d.npz"))
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"\xff" * 8, b"\x08" + bytes(7) + b"{", (2**63 - 1).to_bytes(8, "little") + b"{}"]
-)
+TENSORS = (b"", b"\xff" * 8, b"\x08" + bytes(7) + b"{", (2**63 - 1).to_bytes(8, "little") + b"{}")
+
+
+@pytest.mark.parametrize("data", TENSORS)
 def test_tensors_that_are_none(data: bytes, place: Path) -> None:
     (place / "m.safetensors").write_bytes(data)
     refused(limited("m.pcnet.json"))
