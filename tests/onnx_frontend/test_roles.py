@@ -28,6 +28,8 @@ def learned(nodes, number=None, *, stored="initializer", output="y", name="c", s
     """The names of what learns in a file x → MatMul(w) → h → `nodes` → y, where the number is called `name`."""
     nodes = [node("MatMul", ["x", "w"], ["h"]), *nodes]
     weights = {"w": W.astype(kind), **more}
+    if any("v" in n.input for n in nodes):
+        weights["v"] = W[:, :1].astype(kind)
     if number is not None:
         value = np.full(shape, number, kind)
         if stored == "initializer":
@@ -36,7 +38,7 @@ def learned(nodes, number=None, *, stored="initializer", output="y", name="c", s
             nodes.insert(0, node("Constant", [], [name], value=numpy_helper.from_array(value, "t")))
     code = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
     made = model(nodes, {"x": (["n", 4], code)}, {output: (None, code)}, weights)
-    return {n for n, _ in load_onnx(made).named_parameters()} - {"w"}
+    return {n for n, _ in load_onnx(made).named_parameters()} - {"w", "v"}
 
 
 GELU = [node("Div", ["h", "c"], ["a"]), node("Erf", ["a"], ["y"])]
@@ -56,6 +58,9 @@ FORMULAS = {
     "epsilon": ([node("Mul", ["h", "h"], ["p"]), node("Add", ["p", "c"], ["q"]), node("Sqrt", ["q"], ["y"])], 1e-5),
     "tiny epsilon": ([node("Abs", ["h"], ["p"]), node("Add", ["p", "c"], ["q"]), node("Log", ["q"], ["y"])], 1e-12),
     "1/255": ([node("Mul", ["h", "c"], ["y"])], 1 / 255),
+    "3 of hard swish, behind a layer": ([node("Add", ["h", "c"], ["y"])], 3.0),
+    "6 of hard swish": ([node("Sigmoid", ["h"], ["p"]), node("Div", ["p", "c"], ["y"])], 6.0),
+    "hard sigmoid": ([node("Mul", ["h", "c"], ["y"])], 0.2),
     "a mean over 49": ([node("Mul", ["h", "c"], ["y"])], 1 / 49),
     "a square": ([node("Pow", ["h", "c"], ["y"])], 2.0),
     "six of ReLU6": ([node("Min", ["h", "c"], ["y"])], 6.0),
@@ -73,7 +78,7 @@ LEARNED = {
     "ReZero's gate": ([node("Mul", ["h", "c"], ["p"]), node("Add", ["p", "x"], ["y"])], 0.0),
     "LayerScale of one channel": ([node("Mul", ["h", "c"], ["y"])], 1e-6),
     "slope of PReLU": ([node("PRelu", ["h", "c"], ["y"])], 0.25),
-    "bias of a layer one wide": ([node("Add", ["h", "c"], ["y"])], 0.1),
+    "bias of a layer one wide": ([node("MatMul", ["h", "v"], ["s"]), node("Add", ["s", "c"], ["y"])], 0.1),
     "offset that starts at 0": ([node("Tanh", ["h"], ["p"]), node("Add", ["p", "c"], ["y"])], 0.0),
     "a trained offset": ([node("Tanh", ["h"], ["p"]), node("Add", ["p", "c"], ["y"])], 0.23561828),
     "a trained exponent": ([node("Abs", ["h"], ["p"]), node("Pow", ["p", "c"], ["y"])], 2.9137628),
@@ -112,7 +117,7 @@ def test_a_formula_in_double_precision_of_a_single_number():
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     st.sampled_from(sorted({**FORMULAS, **LEARNED})),
-    st.text(min_size=1, max_size=12).filter(lambda t: t not in set("xhywpqatkg")),
+    st.text(min_size=1, max_size=12).filter(lambda t: t not in set("xhywpqatkgvs")),
 )
 def test_names_say_nothing(case, name):
     """Whatever the number is called (`onnx::Mul_3`, `unity`, `alpha`, `layer.weight`), it learns or does not."""

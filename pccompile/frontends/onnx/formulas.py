@@ -33,6 +33,7 @@ PUBLISHED = (
     0.5 * math.log(2 * math.pi),
     255.0,
     127.5,
+    0.2,  # hard sigmoid
 )
 """Numbers with names of their own; their negatives and inverses count too."""
 

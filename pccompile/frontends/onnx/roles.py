@@ -6,6 +6,7 @@ docs/onnx.md states the rules for readers.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -91,12 +92,12 @@ def assign_roles(
     train, freeze: patterns of names that overrule it; fixed: names of what the user has given numbers for.
     Raises CompileError for a pattern that fits nothing which could learn.
     """
-    for part, makers in scopes(graph, {}):
-        readers = uses(part)
+    for scope in scopes(graph):
+        part = scope.graph
         for constant in part.constants.values():
-            constant.kind = role(constant, readers, part.outputs)
+            constant.kind = role(constant, scope.readers, part.outputs)
             if constant.kind == "open":
-                learns = learnable(constant, readers, makers)
+                learns = learnable(constant, scope)
                 constant.formula = not learns and constant.initializer
                 constant.kind = "parameter" if learns else "host" if constant.array.size <= 64 else "buffer"
             if constant.kind == "parameter" and constant.name in fixed:
@@ -105,14 +106,26 @@ def assign_roles(
     overrule(graph, freeze, "freeze", "buffer")
 
 
-def scopes(graph: Graph, outer: dict[str, Node]) -> Iterator[tuple[Graph, dict[str, Node]]]:
-    """Each graph with the nodes that make the values it can read: names hold in a graph and in those inside it."""
-    makers = {**outer, **{o: n for n in graph.nodes for o in n.outputs if o}}
-    yield graph, makers
+@dataclass(frozen=True)
+class Visible:
+    """A graph, who reads its values, and what it sees: the nodes that make values and the constants, outer ones too."""
+
+    graph: Graph
+    readers: Readers
+    makers: dict[str, Node]
+    constants: dict[str, Constant]
+
+
+def scopes(graph: Graph, outer: Visible | None = None) -> Iterator[Visible]:
+    """Each graph with what it sees: names hold in a graph and in those inside it, not in those beside it."""
+    makers, constants = (outer.makers, outer.constants) if outer else ({}, {})
+    makers = {**makers, **{o: n for n in graph.nodes for o in n.outputs if o}}
+    visible = Visible(graph, uses(graph), makers, {**constants, **graph.constants})
+    yield visible
     for node in graph.nodes:
         for value in node.attributes.values():
             if isinstance(value, Graph):
-                yield from scopes(value, makers)
+                yield from scopes(value, visible)
 
 
 def overrule(graph: Graph, patterns: Iterable[str], option: str, kind: str) -> None:
@@ -154,60 +167,76 @@ def role(constant: Constant, readers: Readers, outputs: tuple[str, ...]) -> str:
     return "open"
 
 
-def learnable(constant: Constant, readers: Readers, makers: dict[str, Node]) -> bool:
+def learnable(constant: Constant, scope: Visible) -> bool:
     """Whether floating-point numbers are something learned rather than part of a formula."""
-    slots = readers.get(constant.name, [])
+    slots = scope.readers.get(constant.name, [])
     if constant.array.size == 1:
         if any(in_slot(n, i) for n, i in slots):
             return True
-        return constant.initializer and not any(in_formula(constant, n, i, readers, makers) for n, i in slots)
-    if constant.initializer or feeds_weight(constant.name, readers):
+        return constant.initializer and not any(in_formula(constant, n, i, scope) for n, i in slots)
+    if constant.initializer or feeds_weight(constant.name, scope.readers):
         return True
     # some exporters, Paddle's for one, write weights as Constant nodes
     if not slots or not {n.op_type for n, _ in slots} <= FORMULAS | VIEWS:
         return False
-    if any(follows_layer(n, i, makers) for n, i in slots):
+    if any(layer_before(n, i, scope) for n, i in slots):
         return True
     return not neutral(constant) and not written_by_hand(constant.array)
 
 
-def in_formula(
-    constant: Constant, node: Node, index: int, readers: Readers, makers: dict[str, Node], depth: int = 8
-) -> bool:
+def in_formula(constant: Constant, node: Node, index: int, scope: Visible, depth: int = 8) -> bool:
     """Whether input `index` of `node`, a single number, is one that the node's formula prescribes.
 
     Factors of 0, 1 and 2, a divisor of 1 and an addend of 0 are first values of what is learned.
     """
     if depth and node.op_type in VIEWS and not node.domain:
-        inner = [(n, i) for o in node.outputs for n, i in readers.get(o, ())]
-        return any(in_formula(constant, n, i, readers, makers, depth - 1) for n, i in inner)
+        inner = [(n, i) for o in node.outputs for n, i in scope.readers.get(o, ())]
+        return any(in_formula(constant, n, i, scope, depth - 1) for n, i in inner)
     if node.op_type not in FORMULAS or node.domain or in_slot(node, index):
         return False
-    number = constant.array.reshape(-1)[0]
+    number = float(constant.array.reshape(-1)[0])
     match node.op_type, index:
         case "Mul", _:
             return number not in (0, 1, 2) and written_by_hand(constant.array, SCALING)
         case "Div", 1:
-            return number not in (0, 1) and written_by_hand(constant.array, SCALING)
+            return number not in (0, 1) and (number.is_integer() or written_by_hand(constant.array, SCALING))
         case ("Add", _) | ("Sub", 1):
-            return number != 0 and not follows_layer(node, index, makers) and written_by_hand(constant.array)
+            maker = layer_before(node, index, scope)
+            bias = maker is not None and width(maker, scope) == 1
+            return number != 0 and not bias and written_by_hand(constant.array)
     return written_by_hand(constant.array)
 
 
-def follows_layer(node: Node, index: int, makers: dict[str, Node], depth: int = 8) -> bool:
-    """Whether the other operand of a sum or a product is made by an operator with weights: a bias, or a scale."""
+def layer_before(node: Node, index: int, scope: Visible, depth: int = 8) -> Node | None:
+    """The operator with weights that makes the other operand of a sum or a product, whose bias or scale this may be."""
     if node.op_type not in ("Add", "Mul") or node.domain or len(node.inputs) != 2:
-        return False
+        return None
     name = node.inputs[1 - index]
-    while depth and name in makers:
-        maker = makers[name]
+    while depth and name in scope.makers:
+        maker = scope.makers[name]
         operator = find(maker.domain, maker.op_type)
         if operator is not None and operator.weights and maker.op_type != "Gather":
-            return True
+            return maker
         if maker.op_type not in VIEWS or not maker.inputs:
-            return False
+            return None
         name, depth = maker.inputs[0], depth - 1
-    return False
+    return None
+
+
+def width(layer: Node, scope: Visible) -> int:
+    """How many features an operator with weights makes of each sample; 0 where its weight is no constant."""
+    weight = scope.constants.get(layer.inputs[1]) if len(layer.inputs) > 1 else None
+    shape: tuple[int, ...] = weight.array.shape if weight is not None else ()
+    if len(shape) < 2:
+        return 0
+    match layer.op_type:
+        case "Conv":
+            return int(shape[0])
+        case "ConvTranspose":
+            return int(shape[1]) * int(layer.get("group", 1))
+        case "Gemm" if layer.get("transB", 0):
+            return int(shape[0])
+    return int(shape[-1])
 
 
 def neutral(constant: Constant) -> bool:
