@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -23,7 +24,7 @@ from pccompile.frontends.onnx.examples import try_inputs
 from pccompile.frontends.onnx.registry import operator
 from pccompile.ops import user_elementwise, user_linear
 from pccompile.reading import open_file
-from pccompile.runtime.module import PCModule
+from pccompile.runtime.module import SQUARED_ERROR, PCModule
 
 
 @overload
@@ -41,6 +42,8 @@ def compile(
     check: bool = ...,
     constants: Mapping[str, Any] | None = ...,
     trust_code: bool = ...,
+    outside_loss: Literal["refuse", "linearise"] = ...,
+    on_divergence: Literal["raise", "warn", "ignore"] = ...,
     **settings: Any,
 ) -> PCModule: ...
 @overload
@@ -70,6 +73,8 @@ def compile(
     check: bool = True,
     constants: Mapping[str, Any] | None = None,
     trust_code: bool = False,
+    outside_loss: str = "refuse",
+    on_divergence: str = "warn",
     **settings: Any,
 ) -> PCModule | Netlist:
     """`model` as a module whose backward pass is predictive coding; with `backend="netlist"`, as a circuit.
@@ -83,6 +88,12 @@ def compile(
     trust_code: open a .pt2 file. torch runs code that such a file contains while it loads it, so that a file from
     somebody else can do whatever you can; an .onnx file holds data only, and what it may ask for is bounded
     (`pccompile.budget`).
+    check: compare outputs and gradients with eager autograd on the example, here and whenever a call in a new form is
+        compiled; the model, its random streams and the arguments stay as they are. `pc.checked` says what was compared,
+        `pc.notes` what could not be: docs/checking.md says what it costs and cannot see. With False, nothing is.
+    outside_loss: what `backward()` of a loss taken of `pc(x)` does where inference needs the loss (strict): "refuse",
+        since `pc.loss(x, target=y)` has another gradient, or "linearise", which clamps the outputs by its derivative.
+    on_divergence: "warn" once, "raise" or "ignore" where inference ends in what is no number.
     settings: what the algorithm takes: steps, rate, and for fixed prediction tolerance and lowering.
     A circuit has the shapes of `args`; its algorithm is fixed prediction, its loss "squared-error" (by default),
     "cross-entropy" or "none", and its settings those of NetlistOptions: rate, eta, ticks, input_errors.
@@ -93,10 +104,12 @@ def compile(
     if backend == "netlist":
         if dynamic_shapes is not None or granularity is not None or algorithm not in ("exact", "fixed-prediction"):
             raise CompileError("a circuit has fixed shapes and does fixed prediction, operation by operation")
+        if outside_loss != "refuse" or on_divergence != "warn":
+            raise CompileError("a circuit has no outside_loss and no on_divergence")
         return _circuit(model, args, kwargs, loss, settings, hook, trust_code)
     if backend != "torch":
         raise CompileError(f"unknown backend {printable(backend)}", hint="torch or netlist")
-    options = Options(algorithm, granularity, settings)
+    options = Options(algorithm, granularity, settings, outside_loss, on_divergence)
     if isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2":
         model = load_program(Path(model), trust_code)
     if isinstance(model, ExportedProgram):
@@ -104,6 +117,13 @@ def compile(
     model, args, locate = as_module(model, args, kwargs)
     pc = PCModule(model, options, loss, dynamic_shapes, locate, hook=hook, check=check)
     pc.prepare(args, kwargs)
+    return said(pc)
+
+
+def said(pc: PCModule) -> PCModule:
+    """`pc`, once a user has been warned who gave no loss where inference needs one."""
+    if pc.compiled.source.moving and pc.criterion is None:
+        warnings.warn(f"{pc.options.algorithm}: {SQUARED_ERROR}", stacklevel=3)
     return pc
 
 
@@ -204,7 +224,7 @@ def _from_program(program: ExportedProgram, options: Options, loss: Any, hook: H
     args, kwargs = program.example_inputs or ((), {})
     pc.adopt(imported, tuple(args), kwargs)
     pc.prepare(tuple(args), kwargs)
-    return pc
+    return said(pc)
 
 
 def register_elementwise(op: Any, formula: Callable[..., Any]) -> None:

@@ -89,6 +89,9 @@ def parser() -> argparse.ArgumentParser:
         "--lowering", choices=("closed-form", "relax"), help="fixed-prediction: evaluate the steps, or take them"
     )
     input_options(p)
+    group.add_argument(
+        "--no-check", dest="check", action="store_false", help="do not compare with eager torch after compiling"
+    )
     circuit_options(p)
     permission_options(p)
     group = p.add_argument_group("what is shown")

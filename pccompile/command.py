@@ -34,6 +34,7 @@ from pccompile.netlist_command import is_netlist, run_netlist
 from pccompile.report.doctor import examine
 from pccompile.report.gradients import Bench
 from pccompile.report.losses import cross_entropy
+from pccompile.report.settling import settling
 from pccompile.report.summary import warnings as worth_knowing
 from pccompile.report.tables import Table, as_json, show
 from pccompile.runtime.module import PCModule
@@ -105,6 +106,8 @@ def carried_out(
     if options.verify and not verified(pc, target, options):
         print(f"{shown}: verification failed, nothing written", file=sys.stderr)
         return EXIT_VERIFY
+    if pc.compiled.source.moving and options.check and not options.verify:
+        settled(pc, target, options, shown)
     if folder:
         for path in save_generated(source_of(pc, options.loss), pc.state(), folder, name):
             print(printable(str(path)))
@@ -140,6 +143,8 @@ def compiled(target: Target, options: argparse.Namespace, settings: Mapping[str,
         granularity=options.granularity,
         loss=loss,
         hook=watch,
+        check=options.check,
+        on_divergence="ignore" if options.verify else "raise",
         **settings,
     )
     if loss:
@@ -164,6 +169,18 @@ def verified(pc: PCModule, target: Target, options: argparse.Namespace) -> bool:
     else:
         show(report)
     return report.passed
+
+
+def settled(pc: PCModule, target: Target, options: argparse.Namespace, shown: str) -> None:
+    """Raise CompileError where what is about to be written or printed diverges; say so where nothing is."""
+    with redirect_stdout(sys.stderr):
+        check = settling(Bench(pc, target.args or (), target.kwargs or {}, None, None, options.seed))
+    if check.passed:
+        return
+    if options.output:
+        raise CompileError(f"inference diverges: {check.what}", hint="take a smaller --rate")
+    if not options.quiet:
+        print(f"{shown}: warning: inference diverges: {check.what}: take a smaller --rate", file=sys.stderr)
 
 
 def source_of(pc: PCModule, loss: str) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from pccompile.algorithms import ALGORITHMS, GRANULARITY
 from pccompile.backends.torch import Loss, Source, emit
-from pccompile.diagnostics import CompileError
+from pccompile.diagnostics import CompileError, printable
 from pccompile.frontends.capture import export
 from pccompile.frontends.exported import Imported, Locate, import_program
 from pccompile.frontends.places import Place
@@ -30,19 +30,34 @@ Hook = Callable[[str, object, float], None]
 
 CAPTURE = threading.RLock()
 """Held while a model is captured and compiled: torch.export and what is patched for it are one for all threads."""
+LOSSES_OUTSIDE = ("refuse", "linearise")
+"""A loss of an algorithm's outputs is refused where inference needs it, or clamps them by its linearisation."""
+DIVERGENCE = ("raise", "warn", "ignore")
+"""Raise a CompileError, warn once for each program, or do nothing."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a model is compiled. None stands for the algorithm's own default."""
+    """How a model is compiled. None stands for the algorithm's own default.
+
+    outside_loss: what `backward` of a loss does that inference did not see, where it should have: see LOSSES_OUTSIDE.
+    on_divergence: what happens where inference ends in what is no number: see DIVERGENCE.
+    """
 
     algorithm: str = "exact"
     granularity: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    outside_loss: str = "refuse"
+    on_divergence: str = "warn"
 
     def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
-            raise CompileError(f"unknown algorithm {self.algorithm!r}", hint=f"one of {', '.join(ALGORITHMS)}")
+        for what, value, known in (
+            ("algorithm", self.algorithm, ALGORITHMS),
+            ("outside_loss", self.outside_loss, LOSSES_OUTSIDE),
+            ("on_divergence", self.on_divergence, DIVERGENCE),
+        ):
+            if value not in known:
+                raise CompileError(f"unknown {what} {printable(repr(value))}", hint=f"one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,8 @@ class _File:
     def head(self) -> str:
         """What the file is, what it imports, the kernels that it names and the helpers that it brings along."""
         facts = "".join(f"{fact}.\n" for fact in self.program.facts)
+        if self.moving and self.loss is None:
+            facts += "Inference takes the squared error ½‖t − v̂‖², summed, as its loss.\n"
         title = (
             f'"""{self.program.algorithm} predictive coding with {len(self.pc.vertices)} vertices. {MARK}\n\n'
             f"{facts}v̂ is what its parents predict for a vertex, ε = v − v̂ its error, −∂L/∂v̂ at an output.\n"

@@ -76,7 +76,7 @@ def _adjoint(n: Node, e: str, child: Vertex, parent: str, last: bool) -> str:
         if slope == 1 or slope == -1:
             return e if slope == 1 else f"−{e}"
         if slope.is_number:
-            return f"{float(slope):.6g} {e}"
+            return f"{float(slope):.6g} {e}" if slope.is_extended_real else f"{slope} {e}"
         return f"{text} ⊙ {e}" if len(text) < LONGEST // 2 else f"{short(n.op)}′ ⊙ {e}"
     if family_of(n.op) == "linear" and definition and definition.wiring:
         return e

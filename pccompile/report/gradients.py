@@ -79,8 +79,9 @@ class Bench:
         target = self.target
         with self._still():
             runtime = self.pc.prepare(self.args, self.kwargs)
-            if runtime.source.moving and self.own:
-                return self._gradients(self.pc.loss(*self.args, target=target, **self.kwargs))
+            if runtime.source.moving:
+                criterion = self.pc.criterion if self.own else self.loss
+                return self._gradients(self.pc.loss_by(criterion, self.args, self.kwargs, target))
             return self._gradients(self.loss(self.pc(*self.args, **self.kwargs), target))
 
     def _gradients(self, loss: Tensor) -> Gradients:

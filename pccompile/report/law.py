@@ -95,12 +95,7 @@ def _check(
     for d in compared:
         absolute = d.relative_error * d.norm if d.norm else d.max_abs
         scale = max(d.norm, 1e-3 * largest)
-        worst = max(
-            worst,
-            math.inf
-            if math.isinf(d.relative_error) and d.norm == 0 and d.note
-            else absolute / scale
-            if scale
-            else absolute,
-        )
+        missing = math.isinf(d.relative_error) and d.norm == 0 and d.note
+        relative = math.inf if missing or not math.isfinite(absolute) else absolute / scale if scale else absolute
+        worst = max(worst, relative)
     return Check(f"{what}", worst, tolerance, worst <= tolerance)

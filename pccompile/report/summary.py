@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 FLAT = ("round", "floor", "ceil", "trunc", "sign", "sgn", "heaviside", "fix")
 """Operations whose derivative is 0 wherever it exists."""
 
-OUTSIDE = (
-    "an outside loss clamps the outputs by its linearisation: give loss= at compile time and call pc.loss(x, target=y)"
-)
+OUTSIDE = "a loss of pc(x) clamps the outputs by its linearisation: pc.loss(x, target=y) has another gradient"
 
 
 def summary(pc: PCModule) -> Page:
@@ -39,8 +37,10 @@ def summary(pc: PCModule) -> Page:
         f"parameters   {size(learned)} learn, of {size([compiled.imported.tensors[p] for p in graph.params])}",
         f"rules        {rules(compiled.pc.vertices).removeprefix('rules: ')}",
         *(f"facts        {fact}" for fact in compiled.program.facts),
+        *([f"checked      {pc.checked}"] if pc.checked else []),
+        *(f"note         {n}" for n in pc.notes),
         *(f"warning      {w}" for w in warnings(pc, compiled)),
-        *([f"warning      {OUTSIDE}"] if compiled.source.moving and pc.criterion is None else []),
+        *([f"warning      {OUTSIDE}"] if compiled.source.moving and pc.options.outside_loss != "refuse" else []),
     ]
     return Page(tuple(lines))
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Shown = dict[str, Tensor]
 """By vertex."""
+RISE = 1e-6
+"""The part of itself by which rounding lets free energy rise."""
 LINES = 12
 """So many vertices get a line of their own in a plot."""
 
@@ -43,17 +45,38 @@ class Trace:
     loss: Tensor
     free_energy: Tensor
     energy: Mapping[str, Tensor] = field(default_factory=dict)
+    moving: bool = False
 
     @property
     def steps(self) -> int:
         """How many inference steps were taken."""
         return len(self.free_energy) - 1
 
+    @property
+    def settles(self) -> bool:
+        """Whether free energy is finite throughout and ends no higher than it began, where predictions follow values.
+
+        Where predictions stay, it is the errors' energy and begins at that of the outputs: only finite is asked.
+        """
+        energy = self.free_energy
+        if not bool(energy.isfinite().all()):
+            return False
+        return not self.moving or float(energy[-1]) <= float(energy[0]) + RISE * abs(float(energy[0]))
+
+    def first_not_finite(self) -> tuple[str, int] | None:
+        """The vertex, from the outputs, whose error is the first that is not finite, and the step; None if all are."""
+        for step in range(self.steps + 1):
+            for name in reversed(tuple(self.errors)):
+                if not bool(self.errors[name][step].isfinite().all()):
+                    return name, step
+        return None
+
     def __repr__(self) -> str:
         first, last = float(self.free_energy[0]), float(self.free_energy[-1])
         settings = "".join(f", {k}={v:g}" for k, v in self.arguments.items())
         vertices = count(len(self.values), "vertex", "vertices")
-        return f"Trace({self.algorithm}{settings}: {vertices}, free energy {first:.4g} → {last:.4g})"
+        verdict = "" if self.settles else ", which does not settle: take a smaller rate"
+        return f"Trace({self.algorithm}{settings}: {vertices}, free energy {first:.4g} → {last:.4g}{verdict})"
 
     def __str__(self) -> str:
         return str(self._page())
@@ -175,7 +198,8 @@ class _Recorder:
         return self.trace(values, errors, energy, loss, torch.stack([*hidden, loss]).sum(0))
 
     def trace(self, values: Shown, errors: Shown, energy: Shown, loss: Tensor, total: Tensor) -> Trace:
-        return Trace(self.pc.options.algorithm, self.arguments, values, errors, loss, total, energy)
+        moving = self.runtime.source.moving
+        return Trace(self.pc.options.algorithm, self.arguments, values, errors, loss, total, energy, moving)
 
 
 def _energy(errors: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from pccompile.diagnostics import EXIT_VERIFY
 from pccompile.report.gradients import Bench, double_bench
 from pccompile.report.law import Check, consistency, predicted_errors
 from pccompile.report.losses import Criterion
+from pccompile.report.settling import settling
 from pccompile.report.tables import Page, Table, count, number
 
 if TYPE_CHECKING:
@@ -177,6 +178,8 @@ def verify(
         said.append(
             f"{pc.options.algorithm} is not backpropagation, by design: cosines are reported, gradients are not judged"
         )
+        compared = [d if math.isfinite(d.relative_error) else replace(d, agrees=False) for d in compared]
+        checks = (settling(bench),)
     return VerifyReport(pc.options.algorithm, forward, tuple(compared), checks, limit, tuple(said), predicted)
 
 

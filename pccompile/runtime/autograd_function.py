@@ -11,11 +11,18 @@ from torch import Tensor
 
 from pccompile.diagnostics import CompileError
 from pccompile.runtime.derivative_guards import refuse_second_order
+from pccompile.runtime.divergence import notice
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.model_state import Tables
 
 Predict = Callable[[Runtime, Tables, dict[str, Tensor]], tuple[tuple[Tensor, ...], list[Any]]]
 """The outputs of a program for these inputs, and its context."""
+
+OUTSIDE = "inference needs the loss, and that of this backward() was taken of the model's outputs afterwards"
+INSIDE = (
+    "compile with loss= and call pc.loss(x, target=y).backward(); "
+    'or compile with outside_loss="linearise", which clamps the outputs by the first derivative of such a loss'
+)
 
 
 class Bridge(torch.autograd.Function):
@@ -69,6 +76,8 @@ class Bridge(torch.autograd.Function):
         del tensors
         ctx.maybe_clear_saved_tensors()  # unless the graph is kept, the sweep frees each value when it has read it
         moving, scale, errors = runtime.source.moving, None, runtime.source.errors
+        if moving and ctx.targets is None and runtime.options.outside_loss == "refuse":
+            raise CompileError(OUTSIDE, hint=INSIDE)
         arrived = [_arrived(runtime, i, grads if ctx.targets is None else grads[1:]) for i in range(len(errors))]
         used = {i for i, g in enumerate(arrived) if g is not None}
         full = [
@@ -87,6 +96,8 @@ class Bridge(torch.autograd.Function):
         refuse_parts(runtime, used)
         with torch.autocast(given[0].device.type, enabled=False):
             gradients = runtime.function("infer_and_learn")(params, context, given)
+            if runtime.iterates:
+                notice(runtime, gradients, params, context, given)
         found: list[Tensor | None] = []
         for gradient in runtime.source.gradients:
             g = gradients[gradient.key] if runtime.reaching[gradient.key] & used else None

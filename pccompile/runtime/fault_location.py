@@ -74,7 +74,7 @@ def first_fault(
     errors = functions["infer"](own, context, [-e for e in sent])
     for v in reversed(pc.vertices):
         reference = expected.get(v.name)
-        if v.name in pc.clamped or v.name not in errors or reference is None:
+        if v.name in pc.clamped or errors.get(v.name) is None or reference is None:
             continue
         if off := _off(errors[v.name], -reference):
             return Fault("error", v, off)

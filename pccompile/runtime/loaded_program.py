@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.analysis.compare import Checked
 from pccompile.backends.torch import Source
-from pccompile.driver import Compiled
+from pccompile.driver import Compiled, Options
 from pccompile.frontends.exported import Imported
 from pccompile.frontends.forward_hooks import Observation
 from pccompile.frontends.numbers import Read
@@ -128,9 +128,10 @@ class Runtime:
     """The functions of one compiled program, and what they return.
 
     `reaching` says which of the clamped outputs each gradient depends on, so that a parameter that none of the outputs
-    used in a loss reaches gets no gradient, as with autograd. `checked` is the comparison with eager torch, if any.
-    `results` is how many of the outputs the model returns, `writes` what else a call leaves behind.
-    `asking` says which clamped outputs are behind the results of custom Functions.
+    used in a loss reaches gets no gradient, as with autograd. `checked` is the comparison with eager torch, if any,
+    `notes` what else a reader should know. `results` is how many of the outputs the model returns, `writes` what else a
+    call leaves behind. `asking` says which clamped outputs are behind the results of custom Functions. `flag` and
+    `warned` belong to `divergence.notice`.
     """
 
     source: Source
@@ -139,13 +140,23 @@ class Runtime:
     name: str
     compiled: Compiled | None = None
     checked: Checked | None = None
+    options: Options = field(default_factory=Options)
+    notes: tuple[str, ...] = ()
+    flag: tuple[Tensor, Any] | None = None
+    warned: bool = False
     results: int = 0
     writes: Writes | None = None
     asking: Mapping[str, tuple[frozenset[int], ...]] = field(default_factory=dict)
     _scope: dict[str, Any] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_scope": {}, "compiled": None, "interface": None, "writes": None}
+        hidden: dict[str, Any] = {"_scope": {}, "compiled": None, "interface": None, "writes": None, "flag": None}
+        return {**self.__dict__, **hidden}
+
+    @property
+    def iterates(self) -> bool:
+        """Whether inference takes steps, which may diverge."""
+        return self.compiled is not None and "steps" in self.compiled.program.arguments
 
     def function(self, name: str) -> Callable[..., Any]:
         """One of the file's functions."""

@@ -53,6 +53,22 @@ def compile_loss(loss: Callable[..., Tensor], interface: Interface, outputs: Seq
     return Loss(pc, own, given, {name: literal(imported, name) for name in pc.graph.buffers})
 
 
+def means_over_batch(loss: Callable[..., Tensor], interface: Interface, outputs: Sequence[Tensor], target: Any) -> bool:
+    """Whether a batch that is given twice has the same loss as once, so that each sample's errors shrink with it."""
+
+    def twice(t: Tensor) -> Tensor:
+        return torch.cat([t, t]) if t.dim() else t
+
+    flat = [o.detach() for o in outputs]
+    with torch.no_grad():
+        try:
+            once = loss(interface.assemble(flat), target)
+            both = loss(interface.assemble(list(map(twice, flat))), pytree.tree_map_only(Tensor, twice, target))
+        except Exception:  # a loss may know the size of its batch
+            return False
+    return bool(once != 0) and torch.allclose(once, both, rtol=1e-4, atol=0)
+
+
 def literal(imported: Imported, name: str) -> str:
     """A tensor of the loss as Python source."""
     tensor = imported.tensors[name]

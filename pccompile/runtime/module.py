@@ -29,10 +29,10 @@ from pccompile.runtime.autograd_function import Bridge
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
 from pccompile.runtime.hook_calls import run_hooks
 from pccompile.runtime.loaded_program import Interface, Runtime, asking, reaching
-from pccompile.runtime.losses import compile_loss, targets_of
+from pccompile.runtime.losses import compile_loss, means_over_batch, targets_of
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.program_cache import Captured, ProgramCache
-from pccompile.runtime.self_check import self_check
+from pccompile.runtime.self_check import check_loss, self_check
 from pccompile.runtime.states import Writes, fits, refuse_moving
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 
 Criterion = Callable[..., Tensor]
 _Call = tuple[Captured, dict[str, Tensor]]
+SQUARED_ERROR = "no loss was given: inference takes the squared error ½‖target − output‖², summed"
+MEAN_LOSS = (
+    "the loss is a mean over the batch, so what inference does with a sample depends on the batch's size: "
+    "sum it, and divide the gradients"
+)
 
 
 class PCModule(nn.Module):
@@ -267,18 +272,29 @@ class PCModule(nn.Module):
             options = replace(options, settings={**options.settings, "lowering": "relax"})
         imported = replace(captured.imported, graph=carry_updates(replace(captured.imported.graph, wanted=wanted)))
         compiled_loss = None
+        notes: tuple[str, ...] = ()
         if loss is not None:
-            outputs, _ = self._predict(*self._program(self._call(args, kwargs), args, kwargs), probe=True)
+            plain, tables, inputs = self._program(self._call(args, kwargs), args, kwargs)
+            outputs, _ = self._predict(plain, tables, inputs, probe=True)
             compiled_loss = compile_loss(loss, captured.interface, outputs, target)
+            if plain.source.moving and means_over_batch(loss, captured.interface, outputs, target):
+                notes = (MEAN_LOSS,)
         compiled = compile_imported(imported, options, compiled_loss, record, self._hook)
         name = f"{type(self.__dict__['model']).__name__} {options.algorithm}"
         if compiled.source.moving:
             refuse_moving(imported, [imported.graph.outputs[i] for i in compiled.source.errors])
-        runtime = Runtime(compiled.source, captured.interface, reaching(compiled), name, compiled)
+        runtime = Runtime(
+            compiled.source, captured.interface, reaching(compiled), name, compiled, options=options, notes=notes
+        )
         runtime.results = len(imported.graph.outputs) - imported.graph.further
         runtime.writes, runtime.asking = Writes.of(imported), asking(compiled)
-        if self._check and loss is None and not record:
+        if not self._check or record:
+            return runtime
+        if loss is None:
             runtime.checked = self_check(self.__dict__["model"], runtime, args, kwargs, self._run)
+        else:
+            runtime.checked = plain.checked
+            check_loss(runtime, loss, outputs, target)
         return runtime
 
     # running
@@ -346,7 +362,14 @@ class PCModule(nn.Module):
         the squared error ½‖target − output‖², summed. Gradients scale with what flows into the scalar; inference itself
         does not, so a loss scaler leaves the result unchanged.
         """
-        runtime, tables, inputs = self._program(self._call(args, kwargs), args, kwargs, self.criterion, target)
+        return self.loss_by(self.criterion, args, kwargs, target)
+
+    def loss_by(
+        self, criterion: Criterion | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any
+    ) -> Tensor:
+        """As `loss`, by another criterion: a program for that is compiled first."""
+        named = dict(kwargs)
+        runtime, tables, inputs = self._program(self._call(args, named), args, named, criterion, target)
         loss, *outputs = self._step(runtime, tables, inputs, targets_of(target))
         if runtime.interface.observations:
             run_hooks(runtime.interface.observations, runtime.interface.shown(outputs, inputs))
@@ -367,6 +390,14 @@ class PCModule(nn.Module):
     def checked(self) -> Checked | None:
         """What was compared with eager torch when that program was compiled; None without the check."""
         return None if self._last is None else self._last.checked
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know about that program: what was not compared, and which loss inference takes."""
+        if self._last is None:
+            return ()
+        squared = (SQUARED_ERROR,) if self._last.source.moving and self.criterion is None else ()
+        return (*squared, *self._last.notes, *(self._last.checked.notes if self._last.checked else ()))
 
     @property
     def source(self) -> str:

@@ -24,7 +24,8 @@ from pccompile.ir import TensorType
 from pccompile.ops import OPS
 from pccompile.runtime.fault_location import Fault, first_fault, reference_values
 from pccompile.runtime.loaded_program import Runtime
-from pccompile.runtime.trial_run import Draws, fresh, untouched
+from pccompile.runtime.losses import targets_of
+from pccompile.runtime.trial_run import Draws, fresh, streams, untouched
 
 BUDGET = 4 * 2**30
 """Bytes that a check may add to what training takes: a second set of gradients, and copies of buffers."""
@@ -75,6 +76,26 @@ def self_check(
         return Checked(notes=(f"not compared with eager torch: {e}",))
 
 
+def check_loss(runtime: Runtime, criterion: Callable[..., Tensor], outputs: Sequence[Tensor], target: Any) -> None:
+    """Raise CompileError where the loss of a program, or an error that it gives an output, is not that of autograd."""
+    free = [o.detach() for o in outputs]
+    clamped = [free[i].requires_grad_() for i in runtime.source.errors]
+    sent: Sequence[Tensor | None] = [None] * len(clamped)
+    with torch.inference_mode(False), torch.enable_grad(), streams(free):
+        value = criterion(runtime.interface.assemble(free), target)
+        if value.requires_grad:
+            sent = torch.autograd.grad(value, clamped, allow_unused=True)
+    with streams(free):
+        loss, errors = runtime.clamp([o.detach() for o in outputs], targets_of(target))
+    wanted = [torch.zeros_like(o) if g is None else -g for g, o in zip(sent, clamped, strict=True)]
+    pairs = zip(errors, wanted, strict=True)
+    compared = [difference("the loss", loss.reshape(()), value.detach().reshape(()))]
+    compared += [difference(f"the error of output {i}", e, w) for i, (e, w) in enumerate(pairs)]
+    limit = max(TOLERANCE.get(o.dtype, 0.0) for o in outputs)
+    if differing := [d for d in compared if not (d.relative_error <= limit or error(d) <= limit * NOTHING)]:
+        raise refusal(differing, None)
+
+
 def exact(runtime: Runtime) -> Runtime:
     """The exact program over the vertices of `runtime`; itself where it is that."""
     compiled = runtime.compiled
@@ -82,7 +103,8 @@ def exact(runtime: Runtime) -> Runtime:
     if compiled.program.algorithm == "exact":
         return runtime
     program = schedule(compiled.pc, Options("exact"))
-    return replace(runtime, source=emit(program), name=f"{runtime.name} rules", _scope={})
+    options = replace(runtime.options, on_divergence="ignore")
+    return replace(runtime, source=emit(program), name=f"{runtime.name} rules", options=options, _scope={})
 
 
 class _Check:
@@ -132,6 +154,7 @@ class _Check:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_itself, _itself))
             stack.enter_context(untouched(self.model))
             learning = self.learning()
             for parameter in learning.values():
@@ -194,17 +217,15 @@ class _Check:
     def run(self) -> Checked:
         """The record of the comparison. Raises CompileError where it fails, _NotRun where there is none."""
         notes: list[str] = []
-        expected = self.reference()
-        found = self.program()
+        expected, found = self.both()
         if self.misjudged:
             notes.append(f"gradients were not compared with eager torch's: {self.misjudged}")
-            expected = replace(expected, gradients={})
         if self.reference != self.eager:
             notes.append("compared with its captured operations: the model itself would have run its hooks once more")
         differing = self.differing(expected, found)
         if differing and self.random:
             self.alone = True
-            expected, found = self.reference(), self.program()
+            expected, found = self.both()
             differing = self.differing(expected, found)
             notes.append("random numbers are drawn in another order than in eager torch: compared draw by draw")
         if differing:
@@ -216,6 +237,17 @@ class _Check:
             notes.append(f"gradients of 0 on the example tell little: {listing(zero)}")
         worst = max((d.relative_error for d in compared), default=0.0)
         return Checked(len(expected.outputs), len(gradients), worst, zero, tuple(notes))
+
+    def both(self, change: Change | None = None) -> tuple[Results, Results]:
+        """What is expected and what the program gives. Zeros are as good as no gradient, where the program has none."""
+        expected, found = self.reference(change), self.program(change)
+
+        def as_found(key: str, gradient: Tensor | None) -> Tensor | None:
+            absent = gradient is not None and found.gradients.get(key) is None
+            return None if absent and not bool(torch.as_tensor(gradient).any()) else gradient
+
+        gradients = {} if self.misjudged else {k: as_found(k, g) for k, g in expected.gradients.items()}
+        return replace(expected, gradients=gradients), found
 
     def differences(self, expected: Results, found: Results) -> list[Difference]:
         """Everything that was computed against what it should be."""
@@ -269,8 +301,8 @@ class _Check:
     def differs_elsewhere(self) -> bool:
         """Whether the program differs at other weights and inputs too, where no kink is."""
         for seed in range(2):
-            expected = self.reference(Jitter(seed, ELSEWHERE))
-            differing = self.differing(expected, self.program(Jitter(seed, ELSEWHERE)))
+            expected, found = self.both(Jitter(seed, ELSEWHERE))
+            differing = self.differing(expected, found)
             spread = self.spread(expected, ELSEWHERE, seed) if differing else {}
             if all(error(d) <= TIMES * spread.get(d.name, 0.0) for d in differing):
                 return False
@@ -377,3 +409,8 @@ def has_hooks(model: nn.Module) -> bool:
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [t for t in pytree.tree_leaves(tree) if isinstance(t, Tensor)]
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    """What is saved for backward, kept from whoever listens outside, such as a checkpoint."""
+    return tensor

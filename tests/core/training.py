@@ -15,7 +15,7 @@ from pccompile import PCModule
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "exact": {},
     "fixed-prediction": {"algorithm": "fixed-prediction", "steps": 400},
-    "strict": {"algorithm": "strict"},
+    "strict": {"algorithm": "strict", "outside_loss": "linearise"},
 }
 
 

@@ -1,0 +1,78 @@
+"""Inference that diverges is noticed: gradients that are no numbers, the vertex where they began, and the step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pccompile.diagnostics import CompileError
+from pccompile.runtime.loaded_program import Runtime
+
+HINT = "take a smaller rate; pc.infer(...) shows the energies step by step"
+
+
+def notice(
+    runtime: Runtime, gradients: Mapping[str, Tensor | None], params: Any, context: Any, clamped: Sequence[Tensor]
+) -> None:
+    """Look at the gradients of a program that iterates: raise CompileError, or warn once, where one is not finite.
+
+    Where a warning will do, those on a GPU are looked at one call late, so that nothing waits for them.
+    """
+    action = runtime.options.on_divergence
+    if action == "ignore" or runtime.warned:
+        return
+    finite = all_finite(list(gradients.values()))
+    if finite is None or not _down(runtime, finite):
+        return
+    what = diagnosis(runtime, params, context, clamped)
+    if action == "raise":
+        raise CompileError(what, hint=HINT)
+    runtime.warned = True
+    warnings.warn(f"{what}; {HINT}", RuntimeWarning, stacklevel=2)
+
+
+def _down(runtime: Runtime, finite: Tensor) -> bool:
+    """Whether a flag is down: this one, or on a GPU that of the last call, if it has arrived by now."""
+    if finite.device.type != "cuda" or runtime.options.on_divergence == "raise":
+        return not finite
+    last = runtime.flag
+    host = torch.empty((), dtype=finite.dtype, pin_memory=True).copy_(finite, non_blocking=True)
+    arrival = torch.cuda.Event()
+    arrival.record()
+    runtime.flag = host, arrival
+    return last is not None and last[1].query() and not last[0]
+
+
+def all_finite(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """Whether all numbers are finite, as a tensor where they are; None where there are none."""
+    strided = [t for t in tensors if t is not None and t.numel() and t.layout is torch.strided]
+    largest = torch._foreach_norm(strided, float("inf")) if strided else []
+    return torch.stack([n.float() for n in largest]).isfinite().all() if largest else None
+
+
+def diagnosis(runtime: Runtime, params: Any, context: Any, clamped: Sequence[Tensor]) -> str:
+    """Where and when inference leaves the numbers: the first step that does, and its first vertex from the outputs."""
+    assert runtime.compiled is not None
+    program = runtime.compiled.program
+    steps = int(program.arguments["steps"])
+
+    def strangers(count: int) -> list[str]:
+        result = runtime.function("infer")(params, context, clamped, steps=count)
+        errors = result[0] if runtime.source.moving else result
+        present = [(v, e) for v in reversed(program.pc.names) if (e := errors[v]) is not None]
+        return [v for v, e in present if not bool(e.isfinite().all())]
+
+    if not strangers(steps):
+        return f"{program.algorithm} inference gives gradients that are not finite, though all errors are"
+    if first := strangers(0):
+        return f"the error of {first[0]} is not finite before the first step: the model or its loss gives no number"
+    low, high = 0, steps
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if strangers(middle) else (middle, high)
+    where = f"the error of {strangers(high)[0]} is not finite from step {high} of {steps} on"
+    return f"{program.algorithm} inference diverges at rate {program.arguments['rate']:g}: {where}"
