@@ -43,6 +43,7 @@ def _derived(
     backward = Backward(b, {vertex.result: ERROR}, problems)
     arrived = backward.run(vertex.prediction)
     messages = {p: arrived[p] for p in vertex.parents if p in arrived and p in b.wants}
-    used.update(n.name for n in b.nodes)
+    new = {n.name for n in b.nodes}
+    used |= new
     rules = live((*vertex.prediction, *b.nodes), messages.values())
-    return replace(vertex, rules=tuple(n for n in rules if n in b.nodes), messages=messages, how=backward.how)
+    return replace(vertex, rules=tuple(n for n in rules if n.name in new), messages=messages, how=backward.how)

@@ -79,13 +79,14 @@ class _Lowering:
         self.env: dict[str, Ref] = {}
         self.texts: Mapping[str, str] = {}
         self.by_name: dict[str, dict[str, Node]] = {}
+        self.written: dict[tuple[str, Ref], tuple[dict[str, Ref], dict[Ref, Ref]]] = {}
         self.nodes = {n.name: n for n in self.graph.nodes}
 
     def snapshot(self) -> tuple[dict[tuple[str, str], Ref], dict[object, Ref]]:
         return dict(self.slots), dict(self.w.known)
 
     def restore(self, state: tuple[dict[tuple[str, str], Ref], dict[object, Ref]]) -> None:
-        self.slots, self.w.known = dict(state[0]), dict(state[1])
+        self.slots, self.w.known, self.written = dict(state[0]), dict(state[1]), {}
 
     def leaf(self, name: str) -> Ref:
         """A parameter, input or buffer."""
@@ -191,6 +192,7 @@ class _Lowering:
         """A loop; the slots that it assigns and that have a value before it are carried from step to step."""
         assigned = dict.fromkeys((d.vertex, d.slot) for d in loop.body)
         starts = {(slot, vertex): self.slots[vertex, slot] for vertex, slot in assigned if (vertex, slot) in self.slots}
+        self.written.clear()
         with self.w.loop(loop.times, starts) as state:
             self.slots |= {(vertex, slot): value for (slot, vertex), value in state.items()}
             phis = dict(state)
@@ -199,6 +201,7 @@ class _Lowering:
             state.update({(slot, vertex): self.slots[vertex, slot] for slot, vertex in state})
             kinds = ("error", "prediction", self.program.state) if self.program.state else ("error",)
             shown = {(s, v): self.slots[v, s] for s in kinds for v in self.pc.names if (v, s) in self.slots}
+        self.written.clear()
         if self.record:
             line = self.w.lines[-1]
             assert isinstance(line, Loop)
@@ -287,7 +290,8 @@ class _Lowering:
                 continue
             err, gain = self.sent(child.name, weights)
             nodes, read = self.nodes_of(child), self.parents(child.name, d.at)
-            terms.append(Term(child, child.messages[d.vertex], err, read, nodes, self.w, gain, d.vertex))
+            written = self.written_of(child.name, err, read)
+            terms.append(Term(child, child.messages[d.vertex], err, read, nodes, self.w, gain, d.vertex, written))
         if not terms:
             like = self.slots.get((d.vertex, "prediction")) or self._forward(Ref(d.vertex))
             return self.zeros_like(like, d.vertex)
@@ -296,6 +300,13 @@ class _Lowering:
     def zeros_like(self, like: Ref, name: str) -> Ref:
         """Zeros where nothing is sent."""
         return self.w("aten.zeros_like.default", like, label=Label(f"zero_{name}"))
+
+    def written_of(self, child: str, err: Ref, read: Mapping[str, Ref]) -> dict[Ref, Ref]:
+        """What has been written of a vertex's rules for this error and these values of its parents."""
+        known = self.written.get((child, err))
+        if known is None or known[0] != read:
+            known = self.written[child, err] = dict(read), {}
+        return known[1]
 
     def nodes_of(self, vertex: Vertex) -> dict[str, Node]:
         """A vertex's operations by name."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -41,7 +41,10 @@ MANY = 4
 
 @dataclass(frozen=True)
 class Term:
-    """A message `to` a value, or a step on its way: the value `result` of a vertex's rules, `err` being its error."""
+    """A message `to` a value, or a step on its way: the value `result` of a vertex's rules, `err` being its error.
+
+    `written` holds what messages of the vertex to other values have written of these rules.
+    """
 
     vertex: Vertex
     result: Ref
@@ -51,6 +54,7 @@ class Term:
     w: Writer
     gain: float = 1.0
     to: str = ""
+    written: dict[Ref, Ref] = field(default_factory=dict)
 
     @property
     def node(self) -> Node | None:
@@ -68,16 +72,31 @@ class Term:
     def write(self, ref: Ref | None = None) -> Ref:
         """The statements of this term, and the value that they end in."""
         name = self.result if ref is None else ref
+        waiting = [name]
+        while waiting:
+            node = None if self._is_there(waiting[-1]) else self.nodes[waiting[-1]]
+            before = [i for i in node.inputs if not self._is_there(i)] if node else []
+            if before:
+                waiting += reversed(before)
+                continue
+            waiting.pop()
+            if node is not None:
+                sent = node.op == "getitem" and ref is None and node.name == name
+                label = Label(f"pull_{self.to}" if sent else node.name)
+                even = all(self.made_type(i) == node.type for i in node.inputs)
+                args = {k: map_refs(a, self._value) for k, a in node.args.items()}
+                self.written[Ref(node.name)] = self.w.call(node.op, args, label, even)
+        if name != ERROR:
+            self.read.setdefault(name, self._value(name))
+        return self._value(name)
+
+    def _is_there(self, name: Ref) -> bool:
+        return name == ERROR or name in self.read or name in self.written
+
+    def _value(self, name: Ref) -> Ref:
         if name == ERROR:
             return self.err
-        if name in self.read:
-            return self.read[name]
-        node = self.nodes[name]
-        label = Label(f"pull_{self.to}" if node.op == "getitem" and ref is None else node.name)
-        even = all(self.made_type(i) == node.type for i in node.inputs)
-        value = self.w.call(node.op, {k: map_refs(a, self.write) for k, a in node.args.items()}, label, even)
-        self.read[name] = value
-        return value
+        return self.read[name] if name in self.read else self.written[name]
 
     def made_type(self, name: Ref) -> Type | None:
         """The type of a value where this vertex makes it."""
@@ -100,13 +119,19 @@ def total(w: Writer, terms: Sequence[Term]) -> Ref:
 
 def _summands(term: Term) -> list[Term]:
     """The terms of a message that is itself a sum, as where a vertex reads several pieces of one value."""
-    n = term.node
-    if n is None or n.name in term.read or n.op != "aten.add.Tensor" or n["alpha"] != 1:
-        return [term]
-    parts = [n["self"], n["other"]]
-    if any(not isinstance(p, Ref) or term.type_of(p) != n.type for p in parts):
-        return [term]
-    return [part for p in parts for part in _summands(term.at(p))]
+    parts, waiting = [], [term]
+    while waiting:
+        term = waiting.pop()
+        n = term.node
+        if n is None or n.name in term.read or n.op != "aten.add.Tensor" or n["alpha"] != 1:
+            parts.append(term)
+            continue
+        both = [n["self"], n["other"]]
+        if all(isinstance(p, Ref) and term.type_of(p) == n.type for p in both):
+            waiting += [term.at(p) for p in reversed(both)]
+        else:
+            parts.append(term)
+    return parts
 
 
 def _sum(w: Writer, terms: Sequence[Term]) -> Ref:

@@ -41,16 +41,16 @@ def short(op: str) -> str:
 
 def prediction(vertex: Vertex) -> str:
     """v̂ as an equation of the vertex's parents."""
-    text = ""
-    for n in working(vertex):
+    text, nodes = "", working(vertex)
+    for n in nodes:
         own = OPS[n.op].equation if n.op in OPS and OPS[n.op].equation else f"{short(n.op)}(x)"
-        inner = text if text and n is not working(vertex)[0] else ""
+        inner = text[: LONGEST + 1] if n is not nodes[0] else ""
         text = (
             re.sub(r"\bx\b", f"({inner})" if " " in inner and own != f"{short(n.op)}(x)" else inner, own)
             if inner
             else own
         )
-    return text if len(text) <= LONGEST else " ∘ ".join(short(n.op) for n in reversed(working(vertex)))
+    return text if len(text) <= LONGEST else " ∘ ".join(short(n.op) for n in reversed(nodes))
 
 
 def message(child: Vertex, parent: str) -> str:
@@ -62,7 +62,9 @@ def message(child: Vertex, parent: str) -> str:
     nodes = [n for n in working(child) if n.name in fed]
     for i, n in enumerate(reversed(nodes)):
         text = _adjoint(n, text, child, parent, last=i == len(nodes) - 1)
-    return text if len(text) <= LONGEST else f"Jᵀ ε[{child.name}]"
+        if len(text) > LONGEST:
+            return f"Jᵀ ε[{child.name}]"
+    return text
 
 
 def _adjoint(n: Node, e: str, child: Vertex, parent: str, last: bool) -> str:

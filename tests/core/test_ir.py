@@ -31,6 +31,7 @@ from pccompile.ir import (
     PCGraph,
     Program,
     Ref,
+    Source,
     TensorType,
     Vertex,
     live,
@@ -112,6 +113,9 @@ def graph(*nodes: Node, outputs: tuple[str, ...] = ("x",), **more: Any) -> Graph
         (graph(node("a", "a")), "%a reads %a before"),
         (graph(outputs=("z",)), "output %z is not defined"),
         (graph(updates={"w": "z"}), "output %z is not defined"),
+        (graph(dims={"x": Source("x", 0)}), "%x is the name of a length"),
+        (graph(dims={"w": Source("x", 0)}), "%w is the name of a length"),
+        (graph(origin={"w": "path", "v": "path"}), "have one path"),
     ],
 )
 def test_a_graph_that_is_wrong_is_refused(wrong: Graph, words: str) -> None:
