@@ -21,6 +21,7 @@ class Budget:
     """The most that one file may ask for.
 
     memory: bytes of the values that an ONNX graph computes when it is tried on example inputs, all of them together.
+    weights: bytes of weights that an ONNX graph makes of a number and a shape.
     operations: multiplications, and 50 for each element that passes through another operation, when it is tried; of a
         circuit one for each synapse and 50 for each unit and tick that its description asks for.
     nodes: nodes of an ONNX graph after its functions have been put in their places.
@@ -33,7 +34,8 @@ class Budget:
     depth: expressions, graphs and records inside each other.
     """
 
-    memory: int = 2**28
+    memory: int = 3 * 2**27
+    weights: int = 5 * 2**27
     operations: int = 2**38
     nodes: int = 50_000
     steps: int = 20_000
@@ -59,6 +61,7 @@ class Budget:
 
 WORDS = {
     "memory": "bytes of values",
+    "weights": "bytes of weights",
     "operations": "operations",
     "nodes": "nodes",
     "steps": "steps",

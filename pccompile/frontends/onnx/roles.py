@@ -60,7 +60,7 @@ def fold_constant_shapes(graph: Graph) -> None:
                 kept.append(node)
                 continue
             shape = tuple(sizes.array.tolist())
-            spend("memory", product(shape) * fill.array.itemsize, "a weight that ConstantOfShape makes", node.location)
+            spend("weights", product(shape) * fill.array.itemsize, "making weights of ConstantOfShape", node.location)
             array = np.broadcast_to(fill.array.reshape(-1)[0], shape)  # copied once, when it becomes a tensor
             part.constants[node.outputs[0]] = Constant(node.outputs[0], array, fill.dtype, emptied)
         part.nodes = tuple(kept)
