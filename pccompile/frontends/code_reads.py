@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pccompile.frontends.snapshots import Describer, Description, is_foreign
+from pccompile.frontends.snapshots import Describer, Description, is_own_code
 
 ALWAYS = ("forward", "backward", "setup_context", "__call__", "__init__", "__getattr__", "__torch_function__")
 """Methods that run without being named."""
@@ -51,6 +51,12 @@ def functions_of(value: Any) -> Iterator[types.FunctionType]:
                 yield from functions_of(getattr(value, "__wrapped__", None))
 
 
+def functions_in(value: Any) -> list[types.FunctionType]:
+    """The Python functions that run when a callable is called."""
+    kinds = (k.__dict__["__call__"] for k in type(value).__mro__ if "__call__" in k.__dict__)
+    return list(functions_of(value)) or list(functions_of(next(kinds, None)))
+
+
 class CodeReads:
     """Follows code, and has the values that it reads described and watched by `describe`."""
 
@@ -66,7 +72,7 @@ class CodeReads:
     def follow(self, classes: Iterable[type]) -> tuple[Description, ...]:
         """Descriptions of everything that the code of `classes`, and of all that was described so far, reads."""
         describe = self.describe
-        describe.classes.update(dict.fromkeys(c for c in classes if not is_foreign(c)))
+        describe.classes.update(dict.fromkeys(c for c in classes if is_own_code(c)))
         count = -1
         parts = self._names, describe.functions, describe.classes, self._modules
         while count != (count := sum(map(len, parts))):
@@ -110,7 +116,7 @@ class CodeReads:
 
     def _read(self, name: str, value: Any) -> None:
         if isinstance(value, types.ModuleType):
-            if not is_foreign(_Named(value.__name__)):
+            if is_own_code(_Named(value.__name__)):
                 self._modules.setdefault(id(value), (value, {}))
             return
         self.descriptions.append((name, self.describe(value)))
@@ -120,15 +126,15 @@ class CodeReads:
         self._classes.setdefault(id(kind), (kind, {}))
         every = not issubclass(kind, torch.nn.Module)
         for base in kind.__mro__:
-            for name, value in [] if is_foreign(base) else list(vars(base).items()):
+            for name, value in [] if not is_own_code(base) else list(vars(base).items()):
                 if every or name in self._names:
                     for function in functions_of(value):
-                        if not is_foreign(function):
+                        if is_own_code(function):
                             self.describe.functions[function] = None
 
     def _entries(self, owner: Any, known: dict[str, None]) -> None:
         """Describe what code may read from a class or from the file of a module."""
-        tables = [vars(b) for b in owner.__mro__ if not is_foreign(b)] if isinstance(owner, type) else [vars(owner)]
+        tables = [vars(b) for b in owner.__mro__ if is_own_code(b)] if isinstance(owner, type) else [vars(owner)]
         for name in sorted(self._names.intersection(itertools.chain(*tables)) - known.keys()):
             known[name] = None
             value = next(t[name] for t in tables if name in t)

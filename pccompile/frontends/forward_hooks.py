@@ -24,7 +24,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError, Location
-from pccompile.frontends.code_reads import CodeReads, functions_of, names_in
+from pccompile.frontends.code_reads import CodeReads, functions_in, functions_of, names_in
 from pccompile.frontends.snapshots import CONSTANT, Describer, Snapshots, is_foreign
 from pccompile.ops.functions import stop_gradient
 
@@ -194,6 +194,7 @@ class Effects:
         self._snapshots = Snapshots()
         describe = Describer(self._snapshots)
         describe(hook)
+        describe.functions.update(dict.fromkeys(functions_in(hook)))
         CodeReads(describe).follow(())
         self._modules = [(m, dict(m.__dict__)) for m in model.modules()]
 
@@ -223,14 +224,8 @@ class Effects:
 
 def looks_on(hook: Any) -> bool:
     """Whether a hook's code shows that it returns nothing and writes to nothing that a model could read."""
-    functions = _functions(hook)
+    functions = functions_in(hook)
     return bool(functions) and all(_looks_on(f.__code__) for f in functions)
-
-
-def _functions(hook: Any) -> list[types.FunctionType]:
-    """The Python functions that run when a hook is called."""
-    kinds = (k.__dict__["__call__"] for k in type(hook).__mro__ if "__call__" in k.__dict__)
-    return list(functions_of(hook)) or list(functions_of(next(kinds, None)))
 
 
 def _looks_on(code: types.CodeType) -> bool:
@@ -248,7 +243,7 @@ def _looks_on(code: types.CodeType) -> bool:
 
 def is_pure(hook: Any) -> bool:
     """Whether a hook's code calls nothing but torch and what leaves nothing behind."""
-    for function in _functions(hook):
+    for function in functions_in(hook):
         for name in names_in(function.__code__)[0]:
             value = function.__globals__.get(name)
             if name not in function.__globals__:

@@ -34,6 +34,18 @@ def is_foreign(value: Any) -> bool:
     return (getattr(value, "__module__", None) or "builtins").partition(".")[0] in FOREIGN
 
 
+def is_own_code(value: Any) -> bool:
+    """Whether a class or function is the user's own, and not that of an installed package, which does not change."""
+    return not is_foreign(value) and not _is_installed((getattr(value, "__module__", None) or "").partition(".")[0])
+
+
+@functools.lru_cache(4096)
+def _is_installed(package: str) -> bool:
+    module = sys.modules.get(package)
+    places = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", ())]
+    return any(part in place for place in places for part in ("site-packages", "dist-packages"))
+
+
 class Snapshots:
     """Live containers beside shallow copies of them, compared in C: identity first, then equality.
 
@@ -195,8 +207,9 @@ class Describer:
     def _followed(self, value: Any) -> Description:
         match value:
             case dict() | types.MappingProxyType():
-                self.snapshots.container(value, dict(value))
-                return type(value), *((self._key(k), self(v)) for k, v in list(value.items()))
+                entries = dict(dict.items(value) if isinstance(value, dict) else value)
+                self.snapshots.container(value, entries)
+                return type(value), *((self._key(k), self(v)) for k, v in entries.items())
             case list() | deque():
                 self.snapshots.container(value, value.copy())
                 return type(value), *map(self, list(value))
@@ -209,13 +222,13 @@ class Describer:
                 self.snapshots.container(_Array(value), value.copy())
                 return "array", value.dtype.str, value.shape, value.tobytes() if value.dtype != object else id(value)
             case types.FunctionType():
-                if not is_foreign(value):
+                if is_own_code(value):
                     self.functions[value] = None
                 return "function", id(value)
             case types.MethodType():
                 return "method", self(value.__func__), self(value.__self__)
             case type():
-                if not is_foreign(value):
+                if is_own_code(value):
                     self.classes[value] = None
                 return "class", id(value)
         return self._object(value)
@@ -238,7 +251,7 @@ class Describer:
             parts += [(n, self(getattr(value, n))) for n in slots]
         if isinstance(value, functools.partial):
             parts += [self(value.func), self(value.args), self(value.keywords)]
-        if not is_foreign(kind):
+        if is_own_code(kind):
             self.classes[kind] = None
         return ("object", id(kind), *parts) if parts else ("object", id(value))
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from pccompile.diagnostics import CompileError
-from pccompile.frontends.code_reads import CodeReads
+from pccompile.frontends.code_reads import CodeReads, functions_in
 from pccompile.frontends.exported import Imported
-from pccompile.frontends.snapshots import CONSTANT, Describer, Description, Snapshots
+from pccompile.frontends.snapshots import CONSTANT, Describer, Description, Snapshots, is_foreign
 from pccompile.runtime.states import state_tensors
 
 FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
@@ -196,6 +196,9 @@ class ModelState:
 
     def _hooks(self, table: Any) -> Description:
         self.snapshots.table(table)
+        followed = [h for h in table.values() if id(h) not in self._observers and not is_foreign(h)]
+        functions = (f for h in followed for f in functions_in(h) if not is_foreign(f))
+        self._describe.functions.update(dict.fromkeys(functions))
         return tuple(("hook", id(h)) if id(h) in self._observers else self._describe(h) for h in table.values())
 
 

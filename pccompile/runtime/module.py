@@ -31,9 +31,7 @@ from pccompile.runtime.hook_calls import run_hooks
 from pccompile.runtime.loaded_program import Interface, Runtime, asking, reaching
 from pccompile.runtime.losses import compile_loss, means_over_batch, targets_of
 from pccompile.runtime.model_state import Tables
-from pccompile.runtime.program_cache import Captured, ProgramCache
-from pccompile.runtime.self_check import check_loss, self_check
-from pccompile.runtime.states import Writes, fits, refuse_moving
+ofrom pccompile.runtime.states import Writes, fits, refuse_moving
 
 if TYPE_CHECKING:
     from pccompile.report.tables import Page
@@ -166,7 +164,9 @@ class PCModule(nn.Module):
         learnable = frozenset(p for p, type_ in params.items() if type_.differentiable)
         inputs = frozenset(itertools.compress(captured.interface.named(captured.interface.inputs), key[1]))
         states = frozenset(itertools.compress(captured.imported.places, key[2]))
-        wanted = learnable.intersection(itertools.compress(params, key[0])) | inputs | states or learnable
+        wanted = learnable.intersection(itertools.compress(params, key[0])) | inputs | states
+        if not captured.carries(wanted):  # nothing learns: eager torch gives the outputs alone
+            wanted = learnable or wanted
         kind = (wanted, *key[3:])
         if kind not in captured.programs:
             try:
@@ -198,8 +198,7 @@ class PCModule(nn.Module):
         state, reason = self._cache.state(model), ""
         autocast = current(state.device.type if state.device is not None else device_of(model, leaves))
         for captured in self._cache.captures:
-            known = captured.learning
-            learns = known is None or known == self._learning(leaves)
+            learns = captured.learning is None or captured.learning == learning(model, leaves)
             if captured.state is state and captured.autocast == autocast and learns:
                 reason = captured.interface.mismatch(leaves, spec)
                 if not reason and fits(captured.imported, model):
@@ -220,11 +219,6 @@ class PCModule(nn.Module):
             why = f"the model does not take this call either: {e.problems[0].what}"
             raise CompileError(reason, e.problems[0].where, why) from e
         return self.adopt(imported, args, kwargs)
-
-    def _learning(self, leaves: list[Any]) -> tuple[bool, ...]:
-        """Which parameters, and which tensors among the flattened arguments, require a gradient."""
-        tensors = [t for t in leaves if isinstance(t, Tensor)]
-        return tuple(t.requires_grad for t in (*self.__dict__["model"].parameters(), *tensors))
 
     def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Imported:
         """The model as a graph, for calls of this form."""
@@ -252,8 +246,8 @@ class PCModule(nn.Module):
         self._cache.keep([s.place for s in imported.states])
         leaves, state = pytree.tree_leaves((args, dict(kwargs))), self._cache.state(model)
         autocast = current(state.device.type if state.device is not None else device_of(model, leaves))
-        learning = self._learning(leaves) if imported.learning else None
-        captured = Captured(state, autocast, learning, imported, Interface.of(imported, leaves))
+        flags = learning(model, leaves) if imported.learning else None
+        captured = Captured(state, autocast, flags, imported, Interface.of(imported, leaves))
         self._cache.add(captured, model)
         return captured
 
@@ -323,7 +317,12 @@ class PCModule(nn.Module):
         """What the model returns, with predictive coding as its backward pass; for torch.export, the model itself."""
         if torch.compiler.is_exporting():
             return self.__dict__["model"](*args, **kwargs)
-        runtime, tables, inputs = self._program(self._call(args, kwargs), args, kwargs)
+        try:
+            runtime, tables, inputs = self._program(self._call(args, kwargs), args, kwargs)
+        except CompileError:
+            if torch.is_grad_enabled():
+                raise
+            return self.__dict__["model"](*args, **kwargs)  # without gradients the model is its own program
         outputs = self._step(runtime, tables, inputs)
         if runtime.interface.observations:
             run_hooks(runtime.interface.observations, runtime.interface.shown(outputs, inputs))

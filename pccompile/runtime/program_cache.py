@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pccompile.frontends.exported import Imported
 from pccompile.frontends.forward_hooks import HookRecord
 from pccompile.frontends.places import Place
+from pccompile.passes.activity import active
 from pccompile.runtime.loaded_program import Interface, Runtime
 from pccompile.runtime.model_state import ModelState
 
@@ -34,6 +35,17 @@ class Captured:
     interface: Interface
     programs: dict[Any, Runtime] = field(default_factory=dict)
     recent: dict[Any, Runtime] = field(default_factory=dict)
+
+
+    def carries(self, wanted: frozenset[str]) -> bool:
+        """Whether an error can flow from an output to one of `wanted`."""
+        graph = replace(self.imported.graph, wanted=wanted)
+        return not active(graph).isdisjoint(graph.outputs)
+
+
+def learning(model: nn.Module, leaves: Sequence[Any]) -> tuple[bool, ...]:
+    """Which parameters, and which tensors among the flattened arguments, require a gradient."""
+    return tuple(t.requires_grad for t in (*model.parameters(), *leaves) if isinstance(t, Tensor))
 
 
 class ProgramCache:

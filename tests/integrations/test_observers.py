@@ -1,0 +1,84 @@
+"""Tools that look into a model by forward hooks, and those that average models."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torchinfo
+from captum.attr import LayerActivation, LayerGradCam, Saliency
+from core.models import half_squares
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
+
+import pccompile
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.bn, self.act, self.fc2 = nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.bn(self.fc1(x))))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return Net().double().eval()
+
+
+X = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("layer", ["fc1", "act", "fc2"])
+@pytest.mark.parametrize("of_input", [False, True], ids=["output", "input"])
+def test_captum_layer_activation(layer: str, of_input: bool) -> None:
+    model = net()
+    pc = pccompile.compile(model, (X,))
+    results = [
+        LayerActivation(m, model.get_submodule(layer)).attribute(X, attribute_to_layer_input=of_input)
+        for m in (pc, model)
+    ]
+    torch.testing.assert_close(*results)
+
+
+def test_captum_saliency() -> None:
+    model = net()
+    pc = pccompile.compile(model, (X,))
+    a, b = (Saliency(m).attribute(X.clone().requires_grad_(), target=1) for m in (pc, model))
+    torch.testing.assert_close(a, b)
+
+
+def test_captum_gradients_of_layers_are_no_silent_nothing() -> None:
+    model = net()
+    pc = pccompile.compile(model, (X,))
+    with pytest.raises((RuntimeError, AssertionError)):
+        LayerGradCam(pc, model.fc1).attribute(X, target=1)
+
+
+def test_torchinfo_counts_what_it_counts_in_eager() -> None:
+    model = net()
+    pc = pccompile.compile(model, (X,))
+    found, expected = (torchinfo.summary(m, input_data=X, verbose=0) for m in (pc, copy.deepcopy(model)))
+    assert found.total_params == expected.total_params
+    assert found.total_mult_adds == expected.total_mult_adds
+
+
+def test_averaged_weights_and_their_statistics() -> None:
+    models = [net().train(), net().train()]
+    runs = [pccompile.compile(models[0], (X,)), models[1]]
+    averages = [AveragedModel(m) for m in runs]
+    data = [X + i for i in range(4)]
+    for run, model, average in zip(runs, models, averages, strict=True):
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for x in data:
+            optimizer.zero_grad()
+            half_squares(run(x)).backward()
+            optimizer.step()
+            average.update_parameters(run)
+        update_bn(data, average)
+    for (name, a), b in zip(averages[0].state_dict().items(), averages[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
+    torch.testing.assert_close(averages[0](X), averages[1](X))
