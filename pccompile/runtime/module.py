@@ -31,7 +31,10 @@ from pccompile.runtime.hook_calls import run_hooks
 from pccompile.runtime.loaded_program import Interface, Runtime, asking, reaching
 from pccompile.runtime.losses import compile_loss, means_over_batch, targets_of
 from pccompile.runtime.model_state import Tables
-ofrom pccompile.runtime.states import Writes, fits, refuse_moving
+from pccompile.runtime.program_cache import Captured, ProgramCache, learning
+from pccompile.runtime.self_check import check_loss, self_check
+from pccompile.runtime.shared_tables import TABLES, SharedTables
+from pccompile.runtime.states import Writes, fits, refuse_moving
 
 if TYPE_CHECKING:
     from pccompile.report.tables import Page
@@ -46,7 +49,7 @@ MEAN_LOSS = (
 )
 
 
-class PCModule(nn.Module):
+class PCModule(SharedTables):
     """`model` with predictive-coding gradients: the same Parameter objects, the same state_dict.
 
     A call in a new form (another shape where dimensions are fixed, another dtype, train instead of eval mode) compiles
@@ -65,8 +68,7 @@ class PCModule(nn.Module):
         check: bool = True,
     ) -> None:
         super().__init__()
-        self.__dict__["model"] = model
-        self._share()
+        self._share(model)
         self.options, self.criterion = options, loss
         self._dynamic_shapes, self._locate, self._recapture = dynamic_shapes, locate, recapture
         self._hook: Hook = hook or (lambda stage, result, seconds: None)
@@ -74,38 +76,24 @@ class PCModule(nn.Module):
         self._last: Runtime | None = None
         self._fixed, self._check = False, check
 
-    def _share(self) -> None:
-        """Hold the model's own tables of parameters, buffers and submodules, so that the two can never differ."""
-        model: nn.Module = self.__dict__["model"]
-        for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-            self.__dict__[table] = model.__dict__[table]
-        self.training = model.training
-
-    def train(self, mode: bool = True) -> PCModule:
-        """Set training mode, here and in the model."""
-        self.__dict__["model"].train(mode)
-        self.training = mode
-        return self
-
     def __deepcopy__(self, memo: dict[int, Any]) -> PCModule:
         twin = self.__new__(type(self))
         memo[id(self)] = twin
         nn.Module.__init__(twin)
-        twin.__dict__.update({k: v for k, v in self.__dict__.items() if k not in _OWN_TABLES and k != "model"})
-        twin.__dict__["model"] = copy.deepcopy(self.__dict__["model"], memo)
+        twin.__dict__.update({k: v for k, v in self.__dict__.items() if k not in TABLES and k != "model"})
         twin._cache, twin._last = ProgramCache(), None
-        twin._share()
+        twin._share(copy.deepcopy(self.__dict__["model"], memo))
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
         hidden: dict[str, Any] = {"_cache": ProgramCache(), "_last": None, "_hook": None}
-        return {k: hidden.get(k, v) for k, v in self.__dict__.items() if k not in _OWN_TABLES}
+        return {k: hidden.get(k, v) for k, v in self.__dict__.items() if k not in TABLES}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(state)
         self._hook = lambda stage, result, seconds: None
-        self._share()
+        self._share(state["model"])
 
     # compiling
 
@@ -440,6 +428,3 @@ class PCModule(nn.Module):
         from pccompile.files import save_generated
 
         return save_generated(self.source, self.state(), Path(folder), name)
-
-
-_OWN_TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
