@@ -20,7 +20,12 @@ from torch.utils import _pytree as pytree
 from pccompile.diagnostics import NOWHERE, CompileError, Location, ModelValueError
 from pccompile.frontends.autocast import current
 from pccompile.frontends.forward_hooks import recorded_hooks
-from pccompile.frontends.intercept import author_gradients, inference_without_gradient, refuse_backward_hooks
+from pccompile.frontends.intercept import (
+    as_parameters,
+    author_gradients,
+    inference_without_gradient,
+    refuse_backward_hooks,
+)
 from pccompile.frontends.places import Place
 from pccompile.frontends.running_statistics import visible_statistics
 from pccompile.frontends.shapes import shapes_torch_lacks
@@ -54,7 +59,7 @@ def export(
     args, named = _apart((args, dict(kwargs or {})))
     refuse_backward_hooks(model)
     uncounted: frozenset[Place] = frozenset()
-    with spelled_out(model, named), recorded_hooks(model) as hooks:
+    with as_parameters(model), spelled_out(model, named), recorded_hooks(model) as hooks:
         attempts = [free_batch(model, args, named), None]
         if fixed or dynamic_shapes is not None:
             attempts = [None if fixed else dynamic_shapes]

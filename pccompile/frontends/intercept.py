@@ -103,3 +103,23 @@ def refuse_backward_hooks(model: nn.Module) -> None:
                 owner = path or type(module).__name__
                 problems.add(f"the backward hook {hook_name(hook)} on {owner} is not compiled", Location(path), hint)
     problems.raise_if_any()
+
+
+@contextmanager
+def as_parameters(model: nn.Module) -> Iterator[None]:
+    """Within: tensors that stand in for parameters (sharded models put views there) are parameters to torch.export."""
+    replaced: list[tuple[Any, str, Any, Any]] = [
+        (module, name, tensor, module.__dict__.pop(name, None))
+        for module in model.modules()
+        for name, tensor in module._parameters.items()
+        if tensor is not None and not isinstance(tensor, nn.Parameter)
+    ]
+    try:
+        for module, name, tensor, _ in replaced:
+            module._parameters[name] = nn.Parameter(tensor.detach(), tensor.requires_grad)
+        yield
+    finally:
+        for module, name, tensor, attribute in replaced:
+            module._parameters[name] = tensor
+            if attribute is not None:
+                module.__dict__[name] = attribute
