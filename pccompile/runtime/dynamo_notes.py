@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from types import CodeType, FrameType, FunctionType
 
+import torch
 from torch import fx
 from torch._dynamo.guards import GuardBuilder
 from torch._dynamo.output_graph import OutputGraph
 from torch._dynamo.source import AttrSource, TypeSource
-from torch._guards import Guard, TracingContext
+from torch._guards import CompileContext, Guard, TracingContext
 from torch.autograd.function import FunctionCtx
 
 from pccompile.diagnostics import CompileError
@@ -95,3 +96,10 @@ def refuse_absent_gradients(piece: fx.GraphModule) -> None:
                 "a custom autograd.Function of several results takes absent gradients (set_materialize_grads(False))",
                 hint="compile the model by pccompile.compile, or let the Function have gradients of zeros",
             )
+
+
+def is_last_form() -> bool:
+    """Whether Dynamo leaves every further form of the function that it compiles now to eager torch."""
+    compiling = CompileContext.current_compile_id()
+    number = None if compiling is None else compiling.frame_compile_id
+    return number is not None and number + 1 >= torch._dynamo.config.recompile_limit

@@ -20,7 +20,13 @@ from pccompile.driver import Options, import_model
 from pccompile.frontends.dynamo import Exportable, exportable
 from pccompile.frontends.exported import Imported
 from pccompile.passes.activity import active
-from pccompile.runtime.dynamo_notes import guard_hooks, guard_methods, refuse_absent_gradients, takes_absent_gradients
+from pccompile.runtime.dynamo_notes import (
+    guard_hooks,
+    guard_methods,
+    is_last_form,
+    refuse_absent_gradients,
+    takes_absent_gradients,
+)
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.module import PCModule
 from pccompile.runtime.shared_memory import Sharing, memory, refuse_overlap, shared, sharing
@@ -39,7 +45,19 @@ def backend(
     del example_inputs
     guard_hooks()
     guard_methods()
-    return _Program(piece, dict(options or {}), takes_absent_gradients()).run
+    chosen = dict(options or {})
+    if chosen.get("algorithm", "exact") != "exact" and is_last_form():
+        return _refuse_further_forms
+    return _Program(piece, chosen, takes_absent_gradients()).run
+
+
+def _refuse_further_forms(*args: Any) -> Any:
+    """Raise CompileError: the next form would silently have the gradients of backpropagation."""
+    limit = torch._dynamo.config.recompile_limit
+    raise CompileError(
+        f"a function was compiled in {limit} forms, beyond which torch leaves it to autograd",
+        hint="raise torch._dynamo.config.recompile_limit, or let less in the model change from call to call",
+    )
 
 
 class _Program:

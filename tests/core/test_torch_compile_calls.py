@@ -352,3 +352,26 @@ def gradient_with_a_graph(m: Net, x: Tensor) -> Tensor:
 def test_what_is_refused_by_name(run: Callable[..., Any], words: str) -> None:
     with pytest.raises(CompileError, match=words):
         step(torch.compile(m := Net(run), backend="pccompile"), m, (X,))
+
+
+@pytest.mark.parametrize("algorithm", ["exact", "strict"])
+def test_more_forms_than_torch_compiles(algorithm: str) -> None:
+    """Torch leaves the ninth form of a function to autograd, which only exact predictive coding equals."""
+    torch.manual_seed(0)
+    names = ("tanh", "sin", "cos", "relu", "sigmoid", "exp", "abs", "erf", "square", "atan")
+    m = Net(lambda m, x: m.b(getattr(torch, m.kind)(m.a(x))))
+    compiled, eager = torch.compile(m, backend="pccompile", options={"algorithm": algorithm}), copy.deepcopy(m)
+    for name in names[:7]:
+        m.kind = eager.kind = name
+        if algorithm == "exact":
+            torch.testing.assert_close(step(compiled, m, (X,)), step(eager, eager, (X,)))
+        else:
+            step(compiled, m, (X,))
+    for name in names[7:]:
+        m.kind = eager.kind = name
+        if algorithm == "exact":
+            torch.testing.assert_close(step(compiled, m, (X,)), step(eager, eager, (X,)))
+            continue
+        with pytest.raises(CompileError, match="beyond which torch leaves it to autograd"):
+            step(compiled, m, (X,))
+        break
