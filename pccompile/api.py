@@ -146,6 +146,8 @@ def as_module(
 
     Raises CompileError where arguments are missing.
     """
+    if isinstance(model, PCModule):
+        model = model.__dict__["model"]
     if isinstance(args, Tensor):
         args = (args,)
     if isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2":
