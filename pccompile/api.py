@@ -17,7 +17,8 @@ from pccompile.backends.netlist import LOSSES, Netlist, NetlistOptions
 from pccompile.circuits import lay_out
 from pccompile.diagnostics import CompileError, printable
 from pccompile.driver import Hook, Options
-from pccompile.frontends.exported import Locate, import_program
+from pccompile.frontends.exported import import_program
+from pccompile.frontends.imported import Locate
 from pccompile.frontends.onnx import OnnxModule, load_onnx
 from pccompile.frontends.onnx import location_of as onnx_location
 from pccompile.frontends.onnx.examples import try_inputs

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from pccompile.backends.netlist import Lowerable, Netlist, NetlistOptions, build, has_circuit, with_probabilities
 from pccompile.diagnostics import Collector
 from pccompile.driver import Hook, Stages, _silent, import_model
-from pccompile.frontends.exported import Imported, Locate
+from pccompile.frontends.imported import Imported, Locate
 from pccompile.ir import Graph, Ref, live
 from pccompile.passes.activity import active
 from pccompile.passes.canonicalise import canonicalise

@@ -28,7 +28,7 @@ from pccompile.diagnostics import (
     printable,
 )
 from pccompile.files import check_writable, save_generated
-from pccompile.frontends.exported import Imported
+from pccompile.frontends.imported import Imported
 from pccompile.loading import Target, kind_of, load
 from pccompile.netlist_command import is_netlist, run_netlist
 from pccompile.report.doctor import examine

@@ -14,7 +14,8 @@ from pccompile.algorithms import ALGORITHMS, GRANULARITY
 from pccompile.backends.torch import Loss, Source, emit
 from pccompile.diagnostics import CompileError, printable
 from pccompile.frontends.capture import export
-from pccompile.frontends.exported import Imported, Locate, import_program
+from pccompile.frontends.exported import import_program
+from pccompile.frontends.imported import Imported, Locate
 from pccompile.frontends.places import Place
 from pccompile.ir import Graph, PCGraph, Program, verify, verify_local, verify_program
 from pccompile.passes.canonicalise import canonicalise

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import operator
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -20,58 +18,19 @@ from pccompile.diagnostics import Collector, CompileError, Location
 from pccompile.frontends.autocast import write_casts
 from pccompile.frontends.capture import AUTOCAST, HOOKS, LEARNING, STATES
 from pccompile.frontends.control import CONTROL, Nested
-from pccompile.frontends.forward_hooks import HookRecord
 from pccompile.frontends.functional import functionalise, name_dtypes, op_name
+from pccompile.frontends.imported import Imported, Locate
 from pccompile.frontends.model_tensors import ModelTensors
 from pccompile.frontends.numbers import Read, is_read, number, only_asserted, with_operands
-from pccompile.frontends.places import Place
 from pccompile.frontends.regions import inline_regions
-from pccompile.frontends.states import Captured, Kept, State, keys, resolved, unread
+from pccompile.frontends.states import Captured, in_place, keys, resolved, unread
+from pccompile.frontends.user_places import label_of, place_of
 from pccompile.ir import DEVICE, Arg, Graph, Node, Ref, Source, TensorType, Type, refs
 from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer, bind
 from pccompile.ops.functions import FUNCTION, call_of
 from pccompile.ops.pieces import PIECE, SPLIT
 from pccompile.ops.trace import STRIDED, own_strides
-
-Locate = Callable[[fx.Node], Location | None]
-
-
-@dataclass(frozen=True)
-class Imported:
-    """A graph with what is needed to call it as the model is called.
-
-    `inputs` gives for each leaf of the flattened arguments its name in the graph (None where it is no tensor),
-    `outputs` for each leaf of the flattened result a name or, for a leaf that is not a tensor, its value. `writes` are
-    the last values of inputs that the model changes in place, and `states` the attributes that it writes; both are
-    among the graph's outputs. `learning`: it depends on which tensors require a gradient. `constants` are those of the
-    graph's tensors that have no place in the model. `hooks` are those that run after the program, and what they are
-    shown. `lifted` are those of the graph's buffers that lie in plain attributes which are states.
-    """
-
-    graph: Graph
-    typer: Typer
-    inputs: tuple[str | None, ...]
-    outputs: tuple[Ref | object, ...]
-    in_spec: pytree.TreeSpec
-    out_spec: pytree.TreeSpec
-    tensors: Mapping[str, torch.Tensor]
-    writes: Mapping[str, Ref] = field(default_factory=dict)
-    learning: bool = False
-    constants: frozenset[str] = frozenset()
-    hooks: HookRecord | None = None
-    states: tuple[State, ...] = ()
-    lifted: frozenset[str] = frozenset()
-
-    @functools.cached_property
-    def places(self) -> dict[str, tuple[Place, int]]:
-        """For each buffer that is a leaf of a state, the attribute that holds it, and the leaf's index in that."""
-        named = [(leaf, s.place, i) for s in self.states for i, leaf in enumerate(s.before) if isinstance(leaf, Ref)]
-        return {
-            name: (place, i)
-            for name, place, i in named
-            if name in self.lifted or (place.registered and self.graph.origin[name] == str(place))
-        }
 
 
 def import_program(
@@ -155,7 +114,10 @@ class _Importer:
                 self.problems.add("a parameter is changed in place", where, "change it outside the model")
         self.problems.raise_if_any()
         updates = {self.env[p]: self.env[v] for p, v in written.items() if self.env[p] in self.buffers}
-        self._refuse_shared(updates)
+        for name, other in self.model_tensors.overlaps(updates):
+            what = f"{name} is changed in place and shares memory with {other}"
+            self.problems.add(what, hint="keep one of them, and take the view of it in forward")
+        self.problems.raise_if_any()
         leaves, spec = self._outputs(), self.program.call_spec
         assert spec.in_spec is not None
         assert spec.out_spec is not None
@@ -189,34 +151,14 @@ class _Importer:
             self.model_tensors.tensors,
             writes,
             constants=frozenset(self.model_tensors.constants),
-            states=(*states, *self._in_place(states, updates)),
+            states=(*states, *in_place(states, self._buffers_of(updates))),
             lifted=frozenset(self.lifted),
         )
 
-    def _in_place(self, states: Iterable[State], updates: Iterable[str]) -> Iterator[State]:
-        """Buffers that are changed in place and may carry an error: states that stay the same tensor."""
-        known, spec = {str(s.place) for s in states}, pytree.tree_structure(0)
-        for name in updates:
-            path = self.model_tensors.origin[name]
-            other = name in self.model_tensors.constants or name in self.lifted or path in known
-            if self.buffers[name].differentiable and not other:
-                owner, _, attribute = path.rpartition(".")
-                place = Place(owner, attribute, registered=True)
-                yield State(place, True, (Ref(name),), spec, (Kept(0),), spec)
-
-    def _refuse_shared(self, updates: Iterable[str]) -> None:
-        """Raise CompileError where a buffer is changed in place and another tensor of the model with it."""
-        memory: dict[int, list[str]] = {}
-        origin = self.model_tensors.origin
-        for name, tensor in self.model_tensors.tensors.items():
-            if tensor.layout is torch.strided and tensor.numel():
-                memory.setdefault(tensor.untyped_storage()._cdata, []).append(name)
-        for names in memory.values():
-            for name in set(updates).intersection(names) if len(names) > 1 else ():
-                other = origin[next(n for n in names if n != name)]
-                what = f"{origin[name]} is changed in place and shares memory with {other}"
-                self.problems.add(what, hint="keep one of them, and take the view of it in forward")
-        self.problems.raise_if_any()
+    def _buffers_of(self, updates: Iterable[str]) -> dict[str, Ref]:
+        """The model's own buffers among `updates` that may carry an error, by path."""
+        own = (n for n in updates if n not in self.model_tensors.constants and n not in self.lifted)
+        return {self.model_tensors.origin[n]: Ref(n) for n in own if self.buffers[n].differentiable}
 
     def _input_name(self, arg: object) -> str | None:
         if not isinstance(arg, TensorArgument):
@@ -426,29 +368,10 @@ class _Importer:
         return self.typer.dim(arg) if isinstance(arg, torch.SymInt) else arg
 
     def _label(self, n: fx.Node, op: str) -> str:
-        """The module's path, where the module is torch's own and this its first operation; else path and operation."""
-        base = op.split(".")[1] if "." in op else n.name
-        stack = [v for k, v in (n.meta.get("nn_module_stack") or {}).items() if not k.startswith("_empty")]
-        located = self.locate(n) if self.locate else None
-        if located and located.module:
-            return located.module
-        path, kind = stack[-1] if stack else ("", "")
-        path = path.split("@")[0]
-        own = str(kind).startswith("torch.nn.modules") and path and not _counts(n)
-        if own and Namer()(path) not in self.namer.used:
-            return path
-        return f"{path}_{base}" if path else base
+        return label_of(n, op, self.locate, self.namer)
 
     def _where(self, n: fx.Node) -> Location:
-        if self.locate and (found := self.locate(n)):
-            return found
-        stack = [v for k, v in (n.meta.get("nn_module_stack") or {}).items() if not k.startswith("_empty")]
-        path = str(stack[-1][0]) if stack else ""
-        frames = re.findall(r'File "([^"]+)", line (\d+)', n.meta.get("stack_trace") or "")
-        mine = [f for f in frames if "/torch/" not in f[0] and not f[0].startswith(("torch/", "<"))]
-        if not mine:
-            return Location(path)
-        return Location(path, mine[-1][0].rsplit("/", 1)[-1], int(mine[-1][1]))
+        return place_of(n, self.locate)
 
 
 def _lengths(n: fx.Node) -> Iterator[sympy.Symbol]:
@@ -460,10 +383,4 @@ def _lengths(n: fx.Node) -> Iterator[sympy.Symbol]:
                 yield from size.node.expr.free_symbols
 
 
-def _counts(n: fx.Node) -> bool:
-    """Whether a result is a whole number, such as the batches that a batch norm has seen."""
-    value = n.meta.get("val")
-    return isinstance(value, torch.Tensor) and not (value.dtype.is_floating_point or value.dtype.is_complex)
-
-
-__all__ = ["Imported", "Locate", "import_program"]
+__all__ = ["import_program"]

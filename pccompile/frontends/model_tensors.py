@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -54,6 +55,16 @@ class ModelTensors:
 
     def _of_the_model(self, path: str) -> bool:
         return self.model is not None and tensor_at(self.model, path) is not None
+
+    def overlaps(self, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Pairs of paths: of a tensor among `names`, and of another one that lies in the same memory."""
+        memory: dict[int, list[str]] = {}
+        for name, tensor in self.tensors.items():
+            if tensor.layout is torch.strided and tensor.numel():
+                memory.setdefault(tensor.untyped_storage()._cdata, []).append(name)
+        for together in memory.values():
+            for name in set(names).intersection(together) if len(together) > 1 else ():
+                yield self.origin[name], self.origin[next(n for n in together if n != name)]
 
     def owned(self, spec: Any) -> tuple[torch.Tensor, bool]:
         """The model's own tensor for a parameter, a buffer or an attribute, and whether it is that; else a constant."""

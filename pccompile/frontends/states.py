@@ -6,7 +6,7 @@ buffers, and with their new values among its results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -282,6 +282,15 @@ def resolved(captured: Captured, names: Mapping[str, Any], added: Sequence[Any])
     return tuple(map(state, captured.states))
 
 
+def in_place(states: Iterable[State], buffers: Mapping[str, Any]) -> Iterator[State]:
+    """States for buffers that are changed in place, and stay the same tensor; `buffers` are their names, by path."""
+    known, spec = {str(s.place) for s in states}, pytree.tree_structure(0)
+    for path, name in buffers.items():
+        if path not in known:
+            owner, _, attribute = path.rpartition(".")
+            yield State(Place(owner, attribute, registered=True), True, (name,), spec, (Kept(0),), spec)
+
+
 def unread(captured: Captured) -> set[str]:
     """The buffers of a trace that stand for what is written and never read."""
     names = {flag: {n for s in captured.states if s.read is flag for n in s.before} for flag in (False, True)}
@@ -296,4 +305,4 @@ def keys(state: State) -> list[str]:
     return [f"{state.place}{pytree.keystr(path)}" for path, _ in pytree.tree_flatten_with_path(numbered)[0]]
 
 
-__all__ = ["Captured", "Kept", "State", "Trace", "keys", "resolved", "unread"]
+__all__ = ["Captured", "Kept", "State", "Trace", "in_place", "keys", "resolved", "unread"]

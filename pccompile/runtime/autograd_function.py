@@ -92,7 +92,7 @@ class Bridge(torch.autograd.Function):
             sent = [e * (0 if grads[0] is None else grads[0]) for e in saved]
             given = [e - g for e, g in zip(sent, full, strict=True)]
         if ctx.targets is not None and grads[0] is not None:
-            used |= {i for i, o in enumerate(errors) if o < runtime.results}
+            used |= {i for i, o in enumerate(errors) if o < runtime.writes.results}
         refuse_parts(runtime, used)
         with torch.autocast(given[0].device.type, enabled=False):
             gradients = runtime.function("infer_and_learn")(params, context, given)

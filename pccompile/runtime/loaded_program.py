@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 from pccompile.analysis.compare import Checked
 from pccompile.backends.torch import Source
 from pccompile.driver import Compiled, Options
-from pccompile.frontends.exported import Imported
 from pccompile.frontends.forward_hooks import Observation
+from pccompile.frontends.imported import Imported
 from pccompile.frontends.numbers import Read
 from pccompile.ir import Node, Ref, TensorType
 from pccompile.ops.functions import Saved
@@ -129,23 +129,22 @@ class Runtime:
 
     `reaching` says which of the clamped outputs each gradient depends on, so that a parameter that none of the outputs
     used in a loss reaches gets no gradient, as with autograd. `checked` is the comparison with eager torch, if any,
-    `notes` what else a reader should know. `results` is how many of the outputs the model returns, `writes` what else a
-    call leaves behind. `asking` says which clamped outputs are behind the results of custom Functions. `flag` and
-    `warned` belong to `divergence.notice`.
+    `notes` what else a reader should know. `writes` is what a call leaves behind besides its results. `asking` says
+    which clamped outputs are behind the results of custom Functions. `flag` and `warned` belong to
+    `divergence.notice`.
     """
 
     source: Source
     interface: Interface
     reaching: Mapping[str, frozenset[int]]
     name: str
+    writes: Writes
     compiled: Compiled | None = None
     checked: Checked | None = None
     options: Options = field(default_factory=Options)
     notes: tuple[str, ...] = ()
     flag: tuple[Tensor, Any] | None = None
     warned: bool = False
-    results: int = 0
-    writes: Writes | None = None
     asking: Mapping[str, tuple[frozenset[int], ...]] = field(default_factory=dict)
     _scope: dict[str, Any] = field(default_factory=dict)
 

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from pccompile.backends.torch import Loss
 from pccompile.diagnostics import CompileError
 from pccompile.driver import import_model, to_vertices
-from pccompile.frontends.exported import Imported
+from pccompile.frontends.imported import Imported
 from pccompile.runtime.loaded_program import Interface
 
 LARGEST = 4096

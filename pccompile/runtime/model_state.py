@@ -16,7 +16,7 @@ from torch.nn.modules import module as torch_module
 
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.code_reads import CodeReads, functions_in
-from pccompile.frontends.exported import Imported
+from pccompile.frontends.imported import Imported
 from pccompile.frontends.snapshots import CONSTANT, Describer, Description, Snapshots, is_foreign
 from pccompile.runtime.states import state_tensors
 

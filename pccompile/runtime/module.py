@@ -7,7 +7,6 @@ whatever listens to autograd (optimizers, DistributedDataParallel's hooks, clipp
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -23,7 +22,7 @@ from pccompile.diagnostics import CompileError, ModelValueError, RuleError
 from pccompile.driver import CAPTURE, Compiled, Hook, Options, compile_imported, import_model
 from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of
-from pccompile.frontends.exported import Imported, Locate
+from pccompile.frontends.imported import Imported, Locate
 from pccompile.passes.carry_updates import carry_updates
 from pccompile.runtime.autograd_function import Bridge
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
@@ -125,11 +124,8 @@ class PCModule(SharedTables):
         """The program for a call, with the model's tensors and those of the call."""
         captured, inputs = call
         tables = captured.state.tables(captured.imported)
-        imported = captured.imported
         key = (
-            tuple(p.requires_grad for p in tables[0].values()),
-            tuple(t.requires_grad for t in inputs.values()),
-            tuple(tables[1][imported.graph.origin[name]].requires_grad for name in imported.places),
+            *captured.learning_flags(tables, inputs),
             loss,
             tuple((t.dtype, t.dim()) for t in targets_of(target)) if loss is not None else (),
             record,
@@ -148,13 +144,7 @@ class PCModule(SharedTables):
         self, captured: Captured, key: tuple[Any, ...], args: Any, kwargs: Any, loss: Any, target: Any, record: bool
     ) -> tuple[Captured, Runtime]:
         """The program for these gradients, loss and record, and the capture that it is of."""
-        params = captured.imported.graph.params
-        learnable = frozenset(p for p, type_ in params.items() if type_.differentiable)
-        inputs = frozenset(itertools.compress(captured.interface.named(captured.interface.inputs), key[1]))
-        states = frozenset(itertools.compress(captured.imported.places, key[2]))
-        wanted = learnable.intersection(itertools.compress(params, key[0])) | inputs | states
-        if not captured.carries(wanted):  # nothing learns: eager torch gives the outputs alone
-            wanted = learnable or wanted
+        wanted = captured.wanted(*key[:3])
         kind = (wanted, *key[3:])
         if kind not in captured.programs:
             try:
@@ -210,8 +200,7 @@ class PCModule(SharedTables):
 
     def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Imported:
         """The model as a graph, for calls of this form."""
-        model: nn.Module = self.__dict__["model"]
-        how = dynamic_shapes, self._locate, self._hook
+        model, how = self.__dict__["model"], (dynamic_shapes, self._locate, self._hook)
         return import_model(model, args, kwargs, *how, fixed=self._fixed, places=self._cache.places)
 
     def _frees(self, captured: Captured) -> bool:
@@ -229,9 +218,7 @@ class PCModule(SharedTables):
     def adopt(self, imported: Imported, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
         """Take an imported model as what calls of this form run."""
         model: nn.Module = self.__dict__["model"]
-        if imported.hooks:
-            self._cache.learn(imported.hooks)
-        self._cache.keep([s.place for s in imported.states])
+        self._cache.learn(imported)
         leaves, state = pytree.tree_leaves((args, dict(kwargs))), self._cache.state(model)
         autocast = current(state.device.type if state.device is not None else device_of(model, leaves))
         flags = learning(model, leaves) if imported.learning else None
@@ -265,11 +252,9 @@ class PCModule(SharedTables):
         name = f"{type(self.__dict__['model']).__name__} {options.algorithm}"
         if compiled.source.moving:
             refuse_moving(imported, [imported.graph.outputs[i] for i in compiled.source.errors])
-        runtime = Runtime(
-            compiled.source, captured.interface, reaching(compiled), name, compiled, options=options, notes=notes
-        )
-        runtime.results = len(imported.graph.outputs) - imported.graph.further
-        runtime.writes, runtime.asking = Writes.of(imported), asking(compiled)
+        parts = reaching(compiled), name, Writes.of(imported), compiled
+        runtime = Runtime(compiled.source, captured.interface, *parts, options=options, notes=notes)
+        runtime.asking = asking(compiled)
         if not self._check or record:
             return runtime
         if loss is None:
@@ -311,21 +296,21 @@ class PCModule(SharedTables):
             if torch.is_grad_enabled():
                 raise
             return self.__dict__["model"](*args, **kwargs)  # without gradients the model is its own program
-        outputs = self._step(runtime, tables, inputs)
-        if runtime.interface.observations:
-            run_hooks(runtime.interface.observations, runtime.interface.shown(outputs, inputs))
-        return runtime.interface.assemble(outputs, inputs)
+        return runtime.interface.assemble(self._step(runtime, tables, inputs), inputs)
 
     def _step(
         self, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], targets: list[Tensor] | None = None
     ) -> Sequence[Tensor]:
-        """The outputs of a call, before them its loss; the model's states and the arguments are moved on."""
-        writes = runtime.writes
-        if not writes:
-            return self._run(runtime, inputs, targets, tables)
-        results = self._run(runtime, writes.own(tables[1], inputs), targets, tables)
-        loss = results[: len(results) - len(runtime.source.outputs)]
-        return [*loss, *writes.apply(self.__dict__["model"], tables[1], inputs, results[len(loss) :])]
+        """The outputs of a call, before them its loss; states and arguments are moved on, and hooks have run."""
+        own = runtime.writes.own(tables[1], inputs) if runtime.writes else inputs
+        results = self._run(runtime, own, targets, tables)
+        lead = len(results) - len(runtime.source.outputs)
+        outputs = results[lead:]
+        if runtime.writes:
+            outputs = runtime.writes.apply(self.__dict__["model"], tables[1], inputs, outputs)
+        if runtime.interface.observations:
+            run_hooks(runtime.interface.observations, runtime.interface.shown(outputs, inputs))
+        return (*results[:lead], *outputs)
 
     def _run(
         self,
@@ -336,7 +321,7 @@ class PCModule(SharedTables):
     ) -> tuple[Tensor, ...]:
         """The outputs of a call, before them its loss where there are targets, as autograd knows them."""
         tables = tables or self.tables(runtime)
-        by_name = {"params": tables[0], "buffers": tables[1], "inputs": inputs}
+        by_name = dict(zip(("params", "buffers", "inputs"), (*tables, inputs), strict=True))
         sources = [by_name[g.table].get(g.entry) for g in runtime.source.gradients]
         result: tuple[Tensor, ...] = Bridge.apply(self._predict, runtime, tables, inputs, targets, *sources)  # type: ignore[no-untyped-call]
         return result
@@ -357,10 +342,7 @@ class PCModule(SharedTables):
         """As `loss`, by another criterion: a program for that is compiled first."""
         named = dict(kwargs)
         runtime, tables, inputs = self._program(self._call(args, named), args, named, criterion, target)
-        loss, *outputs = self._step(runtime, tables, inputs, targets_of(target))
-        if runtime.interface.observations:
-            run_hooks(runtime.interface.observations, runtime.interface.shown(outputs, inputs))
-        return loss
+        return self._step(runtime, tables, inputs, targets_of(target))[0]
 
     # reading
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from pccompile.frontends.exported import Imported
-from pccompile.frontends.forward_hooks import HookRecord
+from pccompile.frontends.imported import Imported
 from pccompile.frontends.places import Place
 from pccompile.passes.activity import active
 from pccompile.runtime.loaded_program import Interface, Runtime
-from pccompile.runtime.model_state import ModelState
+from pccompile.runtime.model_state import ModelState, Tables
 
 STATES = 8
 """How many states of a model keep their programs; the one that was left longest ago goes first."""
@@ -36,6 +36,22 @@ class Captured:
     programs: dict[Any, Runtime] = field(default_factory=dict)
     recent: dict[Any, Runtime] = field(default_factory=dict)
 
+    def learning_flags(self, tables: Tables, inputs: Mapping[str, Tensor]) -> tuple[tuple[bool, ...], ...]:
+        """Which parameters, which inputs and which states require a gradient."""
+        origin = self.imported.graph.origin
+        return (
+            tuple(p.requires_grad for p in tables[0].values()),
+            tuple(t.requires_grad for t in inputs.values()),
+            tuple(tables[1][origin[name]].requires_grad for name in self.imported.places),
+        )
+
+    def wanted(self, params: Sequence[bool], inputs: Sequence[bool], states: Sequence[bool]) -> frozenset[str]:
+        """What a program computes gradients for, given those flags; all parameters where nothing is asked for."""
+        graph, names = self.imported.graph, self.interface.named(self.interface.inputs)
+        learnable = frozenset(p for p, type_ in graph.params.items() if type_.differentiable)
+        wanted = learnable.intersection(itertools.compress(graph.params, params))
+        wanted = wanted.union(itertools.compress(names, inputs), itertools.compress(self.imported.places, states))
+        return wanted if self.carries(wanted) else learnable or wanted  # nothing learns: only outputs are asked for
 
     def carries(self, wanted: frozenset[str]) -> bool:
         """Whether an error can flow from an output to one of `wanted`."""
@@ -82,10 +98,12 @@ class ProgramCache:
         held = next((s for s in self.states if s.holds()), None)
         return held or ModelState(model, self.written, self.observers)
 
-    def learn(self, hooks: HookRecord) -> None:
-        """Leave out of the state what hooks keep that run after the program, and attributes that only they write."""
-        self.observers = {**self.observers, **hooks.observers}
-        self.written |= hooks.written
+    def learn(self, imported: Imported) -> None:
+        """Leave out of the state what the program writes, and what hooks keep and write that run after it."""
+        if imported.hooks:
+            self.observers = {**self.observers, **imported.hooks.observers}
+            self.written |= imported.hooks.written
+        self.keep([s.place for s in imported.states])
 
     def keep(self, places: Sequence[Place]) -> None:
         """Leave attributes out of the state that programs write. Captures that took them for fixed are dropped."""

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError, Location
 from pccompile.frontends.counters import Advance
-from pccompile.frontends.exported import Imported
+from pccompile.frontends.imported import Imported
 from pccompile.frontends.model_tensors import tensor_at
 from pccompile.frontends.numbers import Read
 from pccompile.frontends.places import MISSING, leaves_of, same
@@ -79,6 +79,11 @@ class Writes:
     def __bool__(self) -> bool:
         return bool(self.imported.states or self.imported.writes or self.carried or self.changed)
 
+    @property
+    def results(self) -> int:
+        """How many of the outputs are the model's results."""
+        return len(self.imported.graph.outputs) - self.imported.graph.further
+
     def own(self, buffers: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`inputs`, those copied that a call changes in place: what reads them later reads what they were."""
         for name in self.imported.writes:
@@ -91,7 +96,7 @@ class Writes:
 
     def apply(
         self, model: nn.Module, buffers: Mapping[str, Tensor], inputs: Mapping[str, Tensor], outputs: Sequence[Tensor]
-    ) -> list[Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Write what a call has computed; its outputs, in which what was written in place is the tensor itself."""
         results, graph = list(outputs), self.imported.graph
         for name, value in self.imported.writes.items():
@@ -106,7 +111,7 @@ class Writes:
         values = [(s, self._values(s, model, outputs, sizes)) for s in self.imported.states]
         for state, leaves in values:
             _write(state, model, leaves)
-        return results
+        return tuple(results)
 
     def _values(self, state: State, model: nn.Module, outputs: Sequence[Tensor], sizes: Mapping[Any, int]) -> list[Any]:
         """The leaves that `state` has after the call."""

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from pccompile.diagnostics import CompileError
 from pccompile.driver import Options, import_model
 from pccompile.frontends.dynamo import Exportable, exportable
-from pccompile.frontends.exported import Imported
+from pccompile.frontends.imported import Imported
 from pccompile.passes.activity import active
 from pccompile.runtime.dynamo_notes import (
     guard_hooks,
