@@ -28,6 +28,8 @@ TWINS = {
 STATISTICS = torch.ops.aten._native_batch_norm_legit_functional.default
 NO_GRAD = "pccompile_no_grad"
 """Marks operations that change a value in place where gradients are off."""
+UNFOLLOWED = ("aten.einsum.default",)
+"""Operators that may return a view without saying so, also to torch's own functionalisation."""
 MAY_RETURN_INPUT = ("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "rrelu")
 
 
@@ -220,7 +222,13 @@ def functionalise(
     possible, written = (False, {}) if _vectorised(program.graph) else rename_in_place(program.graph)
     if possible:
         return program, _in_signature(program) | written
+    changed = {storage(target) for n in program.graph.nodes for target in mutated(n)}
     for n in program.graph.nodes:
+        if str(n.target) in UNFOLLOWED and sharing(n) and storage(n) in changed:
+            raise CompileError(
+                f"what {op_name(n.target)} returns as a view of its argument is changed in place, or its argument",
+                hint="use permute, or clone it",
+            )
         if n.meta.get(NO_GRAD) and not _is_plain_buffer(n, program, still):
             raise CompileError(
                 f"{op_name(n.target)} changes a part of a value in place where gradients are off",

@@ -33,6 +33,11 @@ def load(source: str, name: str) -> dict[str, Any]:
     return scope
 
 
+def layout(tensor: Tensor) -> tuple[int, ...]:
+    """The strides of a tensor; nothing for one whose entries lie side by side in their order."""
+    return () if tensor.is_contiguous() else tensor.stride()
+
+
 @dataclass
 class Interface:
     """How a model is called: which leaves of its arguments are tensors, and how its result is put together.
@@ -40,7 +45,8 @@ class Interface:
     `types` are the input types by name, `inputs` a name or None for each leaf of the arguments, `results` for each leaf
     of the result a position among the graph's outputs, or a constant; `numbers` are those leaves that the model returns
     as Python numbers. `unmet` says which condition on lengths does not hold. `observations` are hooks that run after
-    the program; they are shown what `results` has after the leaves of `out_spec`.
+    the program; they are shown what `results` has after the leaves of `out_spec`. `layouts` says how the inputs lie in
+    memory, where the model reads them so.
     """
 
     types: Mapping[str, TensorType]
@@ -52,6 +58,7 @@ class Interface:
     unmet: Callable[[Mapping[Any, int]], str]
     numbers: frozenset[int] = frozenset()
     observations: Sequence[Observation] = ()
+    layouts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, imported: Imported, leaves: Sequence[Any]) -> Interface:
@@ -63,7 +70,10 @@ class Interface:
         specs = imported.in_spec, imported.out_spec.child(0) if observations else imported.out_spec
         numbers = frozenset(i for i, o in enumerate(imported.outputs) if isinstance(o, Read))
         unmet = imported.typer.unmet
-        return cls(imported.graph.inputs, imported.inputs, constants, results, *specs, unmet, numbers, observations)
+        strided = any(n.op.startswith("aten.as_strided") for n in imported.graph.nodes)
+        layouts = {n: layout(t) for n, t in zip(imported.inputs, leaves, strict=True) if n is not None and strided}
+        own = constants, results, *specs, unmet, numbers, observations, layouts
+        return cls(imported.graph.inputs, imported.inputs, *own)
 
     def mismatch(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> str:
         """Why a call does not fit, in the model's own names; '' if it does. Takes the flattened `(args, kwargs)`."""
@@ -83,6 +93,8 @@ class Interface:
             for axis, (size, dim) in enumerate(zip(leaf.shape, type_.shape, strict=True)):
                 if size != (dim if isinstance(dim, int) else known.setdefault(dim, size)):
                     return f"input {name}: expected {dim} entries in dimension {axis} of {type_}, got {size}"
+            if self.layouts and layout(leaf) != self.layouts[name]:
+                return f"input {name}: it lies in memory in another order, which as_strided reads"
         condition = self.unmet({dim: size for dim, size in known.items() if not isinstance(dim, int)})
         return f"input lengths: expected {condition}, which the model's own branches decided on" if condition else ""
 
