@@ -46,7 +46,7 @@ MODELS: dict[str, Callable[[], Built]] = {
     "resnet50": lambda: resnet(50),
     "lstm 50 steps": lambda: lstm(50),
 }
-STAGES = ("export", "import", "canonicalise", "insert-vertices", "derive-rules", "schedule", "emit")
+STAGES = ("export", "import", "canonicalise", "insert-vertices", "derive-rules", "schedule", "emit", "check")
 
 
 def measured(name: str) -> dict[str, float]:

@@ -41,7 +41,7 @@ from pccompile.runtime.module import PCModule
 from pccompile.user_inputs import user_inputs
 from pccompile.writing import SEAL, check_replaceable, write_together
 
-HIDDEN = ("import-graph",)
+HIDDEN = ("import-graph", "check")
 """Stages whose result another stage has shown."""
 
 

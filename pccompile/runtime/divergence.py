@@ -66,11 +66,13 @@ def diagnosis(runtime: Runtime, params: Any, context: Any, clamped: Sequence[Ten
         present = [(v, e) for v in reversed(program.pc.names) if (e := errors[v]) is not None]
         return [v for v, e in present if not bool(e.isfinite().all())]
 
-    if not strangers(steps):
-        return f"{program.algorithm} inference gives gradients that are not finite, though all errors are"
     if first := strangers(0):
         return f"the error of {first[0]} is not finite before the first step: the model or its loss gives no number"
-    low, high = 0, steps
+    low, high = 0, min(1, steps)
+    while not strangers(high):  # most runs that diverge do so early
+        if high == steps:
+            return f"{program.algorithm} inference gives gradients that are not finite, though all errors are"
+        low, high = high, min(2 * high, steps)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if strangers(middle) else (middle, high)

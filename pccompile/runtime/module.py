@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.analysis.compare import Checked
 from pccompile.diagnostics import CompileError, ModelValueError, RuleError
-from pccompile.driver import CAPTURE, Compiled, Hook, Options, compile_imported, import_model
+from pccompile.driver import CAPTURE, Compiled, Hook, Options, Stages, compile_imported, import_model
 from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of
 from pccompile.frontends.imported import Imported, Locate
@@ -258,7 +258,9 @@ class PCModule(SharedTables):
         if not self._check or record:
             return runtime
         if loss is None:
-            runtime.checked = self_check(self.__dict__["model"], runtime, args, kwargs, self._run)
+            model: nn.Module = self.__dict__["model"]
+            stage = Stages(self._hook)
+            runtime.checked = stage("check", lambda: self_check(model, runtime, args, kwargs, self._run))
         else:
             runtime.checked = plain.checked
             check_loss(runtime, loss, outputs, target)
