@@ -64,12 +64,15 @@ def difference(name: str, found: Tensor | None, expected: Tensor | None) -> Diff
         return Difference(
             name, math.inf, math.nan, math.inf, _norm(b), note=f"{list(found.shape)} for {list(expected.shape)}"
         )
-    finite = b.isfinite()
-    note = "" if bool(finite.all()) else "not finite in the reference"
-    agreed = ~finite & ((a == b) | (a.isnan() & b.isnan()))
-    a, b = a.masked_fill(agreed, 0), b.masked_fill(agreed, 0)
-    delta = a - b
+    note, delta = "", a - b
     error, norm = _norm(delta), _norm(b)
+    if not (math.isfinite(error) and math.isfinite(norm)):
+        finite = b.isfinite()
+        note = "" if bool(finite.all()) else "not finite in the reference"
+        agreed = ~finite & ((a == b) | (a.isnan() & b.isnan()))
+        a, b = a.masked_fill(agreed, 0), b.masked_fill(agreed, 0)
+        delta = a - b
+        error, norm = _norm(delta), _norm(b)
     relative = (error / norm if norm else 0.0 if error == 0 else math.inf) if math.isfinite(error) else math.inf
     product = _norm(a) * norm
     cosine = float(torch.dot(a, b)) / product if product else math.nan
