@@ -33,6 +33,7 @@ lint: install
 
 bench: install  ## time and memory of a training gradient, as ratios to autograd; a tick of the netlist simulator
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/guards.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/netlist.py
 
 coverage: install  ## all suites of docs/coverage.md, anew

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -34,6 +35,8 @@ from pccompile.frontends.states import Trace
 
 AUTOCAST = "pccompile_autocast"
 """Where a program says under which autocast it was captured."""
+_exporting: list[int] = []
+"""The threads that capture a model now: at most one, as often as captures are nested."""
 HOOKS = "pccompile_hooks"
 """Where a program says what the hooks of the model did."""
 LEARNING = "pccompile_learning"
@@ -76,7 +79,11 @@ def export(
                     _unvalidated(),
                     _unmarked((args, named)),
                 ):
-                    program = torch.export.export(model, args, named, dynamic_shapes=attempts[0], strict=False)
+                    _exporting.append(threading.get_ident())
+                    try:
+                        program = torch.export.export(model, args, named, dynamic_shapes=attempts[0], strict=False)
+                    finally:
+                        _exporting.pop()
             except CompileError:
                 raise
             except Exception as e:
@@ -92,6 +99,11 @@ def export(
                 program.graph_module.meta[STATES] = trace.captured
                 return program
             places, uncounted = (*places, *trace.changed), uncounted | trace.miscounted
+
+
+def exported_elsewhere() -> bool:
+    """Whether it is another thread that captures a model now, which torch tells all threads alike."""
+    return bool(_exporting) and _exporting[-1] != threading.get_ident()
 
 
 def device_of(model: nn.Module, arguments: Any) -> str:

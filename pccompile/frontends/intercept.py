@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -32,9 +33,11 @@ class Captured:
 def author_gradients() -> Iterator[Captured]:
     """Within: custom autograd Functions are kept as operators, reentrant checkpoints run, hooks are refused."""
     apply, hook = torch.autograd.Function.__dict__["apply"], torch.Tensor.register_hook
-    noticed = Captured()
+    noticed, thread = Captured(), threading.get_ident()
 
     def keep(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return apply.__get__(None, cls)(*args, **kwargs)
         if cls is CheckpointFunction:
             noticed.learning = True
             return _run_checkpoint(*args)
@@ -44,6 +47,8 @@ def author_gradients() -> Iterator[Captured]:
         return record_call(cls, args)
 
     def refuse(self: torch.Tensor, function: Any) -> Any:
+        if threading.get_ident() != thread:
+            return hook(self, function)
         raise CompileError(
             "a hook on a value changes its gradient (Tensor.register_hook)",
             hint="write it as a custom autograd.Function, whose backward is compiled",

@@ -21,7 +21,7 @@ from pccompile.analysis.compare import Checked
 from pccompile.diagnostics import CompileError, ModelValueError, RuleError
 from pccompile.driver import CAPTURE, Compiled, Hook, Options, Stages, compile_imported, import_model
 from pccompile.frontends.autocast import current
-from pccompile.frontends.capture import device_of
+from pccompile.frontends.capture import device_of, exported_elsewhere
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.passes.carry_updates import carry_updates
 from pccompile.runtime.autograd_function import Bridge
@@ -290,7 +290,7 @@ class PCModule(SharedTables):
     @opaque
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns, with predictive coding as its backward pass; for torch.export, the model itself."""
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() and not exported_elsewhere():
             return self.__dict__["model"](*args, **kwargs)
         try:
             runtime, tables, inputs = self._program(self._call(args, kwargs), args, kwargs)
