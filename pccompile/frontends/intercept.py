@@ -32,7 +32,8 @@ class Captured:
 @contextmanager
 def author_gradients() -> Iterator[Captured]:
     """Within: custom autograd Functions are kept as operators, reentrant checkpoints run, hooks are refused."""
-    apply, hook = torch.autograd.Function.__dict__["apply"], torch.Tensor.register_hook
+    apply = torch.autograd.Function.__dict__["apply"]
+    hook: Callable[..., Any] = torch.Tensor.register_hook
     noticed, thread = Captured(), threading.get_ident()
 
     def keep(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
