@@ -300,7 +300,8 @@ def test_options_choose_the_algorithm(algorithm: str) -> None:
     def hook(stage: str, result: Any, seconds: float) -> None:
         texts.extend([result.text] if stage == "emit" else [])
 
-    _, compiled, _ = twins(printed, options={"algorithm": algorithm, "hook": hook})
+    options = {"algorithm": algorithm, "outside_loss": "linearise", "hook": hook}
+    _, compiled, _ = twins(printed, options=options)
     compiled(inputs()[0]).sum().backward()
     assert len(texts) == 2
     assert all(t.startswith(f'"""{algorithm} predictive coding') for t in texts)
