@@ -27,6 +27,7 @@ class Builder:
         self.wants: set[str] = set()
         self.reserved: set[str] = set()
         self.updates: dict[str, Ref] = {}
+        self._counts: dict[str, int] = {}
         self._known: dict[object, Ref] = {}
         self._made: dict[str, Node] = {}
 
@@ -75,10 +76,13 @@ class Builder:
 
     def _name(self, op: str) -> str:
         base = op.split(".")[1] if "." in op else op
-        name, count = f"{self.prefix}{base.strip('_')}", 1
+        base = f"{self.prefix}{base.strip('_')}"
+        count = self._counts.get(base, 1)
+        name = base if count == 1 else f"{base}_{count}"
         while name in self.types or name in self.reserved:
             count += 1
-            name = f"{self.prefix}{base.strip('_')}_{count}"
+            name = f"{base}_{count}"
+        self._counts[base] = count
         return name
 
     def get(self, tuple_: Ref, index: int) -> Ref:

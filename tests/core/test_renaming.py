@@ -23,7 +23,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "exact": {"algorithm": "exact"},
     "closed form": {"algorithm": "fixed-prediction", "steps": 4, "rate": 0.5, "lowering": "closed-form"},
     "relaxed": {"algorithm": "fixed-prediction", "steps": 4, "rate": 0.5, "lowering": "relax"},
-    "strict": {"algorithm": "strict", "steps": 3},
+    "strict": {"algorithm": "strict", "steps": 3, "outside_loss": "linearise"},
 }
 FAST = ("mlp_tanh", "mlp_prelu", "siamese", "heads")
 SLOW = (

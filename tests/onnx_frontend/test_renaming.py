@@ -40,7 +40,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "exact": {"algorithm": "exact"},
     "closed form": {"algorithm": "fixed-prediction", "steps": 3, "rate": 0.5, "lowering": "closed-form"},
     "relaxed": {"algorithm": "fixed-prediction", "steps": 3, "rate": 0.5, "lowering": "relax"},
-    "strict": {"algorithm": "strict", "steps": 2},
+    "strict": {"algorithm": "strict", "steps": 2, "outside_loss": "linearise"},
 }
 SETTINGS = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 
