@@ -121,7 +121,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def full_digits() -> Iterator[None]:
     """Within, products of float32 on a GPU are not rounded to TF32, which one kernel does and another does not."""
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn) if torch.cuda.is_available() else ()
     before = [b.allow_tf32 for b in backends]
     try:
         for b in backends:
