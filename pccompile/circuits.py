@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.backends.netlist import Lowerable, Netlist, NetlistOptions, build, has_circuit, with_probabilities
 from pccompile.diagnostics import Collector
-from pccompile.driver import Hook, Stages, _silent, import_model
+from pccompile.driver import Hook, Stages, import_model, silent
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.ir import Graph, Ref, live
 from pccompile.passes.activity import active
@@ -21,7 +21,7 @@ from pccompile.passes.every_place import every_place
 from pccompile.passes.simplify import simplify
 
 
-def simple_graph(imported: Imported, loss: str, hook: Hook = _silent) -> tuple[Graph, list[str], dict[str, str]]:
+def simple_graph(imported: Imported, loss: str, hook: Hook = silent) -> tuple[Graph, list[str], dict[str, str]]:
     """A model in operations that have circuits, as far as it can be brought there; its results and their softmax."""
     stage, typer = Stages(hook), imported.typer
     graph = stage("import-graph", lambda: imported.graph)
@@ -64,7 +64,7 @@ def lay_out(
     name: str = "",
 ) -> Circuitry:
     """The circuit of `model` for inputs of the shapes given. Raises CompileError with all that has no circuit."""
-    options, hook = options or NetlistOptions(), hook or _silent
+    options, hook = options or NetlistOptions(), hook or silent
     imported = import_model(model, args, kwargs, locate=locate, hook=hook, fixed=True)
     _refuse_states(imported)
     if options.input_errors:

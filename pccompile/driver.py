@@ -73,14 +73,15 @@ class Compiled:
     loss: Loss | None = None
 
 
-def _silent(stage: str, result: object, seconds: float) -> None:
+def silent(stage: str, result: object, seconds: float) -> None:
+    """A hook that says nothing."""
     del stage, result, seconds
 
 
 class Stages:
     """Runs stages one after another, checks what each makes, and tells the hook."""
 
-    def __init__(self, hook: Hook = _silent) -> None:
+    def __init__(self, hook: Hook = silent) -> None:
         self.hook = hook
 
     def __call__(self, name: str, run: Callable[[], Any]) -> Any:
@@ -104,7 +105,7 @@ def import_model(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     locate: Locate | None = None,
-    hook: Hook = _silent,
+    hook: Hook = silent,
     still: frozenset[int] = frozenset(),
     fixed: bool = False,
     places: tuple[Place, ...] = (),
@@ -119,7 +120,7 @@ def import_model(
         return stage("import", lambda: import_program(program, model, locate, still))  # type: ignore[no-any-return]
 
 
-def to_vertices(imported: Imported, granularity: str, hook: Hook = _silent) -> tuple[Graph, PCGraph]:
+def to_vertices(imported: Imported, granularity: str, hook: Hook = silent) -> tuple[Graph, PCGraph]:
     """The passes: canonical operations, then vertices, then their local rules."""
     stage, typer = Stages(hook), imported.typer
     graph = stage("import-graph", lambda: imported.graph)
@@ -131,7 +132,7 @@ def to_vertices(imported: Imported, granularity: str, hook: Hook = _silent) -> t
     return graph, stage("derive-rules", lambda: derive_rules(pc, typer))
 
 
-def schedule(pc: PCGraph, options: Options, hook: Hook = _silent) -> Program:
+def schedule(pc: PCGraph, options: Options, hook: Hook = silent) -> Program:
     """The program of the algorithm that `options` name. Raises CompileError for settings that it does not have."""
     make = ALGORITHMS[options.algorithm]
     settings = {k: v for k, v in options.settings.items() if v is not None}
@@ -145,7 +146,7 @@ def schedule(pc: PCGraph, options: Options, hook: Hook = _silent) -> Program:
 
 
 def compile_imported(
-    imported: Imported, options: Options, loss: Loss | None = None, record: bool = False, hook: Hook = _silent
+    imported: Imported, options: Options, loss: Loss | None = None, record: bool = False, hook: Hook = silent
 ) -> Compiled:
     """An imported model all the way to source."""
     granularity = options.granularity or GRANULARITY[options.algorithm]

@@ -6,7 +6,6 @@ whatever listens to autograd (optimizers, DistributedDataParallel's hooks, clipp
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.analysis.compare import Checked
 from pccompile.diagnostics import CompileError, ModelValueError, RuleError
-from pccompile.driver import CAPTURE, Compiled, Hook, Options, Stages, compile_imported, import_model
+from pccompile.driver import CAPTURE, Compiled, Hook, Options, Stages, compile_imported, import_model, silent
 from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of, exported_elsewhere
 from pccompile.frontends.imported import Imported, Locate
@@ -32,7 +31,7 @@ from pccompile.runtime.losses import compile_loss, means_over_batch, targets_of
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.program_cache import Captured, ProgramCache, learning
 from pccompile.runtime.self_check import check_loss, self_check
-from pccompile.runtime.shared_tables import TABLES, SharedTables
+from pccompile.runtime.shared_tables import SharedTables
 from pccompile.runtime.states import Writes, fits, refuse_moving
 
 if TYPE_CHECKING:
@@ -70,29 +69,16 @@ class PCModule(SharedTables):
         self._share(model)
         self.options, self.criterion = options, loss
         self._dynamic_shapes, self._locate, self._recapture = dynamic_shapes, locate, recapture
-        self._hook: Hook = hook or (lambda stage, result, seconds: None)
+        self._hook: Hook = hook or silent
         self._cache = ProgramCache()
         self._last: Runtime | None = None
         self._fixed, self._check = False, check
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> PCModule:
-        twin = self.__new__(type(self))
-        memo[id(self)] = twin
-        nn.Module.__init__(twin)
-        twin.__dict__.update({k: v for k, v in self.__dict__.items() if k not in TABLES and k != "model"})
-        twin._cache, twin._last = ProgramCache(), None
-        twin._share(copy.deepcopy(self.__dict__["model"], memo))
-        return twin
+    def _anew(self) -> dict[str, Any]:
+        return {"_cache": ProgramCache(), "_last": None}
 
     def __getstate__(self) -> dict[str, Any]:
-        hidden: dict[str, Any] = {"_cache": ProgramCache(), "_last": None, "_hook": None}
-        return {k: hidden.get(k, v) for k, v in self.__dict__.items() if k not in TABLES}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(state)
-        self._hook = lambda stage, result, seconds: None
-        self._share(state["model"])
+        return {**super().__getstate__(), "_hook": silent}
 
     # compiling
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,6 +25,27 @@ class SharedTables(nn.Module):
         self.__dict__["model"].train(mode)
         self.training = mode
         return self
+
+    def _anew(self) -> dict[str, Any]:
+        """Attributes that a copy does not take over, as they are in a new module."""
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = self.__new__(type(self))
+        memo[id(self)] = twin
+        nn.Module.__init__(twin)
+        own = {k: v for k, v in self.__dict__.items() if k not in TABLES and k != "model"}
+        twin.__dict__.update(own | self._anew())
+        twin._share(copy.deepcopy(self.__dict__["model"], memo))
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in TABLES} | self._anew()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(state)
+        self._share(state["model"])
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, Tensor) and "model" in self.__dict__:
