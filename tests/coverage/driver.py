@@ -73,13 +73,6 @@ SEED = 7
 """Of the samples that are run always."""
 
 
-def again(suite: str, names: Sequence[str]) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-    """What the table says of these cases, and what they come to now: name, kind, status, samples that pass, samples."""
-    said, now = ([(r.name, r.kind, r.status, r.passed, r.total) for r in rows if r.name in names]
-                 for rows in (table(suite), DRIVER.run(suite, names)))  # fmt: skip
-    return sorted(said), sorted(now)
-
-
 def today() -> int:
     """A seed that changes every day, for the long suites."""
     return int(time.time() // 86400)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from coverage.driver import DRIVER, ROOT, SEED, again, fallen, recorded, sampled, table
+from coverage.driver import DRIVER, ROOT, SEED, broken, fallen, recorded, sampled, table
 
 
 @pytest.mark.parametrize("suite", recorded())
@@ -18,10 +18,8 @@ def test_no_gradient_is_wrong(suite: str, kinds: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("suite", recorded())
 def test_a_part_of_the_table_comes_out_again(suite: str) -> None:
-    """Cases that do not pass are among them: a table may not be better than what it is about, nor worse."""
-    said, now = again(suite, sampled(suite, 5, SEED + 1))
-    assert said
-    assert now == said
+    """What the table says passes does, in a few cases that are drawn by a fixed seed."""
+    assert not broken(suite, sampled(suite, 5, SEED + 1))
 
 
 def test_the_document_is_what_the_tables_generate() -> None:
