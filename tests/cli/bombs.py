@@ -115,6 +115,10 @@ def image(node: onnx.NodeProto, *weights: onnx.TensorProto) -> onnx.ModelProto:
     return model([node], weights, sizes=(1, 1, 4, 4))
 
 
+def kernel(width: int, dtype: object = np.float32) -> onnx.TensorProto:
+    return array("w", np.ones((1, 1, width, width)), dtype)
+
+
 def tree(**more: object) -> onnx.ModelProto:
     given = {"n_targets": 1, "nodes_treeids": [0], "nodes_nodeids": [0], "nodes_featureids": [0],
                  "nodes_values": [0.0], "nodes_modes": ["LEAF"], "nodes_truenodeids": [0], "nodes_falsenodeids": [0],
@@ -227,6 +231,16 @@ BOMBS: dict[str, Callable[[], onnx.ModelProto]] = {
     "functions in a circle": lambda: functions(5, lambda i: [f"F{(i + 1) % 5}"]),
     "skipping": lambda: tokens(max_skip_count=2**40, ngram_indexes=[2**40]),
     "long grams": lambda: tokens(max_gram_length=2**40, ngram_indexes=[2**33]),
+    "grams before the pool": lambda: tokens(ngram_counts=[-(2**63)]),
+    "grams before one another": lambda: tokens(ngram_counts=[0, 2**62, -(2**62), 2**62]),
+    "grams beyond the pool": lambda: tokens(ngram_counts=[2**62]),
+    "a kernel larger than its weights": lambda: image(
+        N("Conv", ["x", "w"], ["y"], kernel_shape=[HUGE, 3], pads=[1] * 4), kernel(3)),
+    "a transposed kernel larger than its weights": lambda: image(
+        N("ConvTranspose", ["x", "w"], ["y"], kernel_shape=[3, HUGE]), kernel(3)),
+    "an integer kernel larger than its weights": lambda: model(
+        [N("ConvInteger", ["x", "w"], ["i"], kernel_shape=[HUGE, 3]), N("Cast", ["i"], ["y"], to=T.FLOAT)],
+        [kernel(3, np.uint8)], sizes=(1, 1, 4, 4), kind=T.UINT8),
     "targets": lambda: tree(n_targets=2**40),
     "input": lambda: model([N("Relu", ["x"], ["y"])], sizes=(2**20, 2**20)),
     "input of sizes that vary": lambda: model([N("Relu", ["x"], ["y"])], sizes=(2**31, "n")),

@@ -43,6 +43,15 @@ def bordered(x: Tensor, pads: list[tuple[Any, Any]], value: float = 0.0) -> tupl
     return F.pad(x, flat, value=value), [0] * len(pads)
 
 
+def window(node: Node, weight: Tensor) -> list[int]:
+    """The spatial sizes of a kernel. Raises CompileError where the node says others."""
+    sizes = list(weight.shape[2:])
+    said = node.get("kernel_shape") or sizes
+    if list(said) != sizes:
+        raise CompileError(f"kernel_shape {said} of {node.op_type} is not that of its weights, {sizes}", node.location)
+    return sizes
+
+
 @operator("Conv", weights=(1, 2))
 def conv(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The convolution, grouped, dilated and padded as asked."""
@@ -51,7 +60,7 @@ def conv(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
         raise CompileError(f"Conv in {rank} dimensions; torch has 1 to 3", node.location)
     stride = node.get("strides") or [1] * rank
     dilation = node.get("dilations") or [1] * rank
-    x, pads = bordered(x, padding(node, x, list(weight.shape[2:]), stride, dilation))
+    x, pads = bordered(x, padding(node, x, window(node, weight), stride, dilation))
     return CONVOLUTIONS[rank](x, weight, bias, stride, pads, dilation, node.get("group", 1))
 
 
@@ -64,7 +73,7 @@ def conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = 
     stride = node.get("strides") or [1] * rank
     dilation = node.get("dilations") or [1] * rank
     extra = node.get("output_padding") or [0] * rank
-    pads = transposed_padding(node, x, list(weight.shape[2:]), stride, dilation, extra)
+    pads = transposed_padding(node, x, window(node, weight), stride, dilation, extra)
     group = node.get("group", 1)
     symmetric = all(before == after >= 0 for before, after in pads)
     if symmetric and all(e < max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
@@ -133,7 +142,7 @@ def deform_conv(
     if x.dim() != 4:
         raise CompileError("DeformConv in other than 2 dimensions", node.location)
     batch, channels, height, width = x.shape
-    out_channels, _, kernel_height, kernel_width = weight.shape
+    out_channels, (kernel_height, kernel_width) = weight.shape[0], window(node, weight)
     stride, dilation = node.get("strides") or [1, 1], node.get("dilations") or [1, 1]
     pads, groups, parts = node.get("pads") or [0] * 4, node.get("group", 1), node.get("offset_group", 1)
     rows, columns = offset.shape[2:]

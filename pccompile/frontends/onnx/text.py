@@ -113,9 +113,11 @@ def tf_idf(node: Node, x: Value) -> Tensor:
 
 
 def pool(node: Node) -> list[tuple[Hashable, ...]]:
-    """The n-grams that are counted, shorter ones first as the node lists them."""
+    """The n-grams that are counted, shorter ones first as the node lists them. Raises CompileError for wrong starts."""
     flat = list(node.get("pool_int64s") or node.get("pool_strings") or ())
     starts = [*node.get("ngram_counts"), len(flat)]
+    if starts != sorted(starts) or starts[0] < 0:
+        raise CompileError("ngram_counts of TfIdfVectorizer are places in its pool, in ascending order")
     return [
         tuple(flat[i : i + n])
         for n, (first, last) in enumerate(itertools.pairwise(starts), start=1)
