@@ -16,18 +16,21 @@ from torch import fx
 
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.functional import NO_GRAD, mutated, sharing, storage
-from pccompile.ops.functions import stop_gradient
-from pccompile.ops.trace import AS_STRIDED
+from pccompile.ops.functions import overwritten, stop_gradient
+from pccompile.ops.trace import AS_STRIDED, own_strides
 
 DIAGONAL, FILL = torch.ops.aten.diagonal.default, torch.ops.aten.fill_.Scalar
 FILL_DIAGONAL, PERMUTE = torch.ops.aten.fill_diagonal_.default, torch.ops.aten.permute.default
 NARROW = torch.ops.aten.narrow.default
+SCATTER, WHERE = torch.ops.aten.as_strided_scatter.default, torch.ops.aten.where.self
+ZEROS, ONES = torch.ops.aten.zeros_like.default, torch.ops.aten.ones_like.default
 
 
 def settle_memory(graph: fx.Graph) -> None:
     """Make plain what a program says about memory. Raises CompileError where it cannot be said without strides."""
     follow_detached(graph)
     spell_diagonals(graph)
+    spell_scatters(graph)
     count_from_start(graph)
 
 
@@ -47,6 +50,29 @@ def spell_diagonals(graph: fx.Graph) -> None:
                 view(graph, n, FILL, diagonal, number)
         n.replace_all_uses_with(source)
         graph.erase_node(n)
+
+
+def spell_scatters(graph: fx.Graph) -> None:
+    """Give `as_strided_scatter`, where a model calls it itself, the derivative that torch has for it.
+
+    Autograd sends an error to the entries that are written over, and to no others. What a model writes in place through
+    strides becomes the same operator later, and is no concern of this.
+    """
+    for n in [n for n in graph.nodes if n.target is SCATTER]:
+        try:
+            whole, part, *place = own_strides(n)
+        except NotImplementedError:
+            continue  # it is refused where it is read
+        with graph.inserting_after(n):
+            value = graph.call_function(overwritten())
+        value.meta = dict(n.meta)
+        with graph.inserting_before(value):
+            none, ones = view(graph, n, ZEROS, whole), view(graph, n, ONES, part)
+            written = view(graph, n, torch.ops.aten.ne.Scalar, view(graph, n, SCATTER, none, ones, *place), 0)
+            taught = view(graph, n, WHERE, written, whole, none)
+            taught = view(graph, n, torch.ops.aten.add.Tensor, taught, view(graph, n, SCATTER, none, part, *place))
+        n.replace_all_uses_with(value)
+        value.args = (taught, n)
 
 
 def _blocks(graph: fx.Graph, source: fx.Node, value: torch.Tensor, wrap: bool) -> list[fx.Node]:

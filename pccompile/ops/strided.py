@@ -52,6 +52,7 @@ def strided_scatter(x, src, size, stride, offset):
 
 
 def _write(b: Builder, n: Node, e: Ref) -> dict[str, Message]:
+    """Of a write in place. torch's own rule for the operator is another, and written where a model calls that."""
     place = [n[p] for p in PLACE]
     return {
         "self": b(n.op, e, b.zeros(b.type(n["src"])), *place) if n["self"] in b.wants else None,
@@ -69,7 +70,6 @@ define(
             f"{t['storage_offset'] if a['storage_offset'] is not None else 0})"
         ),
         helper=SCATTER,
-        misjudged="torch's derivative of as_strided_scatter sends an error to the entries that were written over",
         samples=(
             lambda: (
                 torch.randn(4, 6, dtype=torch.float64),

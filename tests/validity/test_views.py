@@ -134,6 +134,28 @@ def test_chains_of_views_that_are_written_into(seed: int) -> None:
     compare(then(*(write(*p) for p in plan)))
 
 
+def _among_writes(h: Tensor, x: Tensor) -> Tensor:
+    h.as_strided((3,), (2,)).mul_(1.5)
+    y = torch.as_strided_scatter(h, x[0, :4].view(2, 2), (2, 2), (6, 1), 3)
+    y.as_strided((2,), (7,), 1).copy_(x[1, :2])
+    return h * y
+
+
+SCATTERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "apart": lambda h, x: torch.as_strided_scatter(h, x[:2, :2], (2, 2), (7, 2)),
+    "overlapping": lambda h, x: torch.as_strided_scatter(h, x[:3, :4], (3, 4), (1, 2), 4),
+    "named": lambda h, x: torch.as_strided_scatter(input=h, src=h[0, :2], size=(2,), stride=(6,), storage_offset=1),
+    "of a function": lambda h, x: torch.as_strided_scatter(h.exp(), h[1:3].tanh(), (2, 6), (6, 1), 6),
+    "infinities": lambda h, x: torch.as_strided_scatter(h, torch.full_like(x[0], torch.inf), (6,), (1,)).sigmoid(),
+    "among writes": _among_writes,
+}
+
+
+@pytest.mark.parametrize("run", SCATTERS.values(), ids=SCATTERS)
+def test_a_scatter_at_strides_has_the_derivative_that_autograd_has_for_it(run: Callable[..., Tensor]) -> None:
+    compare(run)
+
+
 REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Any], str]] = {
     "between entries": (lambda h, x: h[:, 1:3].as_strided((3, 3), (6, 1)), "as_strided reads memory between"),
     "before entries": (lambda h, x: h[1:].as_strided((3, 3), (6, 1), 0), "as_strided reads memory between"),
