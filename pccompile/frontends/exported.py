@@ -20,6 +20,7 @@ from pccompile.frontends.capture import AUTOCAST, HOOKS, LEARNING, STATES
 from pccompile.frontends.control import CONTROL, Nested
 from pccompile.frontends.functional import functionalise, name_dtypes, op_name
 from pccompile.frontends.imported import Imported, Locate
+from pccompile.frontends.memory import counts_from_memory
 from pccompile.frontends.model_tensors import ModelTensors
 from pccompile.frontends.numbers import Read, is_read, number, only_asserted, with_operands
 from pccompile.frontends.regions import inline_regions
@@ -46,11 +47,13 @@ def import_program(
     """
     captured = program.graph_module.meta.get(STATES) or Captured()
     write_casts(program.graph_module, program.graph_module.meta.get(AUTOCAST))
+    absolute = any(counts_from_memory(m.graph) for m in program.graph_module.modules() if isinstance(m, fx.GraphModule))
     inline_regions(program)
     learning, hooks = bool(program.graph_module.meta.get(LEARNING)), program.graph_module.meta.get(HOOKS)
     name_dtypes(program.graph)
     program, written = functionalise(program, still)
-    return replace(_Importer(program, model, locate, captured).run(written), learning=learning, hooks=hooks)
+    imported = _Importer(program, model, locate, captured).run(written)
+    return replace(imported, learning=learning, hooks=hooks, absolute=absolute)
 
 
 class _Importer:
@@ -285,20 +288,28 @@ class _Importer:
         if n.target not in STRIDED:
             return n.args
         try:
-            return own_strides(n)
+            arguments = own_strides(n)
         except NotImplementedError as e:
             self.problems.add(str(e), self._where(n), "write it with slices, reshape or unfold")
             return n.args
+        if isinstance(arguments[-1], torch.SymInt) and self._unknown(arguments[-1]):
+            what = "as_strided counts from where the memory of a tensor starts, which is within that of another"
+            self.problems.add(what, self._where(n), "leave out storage_offset, or give the model a clone of its input")
+        return arguments
 
     def _size(self, n: fx.Node, value: Any) -> None:
         if isinstance(value, int | float | bool):
             self.env[n] = value
             return
         expr = value.node.expr.xreplace(self.typer.names)
-        unknown = {str(s) for s in expr.free_symbols} - set(self.dims)
-        if unknown and not only_asserted(n):
+        if self._unknown(value) and not only_asserted(n):
             self._refuse_number(n)
         self.env[n] = expr if not expr.is_Integer else int(expr)
+
+    def _unknown(self, value: Any) -> bool:
+        """Whether a number depends on others than the lengths of inputs."""
+        symbols = value.node.expr.xreplace(self.typer.names).free_symbols
+        return bool({str(s) for s in symbols} - set(self.dims))
 
     def _refuse_number(self, n: fx.Node) -> None:
         self.problems.add(

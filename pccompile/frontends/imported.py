@@ -29,7 +29,8 @@ class Imported:
     the last values of inputs that the model changes in place, and `states` the attributes that it writes; both are
     among the graph's outputs. `learning`: it depends on which tensors require a gradient. `constants` are those of the
     graph's tensors that have no place in the model. `hooks` are those that run after the program, and what they are
-    shown. `lifted` are those of the graph's buffers that lie in plain attributes which are states.
+    shown. `lifted` are those of the graph's buffers that lie in plain attributes which are states. `absolute`: it
+    reads places that are counted from where the memory of an input starts.
     """
 
     graph: Graph
@@ -45,6 +46,7 @@ class Imported:
     hooks: HookRecord | None = None
     states: tuple[State, ...] = ()
     lifted: frozenset[str] = frozenset()
+    absolute: bool = False
 
     @functools.cached_property
     def places(self) -> dict[str, tuple[Place, int]]:

@@ -34,6 +34,18 @@ def settle_memory(graph: fx.Graph) -> None:
     count_from_start(graph)
 
 
+def counts_from_memory(graph: fx.Graph) -> bool:
+    """Whether a graph reads or writes places in an input that are counted from where the input's memory starts."""
+    inputs = {storage(n) for n in graph.nodes if n.op == "placeholder"} - {None}
+    return any(storage(n.args[0]) in inputs for n in graph.nodes if "as_strided" in str(n.target) and _is_placed(n))
+
+
+def _is_placed(n: fx.Node) -> bool:
+    """Whether an operator of strides is told an offset."""
+    arguments = dict(zip((a.name for a in n.target._schema.arguments), n.args, strict=False)) | n.kwargs  # type: ignore[union-attr]
+    return isinstance(n.args[0], fx.Node) and arguments.get("storage_offset") is not None
+
+
 def spell_diagonals(graph: fx.Graph) -> None:
     """Write `fill_diagonal_` as a fill of diagonals, which are views that know of no strides."""
     for n in list(graph.nodes):

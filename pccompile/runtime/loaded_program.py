@@ -33,9 +33,13 @@ def load(source: str, name: str) -> dict[str, Any]:
     return scope
 
 
-def layout(tensor: Tensor) -> tuple[int, ...]:
-    """The strides of a tensor; nothing for one whose entries lie side by side in their order."""
-    return () if tensor.is_contiguous() else tensor.stride()
+def layout(tensor: Tensor, absolute: bool) -> tuple[int, ...]:
+    """The strides of a tensor, nothing for one whose entries lie side by side in their order.
+
+    absolute: and after them, where in its memory it starts.
+    """
+    strides = () if tensor.is_contiguous() else tensor.stride()
+    return (*strides, int(tensor.storage_offset())) if absolute else strides
 
 
 @dataclass
@@ -46,7 +50,7 @@ class Interface:
     of the result a position among the graph's outputs, or a constant; `numbers` are those leaves that the model returns
     as Python numbers. `unmet` says which condition on lengths does not hold. `observations` are hooks that run after
     the program; they are shown what `results` has after the leaves of `out_spec`. `layouts` says how the inputs lie in
-    memory, where the model reads them so.
+    memory, where the model reads them so; `absolute`: and where in it they start.
     """
 
     types: Mapping[str, TensorType]
@@ -59,6 +63,7 @@ class Interface:
     numbers: frozenset[int] = frozenset()
     observations: Sequence[Observation] = ()
     layouts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    absolute: bool = False
 
     @classmethod
     def of(cls, imported: Imported, leaves: Sequence[Any]) -> Interface:
@@ -71,8 +76,9 @@ class Interface:
         numbers = frozenset(i for i, o in enumerate(imported.outputs) if isinstance(o, Read))
         unmet = imported.typer.unmet
         strided = any(n.op.startswith("aten.as_strided") for n in imported.graph.nodes)
-        layouts = {n: layout(t) for n, t in zip(imported.inputs, leaves, strict=True) if n is not None and strided}
-        own = constants, results, *specs, unmet, numbers, observations, layouts
+        named = {n: t for n, t in zip(imported.inputs, leaves, strict=True) if n is not None and strided}
+        layouts = {n: layout(t, imported.absolute) for n, t in named.items()}
+        own = constants, results, *specs, unmet, numbers, observations, layouts, imported.absolute
         return cls(imported.graph.inputs, imported.inputs, *own)
 
     def mismatch(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> str:
@@ -93,7 +99,7 @@ class Interface:
             for axis, (size, dim) in enumerate(zip(leaf.shape, type_.shape, strict=True)):
                 if size != (dim if isinstance(dim, int) else known.setdefault(dim, size)):
                     return f"input {name}: expected {dim} entries in dimension {axis} of {type_}, got {size}"
-            if self.layouts and layout(leaf) != self.layouts[name]:
+            if self.layouts and layout(leaf, self.absolute) != self.layouts[name]:
                 return f"input {name}: it lies in memory in another order, which as_strided reads"
         condition = self.unmet({dim: size for dim, size in known.items() if not isinstance(dim, int)})
         return f"input lengths: expected {condition}, which the model's own branches decided on" if condition else ""

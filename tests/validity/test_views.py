@@ -177,3 +177,25 @@ def test_an_input_that_lies_in_another_order_is_read_in_that_order() -> None:
     turned = x.t().contiguous().t()
     torch.testing.assert_close(pc(x), model(x))
     torch.testing.assert_close(pc(turned), model(turned))
+
+
+@pytest.mark.parametrize("offset", [None, 0, 2, 7])
+def test_what_is_counted_from_the_start_of_an_input_s_memory_is_never_read_elsewhere(offset: int | None) -> None:
+    """Where the input is a part of another tensor, autograd's values or a refusal."""
+
+    class Placed(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.as_strided((2, 2), (1, 2), offset) * self.weight
+
+    model = Placed(1, 1).double()
+    memory = torch.randn(20, dtype=torch.float64)
+    pc = pccompile.compile(model, (memory[:12].clone(),))
+    refused = []
+    for start in (0, 2, 3):
+        x = memory[start : start + 12]
+        try:
+            torch.testing.assert_close(pc(x), model(x))
+        except CompileError as error:
+            refused.append((start, str(error)))
+    assert all(start and ("as_strided" in line or "differ from eager torch" in line) for start, line in refused)
+    assert offset is not None or not refused
