@@ -25,7 +25,7 @@ from pccompile.ops import OPS
 from pccompile.runtime.fault_location import Fault, first_fault, reference_values
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.losses import targets_of
-from pccompile.runtime.trial_run import Draws, fresh, streams, untouched
+from pccompile.runtime.trial_run import Change, Draws, Jitter, fresh, replaced, streams, untouched
 
 BUDGET = 4 * 2**30
 """Bytes that a check may add to what training takes: a second set of gradients, and copies of buffers."""
@@ -43,7 +43,6 @@ HARMLESS = ("torch.nn.utils.", "torch.export.", "torch._export.")
 """Where hooks come from that only compute a parameter or look at the arguments."""
 REPORT = "please report it, or change the model there; check=False compiles without this comparison"
 
-Change = Callable[[Tensor], Tensor]
 Run = Callable[[Runtime, dict[str, Tensor]], Sequence[Tensor]]
 """Runs a program on tensors by name, as a part of autograd."""
 
@@ -217,20 +216,19 @@ class _Check:
     def run(self) -> Checked:
         """The record of the comparison. Raises CompileError where it fails, _NotRun where there is none."""
         notes: list[str] = []
-        expected, found = self.both()
+        expected, compared = self.compared()
         if self.misjudged:
             notes.append(f"gradients were not compared with eager torch's: {self.misjudged}")
         if self.reference != self.eager:
             notes.append("compared with its captured operations: the model itself would have run its hooks once more")
-        differing = self.differing(expected, found)
+        differing = self.differing(expected, compared)
         if differing and self.random:
             self.alone = True
-            expected, found = self.both()
-            differing = self.differing(expected, found)
+            expected, compared = self.compared()
+            differing = self.differing(expected, compared)
             notes.append("random numbers are drawn in another order than in eager torch: compared draw by draw")
         if differing:
             notes += self.dispute(expected, differing)
-        compared = self.differences(expected, found)
         gradients = [d for d in compared if d.name in expected.gradients]
         zero = tuple(d.name for d in gradients if d.norm == 0 and not d.note)
         if zero:
@@ -238,8 +236,11 @@ class _Check:
         worst = max((d.relative_error for d in compared), default=0.0)
         return Checked(len(expected.outputs), len(gradients), worst, zero, tuple(notes))
 
-    def both(self, change: Change | None = None) -> tuple[Results, Results]:
-        """What is expected and what the program gives. Zeros are as good as no gradient, where the program has none."""
+    def compared(self, change: Change | None = None) -> tuple[Results, list[Difference]]:
+        """What is expected, and what the program gives against it.
+
+        Zeros are as good as no gradient, where the program has none.
+        """
         expected, found = self.reference(change), self.program(change)
 
         def as_found(key: str, gradient: Tensor | None) -> Tensor | None:
@@ -247,7 +248,11 @@ class _Check:
             return None if absent and not bool(torch.as_tensor(gradient).any()) else gradient
 
         gradients = {} if self.misjudged else {k: as_found(k, g) for k, g in expected.gradients.items()}
-        return replace(expected, gradients=gradients), found
+        expected = replace(expected, gradients=gradients)
+        if len(found.outputs) != len(expected.outputs):
+            what = f"the program returns {len(found.outputs)} tensors and the model {len(expected.outputs)}"
+            raise CompileError(what, hint=REPORT)
+        return expected, self.differences(expected, found)
 
     def differences(self, expected: Results, found: Results) -> list[Difference]:
         """Everything that was computed against what it should be."""
@@ -265,13 +270,9 @@ class _Check:
         pc = self.compiled.pc
         return {pc.graph.origin[name] if name in pc.graph.params else f"input {name}" for name in pc.decided}
 
-    def differing(self, expected: Results, found: Results) -> list[Difference]:
+    def differing(self, expected: Results, compared: Sequence[Difference]) -> list[Difference]:
         """What differs by more than rounding does in any network."""
-        if len(found.outputs) != len(expected.outputs):
-            what = f"the program returns {len(found.outputs)} tensors and the model {len(expected.outputs)}"
-            raise CompileError(what, hint=REPORT)
         limit = TOLERANCE[self.dtype]
-        compared = self.differences(expected, found)
         largest = max((d.norm for d in compared if d.name in expected.gradients), default=0.0)
         nothing = max(NOTHING * limit * largest, 16 * torch.finfo(self.dtype).tiny)
         return [d for d in compared if not (d.relative_error <= limit or error(d) <= nothing)]
@@ -301,8 +302,8 @@ class _Check:
     def differs_elsewhere(self) -> bool:
         """Whether the program differs at other weights and inputs too, where no kink is."""
         for seed in range(2):
-            expected, found = self.both(Jitter(seed, ELSEWHERE))
-            differing = self.differing(expected, found)
+            expected, compared = self.compared(Jitter(seed, ELSEWHERE))
+            differing = self.differing(expected, compared)
             spread = self.spread(expected, ELSEWHERE, seed) if differing else {}
             if all(error(d) <= TIMES * spread.get(d.name, 0.0) for d in differing):
                 return False
@@ -339,35 +340,6 @@ def random_errors(outputs: Sequence[Tensor]) -> list[Tensor | None]:
         else None
         for o in outputs
     ]
-
-
-class Jitter:
-    """Changes each number by a random part of itself, at most `size`, and then by another of at most `more`."""
-
-    def __init__(self, seed: int, size: float, then: int = 0, more: float = 0.0) -> None:
-        self.steps = [(torch.Generator().manual_seed(seed), size), (torch.Generator().manual_seed(100 + then), more)]
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        """`tensor`, changed."""
-        if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.layout is not torch.strided:
-            return tensor
-        moved = tensor.detach()
-        for generator, size in self.steps:
-            part = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device) * 2 - 1
-            moved = (moved * (1 + size * part)).to(tensor.dtype)
-        return moved.requires_grad_(tensor.requires_grad)
-
-
-def replaced(model: nn.Module, learning: Mapping[str, Tensor], change: Change) -> dict[str, Tensor]:
-    """What learns, once every parameter of `model` has been replaced by a changed one."""
-    twins: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, p in module._parameters.items():
-            if p is not None:
-                if id(p) not in twins:
-                    twins[id(p)] = nn.Parameter(change(p.detach()), requires_grad=p.requires_grad)
-                module._parameters[name] = twins[id(p)]
-    return {k: twins.get(id(p), p) for k, p in learning.items()}
 
 
 def refusal(differing: Sequence[Difference], fault: Fault | None) -> CompileError:

@@ -7,7 +7,7 @@ import dataclasses
 import random
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+Change = Callable[[Tensor], Tensor]
 SEED = 20
 """The seed of trial runs: two of them draw the same numbers."""
 
@@ -181,6 +182,35 @@ def _writable(tensor: Tensor) -> Tensor:
     if tensor.layout is not torch.strided or spread:
         return tensor.clone()
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+class Jitter:
+    """Changes each number by a random part of itself, at most `size`, and then by another of at most `more`."""
+
+    def __init__(self, seed: int, size: float, then: int = 0, more: float = 0.0) -> None:
+        self.steps = [(torch.Generator().manual_seed(seed), size), (torch.Generator().manual_seed(100 + then), more)]
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """`tensor`, changed."""
+        if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.layout is not torch.strided:
+            return tensor
+        moved = tensor.detach()
+        for generator, size in self.steps:
+            part = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device) * 2 - 1
+            moved = (moved * (1 + size * part)).to(tensor.dtype)
+        return moved.requires_grad_(tensor.requires_grad)
+
+
+def replaced(model: nn.Module, learning: Mapping[str, Tensor], change: Change) -> dict[str, Tensor]:
+    """What learns, once every parameter of `model` has been replaced by a changed one."""
+    twins: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                if id(p) not in twins:
+                    twins[id(p)] = nn.Parameter(change(p.detach()), requires_grad=p.requires_grad)
+                module._parameters[name] = twins[id(p)]
+    return {k: twins.get(id(p), p) for k, p in learning.items()}
 
 
 class Draws(TorchDispatchMode):
