@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from pccompile.algorithms import ALGORITHMS, GRANULARITY
@@ -29,7 +31,7 @@ Hook = Callable[[str, object, float], None]
 """Called after each stage with its name, its result and the seconds of CPU that it took."""
 
 
-CAPTURE = threading.RLock()
+_CAPTURE = threading.RLock()
 """Held while a model is captured and compiled: torch.export and what is patched for it are one for all threads."""
 LOSSES_OUTSIDE = ("refuse", "linearise")
 """A loss of an algorithm's outputs is refused where inference needs it, or clamps them by its linearisation."""
@@ -99,6 +101,18 @@ class Stages:
         return result
 
 
+@contextmanager
+def capturing() -> Iterator[None]:
+    """Within: a model may be captured and compiled, by one thread at a time.
+
+    torch.inference_mode is left, and not torch.no_grad: no gradient could ever pass the tensors that a program keeps.
+    """
+    with _CAPTURE:
+        learns = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(learns):
+            yield
+
+
 def import_model(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -115,7 +129,7 @@ def import_model(
     Raises CompileError where it cannot be captured.
     """
     stage = Stages(hook)
-    with CAPTURE:
+    with capturing():
         program = stage("export", lambda: export(model, args, kwargs, dynamic_shapes, fixed, places))
         return stage("import", lambda: import_program(program, model, locate, still))  # type: ignore[no-any-return]
 
@@ -150,7 +164,7 @@ def compile_imported(
 ) -> Compiled:
     """An imported model all the way to source."""
     granularity = options.granularity or GRANULARITY[options.algorithm]
-    with CAPTURE:
+    with capturing():
         graph, pc = to_vertices(imported, granularity, hook)
         program = schedule(pc, options, hook)
         source = Stages(hook)("emit", lambda: emit(program, loss, record))

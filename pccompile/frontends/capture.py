@@ -26,6 +26,7 @@ from pccompile.frontends.intercept import (
     author_gradients,
     inference_without_gradient,
     refuse_backward_hooks,
+    refuse_inference_parameters,
 )
 from pccompile.frontends.places import Place
 from pccompile.frontends.running_statistics import visible_statistics
@@ -61,6 +62,7 @@ def export(
     """
     args, named = _apart((args, dict(kwargs or {})))
     refuse_backward_hooks(model)
+    refuse_inference_parameters(model)
     uncounted: frozenset[Place] = frozenset()
     with as_parameters(model), spelled_out(model, named), recorded_hooks(model) as hooks:
         attempts = [free_batch(model, args, named), None]
@@ -115,11 +117,14 @@ def device_of(model: nn.Module, arguments: Any) -> str:
 
 
 def _apart(arguments: Any) -> Any:
-    """Example arguments of which no two are one tensor: torch.export would take them for one input ever after."""
+    """Example arguments of which no two are one tensor: torch.export would take them for one input ever after.
+
+    Nor does it take tensors that were made under torch.inference_mode.
+    """
     seen: set[int] = set()
 
     def own(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in seen:
+        if id(tensor) not in seen and not tensor.is_inference():
             seen.add(id(tensor))
             return tensor
         return tensor.detach().clone().requires_grad_(tensor.requires_grad)

@@ -111,6 +111,16 @@ def refuse_backward_hooks(model: nn.Module) -> None:
     problems.raise_if_any()
 
 
+def refuse_inference_parameters(model: nn.Module) -> None:
+    """Raise CompileError where a parameter was made under torch.inference_mode: in eager torch, too, none learns."""
+    problems, hint = Collector(), "make the model outside, or replace the parameter by nn.Parameter(parameter.clone())"
+    for path, parameter in model.named_parameters():
+        if parameter.is_inference():
+            what = f"the parameter {path} was made under torch.inference_mode and can have no gradient"
+            problems.add(what, Location(path), hint)
+    problems.raise_if_any()
+
+
 @contextmanager
 def as_parameters(model: nn.Module) -> Iterator[None]:
     """Within: tensors that stand in for parameters (sharded models put views there) are parameters to torch.export."""

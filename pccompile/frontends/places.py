@@ -132,14 +132,14 @@ class Snapshot:
     def shield(self, tensor: Change, buffers: bool) -> None:
         """Give the modules copies of what they hold, but for parameters and modules; of tensors, what `tensor` makes.
 
-        buffers: those too that have no history.
+        buffers: those too that have no history, and were not made under torch.inference_mode.
         """
         for _, module, attributes in self.modules:
             for name, value in attributes.items():
                 if name not in SKIPPED:
                     module.__dict__[name] = copied(value, self.memo, tensor)
             for name, buffer in module._buffers.items():
-                if buffer is not None and (buffers or buffer.requires_grad):
+                if buffer is not None and (buffers or buffer.requires_grad or buffer.is_inference()):
                     module._buffers[name] = copied(buffer, self.memo, tensor)
         for _, thing, attributes in self.objects:
             thing.__dict__.update({k: copied(v, self.memo, tensor) for k, v in attributes.items()})

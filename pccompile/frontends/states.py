@@ -90,7 +90,7 @@ class Trace:
     def running(self) -> Iterator[None]:
         """Within: the model can be traced; afterwards it is what it was."""
         model = self.model
-        self.snapshot.shield(lambda t: t.data, buffers=False)
+        self.snapshot.shield(lambda t: _tracked(t).data, buffers=False)
         self.captured.originals = self.snapshot.originals()
         held = self.snapshot.contents()
         self.lift()
@@ -133,7 +133,7 @@ class Trace:
                         name += "_"
                     taken.add(name)
                     self.names[id(leaf)] = name
-                    self.model._buffers[name] = leaf.detach()
+                    self.model._buffers[name] = _tracked(leaf).detach()
                     origin = f"{place}{pytree.keystr(path)}"
                     while origin in paths:
                         origin += "'"
@@ -256,6 +256,11 @@ class Trace:
                 raise CompileError(what, Location(place.path), "keep it as a tensor, a number, a list or a dict")
         in_place = before is after and isinstance(before, list | dict)
         return State(place, place in self.reads, tuple(leaves), old_spec, tuple(results), new_spec, in_place)
+
+
+def _tracked(tensor: Tensor) -> Tensor:
+    """`tensor`, or a copy that autograd knows where it was made under torch.inference_mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 class _Name(str):

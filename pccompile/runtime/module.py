@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.analysis.compare import Checked
 from pccompile.diagnostics import CompileError, ModelValueError, RuleError
-from pccompile.driver import CAPTURE, Compiled, Hook, Options, Stages, compile_imported, import_model, silent
+from pccompile.driver import Compiled, Hook, Options, Stages, capturing, compile_imported, import_model, silent
 from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of, exported_elsewhere
 from pccompile.frontends.imported import Imported, Locate
@@ -67,7 +67,8 @@ class PCModule(SharedTables):
     ) -> None:
         super().__init__()
         self._share(model)
-        self.options, self.criterion = options, loss
+        self.options = options
+        self.__dict__["criterion"] = loss  # a loss that is a module is none of the model's, whose table this one shares
         self._dynamic_shapes, self._locate, self._recapture = dynamic_shapes, locate, recapture
         self._hook: Hook = hook or silent
         self._cache = ProgramCache()
@@ -118,7 +119,7 @@ class PCModule(SharedTables):
         )
         runtime = captured.recent.get(key)
         if runtime is None:
-            with CAPTURE:
+            with capturing():
                 captured, runtime = self._compiled(captured, key, args, kwargs, loss, target, record)
             tables = captured.state.tables(captured.imported)
             inputs = captured.interface.bind(args, kwargs)
@@ -150,7 +151,7 @@ class PCModule(SharedTables):
         leaves, spec = pytree.tree_flatten((args, kwargs))
         captured, _ = self._find(leaves, spec)
         if captured is None:
-            with CAPTURE:
+            with capturing():
                 captured, reason = self._find(leaves, spec)  # another thread may have been here
                 if captured is None:
                     captured = self._capture(args, kwargs, reason)

@@ -217,13 +217,6 @@ def test_autocast_is_judged_by_its_precision() -> None:
     assert pc.checked.outputs == 1
 
 
-@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_it_is_done_where_gradients_are_off(context: Callable[[], Any]) -> None:
-    model, x = seeded(mlp, torch.float32), torch.randn(6, 4)
-    with context():
-        assert pccompile.compile(model, (x,)).checked.gradients == 6
-
-
 def test_frozen_models_are_checked_as_if_they_learned() -> None:
     model = seeded(mlp, torch.float32).requires_grad_(False)
     assert pccompile.compile(model, (torch.randn(6, 4),)).checked.gradients == 6
