@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from types import CellType
 from typing import Any
 
 import torch
@@ -84,6 +85,7 @@ class Context:
         self.saved_tensors: tuple[Any, ...] = ()
         self.materialize_grads = True
         self.without_gradient: tuple[Any, ...] = ()
+        self.nonlocals: dict[str, Any] = {}
 
     def save_for_backward(self, *tensors: Any) -> None:
         """Keep tensors for backward."""
@@ -144,11 +146,14 @@ class Call:
         for place, tensor in zip(self.places, tensors, strict=True):
             leaves[place] = tensor
         args = pytree.tree_unflatten(leaves, self.spec)
+        cells = _cells(self.function.forward)
+        before = {name: _content(cell) for name, cell in cells.items()}
         if self.function.setup_context is not torch.autograd.Function.setup_context:
             result = self.function.forward(*args)
             self.function.setup_context(ctx, tuple(args), result)
         else:
             result = self.function.forward(ctx, *args)
+        ctx.nonlocals = {n: c.cell_contents for n, c in cells.items() if _content(c) is not before[n]}
         self.single = not isinstance(result, tuple)
         results = (result,) if self.single else result
         self.others = {i: r for i, r in enumerate(results) if not isinstance(r, torch.Tensor)}
@@ -168,11 +173,28 @@ class Call:
 
     def backward(self, ctx: Context, errors: Sequence[Any]) -> tuple[Any, ...]:
         """What the user's backward returns for the tensors. errors: those of the tensors that forward returned."""
+        cells = _cells(self.function.forward)
+        for name, value in ctx.nonlocals.items():
+            cells[name].cell_contents = value
         with torch.no_grad():
             whole = Call.returned(replace(self, single=False, others=dict.fromkeys(self.others)), errors)
             sent = self.function.backward(ctx, *whole)
         sent = sent if isinstance(sent, tuple) else (sent,)
         return tuple(None if i is None else sent[i] for i in self.arguments)
+
+
+def _cells(function: Any) -> dict[str, CellType]:
+    """The variables around a function that it reads or binds anew, as torch.compile's own Functions keep tensors."""
+    code = getattr(function, "__code__", None)
+    return dict(zip(code.co_freevars, function.__closure__ or (), strict=True)) if code else {}
+
+
+def _content(cell: CellType) -> Any:
+    """What a variable is bound to, None where nothing is yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
 
 
 _calls: list[Call] = []

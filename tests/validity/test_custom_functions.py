@@ -265,3 +265,46 @@ class InAList(torch.autograd.Function):
 def test_what_a_function_may_not_do_is_named(run: Callable[..., Any], words: str) -> None:
     with pytest.raises(CompileError, match=words):
         pccompile.compile(Layer(run), (torch.randn(4, 6),))
+
+
+def around(x: Tensor, w: Tensor) -> Tensor:
+    """A Function that keeps tensors in a variable around it, and not in its context."""
+    kept: Any = None
+
+    class Around(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+            nonlocal kept
+            kept = {"x": x, "all": [w, x * w]}
+            return x * w
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+            w, product = kept["all"]
+            return g * w * 2, (g * kept["x"] + product).sum(0)
+
+    return Around.apply(x, w)
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.v = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return around(around(x, self.w).sin(), self.v)
+
+
+def test_a_function_may_keep_tensors_in_a_variable_around_it() -> None:
+    torch.manual_seed(0)
+    model, x = Twice().double(), torch.randn(4, 3, dtype=torch.float64)
+    pc = pccompile.compile(model, (x,))
+    for _ in range(2):
+        results = []
+        for called in (model, pc):
+            x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+            y = called(x)
+            y.square().sum().backward()
+            results.append([y.detach(), x.grad, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+            model.zero_grad()
+        torch.testing.assert_close(*results, rtol=1e-11, atol=1e-12)
