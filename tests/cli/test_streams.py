@@ -35,10 +35,10 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     "line, codes",
     [
         (f"{COMMAND} m.onnx --emit code | true", (141,)),
-        (f"{COMMAND} --help | true", (0, 141)),
+        pytest.param(f"{COMMAND} --help | true", (0, 141), marks=pytest.mark.slow),
         (f"{COMMAND} m.onnx --emit code > /dev/full", (1,)),
-        (f"{COMMAND} absent.onnx 2> /dev/full", (1,)),
-        (f"{COMMAND} m.onnx --emit code >&-", (0,)),
+        pytest.param(f"{COMMAND} absent.onnx 2> /dev/full", (1,), marks=pytest.mark.slow),
+        pytest.param(f"{COMMAND} m.onnx --emit code >&-", (0,), marks=pytest.mark.slow),
         (f"{COMMAND} absent.onnx 2>&-", (1,)),
         (f"{COMMAND} m.onnx -o out >&- 2>&-", (0,)),
     ],
@@ -54,7 +54,7 @@ ASCII = ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTH
 
 
 @pytest.mark.parametrize("environment", ASCII)
-@pytest.mark.parametrize("arguments", ["'ü.onnx' --explain", "'☃.onnx'"])
+@pytest.mark.parametrize("arguments", ["'ü.onnx' --explain", pytest.param("'☃.onnx'", marks=pytest.mark.slow)])
 def test_few_characters(arguments: str, environment: dict[str, str], place: Path) -> None:
     result = shell(f"{COMMAND} {arguments}", **environment)
     assert result.returncode == (1 if "☃" in arguments else 0), result

@@ -76,8 +76,8 @@ def worker(rank: int, world: int, port: int, wrapper: str, results: Any) -> None
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("wrapper", ["flat", "original"])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("wrapper", ["flat", pytest.param("original", marks=pytest.mark.slow)])
 def test_the_curve_is_that_of_eager(wrapper: str, world: int) -> None:
     found = _run(wrapper, world)
     assert isinstance(found, list), found
@@ -86,7 +86,7 @@ def test_the_curve_is_that_of_eager(wrapper: str, world: int) -> None:
     assert compiled == pytest.approx(eager, rel=1e-5)
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_fully_shard_trains_as_eager_or_is_refused(world: int) -> None:
     found = _run("fully_shard", world)
     if isinstance(found, str):
