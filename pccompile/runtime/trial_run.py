@@ -178,8 +178,9 @@ def fresh(
 
 def _writable(tensor: Tensor) -> Tensor:
     """A copy that lies in memory as the original does, unless entries of that share memory."""
-    spread = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
-    if tensor.layout is not torch.strided or spread:
+    if tensor.layout is not torch.strided:
+        return tensor.clone()
+    if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
         return tensor.clone()
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
