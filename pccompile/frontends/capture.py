@@ -63,6 +63,7 @@ def export(
     args, named = _apart((args, dict(kwargs or {})))
     refuse_backward_hooks(model)
     refuse_inference_parameters(model)
+    places = tuple(p for p in places if p.is_open(model))
     uncounted: frozenset[Place] = frozenset()
     with as_parameters(model), spelled_out(model, named), recorded_hooks(model) as hooks:
         attempts = [free_batch(model, args, named), None]

@@ -51,6 +51,14 @@ class Place:
             model = model._modules[part]  # type: ignore[assignment]
         return model._buffers if self.registered else model.__dict__
 
+    def is_open(self, model: nn.Module) -> bool:
+        """Whether the module is there, and no parameter has taken the attribute's name."""
+        try:
+            owner = model.get_submodule(self.path)
+        except AttributeError:
+            return False
+        return self.attribute not in owner._parameters
+
     def read(self, model: nn.Module) -> Any:
         """What is there now; MISSING where nothing is, be it because a module on the way is gone."""
         try:

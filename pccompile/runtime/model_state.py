@@ -67,8 +67,10 @@ class ModelState:
         self.device: torch.device | None = None
         self._observers = observers or {}
         self._written: dict[str, set[str]] = {}
+        learned = {path: module._parameters for path, module in modules(model)}
         for path, name in written:
-            self._written.setdefault(path, set()).add(name)
+            if name not in learned.get(path, ()):  # where it is a parameter now, programs read it
+                self._written.setdefault(path, set()).add(name)
         self._tables: dict[int, tuple[object, Tables]] = {}
         self._describe = Describer(self.snapshots)
         self._ties: dict[int, int] = {}

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from zoo import TRAPS, ZOO, Case
 
+import pccompile
 from pccompile.backends.netlist import NetlistOptions
 from pccompile.backends.netlist.check import check as sound
 from pccompile.circuits import Circuitry, lay_out
@@ -21,6 +22,8 @@ SLOW = {"vgg11_bn", "resnet18", "mobilenet_v2", "resnet50", "unrolled_lstm_50", 
 OWN_TRAPS = ("straight_through", "gradient_reversal", "function_of_two", "stop_gradient_target", "shifted_softmax",
              "tied_transposed", "duplicate_indices", "write_through_view", "batch_norm_shared", "max_pool_ties",
              "output_and_view", "output_twice", "padding_embedding", "dropout_kinds", "casts")  # fmt: skip
+KEEPING = ("spectral_norm_hooked",)
+"""Models whose next call reads what forward writes: refused by name, see tests/validity/test_state_refusals.py."""
 OPTIONS = NetlistOptions(loss="none", rate=1.0, eta=1.0)
 
 
@@ -28,7 +31,7 @@ def cases(table: dict[str, Case], *names: str) -> list[Any]:
     return [
         pytest.param(case, id=name, marks=[pytest.mark.slow] if case.slow or name in SLOW else [])
         for name, case in table.items()
-        if not case.refused and (not names or name in names)
+        if not case.refused and name not in KEEPING and (not names or name in names)
     ]
 
 
@@ -63,7 +66,8 @@ def distance(found: Tensor, expected: Tensor) -> float:
 def check(case: Case) -> None:
     circuit, clamps, gradients = made(case)
     net = circuit.netlist
-    sound(net.spec, net.tensors)
+    with pccompile.budget(units=10**8, synapses=10**9):
+        sound(net.spec, net.tensors)
     result, _ = settled(net, circuit.examples, clamps, OPTIONS)
     _, errors, _ = reference(circuit, OPTIONS, clamps)
     units = {p.vertex: name for name, p in net.spec.populations.items() if name == f"{p.vertex}.e"}
