@@ -25,7 +25,8 @@ from pccompile.frontends.onnx.examples import try_inputs
 from pccompile.frontends.onnx.registry import operator
 from pccompile.ops import user_elementwise, user_linear
 from pccompile.reading import open_file
-from pccompile.runtime.module import SQUARED_ERROR, PCModule
+from pccompile.runtime.losses import SQUARED_ERROR
+from pccompile.runtime.module import PCModule
 
 
 @overload

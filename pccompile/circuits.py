@@ -81,12 +81,8 @@ def lay_out(
 
 
 def _refuse_states(imported: Imported) -> None:
-    """Raise CompileError where a model changes what its next call reads: a circuit has no place for that.
-
-    Statistics that carry no error, of norms for instance, stay in a circuit what they were when it was made.
-    """
+    """Raise CompileError where a model changes what its next call reads: a circuit has no place for that."""
     problems, graph = Collector(), imported.graph
-    carrying = active(graph)
     outputs = graph.outputs[: len(graph.outputs) - graph.further]
     read = {i for n in live(graph.nodes, outputs) for i in n.inputs}.union(outputs)
     hint = "pass it as an input and return its new value"
@@ -95,7 +91,7 @@ def _refuse_states(imported: Imported) -> None:
     for name in imported.writes:
         problems.add(f"forward changes the input {name} in place", hint="clone it first")
     for buffer in graph.updates:
-        if buffer in read and graph.updates[buffer] in carrying:
+        if buffer in read:
             problems.add(f"forward writes the state {graph.origin[buffer]}, which a circuit does not keep", hint=hint)
     problems.raise_if_any()
 

@@ -16,6 +16,11 @@ from pccompile.driver import import_model, to_vertices
 from pccompile.frontends.imported import Imported
 from pccompile.runtime.loaded_program import Interface
 
+SQUARED_ERROR = "no loss was given: inference takes the squared error ½‖target − output‖², summed"
+MEAN_LOSS = (
+    "the loss is a mean over the batch, so what inference does with a sample depends on the batch's size: "
+    "sum it, and divide the gradients"
+)
 LARGEST = 4096
 """A loss may hold tensors, such as class weights, of so many entries: they are written into the generated file."""
 

@@ -27,7 +27,7 @@ from pccompile.runtime.autograd_function import Bridge
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
 from pccompile.runtime.hook_calls import run_hooks
 from pccompile.runtime.loaded_program import Interface, Runtime, asking, reaching
-from pccompile.runtime.losses import compile_loss, means_over_batch, targets_of
+from pccompile.runtime.losses import MEAN_LOSS, SQUARED_ERROR, compile_loss, means_over_batch, targets_of
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.program_cache import Captured, ProgramCache, learning
 from pccompile.runtime.self_check import check_loss, self_check
@@ -40,11 +40,6 @@ if TYPE_CHECKING:
 
 Criterion = Callable[..., Tensor]
 _Call = tuple[Captured, dict[str, Tensor]]
-SQUARED_ERROR = "no loss was given: inference takes the squared error ½‖target − output‖², summed"
-MEAN_LOSS = (
-    "the loss is a mean over the batch, so what inference does with a sample depends on the batch's size: "
-    "sum it, and divide the gradients"
-)
 
 
 class PCModule(SharedTables):

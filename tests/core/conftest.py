@@ -13,3 +13,11 @@ def quiet_torch() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """Nothing that torch.compile kept from other tests, nor for them."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

@@ -179,3 +179,15 @@ def cosine(found: Gradients, wanted: Gradients) -> float:
 
 def _flat(tensors: Iterable[Tensor | None]) -> Tensor:
     return torch.cat([t.flatten() for t in tensors if t is not None])
+
+
+class Busy(nn.Module):
+    """Has everything that a forward pass may touch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm, self.drop = nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(0.3)
+        self.out = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.drop(torch.tanh(self.norm(self.fc(x)))))

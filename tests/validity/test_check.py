@@ -13,24 +13,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from core.models import Residual, mlp, seeded
+from core.models import Busy, Residual, mlp, seeded
 from torch import Tensor, nn
 
 import pccompile
 from pccompile.runtime import self_check as checking
 from pccompile.runtime.trial_run import Copies, untouched
-
-
-class Busy(nn.Module):
-    """Has everything that a forward pass may touch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc, self.norm, self.drop = nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(0.3)
-        self.out = nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.drop(torch.tanh(self.norm(self.fc(x)))))
 
 
 class Remembering(nn.Module):
