@@ -66,10 +66,6 @@ class Node:
         """Whether somebody reads output `index`."""
         return index < len(self.outputs) and self.outputs[index] != ""
 
-    def has_input(self, index: int) -> bool:
-        """Whether input `index` is given."""
-        return index < len(self.inputs) and self.inputs[index] != ""
-
 
 @dataclass(frozen=True, slots=True)
 class Operator:
