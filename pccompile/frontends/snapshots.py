@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pccompile.frontends.tensor_forms import TensorForms
+
 FOREIGN = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "sympy", "pccompile", "pccompile_generated"}
 """Packages whose code and objects are taken as they are; everything else is followed."""
 FOLLOWED = (types.SimpleNamespace, functools.partial)
@@ -64,10 +66,7 @@ class Snapshots:
         self._number_owners: list[Any] = []
         self._types: list[type] = []
         self._single: list[tuple[Any, Any, Any]] = []
-        self._shaped: list[Tensor] = []
-        self._shapes: list[Any] = []
-        self._attributes: list[Tensor] = []
-        self._learning: list[bool] = []
+        self._forms = TensorForms()
 
     def container(self, live: Any, copy: Any) -> None:
         """Compare `live` with `copy`, a dictionary, list or set."""
@@ -78,10 +77,7 @@ class Snapshots:
 
     def _strictly(self, owner: Any, values: Mapping[Any, Any]) -> None:
         numbers = [k for k, v in values.items() if isinstance(v, int | float | complex) and k != "training"]
-        if numbers:
-            self._number_getters.append(operator.itemgetter(*numbers, numbers[0]))
-            self._number_owners.append(owner)
-            self._types += map(type, operator.itemgetter(*numbers, numbers[0])(values))
+        self._typed(owner, operator.itemgetter, numbers, [values[k] for k in numbers])
         self._single += [(owner, k, v) for k, v in values.items() if isinstance(v, Tensor) and v.numel() == 1]
 
     def table(self, live: Any) -> None:
@@ -104,21 +100,19 @@ class Snapshots:
         self._getters.append(operator.attrgetter(*names))
         self._owners.append(owner)
         self._values.append(self._getters[-1](owner))
-        twice = operator.attrgetter(*names, names[0])
-        if any(isinstance(v, int | float | complex) for v in twice(owner)):
-            self._number_getters.append(twice)
+        numbers = [n for n in names if isinstance(getattr(owner, n), int | float | complex | Tensor)]
+        self._typed(owner, operator.attrgetter, numbers, [getattr(owner, n) for n in numbers])
+
+    def _typed(self, owner: Any, getter: Callable[..., Any], names: Sequence[Any], values: Sequence[Any]) -> None:
+        """Compare the types of what stands under these names; a getter of one name yields no tuple, so it has two."""
+        if names:
+            self._number_getters.append(getter(*names, *names[: len(names) == 1]))
             self._number_owners.append(owner)
-            self._types += map(type, twice(owner))
+            self._types += map(type, (*values, *values[: len(names) == 1]))
 
-    def form(self, tensor: Tensor) -> None:
-        """Compare shape and dtype of a tensor, which `half()` and `.data =` change behind its back."""
-        self._shaped.append(tensor)
-        self._shapes.append(_form(tensor))
-
-    def learning(self, tensor: Tensor) -> None:
-        """Compare whether a tensor takes a gradient."""
-        self._attributes.append(tensor)
-        self._learning.append(tensor.requires_grad)
+    def form(self, tensor: Tensor, learning: bool) -> None:
+        """Compare the form of a tensor, and whether it takes a gradient where `learning` says that this matters."""
+        self._forms.add(tensor, learning)
 
     def hold(self) -> bool:
         """Whether everything is as it was."""
@@ -128,9 +122,8 @@ class Snapshots:
                 and not any(self._empty)
                 and list(map(operator.call, self._getters, self._owners)) == self._values
                 and list(map(type, self._numbers())) == self._types
-                and all(owner[key] is value for owner, key, value in self._single)
-                and list(map(_form, self._shaped)) == self._shapes
-                and [t.requires_grad for t in self._attributes] == self._learning
+                and (not self._single or all(owner[key] is value for owner, key, value in self._single))
+                and self._forms.hold()
             )
         except Exception:  # a comparison of tensors or arrays, a name that is gone: something was replaced
             return False
@@ -156,9 +149,6 @@ class Snapshots:
 
     def _numbers(self) -> Iterator[Any]:
         return itertools.chain.from_iterable(map(operator.call, self._number_getters, self._number_owners))
-
-
-_form = operator.attrgetter("dtype", "shape")
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -18,6 +18,7 @@ from pccompile.diagnostics import CompileError
 from pccompile.frontends.code_reads import CodeReads, functions_in
 from pccompile.frontends.imported import Imported
 from pccompile.frontends.snapshots import CONSTANT, Describer, Description, Snapshots, is_foreign
+from pccompile.frontends.tensor_forms import strides
 from pccompile.runtime.states import state_tensors
 
 FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
@@ -149,16 +150,12 @@ class ModelState:
         self.tensors[path] = tensor
         if self.device is None:
             self.device = tensor.device
-            self.snapshots.attributes(tensor, "device")
         index = self._ties.setdefault(id(tensor), len(self._ties))
         plain = Tensor if type(tensor) is nn.Parameter else type(tensor)
-        form: Description = ("tensor", index, plain, tensor.dtype, tensor.shape, tensor.layout)
+        form: Description = ("tensor", index, plain, tensor.dtype, tensor.shape, tensor.layout, strides(tensor))
         self._describe.known.setdefault(id(tensor), form)
-        if kind == "_parameters":
-            self.snapshots.form(tensor)
-            return form
-        self.snapshots.learning(tensor)
-        return (*form, tensor.requires_grad)
+        self.snapshots.form(tensor, learning=kind != "_parameters")
+        return form if kind == "_parameters" else (*form, tensor.requires_grad)
 
     def _compare(self, path: str, table: dict[str, Any]) -> None:
         """Watch a table of a module, but for what programs write."""
@@ -178,8 +175,9 @@ class ModelState:
         self._compare(path, own)
         written = self._written.get(path, ())
         self.snapshots.table(module._modules)
-        for flag in HOOK_FLAGS:
-            self.snapshots.table(own[flag])
+        for flag, table in HOOK_FLAGS.items():
+            if own[table]:  # without hooks, nothing reads their flags
+                self.snapshots.table(own[flag])
         children = tuple((n, c if c is None else self._describe.known[id(c)]) for n, c in module._modules.items())
         attributes = tuple(
             (name, self._attribute(kind, value))

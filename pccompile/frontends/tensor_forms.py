@@ -1,0 +1,74 @@
+"""Forms of tensors, noticed when they change behind a tensor's back, as `half()` and `.data =` change them.
+
+One comparison in C, which torch's own compiler guards its programs by, says for all tensors that nothing changed. It
+also looks at what is no form (whether a tensor learns, autocast, inference mode), so that what it denies is compared
+one by one.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C._dynamo import guards
+
+CONTEXTS = 3
+"""For how many surroundings (autocast, inference mode, a set of tensors that learn) a comparison in C is kept."""
+
+_form = operator.attrgetter("dtype", "shape", "device", "layout")
+
+
+def strides(tensor: Tensor) -> tuple[int, ...] | None:
+    """The strides of a tensor that has any."""
+    return tensor.stride() if tensor.layout == torch.strided and not tensor.is_nested else None
+
+
+def form(tensor: Tensor) -> tuple[Any, ...]:
+    """Type, sizes, device, layout and strides of a tensor."""
+    return *_form(tensor), strides(tensor)
+
+
+class TensorForms:
+    """Tensors, and the forms that they had when they were added."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[int, Tensor] = {}
+        self._forms: dict[int, tuple[Any, ...]] = {}
+        self._learning: dict[int, bool] = {}
+        self._plain: tuple[Tensor, ...] = ()
+        self._checks: tuple[Callable[..., bool], ...] = ()
+
+    def add(self, tensor: Tensor, learning: bool) -> None:
+        """Compare this tensor too; with `learning`, also whether it takes a gradient."""
+        if learning:
+            self._learning[id(tensor)] = tensor.requires_grad
+        if id(tensor) in self._tensors:
+            return
+        self._tensors[id(tensor)], self._forms[id(tensor)], self._checks = tensor, form(tensor), ()
+        if type(tensor) in (Tensor, nn.Parameter) and strides(tensor) is not None:
+            self._plain += (tensor,)
+
+    def hold(self) -> bool:
+        """Whether all have the forms that they had."""
+        for check in self._checks:
+            if check(*self._plain):
+                return len(self._plain) == len(self._tensors) or self._same()
+        if not self._same():
+            return False
+        if self._plain:
+            self._checks = (_compared_in_c(self._plain), *self._checks[: CONTEXTS - 1])
+        return True
+
+    def _same(self) -> bool:
+        tensors = self._tensors
+        learning = all(tensors[k].requires_grad is flag for k, flag in self._learning.items())
+        return learning and all(form(t) == self._forms[k] for k, t in tensors.items())
+
+
+def _compared_in_c(tensors: tuple[Tensor, ...]) -> Callable[..., bool]:
+    """A function that says whether tensors are like these, as they are now."""
+    sizes, strides = ([list(size(t)) for t in tensors] for size in (Tensor.size, Tensor.stride))
+    return guards.TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check  # type: ignore[arg-type]
