@@ -62,6 +62,11 @@ class Options:
             if value not in known:
                 raise CompileError(f"unknown {what} {printable(repr(value))}", hint=f"one of {', '.join(known)}")
 
+    @property
+    def vertices(self) -> str:
+        """The granularity: the one that was asked for, or the algorithm's own."""
+        return self.granularity or GRANULARITY[self.algorithm]
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -163,9 +168,8 @@ def compile_imported(
     imported: Imported, options: Options, loss: Loss | None = None, record: bool = False, hook: Hook = silent
 ) -> Compiled:
     """An imported model all the way to source."""
-    granularity = options.granularity or GRANULARITY[options.algorithm]
     with capturing():
-        graph, pc = to_vertices(imported, granularity, hook)
+        graph, pc = to_vertices(imported, options.vertices, hook)
         program = schedule(pc, options, hook)
         source = Stages(hook)("emit", lambda: emit(program, loss, record))
     return Compiled(imported, graph, pc, program, source, loss)

@@ -1,5 +1,6 @@
 """The torch backend: a program as one readable, standalone, autograd-free Python file."""
 
-from pccompile.backends.torch.emit import MARK, Loss, Source, emit
+from pccompile.backends.torch.emit import MARK, SWEEP, Loss, Source, emit
+from pccompile.backends.torch.partial import emit_partial
 
-__all__ = ["MARK", "Loss", "Source", "emit"]
+__all__ = ["MARK", "SWEEP", "Loss", "Source", "emit", "emit_partial"]

@@ -91,11 +91,13 @@ def emit(program: Program, loss: Loss | None = None, record: bool = False) -> So
     record: let `predict` and `infer` take a function `record`, which `predict` calls with each vertex's prediction, and
     `infer` after each step with each vertex's error (where predictions move, with predictions and values too).
     """
-    return _File(program, loss, record).source()
+    return File(program, loss, record).source()
 
 
-class _File:
-    def __init__(self, program: Program, loss: Loss | None, record: bool) -> None:
+class File:
+    """What `emit` writes, part by part."""
+
+    def __init__(self, program: Program, loss: Loss | None = None, record: bool = False) -> None:
         self.program, self.pc, self.loss, self.record = program, program.pc, loss, record
         self.lowered = optimise(lower(program, record))
         self.vertices = {v.name: v for v in self.pc.vertices}
@@ -119,19 +121,26 @@ class _File:
 
     def source(self) -> Source:
         """The whole file. Its functions are written first, since they decide what it needs at its top."""
-        has_sweep = bool(self.lowered.sweep.lines)
-        record = RECORD if self.record else ""
-        bodies = [
-            self.body("infer", self.lowered.infer, self.given + self.defaults + record),
-            self.body("learn", self.lowered.learn, "errors" + (", values" if self.moving else "")),
+        later = [build() for build in self.bodies()]
+        parts = [
+            self.predict(),
+            self.clamp(),
+            *later,
+            *([] if self.lowered.sweep.lines else [self.both()]),
+            self.step(),
         ]
-        bodies += [self.body(SWEEP, self.lowered.sweep, self.given)] if has_sweep else []
-        later = [build() for build in bodies]
-        parts = [self.predict(), self.clamp(), *later, *([] if has_sweep else [self.both()]), self.step()]
         text = "\n\n\n".join([self.head(), *("\n".join(lines) for lines in parts)]) + "\n"
         outputs = self.pc.graph.outputs
         errors = tuple(outputs.index(o.value) for o in self.pc.outputs)
         return Source(text, outputs, errors, tuple(self.gradients.values()), self.moving)
+
+    def bodies(self) -> list[Callable[[], list[str]]]:
+        """The functions behind prediction but for one that only calls others."""
+        bodies = [
+            self.body("infer", self.lowered.infer, self.given + self.defaults + (RECORD if self.record else "")),
+            self.body("learn", self.lowered.learn, "errors" + (", values" if self.moving else "")),
+        ]
+        return bodies + ([self.body(SWEEP, self.lowered.sweep, self.given)] if self.lowered.sweep.lines else [])
 
     def head(self) -> str:
         """What the file is, what it imports, the kernels that it names and the helpers that it brings along."""
@@ -324,4 +333,4 @@ DOC = {
     SWEEP: "Infer and learn in one sweep on −ε, dropping each error when it has been read. Empties `context`.",
 }
 
-__all__ = ["MARK", "Gradient", "Loss", "Source", "emit"]
+__all__ = ["MARK", "SWEEP", "File", "Gradient", "Loss", "Source", "emit"]

@@ -10,6 +10,7 @@ import torch
 from pccompile.ir import Node, Ref
 from pccompile.ops import compositions
 from pccompile.ops.builder import Builder
+from pccompile.ops.functions import STOP
 from pccompile.ops.registry import OpDef, Sample, define, rewrite
 from pccompile.ops.trace import traced_rule
 
@@ -103,7 +104,7 @@ def _batch_norm(b: Builder, n: Node) -> Ref:
         return b.get(b("aten._native_batch_norm_legit_no_training.default", x, weight, bias, mean, var, *rest), 0)
     if mean is None:
         return b.get(b("aten._native_batch_norm_legit.no_stats", x, weight, bias, True, *rest), 0)
-    mean_now, var_now = b.current(mean), b.current(var)
+    mean_now, var_now = (now if (now := b.current(old)) == old else b(STOP, now) for old in (mean, var))
     call = b("aten._native_batch_norm_legit_functional.default", x, weight, bias, mean_now, var_now, True, *rest)
     b.update(mean, b.get(call, 3))
     b.update(var, b.get(call, 4))

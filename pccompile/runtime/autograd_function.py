@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pccompile.backends.torch import SWEEP
 from pccompile.diagnostics import CompileError
 from pccompile.runtime.derivative_guards import refuse_second_order
 from pccompile.runtime.divergence import notice
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.model_state import Tables
+from pccompile.runtime.partial_losses import partial_sweep
 
 Predict = Callable[[Runtime, Tables, dict[str, Tensor]], tuple[tuple[Tensor, ...], list[Any]]]
 """The outputs of a program for these inputs, and its context."""
@@ -92,15 +94,19 @@ class Bridge(torch.autograd.Function):
             sent = [e * (0 if grads[0] is None else grads[0]) for e in saved]
             given = [e - g for e, g in zip(sent, full, strict=True)]
         if ctx.targets is not None and grads[0] is not None:
-            used |= {i for i, o in enumerate(errors) if o < runtime.writes.results}
-        refuse_parts(runtime, used)
+            used |= runtime.in_loss
         with torch.autocast(given[0].device.type, enabled=False):
-            gradients = runtime.function("infer_and_learn")(params, context, given)
+            partial = partial_sweep(runtime, frozenset(used))
+            if partial:
+                gradients = partial(params, context, [given[i] for i in sorted(used)])
+            else:
+                refuse_parts(runtime, used)
+                gradients = runtime.function(SWEEP)(params, context, given)
             if runtime.iterates:
                 notice(runtime, gradients, params, context, given)
         found: list[Tensor | None] = []
         for gradient in runtime.source.gradients:
-            g = gradients[gradient.key] if runtime.reaching[gradient.key] & used else None
+            g = gradients.get(gradient.key) if runtime.reaching[gradient.key] & used else None
             found.append(g if g is None or scale is None or _is_one(scale) else g * scale)
         return (*none, *found)
 
@@ -115,7 +121,7 @@ def _arrived(runtime: Runtime, index: int, grads: tuple[Tensor | None, ...]) -> 
 def refuse_parts(runtime: Runtime, used: set[int]) -> None:
     """Raise CompileError where a custom backward would ask for gradients that are there for some of its results only.
 
-    used: the clamped outputs that a loss sends something to. The backward was compiled for a loss that uses all.
+    used: the clamped outputs that a loss sends something to. For these the backward could not be compiled anew.
     """
     for name, results in runtime.asking.items():
         there = [bool(outputs & used) for outputs in results]

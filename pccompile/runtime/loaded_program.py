@@ -148,8 +148,8 @@ class Runtime:
     `reaching` says which of the clamped outputs each gradient depends on, so that a parameter that none of the outputs
     used in a loss reaches gets no gradient, as with autograd. `checked` is the comparison with eager torch, if any,
     `notes` what else a reader should know. `writes` is what a call leaves behind besides its results. `asking` says
-    which clamped outputs are behind the results of custom Functions. `flag` and `warned` belong to
-    `divergence.notice`.
+    which clamped outputs are behind the results of custom Functions. `partial` has what takes the place of the backward
+    sweep where a loss uses some of the outputs only. `flag` and `warned` belong to `divergence.notice`.
     """
 
     source: Source
@@ -164,16 +164,25 @@ class Runtime:
     flag: tuple[Tensor, Any] | None = None
     warned: bool = False
     asking: Mapping[str, tuple[frozenset[int], ...]] = field(default_factory=dict)
+    partial: dict[frozenset[int], Callable[..., Any] | None] = field(default_factory=dict, init=False)
     _scope: dict[str, Any] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         hidden: dict[str, Any] = {"_scope": {}, "compiled": None, "interface": None, "writes": None, "flag": None}
+        hidden["partial"] = {}
         return {**self.__dict__, **hidden}
 
     @property
     def iterates(self) -> bool:
         """Whether inference takes steps, which may diverge."""
         return self.compiled is not None and "steps" in self.compiled.program.arguments
+
+    @property
+    def in_loss(self) -> frozenset[int]:
+        """The clamped outputs that the loss of the program reads."""
+        results = ((i, o) for i, o in enumerate(self.source.errors) if o < self.writes.results)
+        loss = self.compiled.loss if self.compiled is not None else None
+        return frozenset(i for i, o in results if loss is None or loss.outputs[o] in loss.pc.reached)
 
     def function(self, name: str) -> Callable[..., Any]:
         """One of the file's functions."""

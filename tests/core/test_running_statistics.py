@@ -38,7 +38,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "instance norm, a function": (Functional, (4, 3, 5)),
     "batch norm": (lambda: nn.BatchNorm1d(3, momentum=0.2), (4, 3, 5)),
-    "batch norm twice": (lambda: nn.Sequential(*[nn.BatchNorm1d(3)] * 2), (4, 3, 5)),
+    "batch norm, four times": (lambda: nn.Sequential(*[nn.BatchNorm1d(3)] * 4), (4, 3, 5)),
 }
 ROADS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "export": lambda model, x: pccompile.compile(model, (x,)),
