@@ -24,6 +24,7 @@ from pccompile.frontends.forward_hooks import recorded_hooks
 from pccompile.frontends.intercept import (
     as_parameters,
     author_gradients,
+    data_as_detached,
     inference_without_gradient,
     refuse_backward_hooks,
     refuse_inference_parameters,
@@ -78,6 +79,7 @@ def export(
                     shapes_torch_lacks(),
                     visible_statistics(),
                     inference_without_gradient(),
+                    data_as_detached(),
                     _quiet(),
                     _unvalidated(),
                     _unmarked((args, named)),

@@ -16,7 +16,7 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from pccompile.diagnostics import CompileError, first_line
+from pccompile.diagnostics import CompileError, Location, first_line
 from pccompile.ops.functions import overwritten, stop_gradient
 
 TWINS = {
@@ -179,21 +179,39 @@ def _detach_statistics(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     return detached
 
 
-def _is_plain_buffer(n: fx.Node, program: ExportedProgram, still: frozenset[int]) -> bool:
-    """Whether what `n` changes in place lies in buffers and in `still` inputs only, which carry no gradient."""
-    buffers = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.BUFFER}
-    buffers |= {str(name) for i, name in enumerate(program.graph_signature.user_inputs) if i in still}
-    open_, seen = mutated(n), set()
+def _changed_leaves(n: fx.Node) -> set[str]:
+    """The names of the placeholders, and of the values that are made, whose memory `n` changes."""
+    open_, seen, found = mutated(n), set[fx.Node](), set()
     while open_:
         source = open_.pop()
         if source in seen:
             continue
         seen.add(source)
         before = [*viewed(source), *mutated(source)]
-        if not before and source.name not in buffers:
-            return False
+        if not before:
+            found.add(source.name)
         open_ += before
-    return True
+    return found
+
+
+def _refuse_partial_changes(program: ExportedProgram, still: frozenset[int]) -> None:
+    """Raise CompileError where a part of what may carry a gradient is changed in place while gradients are off."""
+    specs = program.graph_signature.input_specs
+    params = {s.arg.name: str(s.target) for s in specs if s.kind == InputKind.PARAMETER}
+    plain = {s.arg.name for s in specs if s.kind == InputKind.BUFFER}
+    plain |= {str(name) for i, name in enumerate(program.graph_signature.user_inputs) if i in still}
+    for n in program.graph.nodes:
+        if not n.meta.get(NO_GRAD):
+            continue
+        changed = _changed_leaves(n)
+        for name in changed & params.keys():
+            hint = "change it outside the model"
+            raise CompileError("a parameter is changed in place", Location(params[name]), hint)
+        if changed - plain:
+            raise CompileError(
+                f"{op_name(n.target)} changes a part of a value in place where gradients are off",
+                hint="make a new tensor there instead, for example with torch.where",
+            )
 
 
 def name_dtypes(graph: fx.Graph) -> None:
@@ -229,11 +247,7 @@ def functionalise(
                 f"what {op_name(n.target)} returns as a view of its argument is changed in place, or its argument",
                 hint="use permute, or clone it",
             )
-        if n.meta.get(NO_GRAD) and not _is_plain_buffer(n, program, still):
-            raise CompileError(
-                f"{op_name(n.target)} changes a part of a value in place where gradients are off",
-                hint="make a new tensor there instead, for example with torch.where",
-            )
+    _refuse_partial_changes(program, still)
     try:
         decomposed = program.run_decompositions({})
     except RuntimeError as e:

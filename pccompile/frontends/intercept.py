@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import _SingleLevelFunction
 from torch.distributions.dirichlet import _Dirichlet
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
@@ -36,15 +38,23 @@ def author_gradients() -> Iterator[Captured]:
     hook: Callable[..., Any] = torch.Tensor.register_hook
     noticed, thread = Captured(), threading.get_ident()
 
+    def own(cls: type[torch.autograd.Function]) -> bool:
+        return cls.__module__.partition(".")[0] == "torch" and APPLIED not in cls.__qualname__ and cls is not _Dirichlet
+
     def keep(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != thread:
             return apply.__get__(None, cls)(*args, **kwargs)
         if cls is CheckpointFunction:
             noticed.learning = True
             return _run_checkpoint(*args)
-        own = cls.__module__.partition(".")[0] == "torch" and APPLIED not in cls.__qualname__ and cls is not _Dirichlet
-        if own or kwargs:
+        if own(cls) or kwargs:
             return apply.__get__(None, cls)(*args, **kwargs)
+        return record_call(cls, args)
+
+    def keep_bound(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        """What `apply` ends in, for an `apply` that was taken off its class before the capture."""
+        if threading.get_ident() != thread or cls is CheckpointFunction or own(cls) or kwargs:
+            return super(_SingleLevelFunction, cls).apply(*args, **kwargs)  # type: ignore[misc]
         return record_call(cls, args)
 
     def refuse(self: torch.Tensor, function: Any) -> Any:
@@ -56,12 +66,43 @@ def author_gradients() -> Iterator[Captured]:
         )
 
     torch.autograd.Function.apply = classmethod(keep)  # type: ignore[assignment, method-assign]
+    _SingleLevelFunction.apply = classmethod(keep_bound)  # type: ignore[attr-defined]
     torch.Tensor.register_hook = refuse  # type: ignore[method-assign]
     try:
         yield noticed
     finally:
         torch.autograd.Function.apply = apply  # type: ignore[method-assign]
+        del _SingleLevelFunction.apply  # type: ignore[attr-defined]
         torch.Tensor.register_hook = hook  # type: ignore[method-assign]
+
+
+@contextmanager
+def data_as_detached() -> Iterator[None]:
+    """Within: `x.data` is `x.detach()`, and `x.data = y` writes y there, which a capture notes.
+
+    Raises CompileError where y has another shape or dtype.
+    """
+    thread, own = threading.get_ident(), torch._C.TensorBase.data
+
+    def get(self: torch.Tensor) -> torch.Tensor:
+        followed = isinstance(self, FakeTensor) and threading.get_ident() == thread
+        return self.detach() if followed else own.__get__(self)  # type: ignore[attr-defined]
+
+    def put(self: torch.Tensor, new: torch.Tensor) -> None:
+        if not isinstance(self, FakeTensor) or threading.get_ident() != thread:
+            own.__set__(self, new)  # type: ignore[attr-defined]
+            return
+        if (self.shape, self.dtype) != (new.shape, new.dtype):
+            what = "an assignment to .data in forward gives a tensor another shape or dtype"
+            raise CompileError(what, hint="assign the new tensor to the attribute instead")
+        with torch.no_grad():
+            self.copy_(new)
+
+    torch.Tensor.data = property(get, put)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del torch.Tensor.data
 
 
 def _run_checkpoint(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:

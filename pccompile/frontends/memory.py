@@ -186,12 +186,13 @@ def sources_of(n: fx.Node) -> list[fx.Node]:
 def follow_detached(graph: fx.Graph) -> None:
     """Let what reads a detached value, or a view of one, see what was written into its memory by then.
 
-    Writing through a detached value is writing into its source where gradients are off. Raises CompileError where that
-    changes a part of the source only.
+    Writing through a detached value is writing into its source where gradients are off.
     """
-    for n in list(graph.nodes):
+    waiting = list(reversed(graph.nodes))
+    while waiting:
+        n = waiting.pop()
         if n.target is stop_gradient() and storage(n) == storage(_source(n)) is not None and not _only_reader(n):
-            _write_through(graph, n)
+            waiting += reversed(_write_through(graph, n))
     position = {n: i for i, n in enumerate(graph.nodes)}
     writes: dict[int | None, list[int]] = {}
     for n in graph.nodes:
@@ -219,23 +220,34 @@ def _only_reader(detached: fx.Node) -> bool:
     return source.op == "call_function" and len(source.users) == 1 and not sharing(source)
 
 
-def _write_through(graph: fx.Graph, detached: fx.Node) -> None:
-    """Let what changes a detached value in place change its source, without its gradient."""
-    source = _source(detached)
+def _write_through(graph: fx.Graph, detached: fx.Node) -> list[fx.Node]:
+    """Let what changes a detached value or a view of it in place change its source, without its gradient.
+
+    Returns the detached values that stand for what those writes return.
+    """
+    source, returned = _source(detached), []
     for seen in _behind(detached):
         for writer in [u for u in seen.users if seen in mutated(u)]:
-            if seen is not detached or source.op == "placeholder":
-                raise CompileError(
-                    "a detached value is changed in place, and with it the value that it was detached from",
-                    hint="clone it after detach()",
-                )
+            with graph.inserting_before(writer):
+                target = source if seen is detached else _view_of(graph, seen, detached, source)
             others = [a for a in writer.args[1:] if a is not seen]
-            writer.args = (source, *others)
+            writer.args = (target, *others)
             writer.meta[NO_GRAD] = True
             with graph.inserting_after(writer):
-                after = graph.call_function(stop_gradient(), (source,))
-            after.meta = dict(detached.meta)
+                after = graph.call_function(stop_gradient(), (target,))
+            after.meta = dict(seen.meta)
             writer.replace_all_uses_with(after, delete_user_cb=lambda u, own=after: u is not own)  # type: ignore[misc]
+            returned.append(after)
+    return returned
+
+
+def _view_of(graph: fx.Graph, seen: fx.Node, detached: fx.Node, source: fx.Node) -> fx.Node:
+    """The view of `source` that `seen` is of what was detached from it."""
+    if seen is detached:
+        return source
+    before = seen.all_input_nodes if seen.target is operator.getitem else sources_of(seen)
+    known = {b: _view_of(graph, b, detached, source) for b in before}
+    return graph.node_copy(seen, lambda a: known.get(a, a))
 
 
 def _behind(detached: fx.Node) -> list[fx.Node]:

@@ -96,7 +96,7 @@ def parameter_in_place(self: Any, x: Tensor) -> Tensor:
     "forward, words",
     [
         (part_without_gradient, "changes a part of a value in place"),
-        (through_detach, "a detached value is changed in place"),
+        (through_detach, "changes a part of a value in place where gradients are off"),
         (parameter_in_place, "a parameter is changed in place"),
     ],
 )
