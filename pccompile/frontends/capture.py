@@ -30,6 +30,7 @@ from pccompile.frontends.intercept import (
     refuse_inference_parameters,
 )
 from pccompile.frontends.places import Place
+from pccompile.frontends.python_random import refuse_draws
 from pccompile.frontends.running_statistics import visible_statistics
 from pccompile.frontends.shapes import shapes_torch_lacks
 from pccompile.frontends.signature import free_batch, spelled_out
@@ -74,6 +75,7 @@ def export(
             trace = Trace(model, places, uncounted)
             try:
                 with (
+                    refuse_draws(model),
                     trace.running(),
                     author_gradients() as noticed,
                     shapes_torch_lacks(),

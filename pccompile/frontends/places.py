@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +133,7 @@ class Snapshot:
         """Objects that are attributes and have attributes of their own."""
         seen: set[int] = set()
         for place, leaf in self._leaves():
-            foreign = isinstance(leaf, Tensor | nn.Module | type) or callable(leaf) or id(leaf) in seen
+            foreign = isinstance(leaf, Tensor | nn.Module | type | random.Random) or callable(leaf) or id(leaf) in seen
             if not foreign and hasattr(leaf, "__dict__") and not type(leaf).__module__.startswith("torch."):
                 seen.add(id(leaf))
                 yield place, leaf

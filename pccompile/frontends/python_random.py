@@ -1,0 +1,78 @@
+"""Numbers that forward draws from Python's or NumPy's generators: a program would keep those of its capture."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from pccompile.diagnostics import Collector
+from pccompile.frontends.places import SKIPPED, leaves_of
+
+GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, np.random.BitGenerator)
+
+
+@dataclass(frozen=True)
+class _Generator:
+    """A generator: what a user calls it, what it is at now, and how it is put back."""
+
+    name: str
+    read: Callable[[], Any]
+    write: Callable[[Any], None]
+
+
+@contextmanager
+def refuse_draws(model: nn.Module) -> Iterator[None]:
+    """Within, `model` is traced. Raises CompileError where forward has drawn; the generators are then put back."""
+    generators = list(_generators(model))
+    before = [g.read() for g in generators]
+    drawn: list[str] = []
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            if not _same(generator.read(), state):
+                generator.write(state)
+                drawn.append(generator.name)
+    problems, hint = Collector(), "draw it by torch (torch.rand, torch.randint), or pass it as an argument"
+    for name in drawn:
+        problems.add(f"forward draws a number from {name}, which would be the same at each call", hint=hint)
+    problems.raise_if_any()
+
+
+def _generators(model: nn.Module) -> Iterator[_Generator]:
+    """The generators of Python and NumPy, and those that modules have as attributes."""
+    yield _Generator("Python's random", random.getstate, random.setstate)
+    yield _Generator("numpy.random", lambda: np.random.get_state(legacy=False), np.random.set_state)
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for name, value in module.__dict__.items():
+            for leaf in () if name in SKIPPED else leaves_of(value)[0]:
+                if isinstance(leaf, GENERATORS) and id(leaf) not in seen:
+                    seen.add(id(leaf))
+                    yield _held(leaf, f"{path}.{name}" if path else name)
+
+
+def _held(generator: Any, name: str) -> _Generator:
+    label = f"{name}, a {type(generator).__name__}"
+    match generator:
+        case random.Random():
+            return _Generator(label, generator.getstate, generator.setstate)
+        case np.random.RandomState():
+            return _Generator(label, lambda: generator.get_state(legacy=False), generator.set_state)
+    bits = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
+    return _Generator(label, lambda: bits.state, lambda state: setattr(bits, "state", state))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    return np.array_equal(a, b) if isinstance(a, np.ndarray) else bool(a == b)
+
+
+__all__ = ["refuse_draws"]

@@ -1,0 +1,60 @@
+"""Numbers that forward draws outside torch are refused by name, and no generator moves."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pccompile
+from pccompile import CompileError
+
+
+class Draws(nn.Module):
+    def __init__(self, draw: Callable[[Any], float], in_evaluation: bool = True) -> None:
+        super().__init__()
+        self.fc, self.draw, self.in_evaluation = nn.Linear(3, 3), draw, in_evaluation
+        self.own, self.old = random.Random(0), np.random.RandomState(0)
+        self.held = {"new": [np.random.default_rng(0)]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        return y * self.draw(self) if self.training or self.in_evaluation else y
+
+
+DRAWS: dict[str, tuple[Callable[[Any], float], str]] = {
+    "random": (lambda m: random.random(), r"Python's random"),
+    "choice": (lambda m: random.choice([1.0, 2.0]), r"Python's random"),
+    "numpy": (lambda m: float(np.random.rand()), r"numpy\.random"),
+    "Random": (lambda m: m.own.gauss(0, 1), r"own, a Random"),
+    "RandomState": (lambda m: float(m.old.rand()), r"old, a RandomState"),
+    "Generator": (lambda m: float(m.held["new"][0].random()), r"held, a Generator"),
+}
+
+
+@pytest.mark.parametrize(("draw", "words"), DRAWS.values(), ids=DRAWS)
+def test_a_draw_is_refused_by_name(draw: Callable[[Any], float], words: str) -> None:
+    model = Draws(draw)
+    random.seed(1)
+    np.random.seed(1)
+    expected = draw(model)
+    random.seed(1)
+    np.random.seed(1)
+    model = Draws(draw)
+    with pytest.raises(CompileError, match=f"forward draws a number from {words}.*same at each call"):
+        pccompile.compile(model, (torch.ones(2, 3),))
+    assert draw(model) == expected
+
+
+def test_where_nothing_is_drawn_nothing_is_refused() -> None:
+    model, x = Draws(lambda m: random.random(), in_evaluation=False), torch.ones(2, 3)
+    pc = pccompile.compile(model.eval(), (x,))
+    torch.testing.assert_close(pc(x), model(x))
+    model.train()
+    with pytest.raises(CompileError, match="Python's random"):
+        pc(x)
