@@ -36,6 +36,7 @@ def author_gradients() -> Iterator[Captured]:
     """Within: custom autograd Functions are kept as operators, reentrant checkpoints run, hooks are refused."""
     apply = torch.autograd.Function.__dict__["apply"]
     hook: Callable[..., Any] = torch.Tensor.register_hook
+    retain: Callable[..., Any] = torch.Tensor.retain_grad
     noticed, thread = Captured(), threading.get_ident()
 
     def own(cls: type[torch.autograd.Function]) -> bool:
@@ -65,8 +66,17 @@ def author_gradients() -> Iterator[Captured]:
             hint="write it as a custom autograd.Function, whose backward is compiled",
         )
 
+    def refuse_retaining(self: torch.Tensor) -> Any:
+        if threading.get_ident() != thread:
+            return retain(self)
+        raise CompileError(
+            "forward asks for the gradient of a value within the model (Tensor.retain_grad)",
+            hint="let forward return that value, or take the gradient of an argument or a parameter",
+        )
+
     torch.autograd.Function.apply = classmethod(keep)  # type: ignore[assignment, method-assign]
     _SingleLevelFunction.apply = classmethod(keep_bound)  # type: ignore[attr-defined]
+    torch.Tensor.retain_grad = refuse_retaining  # type: ignore[method-assign, assignment]
     torch.Tensor.register_hook = refuse  # type: ignore[method-assign]
     try:
         yield noticed
@@ -74,6 +84,7 @@ def author_gradients() -> Iterator[Captured]:
         torch.autograd.Function.apply = apply  # type: ignore[method-assign]
         del _SingleLevelFunction.apply  # type: ignore[attr-defined]
         torch.Tensor.register_hook = hook  # type: ignore[method-assign]
+        torch.Tensor.retain_grad = retain  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from pccompile.runtime.divergence import notice
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.partial_losses import partial_sweep
+from pccompile.runtime.value_hooks import refuse_value_hooks
 
 Predict = Callable[[Runtime, Tables, dict[str, Tensor]], tuple[tuple[Tensor, ...], list[Any]]]
 """The outputs of a program for these inputs, and its context."""
@@ -56,6 +58,7 @@ class Bridge(torch.autograd.Function):
         carrying = {runtime.source.outputs[i] for i in runtime.source.errors}
         still = (o for o, name in zip(results, runtime.source.outputs, strict=True) if name not in carrying)
         ctx.mark_non_differentiable(*still)
+        ctx.results = [weakref.ref(o) for o in results]
         if targets is None:
             ctx.save_for_backward(*kept, *(o.detach() for o in clamped if runtime.source.moving))
             return results
@@ -95,6 +98,9 @@ class Bridge(torch.autograd.Function):
             given = [e - g for e, g in zip(sent, full, strict=True)]
         if ctx.targets is not None and grads[0] is not None:
             used |= runtime.in_loss
+        if runtime.compiled is not None and len(ctx.results) > 1:
+            sent_to = {runtime.compiled.graph.outputs[errors[i]] for i in used}
+            refuse_value_hooks(runtime.compiled, ctx.results, sent_to)
         with torch.autocast(given[0].device.type, enabled=False):
             partial = partial_sweep(runtime, frozenset(used))
             if partial:
