@@ -17,6 +17,7 @@ from torch.nn.modules import module as torch_module
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.code_reads import CodeReads, functions_in
 from pccompile.frontends.imported import Imported
+from pccompile.frontends.places import Place
 from pccompile.frontends.snapshots import CONSTANT, Describer, Description, Snapshots, is_foreign
 from pccompile.frontends.tensor_forms import strides
 from pccompile.runtime.states import state_tensors
@@ -53,25 +54,25 @@ class ModelState:
     """A model as it was at one moment: whether it is still so, and whether another moment's program fits it.
 
     `tensors` are the model's tensors by path: parameters, buffers, and tensors that are plain attributes.
-    `written` names attributes (path of the module, name) that programs or hooks write: they are no part of it.
+    `written` are attributes and buffers that programs or hooks write: they are no part of it, each in its own table.
     `observers` are hooks whose own variables are none either.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        written: frozenset[tuple[str, str]] = frozenset(),
+        written: frozenset[Place] = frozenset(),
         observers: Mapping[int, Any] | None = None,
     ) -> None:
         self.snapshots = Snapshots()
         self.tensors: dict[str, Tensor] = {}
         self.device: torch.device | None = None
         self._observers = observers or {}
-        self._written: dict[str, set[str]] = {}
-        learned = {path: module._parameters for path, module in modules(model)}
-        for path, name in written:
-            if name not in learned.get(path, ()):  # where it is a parameter now, programs read it
-                self._written.setdefault(path, set()).add(name)
+        self._written: dict[tuple[str, str], set[str]] = {}
+        for place in written:
+            self._written.setdefault((place.path, "_buffers" if place.registered else "__dict__"), set()).add(
+                place.attribute
+            )
         self._tables: dict[int, tuple[object, Tables]] = {}
         self._describe = Describer(self.snapshots)
         self._ties: dict[int, int] = {}
@@ -136,14 +137,14 @@ class ModelState:
         for kind in (*TENSOR_TABLES, "__dict__"):
             table = module.__dict__ if kind == "__dict__" else module.__dict__[kind]
             for name, value in table.items():
-                if name in self._written.get(path, ()):
+                if name in self._written.get((path, kind), ()):
                     continue
                 if isinstance(value, Tensor):
                     entries.append((kind, name, self._tensor(f"{path}.{name}" if path else name, value, kind)))
                 elif kind != "__dict__":
                     entries.append((kind, name, value is None))
             if kind != "__dict__":
-                self._compare(path, table)
+                self._compare(path, kind, table)
         return tuple(sorted(entries, key=lambda e: e[:2]))
 
     def _tensor(self, path: str, tensor: Tensor, kind: str) -> Description:
@@ -157,9 +158,9 @@ class ModelState:
         self.snapshots.form(tensor, learning=kind != "_parameters")
         return form if kind == "_parameters" else (*form, tensor.requires_grad)
 
-    def _compare(self, path: str, table: dict[str, Any]) -> None:
+    def _compare(self, path: str, kind: str, table: dict[str, Any]) -> None:
         """Watch a table of a module, but for what programs write."""
-        names = self._written.get(path)
+        names = self._written.get((path, kind))
         if names is None:
             self.snapshots.table(table)
         else:
@@ -172,8 +173,8 @@ class ModelState:
         if kind not in self._classes:
             self._classes[kind] = None
             self.snapshots.attributes(kind, "forward", "__call__")
-        self._compare(path, own)
-        written = self._written.get(path, ())
+        self._compare(path, "__dict__", own)
+        written = self._written.get((path, "__dict__"), ())
         self.snapshots.table(module._modules)
         for flag, table in HOOK_FLAGS.items():
             if own[table]:  # without hooks, nothing reads their flags

@@ -73,7 +73,7 @@ class ProgramCache:
     def __init__(self) -> None:
         self.captures: tuple[Captured, ...] = ()
         self.states: tuple[ModelState, ...] = ()
-        self.written: frozenset[tuple[str, str]] = frozenset()
+        self.written: frozenset[Place] = frozenset()
         self.places: tuple[Place, ...] = ()
         self.observers: dict[int, Any] = {}
         self._warned = False
@@ -102,7 +102,7 @@ class ProgramCache:
         """Leave out of the state what the program writes, and what hooks keep and write that run after it."""
         if imported.hooks:
             self.observers = {**self.observers, **imported.hooks.observers}
-            self.written |= imported.hooks.written
+            self.written |= {Place(*w, registered) for w in imported.hooks.written for registered in (False, True)}
         self.keep([s.place for s in imported.states])
 
     def keep(self, places: Sequence[Place]) -> None:
@@ -110,7 +110,7 @@ class ProgramCache:
         new = tuple(p for p in dict.fromkeys(places) if p not in self.places)
         if new:
             self.places, self.captures, self.states = (*self.places, *new), (), ()
-            self.written = self.written.union((p.path, p.attribute) for p in new)
+            self.written = self.written.union(new)
 
     def replace(self, state: ModelState, now: ModelState) -> None:
         """Let the captures of `state` be those of `now`, a model of the same description with other objects in it."""
