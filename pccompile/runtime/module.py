@@ -33,6 +33,7 @@ from pccompile.runtime.program_cache import Captured, ProgramCache, learning
 from pccompile.runtime.self_check import check_loss, self_check
 from pccompile.runtime.shared_tables import SharedTables
 from pccompile.runtime.states import Writes, fits, refuse_moving
+from pccompile.runtime.uncompiled import Refusals
 
 if TYPE_CHECKING:
     from pccompile.report.tables import Page
@@ -69,9 +70,10 @@ class PCModule(SharedTables):
         self._cache = ProgramCache()
         self._last: Runtime | None = None
         self._fixed, self._check = False, check
+        self._refusals = Refusals()
 
     def _anew(self) -> dict[str, Any]:
-        return {"_cache": ProgramCache(), "_last": None}
+        return {"_cache": ProgramCache(), "_last": None, "_refusals": Refusals()}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_hook": silent}
@@ -276,9 +278,10 @@ class PCModule(SharedTables):
             return self.__dict__["model"](*args, **kwargs)
         try:
             runtime, tables, inputs = self._program(self._call(args, kwargs), args, kwargs)
-        except CompileError:
+        except CompileError as e:
             if torch.is_grad_enabled():
                 raise
+            self._refusals.tell(self.__dict__["model"], e)
             return self.__dict__["model"](*args, **kwargs)  # without gradients the model is its own program
         return runtime.interface.assemble(self._step(runtime, tables, inputs), inputs)
 
