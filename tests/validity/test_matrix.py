@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import pccompile
 from pccompile import CompileError
-from validity.changes import CHANGES, SET_CLOSURE, Change, Net
+from validity.changes import CHANGES, Change
+from validity.changing_model import SET_CLOSURE, Net
 
 Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From an input and a target to the model's output and the loss ½‖target − output‖²."""

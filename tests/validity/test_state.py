@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 from torch import nn
 
-from validity.cells import CELLS, agree, data, detached, pair
+from validity.cells import CELLS
+from validity.states import agree, data, detached, pair
 
 Make = Callable[[], nn.Module]
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from validity.cells import Lstm, Means, Plain, Rebound, Teacher, agree, data, widened
+from validity.cells import Lstm, Means, Plain, Rebound, Teacher
+from validity.states import agree, data, widened
 
 
 @pytest.mark.parametrize("make", [Rebound, Plain, Lstm, Means, Teacher])

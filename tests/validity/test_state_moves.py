@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import pccompile
-from validity.cells import ROWS, WIDTH, agree, data
+from validity.cells import ROWS, WIDTH
+from validity.states import agree, data
 
 
 class Moves(nn.Module):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import pccompile
 from pccompile import CompileError
-from validity.cells import ROWS, WIDTH, Lif, Means, Plain, Rebound, Written, agree, data, pair
+from validity.cells import ROWS, WIDTH, Lif, Means, Plain, Rebound, Written
+from validity.states import agree, data, pair
 
 OUTSIDE = torch.zeros(WIDTH)
 

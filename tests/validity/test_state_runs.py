@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import io
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import pccompile
 from pccompile import PCModule
 from validity.cells import (
-    CELLS,
     ROWS,
     WIDTH,
     Cache,
@@ -29,19 +24,13 @@ from validity.cells import (
     Lstm,
     Means,
     Plain,
-    PlainWritten,
     Rebound,
     Spiking,
     Teacher,
     Warming,
     Written,
-    agree,
-    data,
-    detached,
-    flat,
-    pair,
-    states,
 )
+from validity.states import agree, data, detached, pair
 
 Make = Callable[[], nn.Module]
 
@@ -309,141 +298,3 @@ def test_strict_takes_a_state_that_is_detached() -> None:
         eager(x)
         pc.loss(x, target=torch.zeros(ROWS, WIDTH, dtype=torch.float64)).backward()
     torch.testing.assert_close(pc.model.h, eager.h, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("make", [Rebound, PlainWritten, Spiking, Cache])
-def test_a_copy_has_a_state_of_its_own(make: Make) -> None:
-    _, pc = pair(make)
-    twin = copy.deepcopy(pc)
-    pc(data(1)[0])
-    stream = io.BytesIO()
-    torch.save(copy.deepcopy(twin), stream)
-    for x in data(2):
-        a = twin(x)
-    other = pair(make)[0]
-    for x in data(2):
-        b = other(x)
-    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("make", CELLS)
-def test_compiling_leaves_the_model_as_it_was(make: Make) -> None:
-    torch.manual_seed(0)
-    model = make()
-    before = {p: (dict(m.__dict__), dict(m._buffers), dict(m._parameters)) for p, m in model.named_modules()}
-    tensors = [t for t in flat(states(model)) if isinstance(t, Tensor)]
-    values = [t.clone() for t in tensors]
-    pccompile.compile(model, torch.ones(ROWS, WIDTH))
-    for path, module in model.named_modules():
-        tables = (module.__dict__, module._buffers, module._parameters)
-        for now, then in zip(tables, before[path], strict=True):
-            assert list(now) == list(then)
-            assert all(now[k] is v for k, v in then.items() if not k.startswith("_flat_weight"))  # torch renews these
-    after = [t for t in flat(states(model)) if isinstance(t, Tensor)]
-    assert len(after) == len(tensors)
-    for t, value in zip(after, values, strict=True):
-        assert torch.equal(t, value)
-        assert not t.requires_grad
-        assert type(t) is Tensor
-
-
-@pytest.mark.parametrize("make", [Rebound, Plain, Written, Lif, Spiking, Means, Cache, Counting])
-def test_reports_do_not_move_the_state(make: Make) -> None:
-    eager, pc = pair(make)
-    x = data(1)[0]
-    for call in (eager, pc):
-        call(x)
-    assert pccompile.verify(pc, (x,)).passed
-    pc.infer((x,), target=torch.zeros_like(eager(x).detach()))
-    pc.summary()
-    pc.explain()
-    for call in (eager, pc):
-        call(x)
-    eager_again, _ = pair(make)
-    eager_again(x)
-    eager_again(x)
-    for a, b in zip(flat(states(pc.model)), flat(states(eager_again)), strict=True):
-        if isinstance(b, Tensor):
-            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-        else:
-            assert a == b
-
-
-@pytest.mark.parametrize("make", [Rebound, Plain, Written, PlainWritten, Lstm, Teacher])
-def test_the_file_alone_keeps_the_state_in_its_buffers(make: Make) -> None:
-    """`predict` moves the state on in `buffers`, `step` gives the gradients of one call."""
-    eager, pc = pair(make)
-    scope: dict[str, Any] = {}
-    params = {k: v.detach() for k, v in pc.model.named_parameters()}
-    exec(pc.source, scope)
-    _, buffers = pc.tables(pc._last)
-    buffers = {k: b.clone() for k, b in buffers.items()}
-    for x in data(3):
-        detached(eager)
-        y = eager(x)
-        target = torch.zeros_like(y)
-        eager.zero_grad()
-        (0.5 * y.square().sum()).backward()
-        loss, gradients = scope["step"](params, buffers, {"x": x}, [target])
-        torch.testing.assert_close(loss, 0.5 * y.detach().square().sum(), rtol=1e-12, atol=1e-12)
-        for name, p in eager.named_parameters():
-            torch.testing.assert_close(gradients[name], p.grad, rtol=1e-10, atol=1e-10)
-
-
-ACTIONS = ("call", "call", "call", "quiet", "backward", "detach", "reset")
-
-
-@pytest.fixture(scope="module")
-def followed() -> dict[Make, tuple[nn.Module, PCModule, list[Any]]]:
-    made = {}
-    for make in (Plain, Written, Lstm, Lif):
-        eager, pc = pair(make)
-        made[make] = eager, pc, [copy.deepcopy(m.__dict__) for m in eager.modules()]
-    return made
-
-
-@settings(max_examples=12, deadline=None, derandomize=True)
-@given(actions=st.lists(st.sampled_from(ACTIONS), min_size=3, max_size=9), which=st.integers(0, 3))
-def test_any_sequence_of_actions(
-    followed: dict[Make, tuple[nn.Module, PCModule, list[Any]]], actions: list[str], which: int
-) -> None:
-    """Whatever is done between calls, gradients and states are eager's; where eager raises, so does ours."""
-    eager, pc, first = list(followed.values())[which]
-    results = []
-    for model, call in ((eager, eager), (pc.model, pc)):
-        _restart(model, first)
-        model.zero_grad()
-        results.append(_act(model, call, actions, first))
-    assert results[0] == results[1]
-    agree(pc.model, eager, 1e-9)
-
-
-def _restart(model: nn.Module, first: list[Any]) -> None:
-    for module, attributes in zip(model.modules(), first, strict=True):
-        for name, value in attributes.items():
-            if not name.startswith("_") and name != "training":
-                module.__dict__[name] = copy.deepcopy(value)
-        for name, value in attributes["_buffers"].items():
-            module._buffers[name] = copy.deepcopy(value)
-
-
-def _act(model: nn.Module, call: Any, actions: list[str], first: list[Any]) -> list[str]:
-    total, raised = [], []
-    for action, x in zip(actions, data(len(actions)), strict=True):
-        if action == "call":
-            total.append(call(x).square().sum())
-        elif action == "quiet":
-            with torch.no_grad():
-                call(x)
-        elif action == "detach":
-            detached(model)
-        elif action == "reset":
-            _restart(model, first)
-        elif total and any(t.requires_grad for t in total):
-            try:
-                sum(total).backward()
-            except RuntimeError as e:
-                raised.append(str(e)[:40])
-            total = []
-            detached(model)
-    return raised

@@ -10,7 +10,7 @@ from core.models import half_squares, seeded
 from torch import nn
 
 import pccompile
-from validity.changes import Net
+from validity.changing_model import Net
 
 
 def test_each_thread_compiles_its_own() -> None:
