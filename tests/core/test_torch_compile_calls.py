@@ -187,6 +187,11 @@ def parameter_written_in_one_piece(m: Net, x: Tensor) -> Tensor:
     return m.b(m.a(x))
 
 
+def data_written(m: Net, x: Tensor) -> Tensor:
+    m.kept.data.add_(1)
+    return m.a(x) * m.kept
+
+
 def kept_in_the_module(m: Net, x: Tensor) -> Tensor:
     m.last = m.a(x)
     cut()
@@ -233,7 +238,10 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Calls]] = {
         (DTYPES, (cast,)),
         (ONCE, (cast_within, generated, rescued, partly_disabled, reentrant_checkpoint, checkpoint_with_a_break)),
         (ONCE, (nested_results, plain_attribute, inference_mode, gradient_within_none, parameter_written)),
-        (ONCE, (parameter_written_in_one_piece, kept_in_the_module, hook_after_a_break, gradient_of_a_part)),
+        (
+            ONCE,
+            (parameter_written_in_one_piece, kept_in_the_module, data_written, hook_after_a_break, gradient_of_a_part),
+        ),
         (ONCE, (rows, tangents, picked)),
     )
     for f in programs
@@ -327,11 +335,6 @@ def written_twice(m: Net, x: Tensor) -> Tensor:
     return m.b(h)
 
 
-def data_written(m: Net, x: Tensor) -> Tensor:
-    m.kept.data.add_(1)
-    return m.a(x) * m.kept
-
-
 def gradient_with_a_graph(m: Net, x: Tensor) -> Tensor:
     z = x.detach().requires_grad_()
     return torch.autograd.grad(m.a(z).tanh().sum(), z, create_graph=True)[0]
@@ -341,7 +344,6 @@ def gradient_with_a_graph(m: Net, x: Tensor) -> Tensor:
     "run, words",
     [
         (written_twice, "is changed in place and shares memory with"),
-        (data_written, "a detached value is changed in place"),
         (gradient_with_a_graph, "differentiated twice"),
     ],
 )

@@ -213,3 +213,56 @@ def test_names_of_inputs_and_symbols_change_nothing(data):
     plain = [node("Gather", ["table", "i"], ["e"]), node("Mul", ["e", "j"], ["y"])]
     expected = examples(plain, {"i": (["p", "q"], INT), "j": ["p", "q", 3]}, {"table": normal(9, 3)})
     assert all(torch.equal(found[n], expected[m]) for n, m in ((a, "i"), (b, "j")))
+
+
+ML = "ai.onnx.ml"
+LEARNED = {
+    "linear classifier": ("LinearClassifier", {"coefficients": normal(33).tolist(), "intercepts": normal(3).tolist(),
+                                               "classlabels_ints": [0, 1, 2]}, 11),
+    "two classes, one row": ("LinearClassifier", {"coefficients": normal(11).tolist(), "intercepts": [0.1],
+                                                  "classlabels_ints": [0, 1]}, 11),
+    "linear regressor": ("LinearRegressor", {"coefficients": normal(34).tolist(), "targets": 2}, 17),
+    "support vectors": ("SVMRegressor", {"coefficients": normal(3).tolist(), "rho": [0.1], "n_supports": 3,
+                                         "support_vectors": normal(39).tolist(), "kernel_type": "RBF",
+                                         "kernel_params": [0.1, 0.0, 0.0]}, 13),
+    "linear support vectors": ("SVMRegressor", {"coefficients": normal(9).tolist(), "rho": [0.1]}, 9),
+    "pairs of classes": ("SVMClassifier", {"coefficients": normal(4).tolist(), "rho": [0.1],
+                                           "vectors_per_class": [2, 2],
+                                           "support_vectors": normal(28).tolist(), "classlabels_ints": [0, 1],
+                                           "kernel_type": "LINEAR"}, 7),
+    "scaler": ("Scaler", {"offset": normal(15).tolist(), "scale": [2.0]}, 15),
+    "imputer": ("Imputer", {"imputed_value_floats": normal(19).tolist()}, 19),
+}  # fmt: skip
+BEFORE = {
+    "": [],
+    "Cast": [node("Cast", ["x"], ["s"], to=1)],
+    "Normalizer": [node("Normalizer", ["x"], ["s"], domain=ML)],
+    "Scaler": [node("Scaler", ["x"], ["s"], domain=ML, offset=[0.5], scale=[2.0])],
+}
+DOMAIN = {"extra_opsets": [helper.make_opsetid(ML, 3)]}
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize(("operator", "numbers", "columns"), LEARNED.values(), ids=LEARNED)
+@pytest.mark.parametrize("shape", [["n", "k"], [None, None], None], ids=str)
+def test_the_numbers_of_a_learned_model_fix_its_columns(operator, numbers, columns, shape, before):
+    outputs = ["label", "y"] if "Classifier" in operator else ["y"]
+    first = BEFORE[before]
+    last = node(operator, ["s" if first else "x"], outputs, domain=ML, **numbers)
+    found = examples([*first, last], {"x": shape}, **DOMAIN)
+    assert shapes(found) == {"x": [2, columns]}
+
+
+def test_each_part_of_a_feature_vector_has_its_columns():
+    nodes = [node("FeatureVectorizer", ["a", "b"], ["y"], domain=ML, inputdimensions=[12, 5])]
+    found = examples(nodes, {"a": ["n", None], "b": ["n", None]}, **DOMAIN)
+    assert shapes(found) == {"a": [2, 12], "b": [2, 5]}
+
+
+def test_columns_that_contradict_the_numbers_are_named():
+    operator, numbers, _ = LEARNED["linear classifier"]
+    nodes = [node(operator, ["x"], ["label", "y"], domain=ML, name="head", **numbers)]
+    with pytest.raises(
+        CompileError, match="input x is declared with 2 columns, and LinearClassifier has numbers for 11"
+    ):
+        examples(nodes, {"x": [3, 2]}, **DOMAIN)

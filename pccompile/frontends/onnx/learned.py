@@ -31,6 +31,37 @@ def given(node: Node, name: str, like: Tensor) -> Tensor:
     return found
 
 
+def feature_count(node: Node, index: int) -> int:
+    """How many columns input `index` of an operator of `ai.onnx.ml` has by the operator's numbers; 0 if any will do."""
+
+    def count(name: str) -> int:
+        return len(node.get(name) or ())
+
+    match node.op_type:
+        case "LinearRegressor":
+            return count("coefficients") // max(int(node.get("targets", 1)), 1)
+        case "LinearClassifier":
+            labels = count("classlabels_ints") or count("classlabels_strings")
+            return count("coefficients") // max(count("intercepts") or labels, 1)
+        case "SVMRegressor" if node.get("n_supports", 0):
+            return count("support_vectors") // int(node.get("n_supports"))
+        case "SVMRegressor":
+            return count("coefficients")
+        case "SVMClassifier" if vectors := sum(node.get("vectors_per_class") or ()):
+            return count("support_vectors") // int(vectors)
+        case "SVMClassifier":
+            return count("coefficients") // max(count("classlabels_ints") or count("classlabels_strings"), 1)
+        case "Scaler":
+            most = max(count("offset"), count("scale"))
+        case "Imputer":
+            most = max(count("imputed_value_floats"), count("imputed_value_int64s"))
+        case "FeatureVectorizer" if index < count("inputdimensions"):
+            return int(node.get("inputdimensions")[index])
+        case _:
+            return 0
+    return most if most > 1 else 0
+
+
 def linear(node: Node, x: Tensor) -> Tensor:
     """Coefficients and intercepts applied to each sample, `[sample, target]`."""
     weights = given(node, "coefficients", x).reshape(-1, x.shape[-1])

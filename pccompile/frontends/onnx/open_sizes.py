@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx.graph import Graph, uses
+from pccompile.frontends.onnx.learned import feature_count
 from pccompile.frontends.onnx.names import lookup
 from pccompile.frontends.onnx.registry import Node
+from pccompile.frontends.onnx.scores import LEARNED
 
 if TYPE_CHECKING:
     from pccompile.frontends.onnx.module import InputType, OnnxModule
@@ -55,7 +58,10 @@ GROWING = (
 
 TIME = ("seq", "time", "len", "frame")
 KEEPING = frozenset(
-    {"Identity", "Cast", "Relu", "Tanh", "Sigmoid", "Dropout", "Neg", "Abs", "Sqrt", "Log", "Exp", "Clip"}
+    (
+        *("Identity", "Cast", "Relu", "Tanh", "Sigmoid", "Dropout", "Neg", "Abs", "Sqrt", "Log", "Exp", "Clip"),
+        *("Scaler", "Normalizer", "Binarizer", "Imputer"),
+    )
 )
 """Operators whose result has the shape of their input."""
 
@@ -134,9 +140,18 @@ class OpenSizes:
                 self.fixed[key] = size
 
     def _learn_from(self, entry: InputType, node: Node, index: int) -> None:
-        """What a node that reads an input says of its rank and sizes, by the weight that it brings."""
-        weight = self.shapes.get(node.inputs[1]) if len(node.inputs) > 1 else None
+        """What a node that reads an input says of its rank and sizes, by the weight or the numbers that it brings."""
         facts: dict[int, int] = {}
+        columns = feature_count(node, index) if node.domain == LEARNED else 0
+        if columns:
+            self.ranks.setdefault(entry.name, 2)
+            keys = self.keys(entry)
+            if len(keys) == 2 and isinstance(keys[1], int) and keys[1] != columns:
+                what = f"input {entry.name} is declared with {keys[1]} columns"
+                what += f", and {node.op_type} has numbers for {columns}"
+                raise CompileError(what, node.location, "declare the input with that size in the file")
+            facts[1] = columns
+        weight = self.shapes.get(node.inputs[1]) if len(node.inputs) > 1 else None
         match node.op_type:
             case "Conv" | "ConvTranspose" if index == 0 and weight and len(weight) > 1:
                 self.ranks.setdefault(entry.name, len(weight))
