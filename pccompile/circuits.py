@@ -14,6 +14,7 @@ from pccompile.diagnostics import Collector
 from pccompile.driver import Hook, Stages, import_model, silent
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.ir import Graph, Ref, live
+from pccompile.ops.packed import LAYERS
 from pccompile.passes.activity import active
 from pccompile.passes.canonicalise import canonicalise
 from pccompile.passes.dce import dce
@@ -67,6 +68,7 @@ def lay_out(
     options, hook = options or NetlistOptions(), hook or silent
     imported = import_model(model, args, kwargs, locate=locate, hook=hook, fixed=True)
     _refuse_states(imported)
+    _refuse_packed(imported)
     if options.input_errors:
         floating = {k for k, t in imported.graph.inputs.items() if t.differentiable}
         imported = replace(imported, graph=replace(imported.graph, wanted=imported.graph.wanted | floating))
@@ -93,6 +95,15 @@ def _refuse_states(imported: Imported) -> None:
     for buffer in graph.updates:
         if buffer in read:
             problems.add(f"forward writes the state {graph.origin[buffer]}, which a circuit does not keep", hint=hint)
+    problems.raise_if_any()
+
+
+def _refuse_packed(imported: Imported) -> None:
+    """Raise CompileError for recurrent layers over packed sequences: how many rows they have is data."""
+    problems, hint = Collector(), "give it padded sequences, and read their states at each one's end"
+    for n in imported.graph.nodes:
+        if n.op in LAYERS.values():
+            problems.add("the netlist has no circuit for a recurrent layer over packed sequences", n.where, hint)
     problems.raise_if_any()
 
 

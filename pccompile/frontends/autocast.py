@@ -20,12 +20,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pccompile.diagnostics import CompileError, first_line
 from pccompile.frontends.functional import op_name
+from pccompile.frontends.user_places import place_of
 from pccompile.ops.functions import stop_gradient
+from pccompile.ops.packed import LAYERS
 
 LEAD = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
 """Regions, and how many settings stand before the program among their arguments."""
 WHOLE = ("aten.lstm.input",)
 """Operators that have a kernel of their own on some devices, all of whose arguments are cast."""
+PACKED = tuple(LAYERS.values())
+"""Operators over packed sequences, for which torch casts within each step."""
 CAST = torch.ops.aten._to_copy.default
 
 
@@ -134,7 +138,15 @@ class _Record(TorchDispatchMode):
 
 
 def _cast(graph: fx.Graph, n: fx.Node, setting: Autocast) -> None:
-    """Write the casts of one operation before it, or the operation as its parts where it casts within."""
+    """Write the casts of one operation before it, or the operation as its parts where it casts within.
+
+    Raises CompileError for a recurrent layer over packed sequences.
+    """
+    if op_name(n.target) in PACKED:
+        hint = "switch autocast off around it: with torch.autocast(device, enabled=False)"
+        raise CompileError(
+            "a recurrent layer over packed sequences under autocast is not compiled", place_of(n, None), hint
+        )
     args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda a: a.meta["val"])
     tensors = {a: a.meta["val"] for a in n.all_input_nodes if isinstance(a.meta.get("val"), torch.Tensor)}
     if not any(t.is_floating_point() for t in tensors.values()):

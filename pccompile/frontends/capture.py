@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from torch.distributions import Distribution
 from torch.export import ExportedProgram
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import NOWHERE, CompileError, Location, ModelValueError
@@ -29,6 +28,7 @@ from pccompile.frontends.intercept import (
     refuse_backward_hooks,
     refuse_inference_parameters,
 )
+from pccompile.frontends.packed import Packing, packed_sequences, refuse_packed_arguments
 from pccompile.frontends.places import Place
 from pccompile.frontends.python_random import refuse_draws
 from pccompile.frontends.running_statistics import visible_statistics
@@ -62,6 +62,7 @@ def export(
     fixed: free no dimension. places: attributes that are known to be states; others are found.
     Raises CompileError where torch.export cannot capture the model.
     """
+    refuse_packed_arguments((args, kwargs))
     args, named = _apart((args, dict(kwargs or {})))
     refuse_backward_hooks(model)
     refuse_inference_parameters(model)
@@ -71,6 +72,7 @@ def export(
         attempts = [free_batch(model, args, named), None]
         if fixed or dynamic_shapes is not None:
             attempts = [None if fixed else dynamic_shapes]
+        packing = Packing()
         while True:
             trace = Trace(model, places, uncounted)
             try:
@@ -78,6 +80,7 @@ def export(
                     refuse_draws(model),
                     trace.running(),
                     author_gradients() as noticed,
+                    packed_sequences(packing),
                     shapes_torch_lacks(),
                     visible_statistics(),
                     inference_without_gradient(),
@@ -94,10 +97,14 @@ def export(
             except CompileError:
                 raise
             except Exception as e:
+                if not trace.counters and packing.decided(e):
+                    packing = Packing(longest=True)
+                    continue
                 if not trace.counters and len(attempts) == 1:
-                    raise _refused(model, e) from e
+                    raise _refused(model, e, packing) from e
                 uncounted |= frozenset(trace.counters)
-                attempts = attempts if trace.counters else attempts[1:]
+                if not trace.counters:
+                    attempts, packing = attempts[1:], Packing()
                 continue
             if not trace.changed and not trace.miscounted:
                 program.graph_module.meta[LEARNING] = noticed.learning
@@ -183,7 +190,7 @@ def _quiet() -> Iterator[None]:
             child.disabled = disabled
 
 
-def _refused(model: nn.Module, error: Exception) -> CompileError:
+def _refused(model: nn.Module, error: Exception, packing: Packing) -> CompileError:
     text = str(error).strip()
     line = next((ln.strip() for ln in text.splitlines() if ln.strip()), type(error).__name__)
     frames = re.findall(r'File "([^"]+)", line (\d+)', text)
@@ -195,24 +202,17 @@ def _refused(model: nn.Module, error: Exception) -> CompileError:
             mine.append((code.co_filename, str(trace.tb_lineno)))
         trace = trace.tb_next
     where = Location(file=mine[-1][0].rsplit("/", 1)[-1], line=int(mine[-1][1])) if mine else NOWHERE
-    if type(error) is ValueError:
+    if type(error) is ValueError and not packing.longest:
         return ModelValueError(line, where, f"{type(model).__name__} itself refuses these arguments")
-    if _packs(error):
-        line = "the lengths in a packed sequence (pack_padded_sequence) are numbers that no graph holds"
-        hint = 'torch.compile(model, backend="pccompile") runs it'
+    if packing.longest:
+        line = f"what is computed depends on the lengths of packed sequences: {line}"
+        hint = (
+            "give pad_packed_sequence as total_length the steps of what was packed, or more, or use "
+            'torch.compile(model, backend="pccompile"), which cuts the program there'
+        )
     else:
         hint = (
             "rewrite data-dependent Python control flow and .item() there, compile the part of the model that has "
             'none, or use torch.compile(model, backend="pccompile"), which cuts the program there'
         )
     return CompileError(f"torch.export cannot capture {type(model).__name__}: {line}", where, hint)
-
-
-def _packs(error: Exception) -> bool:
-    """Whether a packed sequence was at hand where torch failed."""
-    trace = error.__traceback__
-    while trace is not None:
-        if any(isinstance(v, PackedSequence) for v in trace.tb_frame.f_locals.values()):
-            return True
-        trace = trace.tb_next
-    return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from pccompile.frontends.functional import functionalise, name_dtypes, op_name
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.frontends.memory import counts_from_memory
 from pccompile.frontends.model_tensors import ModelTensors
-from pccompile.frontends.numbers import Read, is_read, number, only_asserted, with_operands
+from pccompile.frontends.numbers import Read, is_read, lengths_of, number, only_asserted, relied_on, with_operands
 from pccompile.frontends.regions import inline_regions
 from pccompile.frontends.states import Captured, in_place, keys, resolved, unread
 from pccompile.frontends.user_places import label_of, place_of
@@ -30,6 +30,7 @@ from pccompile.ir import DEVICE, Arg, Graph, Node, Ref, Source, TensorType, Type
 from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer, bind
 from pccompile.ops.functions import FUNCTION, call_of
+from pccompile.ops.lengths import SIZED
 from pccompile.ops.pieces import PIECE, SPLIT
 from pccompile.ops.trace import STRIDED, own_strides
 
@@ -78,7 +79,7 @@ class _Importer:
         self.lifted: set[str] = set()
         self.written: Mapping[fx.Node, fx.Node] = {}
         self.registered = {str(s.place) for s in captured.states if s.place.registered}
-        self.namer.used |= {str(s) for n in program.graph.nodes for s in _lengths(n)}
+        self.namer.used |= {str(s) for n in program.graph.nodes for s in lengths_of(n)}
         self.typer = self._typer()
 
     def _typer(self) -> Typer:
@@ -250,7 +251,7 @@ class _Importer:
             )
             self.env[n] = Ref("unsupported")
         elif value is None and not n.users:
-            return
+            self._relied_on(n)
         else:
             args = [self._arg(a) for a in self._given(n)]
             kwargs = {} if n.target in STRIDED else {k: self._arg(a) for k, a in n.kwargs.items()}
@@ -261,6 +262,15 @@ class _Importer:
                 self._pieces(n, bound)
             else:
                 self._append(n, op, bound)
+
+    def _relied_on(self, n: fx.Node) -> None:
+        """Check a length that data decides where the model was captured on the assumption that it is another one."""
+        if (found := relied_on(n)) is None or self.env[found[0]] not in self.types:
+            return
+        tensor, axis, size = found
+        b = self._builder(tensor)
+        self.env[tensor] = b(SIZED, self.env[tensor], axis, self._arg(size))
+        self._keep(b)
 
     def _pieces(self, n: fx.Node, bound: Mapping[str, Arg]) -> None:
         """Each piece of a tensor that is split at places which a tensor holds, as an operation of its own."""
@@ -383,15 +393,6 @@ class _Importer:
 
     def _where(self, n: fx.Node) -> Location:
         return place_of(n, self.locate)
-
-
-def _lengths(n: fx.Node) -> Iterator[sympy.Symbol]:
-    """The names of lengths and numbers that what a node yields is written with."""
-    for value in pytree.tree_leaves(n.meta.get("val")):
-        sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
-        for size in sizes:
-            if isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool):
-                yield from size.node.expr.free_symbols
 
 
 __all__ = ["import_program"]

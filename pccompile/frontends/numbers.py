@@ -6,12 +6,15 @@ tensor; where it decides a size or a setting it cannot.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import sympy
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils import _pytree as pytree
 
 from pccompile.ir import DEVICE, Arg, Ref, TensorType, Type, refs
 from pccompile.ops import Builder, overload, schema
@@ -123,4 +126,29 @@ def with_operands(b: Builder, op: str, bound: Mapping[str, Arg], result: Type) -
     return form, found
 
 
-__all__ = ["Read", "is_read", "number", "with_operands"]
+def lengths_of(n: fx.Node) -> Iterator[sympy.Symbol]:
+    """The names of lengths and numbers that what a node yields is written with."""
+    for value in pytree.tree_leaves(n.meta.get("val")):
+        sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
+        for size in sizes:
+            if isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool):
+                yield from size.node.expr.free_symbols
+
+
+def relied_on(n: fx.Node) -> tuple[fx.Node, int, Any] | None:
+    """What `n` asserts of a length that data decides: the tensor, the axis, and the size that it must have.
+
+    None where `n` asserts nothing, or something else. Of two such lengths it is the later that must be the earlier.
+    """
+    equal = n.args[0] if n.target is torch.ops.aten._assert_scalar.default else None
+    if not isinstance(equal, fx.Node) or equal.target is not operator.eq:
+        return None
+    sizes = [a for a in equal.args if isinstance(a, fx.Node) and a.target is torch.ops.aten.sym_size.int]
+    if not sizes:
+        return None
+    last: Any = max(sizes, key=list(n.graph.nodes).index)
+    tensor, axis = last.args
+    return tensor, axis, equal.args[1] if equal.args[0] is last else equal.args[0]
+
+
+__all__ = ["Read", "is_read", "lengths_of", "number", "only_asserted", "relied_on", "with_operands"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import torch
 from torch import fx
@@ -10,6 +11,9 @@ from torch import fx
 from pccompile.diagnostics import Location
 from pccompile.frontends.imported import Locate
 from pccompile.ir.names import Namer
+
+OWN = f"{Path(__file__).parents[1]}/"
+"""Where the code stands that runs in place of torch's while a model is captured."""
 
 
 def label_of(n: fx.Node, op: str, locate: Locate | None, namer: Namer) -> str:
@@ -32,7 +36,7 @@ def place_of(n: fx.Node, locate: Locate | None) -> Location:
         return found
     path, _ = _innermost(n)
     frames = re.findall(r'File "([^"]+)", line (\d+)', n.meta.get("stack_trace") or "")
-    mine = [f for f in frames if "/torch/" not in f[0] and not f[0].startswith(("torch/", "<"))]
+    mine = [f for f in frames if "/torch/" not in f[0] and not f[0].startswith(("torch/", "<", OWN))]
     if not mine:
         return Location(path)
     return Location(path, mine[-1][0].rsplit("/", 1)[-1], int(mine[-1][1]))

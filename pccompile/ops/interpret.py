@@ -43,6 +43,8 @@ def interpret(node: Node, values: Mapping[str, Any]) -> Any:
             return args["of"][args["index"]]
         case "pcc.tensor":
             return torch.tensor(node["entries"], dtype=node["dtype"]).reshape(tuple(node["shape"]))
+        case "pcc.sized":
+            return args["x"]
         case "pcc.function":
             return _Author.apply(args["value"], node, args["kept"], *args["tensors"])  # type: ignore[no-untyped-call]
         case "pccompile.overwritten.default":

@@ -32,6 +32,7 @@ def by_path_length(pc: PCModule, loss: Callable[[Any], Tensor], *inputs: Tensor)
     env = {name: v.detach() if isinstance(v, Tensor) else v for name, v in given(pc, *inputs).items()}
     for n in graph.graph.nodes:
         env[n.name] = run(n, env)
+        env |= {d: env[n.name].shape[s.axis] for d, s in graph.graph.dims.items() if s.tensor == n.name}
     arrived: dict[str, dict[int, Tensor]] = {name: {} for name in (*graph.names, *graph.reached)}
     for vertex, error in zip(graph.clamped, _output_errors(runtime, env, loss), strict=True):
         arrived[vertex][0] = error

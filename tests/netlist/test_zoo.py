@@ -24,6 +24,8 @@ OWN_TRAPS = ("straight_through", "gradient_reversal", "function_of_two", "stop_g
              "output_and_view", "output_twice", "padding_embedding", "dropout_kinds", "casts")  # fmt: skip
 KEEPING = ("spectral_norm_hooked",)
 """Models whose next call reads what forward writes: refused by name, see tests/validity/test_state_refusals.py."""
+PACKED = ("packed_lstm",)
+"""Models whose rows are as many as data says: refused by name, see tests/core/test_packed.py."""
 OPTIONS = NetlistOptions(loss="none", rate=1.0, eta=1.0)
 
 
@@ -31,7 +33,7 @@ def cases(table: dict[str, Case], *names: str) -> list[Any]:
     return [
         pytest.param(case, id=name, marks=[pytest.mark.slow] if case.slow or name in SLOW else [])
         for name, case in table.items()
-        if not case.refused and name not in KEEPING and (not names or name in names)
+        if not case.refused and name not in (*KEEPING, *PACKED) and (not names or name in names)
     ]
 
 

@@ -45,6 +45,33 @@ def _rnn(x: Tensor, h: Tensor, *rest: Any) -> Tensor:
     return y.flip(0) if reverse else y
 
 
+def _packed(x: Tensor, sizes: Tensor, first: tuple[Tensor, ...], rest: Any, run: Any) -> tuple[Tensor, Any]:
+    """A packed layer of torch in one direction: for the reverse one both run, and the other is left out."""
+    *weights, reverse = rest
+    given = [w for w in weights if w is not None]
+    twice = [w.detach() for w in given] + given if reverse else given
+    states = [torch.stack([h.detach(), h]) if reverse else h[None] for h in first]
+    hx = states if len(states) > 1 else states[0]
+    y, *ends = run(x, sizes, hx, twice, weights[2] is not None, 1, 0.0, False, reverse)
+    width = first[0].shape[1]
+    return y[:, width:] if reverse else y, [e[-1] for e in ends]
+
+
+def _packed_lstm(x: Tensor, sizes: Tensor, h: Tensor, c: Tensor, *rest: Any) -> tuple[Any, ...]:
+    y, ends = _packed(x, sizes, (h, c), rest, torch.lstm)
+    return y, ends[1], None, None, None, None
+
+
+def _packed_gru(x: Tensor, sizes: Tensor, h: Tensor, *rest: Any) -> tuple[Any, ...]:
+    return _packed(x, sizes, (h,), rest, torch.gru)[0], None, None
+
+
+def _packed_rnn(x: Tensor, sizes: Tensor, h: Tensor, *rest: Any) -> tuple[Any, ...]:
+    *weights, nonlinearity, reverse = rest
+    function = torch.rnn_tanh if nonlinearity == "tanh" else torch.rnn_relu
+    return _packed(x, sizes, (h,), (*weights, reverse), function)[0], None
+
+
 def _group_norm(x: Tensor, weight: Tensor, bias: Tensor, n: int, c: int, hxw: int, groups: int, eps: float) -> Any:
     """torch's own derivative is wrong by the mean and the deviation."""
     grouped = x.reshape(n, groups, -1)
@@ -71,6 +98,10 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "pcc.lstm_layer": _lstm,
     "pcc.gru_layer": _gru,
     "pcc.rnn_layer": _rnn,
+    "pccompile.packed_lstm.default": _packed_lstm,
+    "pccompile.packed_gru.default": _packed_gru,
+    "pccompile.packed_rnn.default": _packed_rnn,
+    "pcc.sized": lambda x, axis, size: x,
     "pcc.piece": lambda x, at, dim, index, type_: torch.tensor_split(x, at, dim)[index],
     "pcc.flat": lambda value, by: by.clone().copy_(value.detach()),
     "aten.heaviside.default": lambda x, y: torch.heaviside(x.detach(), y.detach()),  # torch has no derivative

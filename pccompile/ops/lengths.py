@@ -1,0 +1,34 @@
+"""A length that data decides, where a model relies on what it is: checked when the program runs."""
+
+from __future__ import annotations
+
+import torch
+
+from pccompile.ops.registry import OpDef, define
+
+SIZED = "pcc.sized"
+
+SOURCE = '''
+def sized(x, axis, size):
+    """`x`, which must have that size along `axis`: torch might else broadcast it, which no rule here knows of."""
+    if x.shape[axis] != size:
+        raise RuntimeError(f"a length that is read from data is {x.shape[axis]}, and forward needs {size} there")
+    return x
+'''
+
+define(
+    OpDef(
+        SIZED,
+        "linear",
+        lambda b, n, err: {"x": err},
+        wiring=True,
+        parameters=("x", "axis", "size"),
+        infer=lambda args, type_of: type_of(args["x"]),
+        spell=lambda t, a: f"sized({', '.join(t.values())})",
+        equation="x",
+        helper=SOURCE,
+        samples=(lambda: (torch.randn(3, 4, dtype=torch.float64), 1, 4),),
+    )
+)
+
+__all__ = ["SIZED"]
