@@ -23,6 +23,7 @@ TypeOf = Callable[[Ref], TensorType]
 
 
 def _namespace() -> dict[str, Any]:
+    """The functions of generated files, which the operators below run where they are called outside of one."""
     space: dict[str, Any] = {"torch": torch}
     exec("\n".join((source.SIZES, source.LSTM, source.GRU, source.RNN)), space)
     return space
