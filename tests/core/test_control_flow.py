@@ -264,6 +264,25 @@ def test_a_branch_that_is_not_taken_gets_no_gradient(run: Callable[..., Any], al
                 torch.testing.assert_close(found[k].grad, p.grad)
 
 
+@pytest.mark.parametrize("limit", [-1e6, 0.0, 1e6], ids=["every round", "some rounds", "no round"])
+def test_a_branch_within_a_loop_gets_the_zeros_of_eager_torch(limit: float) -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        def step(carried: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+            new = torch.cond(row.sum() > limit, lambda h: m.a(h).tanh(), lambda h: m.b(h).tanh(), (carried + row,))
+            return new, new * 2
+
+        last, every = scan(step, x[0] * 1, x)
+        return last + every.sum(0)  # type: ignore[no-any-return]
+
+    model, x = seeded(lambda: Layers(run)), torch.randn(5, 4, dtype=torch.float64)
+    pc, found = pccompile.compile(model, (x,)), []
+    for called in (model, pc):
+        model.zero_grad()
+        called(x).sin().sum().backward()
+        found.append([p.grad for layer in (model.a, model.b) for p in layer.parameters()])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+
+
 def test_decay_leaves_a_branch_alone_that_is_not_taken() -> None:
     pc = pccompile.compile(Chosen(one_of_two, Torch), (torch.ones(3, 4),))
     before = pc.b.weight.detach().clone()

@@ -128,5 +128,21 @@ def test_fake_quantisation_sends_errors_straight_through(run: Callable[..., Any]
     compare(run)
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_moves_running_statistics_once_a_call(reentrant: bool) -> None:
+    """As without it: torch moves them again when backward computes the region anew."""
+
+    def within(m: Any, x: Tensor) -> Tensor:
+        return m.b(checkpoint(lambda h: m.norm(m.a(h)).tanh(), x * 1, use_reentrant=reentrant))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    plain, model, x = Layers(lambda m, x: m.b(m.norm(m.a(x * 1)).tanh())), Layers(within), torch.randn(4, 6)
+    model.load_state_dict(plain.state_dict())
+    for called in (plain, pccompile.compile(model, (x.clone().requires_grad_(),))):
+        for _ in range(2):
+            called(x.clone().requires_grad_()).sum().backward()
+    torch.testing.assert_close(dict(model.named_buffers()), dict(plain.named_buffers()))
+
+
 def test_statistics_that_are_averages_over_all_batches() -> None:
     compare(lambda m, x: m.norm(m.a(x)), calls=3)
