@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import NOWHERE, CompileError, Location, ModelValueError
 from pccompile.frontends.autocast import current
+from pccompile.frontends.data_dependence import reading_of
 from pccompile.frontends.forward_hooks import recorded_hooks
 from pccompile.frontends.intercept import (
     as_parameters,
@@ -210,6 +212,9 @@ def _refused(model: nn.Module, error: Exception, packing: Packing) -> CompileErr
             "give pad_packed_sequence as total_length the steps of what was packed, or more, or use "
             'torch.compile(model, backend="pccompile"), which cuts the program there'
         )
+    elif "data-dependent expression" in line:
+        found = reading_of(model, error)
+        line, where, hint = found.what, replace(where, module=found.module), found.hint
     else:
         hint = (
             "rewrite data-dependent Python control flow and .item() there, compile the part of the model that has "

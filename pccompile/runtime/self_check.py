@@ -208,8 +208,16 @@ class _Check:
             except CompileError:
                 raise
             except Exception as e:
+                if empty := self.empty():
+                    what = f"forward gives its first entries to {listing(empty)}"
+                    raise CompileError(what, hint="run the model once before it is compiled") from e
                 what = f"the compiled program fails where the model runs: {type(e).__name__}: {first_line(e)}"
                 raise CompileError(what, hint=REPORT) from e
+
+    def empty(self) -> list[str]:
+        """The buffers without entries that the program writes: quantisation gives them their sizes at the first run."""
+        graph = self.compiled.graph
+        return [graph.origin[b] for b in graph.updates if 0 in graph.buffers[b].shape]
 
     # judging
 
