@@ -99,8 +99,8 @@ def export(
             except CompileError:
                 raise
             except Exception as e:
-                if not trace.counters and packing.decided(e):
-                    packing = Packing(longest=True)
+                if not trace.counters and (settled := packing.settled(e)):
+                    packing = settled
                     continue
                 if not trace.counters and len(attempts) == 1:
                     raise _refused(model, e, packing) from e

@@ -7,7 +7,7 @@ do reads them at once, which no capture can.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError
@@ -43,17 +43,37 @@ class Packing:
     """Packs, runs and pads what a model packs while it is captured.
 
     longest: take it that the longest sequence has all the steps that the padded ones have, which the program checks.
+    most: the steps that the longest sequence may have, by the number of the pack, where it is padded to no more.
     """
 
-    def __init__(self, longest: bool = False) -> None:
-        self.longest = longest
+    def __init__(self, longest: bool = False, most: Mapping[int, int] | None = None) -> None:
+        self.longest, self.most = longest, dict(most or {})
         self.rows: dict[int, _Rows] = {}
         self.symbols: set[Any] = set()
 
-    def decided(self, error: Exception) -> bool:
-        """Whether capture failed since the longest length decides what is computed, which `longest` may settle."""
+    def settled(self, error: Exception) -> Packing | None:
+        """How to capture where this failed since the longest length decides what is computed; None where it does not.
+
+        What is taken for granted then is checked when the program runs.
+        """
         undecided = getattr(error, "cond", None) if isinstance(error, GuardOnDataDependentSymNode) else None
-        return undecided is not None and not self.symbols.isdisjoint(undecided.free_symbols)
+        if undecided is None or self.symbols.isdisjoint(undecided.free_symbols):
+            return None
+        short = self._padded_to(error)
+        if short is not None and short[0] not in self.most:
+            return Packing(self.longest, self.most | dict([short]))
+        return None if self.longest else Packing(True, self.most)
+
+    def _padded_to(self, error: Exception) -> tuple[int, int] | None:
+        """The number of the pack that was to be padded where torch failed, and to how many steps."""
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code is not pad_packed_sequence.__code__:
+            trace = trace.tb_next
+        if trace is None:
+            return None
+        sequence, steps = (trace.tb_frame.f_locals[k] for k in ("sequence", "total_length"))
+        sizes = id(sequence.batch_sizes)
+        return (list(self.rows).index(sizes), steps) if sizes in self.rows and isinstance(steps, int) else None
 
     def pack(self, padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
         """The rows of sequences whose lengths fall, and how many there are at each step."""
@@ -62,7 +82,8 @@ class Packing:
         if lengths.dim() != 1:
             raise ValueError(f"pack_padded_sequence takes lengths of one dimension, and these have {lengths.dim()}")
         batch, steps = padded.shape[:2] if batch_first else (padded.shape[1], padded.shape[0])
-        sizes = batch_sizes(lengths, batch, steps, self.longest, torch.device("cpu"))
+        most = self.most.get(len(self.rows))
+        sizes = batch_sizes(lengths, batch, steps, most, self.longest, torch.device("cpu"))
         if not isinstance(steps, int) and not self.longest:
             torch._check(sizes.shape[0] <= steps)
         if isinstance(sizes.shape[0], torch.SymInt):

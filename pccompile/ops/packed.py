@@ -33,18 +33,21 @@ _run = _namespace()
 
 
 @torch.library.custom_op("pccompile::batch_sizes", mutates_args=())
-def batch_sizes(lengths: Tensor, batch: int, steps: int, longest: bool, device: torch.device) -> Tensor:
+def batch_sizes(
+    lengths: Tensor, batch: int, steps: int, most: int | None, longest: bool, device: torch.device
+) -> Tensor:
     """How many of `batch` sequences last longer than each step, of which there are as many as the longest has.
 
-    The lengths must fall. longest: the longest must have all `steps`. Raises RuntimeError for other lengths.
+    The lengths must fall, from `most` or from `steps`. longest: the longest must have all `steps`. Raises RuntimeError
+    for other lengths.
     """
-    found: Tensor = _run["batch_sizes"](lengths, batch, steps, longest, device)
+    found: Tensor = _run["batch_sizes"](lengths, batch, steps, most, longest, device)
     return found
 
 
 @batch_sizes.register_fake
-def _(lengths: Tensor, batch: int, steps: int, longest: bool, device: torch.device) -> Tensor:
-    most = steps if isinstance(steps, int) else None
+def _(lengths: Tensor, batch: int, steps: int, most: int | None, longest: bool, device: torch.device) -> Tensor:
+    most = steps if most is None and isinstance(steps, int) else most
     count = steps if longest else torch.library.get_ctx().new_dynamic_size(min=1, max=most)
     return lengths.new_empty([count], device=device)
 

@@ -5,7 +5,7 @@ state where it has ended, or not begun in the reverse direction, so that both di
 """
 
 SIZES = '''
-def batch_sizes(lengths, batch, steps, longest, device):
+def batch_sizes(lengths, batch, steps, most, longest, device):
     """How many of the sequences last longer than each step. Raises RuntimeError where lengths do not fit."""
     lengths = lengths.tolist()
     if len(lengths) != batch:
@@ -14,6 +14,8 @@ def batch_sizes(lengths, batch, steps, longest, device):
         raise RuntimeError("the length of every packed sequence must be at least 1")
     if max(lengths) > steps:
         raise RuntimeError(f"a packed sequence is to have {max(lengths)} steps, and the padded ones have {steps}")
+    if most is not None and max(lengths) > most:
+        raise RuntimeError(f"a packed sequence of {max(lengths)} steps is to be padded to a total_length of {most}")
     if lengths != sorted(lengths, reverse=True):
         raise RuntimeError("lengths must be sorted in decreasing order, or packed with enforce_sorted=False")
     if longest and max(lengths) != steps:

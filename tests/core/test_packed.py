@@ -1,8 +1,7 @@
-"""Packed sequences: gradients are eager torch's for any lengths, and lengths that do not fit are refused."""
+"""Packed sequences: outputs and gradients are eager torch's, for any lengths; other algorithms."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,42 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 import pccompile
 from core.models import half_squares
-from pccompile import CompileError
-
-X = torch.linspace(-3, 3, 60, dtype=torch.float64).view(4, 5, 3).sin()
-N = torch.tensor([2, 5, 3, 1])
-LENGTHS = (N, torch.tensor([4, 4, 1, 1]), torch.tensor([1, 1, 1, 1]), torch.tensor([5, 5, 5, 5]))
-
-
-def pack(x: Tensor, lengths: Any) -> PackedSequence:
-    return pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-
-
-def falling(x: Tensor, lengths: Any) -> PackedSequence:
-    return pack_padded_sequence(x, lengths, batch_first=True)
-
-
-def padded(packed: PackedSequence, **how: Any) -> Tensor:
-    return pad_packed_sequence(packed, batch_first=True, **how)[0]
-
-
-def step(run: Any, model: nn.Module, x: Tensor, *more: Any) -> dict[str, Any]:
-    """What `run` returns, and the gradients of the parameters of `model` and of `x`."""
-    model.zero_grad()
-    x = x.clone().requires_grad_()
-    results = run(x, *more)
-    results = results if isinstance(results, tuple) else (results,)
-    sum((i + 1) * (r + 0.1).square().sum() for i, r in enumerate(results)).backward()  # type: ignore[union-attr]
-    return {k: p.grad for k, p in model.named_parameters()} | {"x": x.grad, "results": results}
-
-
-def check(model: nn.Module, x: Tensor = X, lengths: tuple[Any, ...] = LENGTHS, **how: Any) -> Any:
-    """Compile the model at the first lengths; there and at all others it is what eager torch is."""
-    eager = copy.deepcopy(model)
-    pc = pccompile.compile(model, (x, lengths[0]), **how)
-    for n in lengths:
-        torch.testing.assert_close(step(pc, model, x, n), step(eager, eager, x, n), rtol=1e-9, atol=1e-12)
-    return pc
+from core.packing import LENGTHS, Layers, N, X, check, falling, pack, padded, step
 
 
 class Net(nn.Module):
@@ -99,21 +63,6 @@ def test_every_option(kind: str, options: dict[str, Any]) -> None:
 def test_lengths_that_fall(kind: str) -> None:
     falling = tuple(n.sort(descending=True)[0] for n in LENGTHS)
     check(Net(kind, True, batch_first=True), lengths=falling)
-
-
-class Layers(nn.Module):
-    """An LSTM and a GRU, and what a test does with them."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.function = function
-        self.a, self.b = nn.LSTM(3, 3, batch_first=True), nn.GRU(3, 3, batch_first=True)
-        self.h = nn.Parameter(torch.randn(1, 1, 3))
-        self.double()
-
-    def forward(self, x: Tensor, *more: Any) -> Any:
-        return self.function(self, x, *more)
 
 
 def given_states(m: Layers, x: Tensor, n: Tensor) -> tuple[Tensor, ...]:
@@ -239,122 +188,6 @@ def test_dropout_between_layers_draws_what_eager_torch_draws() -> None:
             torch.manual_seed(3)
             found.append(step(run, m, X, N))
         torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
-
-
-# lengths that do not fit
-
-
-@pytest.mark.parametrize(
-    "lengths, text",
-    [
-        ([2, 5, 0, 1], "length of every packed sequence must be at least 1"),
-        ([2, 6, 3, 1], "a packed sequence is to have 6 steps, and the padded ones have 5"),
-        ([5, 3, 4, 1], "sorted in decreasing order"),
-        ([3, 2, 1], "3 lengths are given for 4 packed sequences"),
-    ],
-    ids=str,
-)
-def test_lengths_that_do_not_fit_are_refused(lengths: list[int], text: str) -> None:
-    m = Layers(lambda m, x, n: m.b(falling(x, n))[1])
-    pc = pccompile.compile(m, (X, torch.tensor([5, 3, 2, 1])))
-    for run in (m, pc):
-        with pytest.raises(RuntimeError):
-            run(X, torch.tensor(lengths))
-    with pytest.raises(RuntimeError, match=text):
-        pc(X, torch.tensor(lengths))
-
-
-def test_what_needs_the_longest_sequence_to_be_whole_says_so() -> None:
-    """Torch would broadcast a longest sequence of one step, and a rule would not know."""
-    m = Layers(lambda m, x, n: padded(m.a(pack(x, n))[0]) + x)
-    pc = check(m, lengths=(N, torch.tensor([5, 5, 1, 1])))
-    for n, text in (([4, 3, 2, 1], "is 4, and forward needs 5"), ([1, 1, 1, 1], "is 1, and forward needs 5")):
-        with pytest.raises(RuntimeError, match=text):
-            pc(X, torch.tensor(n))
-
-
-def test_a_branch_on_the_longest_length_holds_for_the_whole_length_only() -> None:
-    def branching(m: Layers, x: Tensor, n: Tensor) -> Tensor:
-        y = padded(m.a(pack(x, n))[0])
-        return y * 2 if y.size(1) > 3 else y
-
-    pc = check(Layers(branching), lengths=(N, torch.tensor([5, 5, 1, 1])))
-    with pytest.raises(RuntimeError, match="longest sequence of all 5 steps, and the longest here has 3"):
-        pc(X, torch.tensor([3, 3, 2, 1]))
-
-
-def test_other_lengths_of_a_pair_are_not_broadcast() -> None:
-    def pair(m: Layers, x: Tensor, n: Tensor) -> Tensor:
-        return padded(m.a(pack(x, n))[0]) + padded(m.b(pack(x, n.clamp(min=2)))[0])
-
-    pc = check(Layers(pair), lengths=LENGTHS[:2])
-    with pytest.raises(RuntimeError, match="is 2, and forward needs 1"):
-        pc(X, torch.tensor([1, 1, 1, 1]))
-
-
-@pytest.mark.parametrize(
-    "function, text",
-    [
-        (lambda m, x, n: padded(m.a(pack(x, n))[0], total_length=3), "depends on the lengths of packed sequences"),
-        (lambda m, x, n: m.a(pack(x, n[:, None]))[1][0], "lengths of one dimension"),
-        (lambda m, x, n: m.a(pack(x, n)._replace(batch_sizes=n))[1][0], "read from a tensor's contents"),
-        (
-            lambda m, x, n: m.a(falling(x, n), (m.h, m.h))[1][0],
-            r"Expected hidden\[0\] size \(1, 4, 3\), got \[1, 1, 3\]",
-        ),
-    ],
-    ids=["short total length", "matrix", "own sizes", "states of another batch"],
-)
-def test_what_is_refused_by_name(function: Callable[..., Any], text: str) -> None:
-    with pytest.raises(CompileError, match=text):
-        pccompile.compile(Layers(function), (X, N))
-
-
-def test_a_packed_argument_is_refused_and_a_packed_result_returned() -> None:
-    with pytest.raises(CompileError, match=r"(?s)given a packed sequence.*pack them in forward"):
-        pccompile.compile(nn.LSTM(3, 4).double(), (pack(X, N),))
-    m = Layers(lambda m, x, n: m.a(pack(x, n))[0])
-    pc = pccompile.compile(m, (X, N))
-    for n in LENGTHS:
-        torch.testing.assert_close(tuple(pc(X, n)), tuple(m(X, n)))
-
-
-def test_what_else_a_model_branches_on_is_not_laid_on_lengths() -> None:
-    m = Layers(lambda m, x, n: m.a(pack(x, n))[1][0] if x.sum() > 0 else x)
-    with pytest.raises(CompileError, match="data-dependent") as caught:
-        pccompile.compile(m, (X, N))
-    assert "packed sequence" not in str(caught.value)
-
-
-def test_autocast_is_refused_around_packed_layers_only() -> None:
-    def beside(m: Layers, x: Tensor, n: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            x = (x @ x.transpose(1, 2))[..., :3]
-        return m.b(pack(x.float() * m.h, n))[1]
-
-    def within(m: Layers, x: Tensor, n: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return m.b(pack(x, n))[1]
-
-    m, x = Layers(beside).float(), X.float()
-    torch.testing.assert_close(pccompile.compile(m, (x, N))(x, N), m(x, N))
-    with pytest.raises(CompileError, match="packed sequences under autocast"):
-        pccompile.compile(Layers(within).float(), (x, N))
-
-
-def test_a_circuit_has_none() -> None:
-    with pytest.raises(CompileError, match="no circuit for a recurrent layer over packed sequences"):
-        pccompile.compile(Layers(cells_and_states), (X, N), backend="netlist")
-
-
-def test_other_lengths_of_data_are_not_broadcast_either() -> None:
-    """The same without packing: torch takes it that as many entries are positive as there are factors."""
-    m = Layers(lambda m, x: (x * m.h)[x > 0] * torch.arange(1.0, 4.0))
-    x = torch.tensor([1.0, 1, -1, -1, 1, -1]).view(1, 2, 3).double()
-    pc = pccompile.compile(m, (x,))
-    torch.testing.assert_close(step(pc, m, x), step(m, m, x))
-    with pytest.raises(RuntimeError, match="is 1, and forward needs 3"):
-        pc(torch.eye(1, 6).view(1, 2, 3).double())
 
 
 # other algorithms
