@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--seed", type=whole, default=0, help="for example inputs, targets and dropout (default: 0)")
     group = p.add_argument_group("how it is compiled")
-    group.add_argument("--algorithm", default="exact", help="exact (default), fixed-prediction or strict")
+    group.add_argument("--algorithm", default="exact", help="exact (default) or another; with --help, its settings")
     group.add_argument(
         "--granularity", choices=("op", "layer"), help="what a vertex is; by default what suits the algorithm"
     )
@@ -81,13 +81,7 @@ def parser() -> argparse.ArgumentParser:
         default=LOSSES[0],
         help="the loss in the generated file or circuit (default: %(default)s)",
     )
-    amount = group.add_mutually_exclusive_group()
-    amount.add_argument("--steps", type=whole, help="inference steps")
-    amount.add_argument("--tolerance", type=positive, help="as many steps as this relative gradient error needs")
-    group.add_argument("--rate", type=positive, help="size of an inference step")
-    group.add_argument(
-        "--lowering", choices=("closed-form", "relax"), help="fixed-prediction: evaluate the steps, or take them"
-    )
+    group.add_argument("--rate", type=number, help="size of an inference step")
     input_options(p)
     group.add_argument(
         "--no-check", dest="check", action="store_false", help="do not compare with eager torch after compiling"
@@ -112,6 +106,40 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--debug", action="store_true", help="show the traceback of an internal error")
     p.add_argument("--version", action="version", version=f"pccompile {__version__}")
     return p
+
+
+def setting_options(p: argparse.ArgumentParser, algorithm: str) -> None:
+    """The settings of an algorithm, one option each. Raises UsageError for one that does not exist."""
+    from pccompile.algorithms import ALGORITHMS, options_of
+
+    if algorithm not in ALGORITHMS:
+        raise UsageError(f"--algorithm {printable(algorithm, 40)}: one of {', '.join(ALGORITHMS)}")
+    group = p.add_argument_group(f"settings of {algorithm} ({ALGORITHMS[algorithm].citation})")
+    for name, how in options_of(ALGORITHMS[algorithm]).items():
+        if name != "rate":  # circuits have one too
+            group.add_argument(f"--{name.replace('_', '-')}", **how)
+
+
+def asked_algorithm(argv: Sequence[str] | None) -> str | None:
+    """The algorithm that a command line names, if any: which other options there are depends on it."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--algorithm")
+    try:
+        found: str | None = first.parse_known_args(argv)[0].algorithm
+    except argparse.ArgumentError:  # the parser of all options says what is wrong
+        return None
+    return found
+
+
+def number(text: str) -> float:
+    """A finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{printable(text, 40)} is not a number")
+    return value
 
 
 def circuit_options(p: argparse.ArgumentParser) -> None:
@@ -182,9 +210,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parsed_and_run(argv: Sequence[str] | None) -> int:
     """Read the command line, and run it."""
     try:
-        options = parser().parse_args(argv)
+        reader, algorithm = parser(), asked_algorithm(argv)
+        if algorithm is not None:
+            setting_options(reader, algorithm)
+        options = reader.parse_args(argv)
     except SystemExit as e:
         return int(e.code or 0)
+    except UsageError as e:
+        return misused(e)
     return guarded(options)
 
 
@@ -203,8 +236,7 @@ def guarded(options: argparse.Namespace) -> int:
         talk("pccompile: interrupted, nothing written")
         return EXIT_INTERRUPTED
     except UsageError as e:
-        talk(f"pccompile: error: {e}\n  hint: pccompile --help")
-        return EXIT_USAGE
+        return misused(e)
     except MemoryError:
         talk(f"{shown}: error: there is not enough memory\n{shown}: 1 error, nothing written")
         return EXIT_MODEL
@@ -214,6 +246,12 @@ def guarded(options: argparse.Namespace) -> int:
         return bug(e, options)
     except Exception as e:
         return bug(e, options)
+
+
+def misused(e: UsageError) -> int:
+    """Say what is wrong with the command line."""
+    talk(f"pccompile: error: {e}\n  hint: pccompile --help")
+    return EXIT_USAGE
 
 
 def bug(e: Exception, options: argparse.Namespace) -> int:
@@ -274,7 +312,7 @@ def circuit_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
     ready = options.model.endswith(".pcnet.json")
     others = ("steps", "tolerance", "lowering", "granularity", "emit", "doctor")
     return [
-        *((getattr(options, n), f"--{n} does not go with circuits") for n in others),
+        *((getattr(options, n, None), f"--{n} does not go with circuits") for n in others),
         (options.explain is not None, "--explain does not go with circuits"),
         (options.algorithm not in ("exact", "fixed-prediction"), "a circuit does fixed prediction"),
         (options.output == "-", "-o - prints code; a circuit is written to a folder"),

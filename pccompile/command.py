@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +118,16 @@ def carried_out(
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """What the algorithm is told. Raises UsageError for an algorithm or a setting that does not exist."""
-    if options.algorithm not in ALGORITHMS:
-        raise UsageError(f"--algorithm {printable(options.algorithm, 40)}: one of {', '.join(ALGORITHMS)}")
-    given = {k: getattr(options, k) for k in ("steps", "rate", "tolerance", "lowering")}
-    settings = {k: v for k, v in given.items() if v is not None}
-    if unknown := [k for k in settings if k not in ALGORITHMS[options.algorithm].__annotations__]:
-        raise UsageError(f"{options.algorithm} has no setting {', '.join(f'--{k}' for k in unknown)}")
+    """What the algorithm is told. Raises UsageError for a setting that it does not have, or a value out of bounds."""
+    algorithm = ALGORITHMS[options.algorithm]
+    known = [f.name for f in fields(algorithm.settings)]
+    if options.rate is not None and "rate" not in known:
+        raise UsageError(f"{options.algorithm} has no setting --rate")
+    settings = {k: v for k in known if (v := getattr(options, k, None)) is not None}
+    try:
+        algorithm.choose(settings)
+    except CompileError as e:
+        raise UsageError(f"{e.problems[0].what} ({e.problems[0].hint})") from None
     return settings
 
 

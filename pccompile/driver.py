@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pccompile.algorithms import ALGORITHMS, GRANULARITY
+from pccompile.algorithms import ALGORITHMS
 from pccompile.backends.torch import Loss, Source, emit
 from pccompile.diagnostics import CompileError, printable
 from pccompile.frontends.capture import export
@@ -65,7 +65,7 @@ class Options:
     @property
     def vertices(self) -> str:
         """The granularity: the one that was asked for, or the algorithm's own."""
-        return self.granularity or GRANULARITY[self.algorithm]
+        return self.granularity or ALGORITHMS[self.algorithm].granularity
 
 
 @dataclass(frozen=True)
@@ -153,15 +153,9 @@ def to_vertices(imported: Imported, granularity: str, hook: Hook = silent) -> tu
 
 def schedule(pc: PCGraph, options: Options, hook: Hook = silent) -> Program:
     """The program of the algorithm that `options` name. Raises CompileError for settings that it does not have."""
-    make = ALGORITHMS[options.algorithm]
-    settings = {k: v for k, v in options.settings.items() if v is not None}
-    unknown = set(settings) - set(make.__annotations__)
-    if unknown:
-        known = ", ".join(k for k in make.__annotations__ if k not in ("pc", "return")) or "none"
-        raise CompileError(
-            f"{options.algorithm} has no setting {', '.join(sorted(unknown))}", hint=f"its settings: {known}"
-        )
-    return Stages(hook)("schedule", lambda: make(pc, **settings))  # type: ignore[no-any-return]
+    algorithm = ALGORITHMS[options.algorithm]
+    settings = algorithm.choose(options.settings)
+    return Stages(hook)("schedule", lambda: algorithm.schedule(pc, settings))  # type: ignore[no-any-return]
 
 
 def compile_imported(
@@ -172,4 +166,4 @@ def compile_imported(
         graph, pc = to_vertices(imported, options.vertices, hook)
         program = schedule(pc, options, hook)
         source = Stages(hook)("emit", lambda: emit(program, loss, record))
-    return Compiled(imported, graph, pc, program, source, loss)
+    return Compiled(imported, graph, program.pc, program, source, loss)

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pccompile.backends.torch.equations import Equations
+from pccompile.backends.torch.keys import gradient_keys
 from pccompile.backends.torch.pulls import Term, total
 from pccompile.backends.torch.spell import quoted
-from pccompile.backends.torch.statements import Function, Key, Label, Loop, label_of
+from pccompile.backends.torch.statements import Function, Key, Label, Stop, label_of
 from pccompile.backends.torch.writer import Writer
-from pccompile.ir import Arg, Decision, Do, Graph, Node, PCGraph, Program, Ref, Repeat, Step, Vertex, map_refs
+from pccompile.ir import (
+    Arg,
+    Decision,
+    Do,
+    Graph,
+    Node,
+    PCGraph,
+    Program,
+    Ref,
+    Repeat,
+    Step,
+    Until,
+    Update,
+    Vertex,
+    flat,
+    map_refs,
+    steps_of,
+)
+from pccompile.ir.equations import parse
+from pccompile.ir.liveness import handed
 from pccompile.ops import OPS, result_name
 
 
@@ -40,11 +61,10 @@ def lower(program: Program, record: bool = False) -> Lowered:
     if record:
         predict.results |= {("prediction", v): lowering.slots[v, "prediction"] for v in program.pc.names}
     start = lowering.snapshot()
-    infer = lowering.infer(program.infer, "error")
-    if program.state:
-        infer.results |= {("value", v.name): lowering.slots[v.name, program.state] for v in program.pc.latent}
+    slots = handed(program)
+    infer = lowering.infer(program.infer, slots)
     lowering.restore(start)
-    learn = lowering.learn(program)
+    learn = lowering.learn(program, infer.results)
     lowering.restore(start)
     sweep = lowering.sweep(program.sweep) if program.sweep else Function()
     return Lowered(program, predict, infer, learn, sweep, lowering.w.labels, lowering.env)
@@ -81,6 +101,8 @@ class _Lowering:
         self.by_name: dict[str, dict[str, Node]] = {}
         self.written: dict[tuple[str, Ref], tuple[dict[str, Ref], dict[Ref, Ref]]] = {}
         self.nodes = {n.name: n for n in self.graph.nodes}
+        self.depth = 0
+        self.equations = Equations(self.w, program.arguments, self.term)
 
     def snapshot(self) -> tuple[dict[tuple[str, str], Ref], dict[object, Ref]]:
         return dict(self.slots), dict(self.w.known)
@@ -126,7 +148,8 @@ class _Lowering:
         for v in self.pc.vertices:
             if not v.prediction:
                 w.vertex = v.name
-                self.slots[v.name, "prediction"] = w.name(self._forward(v.result), label_of("prediction", v.name))
+                relayed = self.slots.get((str(v.result), "prediction")) or self._forward(v.result)
+                self.slots[v.name, "prediction"] = w.name(relayed, label_of("prediction", v.name))
         w.vertex = ""
         for buffer, updated in self.graph.updates.items():
             table, key = self.place(buffer)
@@ -139,18 +162,19 @@ class _Lowering:
     def _forward(self, name: Ref) -> Ref:
         return self.env[name] if name in self.env else self.leaf(name)
 
-    def infer(self, steps: Sequence[Step], slot: str) -> Function:
+    def infer(self, steps: Sequence[Step], slots: Sequence[str]) -> Function:
+        """Inference; its results are these slots of all that have them."""
         self.run(steps)
-        known = [v.name for v in self.pc.vertices if (v.name, slot) in self.slots]
-        return Function(self.w.take(), {(slot, name): self.slots[name, slot] for name in known})
+        owners = (*self.pc.names, *self.graph.leaves)
+        results = {(s, o): self.slots[o, s] for s in slots for o in owners if (o, s) in self.slots}
+        return Function(self.w.take(), results)
 
-    def learn(self, program: Program) -> Function:
-        for v in self.pc.vertices:
-            self.slots[v.name, "error"] = self.w.given(f"errors[{quoted(v.name)}]", label_of("error", v.name))
-        if program.state:
-            for v in self.pc.latent:
-                label = label_of(program.state, v.name)
-                self.slots[v.name, program.state] = self.w.given(f"values[{quoted(v.name)}]", label)
+    def learn(self, program: Program, found: Iterable[Key]) -> Function:
+        """Learning, from what inference has `found`."""
+        keys = gradient_keys(self.graph)
+        for slot, owner in found:
+            key = keys[owner].key if slot == "gradient" else owner
+            self.slots[owner, slot] = self.w.given(f"{table_of(slot)}[{quoted(key)}]", label_of(slot, owner))
         return self.decided(self.gradients(program.learn))
 
     def sweep(self, steps: Sequence[Step]) -> Function:
@@ -183,73 +207,67 @@ class _Lowering:
 
     def run(self, steps: Sequence[Step]) -> None:
         for s in steps:
-            if isinstance(s, Do):
-                self.do(s)
-            else:
-                self.repeat(s)
+            match s:
+                case Do():
+                    self.do(s)
+                case Repeat():
+                    self.repeat(s)
+                case Update():
+                    self.update(s)
 
     def repeat(self, loop: Repeat) -> None:
         """A loop; the slots that it assigns and that have a value before it are carried from step to step."""
-        assigned = dict.fromkeys((d.vertex, d.slot) for d in loop.body)
+        assigned = dict.fromkeys((d.vertex, d.slot) for d in flat(loop.body))
         starts = {(slot, vertex): self.slots[vertex, slot] for vertex, slot in assigned if (vertex, slot) in self.slots}
+        learns = any(isinstance(s, Update) for s in steps_of(loop.body))
+        outermost = not self.depth
         self.written.clear()
-        with self.w.loop(loop.times, starts) as state:
-            self.slots |= {(vertex, slot): value for (slot, vertex), value in state.items()}
-            phis = dict(state)
-            for d in loop.body:
-                self.do(d)
-            state.update({(slot, vertex): self.slots[vertex, slot] for slot, vertex in state})
-            kinds = ("error", "prediction", self.program.state) if self.program.state else ("error",)
-            shown = {(s, v): self.slots[v, s] for s in kinds for v in self.pc.names if (v, s) in self.slots}
+        self.depth += 1
+        with self.w.loop(loop.times, starts, learns) as state:
+            self.slots |= {(vertex, slot): value for (slot, vertex), value in state.values.items()}
+            phis = dict(state.values)
+            self.run(loop.body)
+            state.values.update({(slot, vertex): self.slots[vertex, slot] for slot, vertex in phis})
+            if self.record and outermost:
+                kinds = ("error", "prediction", self.program.state) if self.program.state else ("error",)
+                places = ((v, s) for s in kinds for v in self.pc.names)
+                state.record = {(s, v): self.slots[v, s] for v, s in places if (v, s) in self.slots}
+            if loop.until:
+                state.stop = self.stop(loop.until)
+        self.depth -= 1
         self.written.clear()
-        if self.record:
-            line = self.w.lines[-1]
-            assert isinstance(line, Loop)
-            line.record = shown
+        for place in assigned:
+            self.slots.pop(place, None)
         self.slots |= {(vertex, slot): value for (slot, vertex), value in phis.items()}
+
+    def stop(self, until: Until) -> Stop:
+        """When a loop ends early."""
+        owners = [v for v in self.pc.names if (v, until.slot) in self.slots]
+        pairs = [(self.slots[v, until.slot], self.slots[v, until.against]) for v in owners]
+        return Stop(pairs, until.below, until.least)
+
+    def update(self, u: Update) -> None:
+        """Hand the gradients to the function that changes the parameters."""
+        keys = gradient_keys(self.graph)
+        names = [n for n in self.graph.params if (n, u.slot) in self.slots]
+        args = {
+            "paths": tuple(keys[n].key for n in names),
+            "gradients": tuple(self.slots[n, u.slot] for n in names),
+        }
+        self.w.vertex = ""
+        self.w.write("update", args, Label(""))
+        self.w.forget_parameters()
+        self.written.clear()
 
     def do(self, d: Do) -> None:
         """One update equation."""
-        if d.slot != "gradient":
+        if d.vertex in self.vertices:
             self.w.vertex = d.vertex
-        equation = ast.parse(d.equation, mode="eval").body
-        value = self.evaluate(d, equation)
+        equation = parse(d.equation)
+        value = self.equations.value(d, equation)
         assert isinstance(value, Ref), d
         bare = isinstance(equation, ast.Name) and equation.id not in ("pull", "predict", "clamp", "zero", "seed")
         self.slots[d.vertex, d.slot] = value if bare else self.w.name(value, label_of(d.slot, d.vertex))
-
-    def evaluate(self, d: Do, e: ast.expr) -> Arg:
-        w = self.w
-        match e:
-            case ast.Constant(value=number):
-                return number
-            case ast.Name(id=name):
-                return self.term(d, name)
-            case ast.UnaryOp(op=ast.USub(), operand=inner):
-                value = self.evaluate(d, inner)
-                return self.negative(value) if isinstance(value, Ref) else -value
-            case ast.BinOp(
-                left=ast.Name(id=a),
-                op=ast.Add(),
-                right=ast.BinOp(left=r, op=ast.Mult(), right=ast.BinOp(left=b, op=ast.Sub(), right=ast.Name(id=c))),
-            ) if a == c:
-                end = self.evaluate(d, b)
-                return w("aten.lerp.Scalar", self.term(d, a), end, self.evaluate(d, r))
-            case ast.BinOp(left=left, op=op, right=right):
-                name = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul"}[type(op)]
-                first, second = self.evaluate(d, left), self.evaluate(d, right)
-                if not isinstance(first, Ref) and name != "sub":
-                    first, second = second, first
-                return w(f"aten.{name}.Tensor", first, second)
-        raise ValueError(f"{d}: equations are sums and products")
-
-    def negative(self, value: Arg) -> Ref:
-        """−value; a factor that it was just multiplied by takes the sign."""
-        assert isinstance(value, Ref)
-        made = self.w.made.get(value)
-        if made and made.op == "aten.mul.Tensor" and isinstance(made.args["other"], float):
-            return self.w("aten.mul.Tensor", made.args["self"], -made.args["other"])
-        return self.w("aten.neg.default", value)
 
     def term(self, d: Do, name: str) -> Arg:
         """What a name in an equation stands for."""
@@ -260,14 +278,15 @@ class _Lowering:
             nodes = {n.name: n for n in v.prediction}
             return Term(v, v.result, Ref(""), self.parents(v.name, d.at), nodes, self.w).write()
         if name == "zero":
-            return self.zeros_like(self.slots[d.vertex, "prediction"], d.vertex)
+            like = self.slots.get((d.vertex, "prediction")) or self._forward(Ref(d.vertex))
+            return self.zeros_like(like, d.vertex)
         if name == "clamp":
             return self.clamp(d)
         if name == "seed":
             ones = self.w("aten.ones_like.default", self.slots[d.vertex, "prediction"])
             return self.w("aten.neg.default", ones)
-        if name in self.program.arguments:
-            return self.w.given(name, Label(name))
+        if name == "noise":
+            return self.w("aten.randn_like.default", self.slots[d.vertex, "prediction"], label=Label("noise"))
         return self.slots[d.vertex, name]
 
     def parents(self, vertex: str, at: str) -> dict[str, Ref]:
@@ -346,6 +365,11 @@ class _Lowering:
         )
         call = self.w.call("clamp", {"outputs": predictions}, Label("output_errors"))
         return self.w.call("getitem", {"of": call, "index": index}, label)
+
+
+def table_of(slot: str) -> str:
+    """What the dictionary of a slot is called that inference hands to learning."""
+    return f"{slot}s"
 
 
 __all__ = ["Lowered", "lower", "lower_loss"]

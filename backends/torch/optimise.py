@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
 from pccompile.backends.torch.lower import Lowered
-from pccompile.backends.torch.statements import Function, Line, Loop, Statement, fresh
+from pccompile.backends.torch.statements import EFFECTS, Function, Line, Loop, fresh, made_in
+from pccompile.backends.torch.writer import is_parameter
 from pccompile.ir import Ref
 
 
@@ -21,7 +22,7 @@ def optimise(lowered: Lowered) -> Lowered:
     needed: dict[Ref, None] = {}
     for f in later:
         wanted = sorted(f.needs(), key=order.__getitem__)
-        params = [made[r] for r in wanted if r in made and _is_param(made[r])]
+        params = [made[r] for r in wanted if r in made and is_parameter(made[r])]
         f.lines[:0] = [replace(s) for s in params]
         opened = {s.target for s in params}
         needed.update({r: None for r in wanted if r not in opened})
@@ -56,47 +57,40 @@ def read_before_written(predict: Function, context: Iterable[Ref]) -> None:
         open_ += s.reads
 
 
-def _is_param(s: Statement) -> bool:
-    return s.op == "leaf" and s.args["table"] == "params"
-
-
 def without_dead(f: Function, also: Iterable[Ref] = (), sources: Mapping[str, Ref] = MappingProxyType({})) -> Function:
     """`f` without statements that neither its results nor `also` need.
 
     sources: the values that lengths are read off.
     """
-    need = {*f.results.values(), *also}
+    return Function(_live(f.lines, {*f.results.values(), *also}, sources), f.results)
+
+
+def _live(lines: Sequence[Line], need: set[Ref], sources: Mapping[str, Ref]) -> list[Line]:
+    """The lines that `need` needs, which grows by what they read."""
     kept: list[Line] = []
-    for line in reversed(f.lines):
+    for line in reversed(lines):
         if isinstance(line, Loop):
-            loop = _live_loop(line, need)
+            loop = _live_loop(line, need, sources)
             if loop.carried or loop.body:
                 kept.append(loop)
                 need.update(loop.reads)
-        elif line.target in need or line.op in ("copy", "keep"):
+        elif line.target in need or line.op in EFFECTS:
             kept.append(line)
             need.update(line.reads)
             need.update(sources[d] for d in line.lengths if d in sources)
-    return Function(list(reversed(kept)), f.results)
+    return kept[::-1]
 
 
-def _live_loop(loop: Loop, need: set[Ref]) -> Loop:
+def _live_loop(loop: Loop, need: set[Ref], sources: Mapping[str, Ref]) -> Loop:
     """A loop without carried values that nobody reads, and without what only they needed."""
-    carried = [c for c in loop.carried if c.phi in need or c.phi in loop.record.values()]
+    made = made_in(loop.body)
+    carried = [c for c in loop.carried if c.phi in need or c.phi in loop.shown]
     while True:
-        inside = (
-            {c.next for c in carried}
-            | set(loop.record.values())
-            | {r for r in need if r in {s.target for s in loop.body}}
-        )
-        body = []
-        for s in reversed(loop.body):
-            if s.target in inside:
-                body.append(s)
-                inside.update(s.reads)
+        inside = {c.next for c in carried} | set(loop.shown) | (need & made)
+        body = _live(loop.body, inside, sources)
         more = [c for c in loop.carried if c not in carried and c.phi in inside]
         if not more:
-            return Loop(loop.times, carried, list(reversed(body)), loop.record)
+            return replace(loop, carried=carried, body=body)
         carried += more
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pccompile.backends.torch.layout import STEP, WIDTH, folded, listed
 from pccompile.backends.torch.spell import Speller, atom, quoted
-from pccompile.backends.torch.statements import Function, Key, Label, Line, Loop, Role, Statement, fresh
+from pccompile.backends.torch.statements import EFFECTS, Function, Key, Label, Line, Loop, Role, Statement, Stop, fresh
 from pccompile.ir import Ref
 from pccompile.ir.names import Namer
 from pccompile.ops import OPS, overload
@@ -23,6 +23,14 @@ OVERWRITING = {f"aten.{name}.default": f"torch.{name}_" for name in ("relu", "ta
 
 DEEPEST = 16
 """So many statements are written inside one another at most: Python's own parser gives up at some hundred."""
+
+
+SETTLED = '''
+def settled(moves, against, below):
+    """Whether each of `moves` is small against what stands beside it in `against`."""
+    lengths, limits = (torch.stack([n.double() for n in torch._foreach_norm(t)]) for t in (moves, against))
+    return bool((lengths <= below * limits).all())
+'''
 
 
 class Printer:
@@ -52,23 +60,28 @@ class Printer:
         self.made = {s.target: s for s in function.statements()}
         self.readers: dict[Ref, list[Statement | None]] = {}
         self.block_of: dict[Ref, int] = {}
-        for line in function.lines:
-            if isinstance(line, Loop):
-                for c in line.carried:
-                    self.names[c.phi] = self.namer(labels[c.phi].text)
-                    for r in (c.start, c.next):
-                        self.readers.setdefault(r, []).append(None)
-                for r in line.record.values():
-                    self.readers.setdefault(r, []).append(None)
-            for s in line.body if isinstance(line, Loop) else (line,):
-                self.block_of[s.target] = id(line) if isinstance(line, Loop) else 0
-                for r in s.reads:
-                    self.readers.setdefault(r, []).append(s)
+        self.scan(function.lines, 0)
         self.owner = {name: value for value, name in self.names.items()}
         self.nested: set[Ref] = set()
         self.inlined: dict[Ref, str] = {}
         self.unpacked: set[Ref] = set()
         self.vertex = ""
+
+    def scan(self, lines: Sequence[Line], block: int) -> None:
+        """Note who reads what, and in which block each value is made."""
+        for line in lines:
+            if isinstance(line, Statement):
+                self.block_of[line.target] = block
+                for r in line.reads:
+                    self.readers.setdefault(r, []).append(line)
+                continue
+            for c in line.carried:
+                self.names[c.phi] = self.namer(self.labels[c.phi].text)
+                for r in (c.start, c.next):
+                    self.readers.setdefault(r, []).append(None)
+            for r in line.shown:
+                self.readers.setdefault(r, []).append(None)
+            self.scan(line.body, id(line))
 
     def run(self, late_dims: Mapping[Ref, Sequence[tuple[str, int]]]) -> list[str]:
         """The body, without the return statement. late_dims: lengths to read off a value once it is there."""
@@ -135,7 +148,7 @@ class Printer:
         return s.target in self.nested
 
     def _reads_well_inside(self, s: Statement) -> bool:
-        if s.target in self.kept or s.target in self.late_dims or s.op in ("alias", "copy", "keep", "clamp"):
+        if s.target in self.kept or s.target in self.late_dims or s.op in ("alias", "clamp", *EFFECTS):
             return False
         readers = self.readers.get(s.target, [])
         if s.op == "leaf" and s.args["table"] == "params":
@@ -149,7 +162,7 @@ class Printer:
             return False
         if s.op in ("given", "leaf"):
             return True
-        if self.block_of[reader.target] != self.block_of[s.target] or reader.op in ("alias", "copy", "keep"):
+        if self.block_of[reader.target] != self.block_of[s.target] or reader.op in ("alias", *EFFECTS):
             return False
         if self.labels[s.target].role in (Role.ERROR, Role.PREDICTION, Role.VALUE):
             return False
@@ -171,6 +184,12 @@ class Printer:
             return
         if s.op == "keep":
             self.line(depth, f"{s.args['table']}[{quoted(s.args['key'])}] = {self.spell(s.args['of'])}")
+            return
+        if s.op == "update":
+            gradients = zip(s.args["paths"], map(self.spell, s.args["gradients"]), strict=True)
+            self.comment("", depth)
+            self.text.append("")
+            self.line(depth, f"update({{{', '.join(f'{quoted(k)}: {v}' for k, v in gradients)}}})")
             return
         if s.op == "copy":
             self.line(depth, f"{s.args['table']}[{quoted(s.args['key'])}].copy_({self.spell(s.args['of'])})")
@@ -303,29 +322,39 @@ class Printer:
         """Print a loop; a carried value keeps its name where nothing reads the old one after the new one is made."""
         for c in loop.carried:
             self.line(depth, f"{self.names[c.phi]} = {self.spell(c.start)}")
-        self.line(depth, f"for _ in range({loop.times}):")
+        counter = "done" if loop.stop else "_"
+        self.line(depth, f"for {counter} in range({loop.times}):")
         late = []
         for c in loop.carried:
-            at = next((i for i, s in enumerate(loop.body) if s.target == c.next), None)
-            late_reads = (
-                at is None or any(c.phi in s.reads for s in loop.body[at + 1 :]) or c.phi in loop.record.values()
-            )
+            places = (i for i, s in enumerate(loop.body) if isinstance(s, Statement) and s.target == c.next)
+            at = next(places, None)
+            late_reads = at is None or any(c.phi in s.reads for s in loop.body[at + 1 :]) or c.phi in loop.shown
             if not late_reads and c.next not in self.names:
                 self.names[c.next] = self.names[c.phi]
                 self.owner[self.names[c.phi]] = c.next
             else:
                 late.append(c)
-        start = len(self.text)
-        read_late = {c.next for c in loop.carried} | set(loop.record.values())
+        length = len(self.text)
+        read_late = {c.next for c in loop.carried} | set(loop.shown)
         self.block(loop.body, depth + 1, self.kept | read_late)
+        stop = self.stop(loop.stop) if loop.stop else ""
         for c in late:
             self.line(depth + 1, f"{self.names[c.phi]} = {self.spell(c.next)}")
         if loop.record:
             shown = {key: self.spell(value) for key, value in loop.record.items()}
             self.line(depth + 1, recorded(shown))
-        if len(self.text) == start:
+        if stop:
+            self.line(depth + 1, stop)
+            self.line(depth + 2, "break")
+        if len(self.text) == length:
             self.line(depth + 1, "pass")
         self.vertex = ""
+
+    def stop(self, stop: Stop) -> str:
+        """The condition under which a loop ends early."""
+        self.speller.helpers["settled"] = SETTLED
+        moves, against = (listed([self.spell(pair[i]) for pair in stop.pairs]) for i in (0, 1))
+        return f"if done + 1 >= {stop.least} and settled({moves}, {against}, {stop.below}):"
 
     def comment(self, vertex: str, depth: int) -> None:
         """Print the heading of a vertex where one begins."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -55,6 +55,7 @@ class Statement:
     alias      args: of: the same tensor under a second name
     copy       args: table, key, of: writes into an entry of a table of the model; has no target
     keep       args: table, key, of: puts a tensor in the place of an entry; has no target
+    update     args: paths, gradients: calls the function that changes the parameters; has no target
 
     even: every tensor that it reads is known to have the result's shape, so that the result fits in its memory
     """
@@ -86,25 +87,61 @@ class Carried:
 
 
 @dataclass(eq=False)
+class Stop:
+    """Leave a loop after `least` steps or later, when ‖move‖ ≤ below · ‖against‖ for every pair."""
+
+    pairs: list[tuple[Ref, Ref]]
+    below: str
+    least: int
+
+
+@dataclass(eq=False)
 class Loop:
-    """`for _ in range(times)`. `record` is what a trace of inference is shown after each step."""
+    """`for _ in range(times)`. `record` is what a trace of inference is shown after each step, `stop` ends it early."""
 
     times: str
     carried: list[Carried]
-    body: list[Statement]
+    body: list[Line]
     record: dict[Key, Ref] = field(default_factory=dict)
+    stop: Stop | None = None
+
+    @property
+    def shown(self) -> list[Ref]:
+        """The values that are read at the end of each step: by a trace, and to know whether to stop."""
+        return [*self.record.values(), *(r for pair in (self.stop.pairs if self.stop else ()) for r in pair)]
 
     @property
     def reads(self) -> tuple[Ref, ...]:
         """The values that the loop needs from outside or hands on."""
-        inside = {s.target for s in self.body} | {c.phi for c in self.carried}
-        wanted = [r for s in self.body for r in s.reads]
+        inside = made_in(self.body) | {c.phi for c in self.carried}
+        wanted = [r for line in self.body for r in line.reads]
         wanted += [r for c in self.carried for r in (c.start, c.next)]
-        wanted += self.record.values()
-        return tuple(r for r in wanted if r not in inside)
+        return tuple(r for r in (*wanted, *self.shown) if r not in inside)
 
 
 Line = Statement | Loop
+EFFECTS = ("copy", "keep", "update")
+"""Statements that are there for what they change, and have no target."""
+
+
+def statements_of(lines: Iterable[Line]) -> Iterator[Statement]:
+    """Every statement, those in loops included."""
+    for line in lines:
+        yield from statements_of(line.body) if isinstance(line, Loop) else (line,)
+
+
+def loops_of(lines: Iterable[Line]) -> Iterator[Loop]:
+    """Every loop, those in loops included."""
+    for line in lines:
+        if isinstance(line, Loop):
+            yield line
+            yield from loops_of(line.body)
+
+
+def made_in(lines: Sequence[Line]) -> set[Ref]:
+    """The values that lines make, those in loops and those that loops carry included."""
+    carried = {c.phi for loop in loops_of(lines) for c in loop.carried}
+    return {s.target for s in statements_of(lines)} | carried
 
 
 @dataclass
@@ -116,17 +153,12 @@ class Function:
 
     def statements(self) -> Iterator[Statement]:
         """Every statement, those in loops included."""
-        for line in self.lines:
-            yield from line.body if isinstance(line, Loop) else (line,)
+        return statements_of(self.lines)
 
     def needs(self) -> set[Ref]:
         """The values that the function reads and does not make."""
-        made = {s.target for s in self.statements()} | {
-            c.phi for ln in self.lines if isinstance(ln, Loop) for c in ln.carried
-        }
-        wanted = {r for s in self.statements() for r in s.reads} | set(self.results.values())
-        wanted |= {r for ln in self.lines if isinstance(ln, Loop) for r in ln.reads}
-        return wanted - made
+        wanted = {r for line in self.lines for r in line.reads} | set(self.results.values())
+        return wanted - made_in(self.lines)
 
 
 def fresh(s: Statement, made: Mapping[Ref, Statement]) -> bool:

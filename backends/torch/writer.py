@@ -4,10 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
-from pccompile.backends.torch.statements import Carried, Key, Label, Line, Loop, Role, Statement, label_of
+from pccompile.backends.torch.statements import (
+    EFFECTS,
+    Carried,
+    Key,
+    Label,
+    Line,
+    Loop,
+    Role,
+    Statement,
+    Stop,
+    label_of,
+)
 from pccompile.ir import Arg, Ref
 from pccompile.ops import OPS, bind
+
+
+@dataclass
+class _Level:
+    """A loop under way: the lines in front of it, the values that move in it, and whether parameters do."""
+
+    outer: list[Line]
+    moving: set[Ref]
+    learns: bool
+
+
+@dataclass
+class LoopState:
+    """What a loop carries at the end of a step, and what else happens there."""
+
+    values: dict[Key, Ref]
+    record: dict[Key, Ref] = field(default_factory=dict)
+    stop: Stop | None = None
+
+
+def is_parameter(statement: Statement) -> bool:
+    """Whether a statement reads a parameter from the model's table."""
+    return statement.op == "leaf" and statement.args["table"] == "params"
 
 
 class Writer:
@@ -19,8 +54,7 @@ class Writer:
         self.known: dict[object, Ref] = {}
         self.made: dict[Ref, Statement] = {}
         self.vertex = ""
-        self._outer: list[Line] | None = None
-        self._inner: set[Ref] = set()
+        self._levels: list[_Level] = []
         self._count = 0
 
     def fresh(self, label: Label) -> Ref:
@@ -43,16 +77,27 @@ class Writer:
         return self.known[key]
 
     def write(self, op: str, args: Mapping[str, Arg], label: Label, even: bool = False) -> Ref:
-        """Append `op(args)`, before the loop if we are in one and nothing that it reads moves."""
+        """Append `op(args)`: before all loops that we are in and in which nothing that it reads moves."""
         statement = Statement(self.fresh(label), op, args, self.vertex, even)
         self.made[statement.target] = statement
-        if self._outer is not None and not set(statement.reads) & self._inner:
-            self._outer.append(statement)
+        stays = op in EFFECTS or (op in OPS and OPS[op].random)
+        depth = len(self._levels) if stays else self._depth(statement)
+        if depth < len(self._levels):
+            self._levels[depth].outer.append(statement)
         else:
             self.lines.append(statement)
-            if self._outer is not None:
-                self._inner.add(statement.target)
+        if depth:
+            self._levels[depth - 1].moving.add(statement.target)
         return statement.target
+
+    def _depth(self, statement: Statement) -> int:
+        """How many of the loops that we are in a statement has to stay in."""
+        read = set(statement.reads)
+        for depth in range(len(self._levels), 0, -1):
+            level = self._levels[depth - 1]
+            if read & level.moving or (level.learns and is_parameter(statement)):
+                return depth
+        return 0
 
     def leaf(self, table: str, key: str, label: Label) -> Ref:
         """An entry of one of the model's tables."""
@@ -66,7 +111,7 @@ class Writer:
         """`value` under the name `label`: its own, if it has just been made, else an alias."""
         if self.labels[value] == label:
             return value
-        for lines in (self.lines, self._outer):
+        for lines in (self.lines, *(level.outer for level in reversed(self._levels))):
             last = lines[-1] if lines else None
             if isinstance(last, Statement) and last.target == value and last.op != "leaf":
                 last.vertex = self.vertex
@@ -78,18 +123,41 @@ class Writer:
         return self.write("alias", {"of": value}, label)
 
     @contextmanager
-    def loop(self, times: str, starts: Mapping[Key, Ref]) -> Iterator[dict[Key, Ref]]:
-        """A loop that carries a value for each key of `starts`; what the dict holds at the end is handed on."""
-        assert self._outer is None, "loops do not nest"
+    def loop(self, times: str, starts: Mapping[Key, Ref], learns: bool = False) -> Iterator[LoopState]:
+        """A loop that carries a value for each key of `starts`; what `state` holds at the end is handed on.
+
+        learns: parameters change in it, so that nothing which is computed from them is true for more than one step.
+        """
         phis = {(slot, name): self.fresh(label_of(slot, name)) for slot, name in starts}
-        state = dict(phis)
-        self._outer, self.lines, self._inner = self.lines, [], set(phis.values())
+        if learns:
+            self.forget_parameters()
+        level = _Level(self.lines, set(phis.values()), learns)
+        self._levels.append(level)
+        self.lines = []
+        state = LoopState(dict(phis))
         yield state
-        body = [s for s in self.lines if isinstance(s, Statement)]
-        carried = [Carried(phis[k], starts[k], state[k]) for k in starts]
-        self.known = {k: v for k, v in self.known.items() if v not in self._inner}
-        self.lines, self._outer = self._outer, None
-        self.lines.append(Loop(times, carried, body))
+        carried = [Carried(phis[k], starts[k], state.values[k]) for k in starts]
+        self.known = {k: v for k, v in self.known.items() if v not in level.moving}
+        body, self.lines = self.lines, level.outer
+        self._levels.pop()
+        if self._levels:
+            self._levels[-1].moving |= level.moving
+        self.lines.append(Loop(times, carried, body, state.record, state.stop))
+
+    def forget_parameters(self) -> None:
+        """From here on parameters are read anew, and so is all that is computed from them."""
+        old: dict[Ref, bool] = {}
+        waiting = list(self.known.values())
+        while waiting:
+            value = waiting[-1]
+            statement = self.made.get(value)
+            reads = statement.reads if statement else ()
+            if missing := [r for r in reads if r not in old]:
+                waiting += missing
+                continue
+            waiting.pop()
+            old[value] = bool(statement and is_parameter(statement)) or any(old[r] for r in reads)
+        self.known = {k: v for k, v in self.known.items() if not old[v]}
 
     def take(self) -> list[Line]:
         """The lines written so far; writing goes on in another function."""

@@ -5,16 +5,58 @@ The free-energy gradient of a value is error − pull, that of a parameter or an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from pccompile.diagnostics import Collector
-from pccompile.ir import Do, PCGraph
+from pccompile.ir import Do, PCGraph, Step, Vertex
 from pccompile.ops import OPS
 
 AT_ONCE = 12
 """A parameter that more vertices read takes their messages in such portions, so that their errors need not all wait."""
 
 Carries = str | Mapping[str, Mapping[str, float]]
+FORCE = "pull - error"
+"""−∂F/∂v at a vertex, where its energy is half the squared error."""
+
+
+def each(owners: Iterable[Vertex | str], *equations: str, **how: Any) -> tuple[Do, ...]:
+    """Every equation, `slot = expression`, for all owners before the next equation: they move together."""
+    names = [o if isinstance(o, str) else o.name for o in owners]
+    return tuple(_do(name, e, how) for e in equations for name in names)
+
+
+def along(owners: Iterable[Vertex | str], *equations: str, **how: Any) -> tuple[Do, ...]:
+    """All equations for an owner before the next owner: what one does is seen by those behind it."""
+    names = [o if isinstance(o, str) else o.name for o in owners]
+    return tuple(_do(name, e, how) for name in names for e in equations)
+
+
+def _do(name: str, equation: str, how: Mapping[str, Any]) -> Do:
+    slot, _, expression = equation.partition(" = ")
+    return Do(name, slot, expression, **how)
+
+
+def start(pc: PCGraph) -> tuple[Do, ...]:
+    """Every value where the model predicts it."""
+    return each(pc.latent, "value = prediction")
+
+
+def look(pc: PCGraph, clamp: str = "clamp") -> tuple[Do, ...]:
+    """Predictions at the present values, and the errors; `clamp` is what sets those of the outputs."""
+    return (
+        *each(pc.vertices, "prediction = predict", at="value"),
+        *each(pc.clamped, f"error = {clamp}"),
+        *each(pc.latent, "error = value - prediction"),
+    )
+
+
+def move(pc: PCGraph, *equations: str) -> tuple[Do, ...]:
+    """All forces, before any value moves: a message reads the values of a child's other parents."""
+    return (*each(pc.latent, f"force = {FORCE}", at="value"), *each(pc.latent, *equations or (EULER,)))
+
+
+EULER = "value = value + rate * force"
 
 
 def clamped(pc: PCGraph) -> Iterator[Do]:
@@ -28,10 +70,10 @@ def learners(pc: PCGraph) -> tuple[str, ...]:
     return tuple(name for name in pc.graph.leaves if name in pc.reached)
 
 
-def learn(pc: PCGraph, at: str = "prediction", carries: Carries = "error") -> Iterator[Do]:
+def learn(pc: PCGraph, at: str = "prediction", carries: Carries = "error", equation: str = "-pull") -> Iterator[Do]:
     """The free-energy gradient of every parameter."""
     for name in learners(pc):
-        yield Do(name, "gradient", "-pull", at, carries)
+        yield Do(name, "gradient", equation, at, carries)
 
 
 def sweep(pc: PCGraph, inference: Sequence[Do], carries: Carries) -> Iterator[Do]:
@@ -67,3 +109,20 @@ def refuse_draws(pc: PCGraph) -> None:
                 what = f"{n.op.split('.')[1].strip('_')} draws a sample that changes with its parameters"
                 problems.add(what, v.where, "use an algorithm whose predictions stay: exact or fixed-prediction")
     problems.raise_if_any()
+
+
+__all__ = [
+    "EULER",
+    "FORCE",
+    "Step",
+    "along",
+    "clamped",
+    "each",
+    "learn",
+    "learners",
+    "look",
+    "move",
+    "refuse_draws",
+    "start",
+    "sweep",
+]

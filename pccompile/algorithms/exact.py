@@ -7,13 +7,26 @@ arXiv:2103.04689).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pccompile.algorithms.common import clamped, learn, sweep
+from pccompile.algorithms.record import Algorithm
 from pccompile.ir import Do, PCGraph, Program
 
 
-def schedule(pc: PCGraph) -> Program:
+@dataclass(frozen=True)
+class Settings:
+    """None."""
+
+
+def schedule(pc: PCGraph, settings: Settings) -> Program:
     """Reverse topological order: ε = pull, once for each vertex."""
     errors = (*clamped(pc), *(Do(v.name, "error", "pull") for v in reversed(pc.latent)))
     outputs = (Do(name, "minus_error", "-clamp") for name in pc.clamped)
     latent = (Do(v.name, "minus_error", "pull", carries="minus_error") for v in reversed(pc.latent))
     return Program(pc, "exact", errors, tuple(learn(pc)), tuple(sweep(pc, (*outputs, *latent), "minus_error")))
+
+
+ALGORITHM = Algorithm(
+    "exact", schedule, Settings, "arXiv:2006.04182", granularity="op", equals="backprop", needs_loss=False
+)

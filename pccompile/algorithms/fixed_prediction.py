@@ -11,43 +11,42 @@ each part once and weights it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from pccompile.algorithms.common import clamped, learn, sweep
 from pccompile.algorithms.law import gradient_error, path_lengths, steps_for
+from pccompile.algorithms.record import Algorithm, setting
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Do, PCGraph, Program, Repeat
 from pccompile.ir.law import weight
 
-LOWERINGS = ("closed-form", "relax")
 MOST_PARTS = 3000
 """The longest closed form that is chosen by itself: each part is a few lines of the generated file."""
 
 
-def schedule(
-    pc: PCGraph,
-    steps: int | None = None,
-    rate: float = 0.1,
-    tolerance: float | None = None,
-    lowering: str | None = None,
-) -> Program:
-    """`steps` inference steps of size `rate`; or as many as a relative gradient error of `tolerance` needs.
+@dataclass(frozen=True)
+class Settings:
+    """How far inference goes, and in which of the two forms. With neither steps nor a tolerance, 100 steps."""
 
-    With neither, 100 steps. lowering: "closed-form" or "relax"; by default the closed form, unless its program would be
-    very long, as on deep recurrent graphs with paths of a hundred lengths.
-    Raises CompileError for a rate outside (0, 2), where inference does not converge.
-    """
-    if not 0 < rate < 2:
-        raise CompileError(
-            f"rate {rate} does not converge", hint="fixed-prediction inference converges for 0 < rate < 2"
-        )
-    if lowering not in (None, *LOWERINGS):
-        raise CompileError(f"unknown lowering {lowering!r}", hint=f"one of {', '.join(LOWERINGS)}")
-    if steps is not None and tolerance is not None:
-        raise CompileError("steps and tolerance are both given", hint="tolerance chooses the steps: give one of them")
-    if steps is not None and steps < 0:
-        raise CompileError(f"steps is {steps}", hint="a number of inference steps, 0 or more")
+    steps: int | None = setting(None, "a number of inference steps", least=0)
+    rate: float = setting(0.1, "size of an inference step; it converges for rates", above=0, below=2)
+    tolerance: float | None = setting(None, "as many steps as this relative gradient error needs", above=0)
+    lowering: Literal["closed-form", "relax"] | None = setting(
+        None, "evaluate the steps, or take them; by default the former unless its program would be very long"
+    )
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.tolerance is not None:
+            hint = "tolerance chooses the steps: give one of them"
+            raise CompileError("steps and tolerance are both given", hint=hint)
+
+
+def schedule(pc: PCGraph, settings: Settings) -> Program:
+    """Inference as `settings` say."""
+    steps, rate, lowering = settings.steps, settings.rate, settings.lowering
     if steps is None:
-        steps = 100 if tolerance is None else steps_for(pc, rate, tolerance)
+        steps = 100 if settings.tolerance is None else steps_for(pc, rate, settings.tolerance)
     lengths = path_lengths(pc)
     longest = max(max(ks) for ks in lengths.values() if ks)
     facts: tuple[str, ...] = (
@@ -112,3 +111,13 @@ def _parts(pc: PCGraph, lengths: Mapping[str, Sequence[int]], slot: str, start: 
 def _weighted(lengths: Sequence[int], steps: int, rate: float) -> str:
     weights = {k: weight(steps, rate, k) for k in lengths}
     return " + ".join(f"part{k}" if w == 1 else f"{w!r} * part{k}" for k, w in weights.items())
+
+
+ALGORITHM = Algorithm(
+    "fixed-prediction",
+    schedule,
+    Settings,
+    "arXiv:2006.04182",
+    equals="backprop, path by path times the binomial law",
+    needs_loss=False,
+)

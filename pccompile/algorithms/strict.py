@@ -8,35 +8,27 @@ evaluated anew at every step, so it is part of the program.
 
 from __future__ import annotations
 
-from pccompile.algorithms.common import clamped, learn, refuse_draws
-from pccompile.diagnostics import CompileError
-from pccompile.ir import Do, PCGraph, Program, Repeat
+from dataclasses import dataclass
+
+from pccompile.algorithms.common import learn, look, move, refuse_draws, start
+from pccompile.algorithms.record import Algorithm, setting
+from pccompile.ir import PCGraph, Program, Repeat, Step
 
 
-def schedule(pc: PCGraph, steps: int = 20, rate: float = 0.1) -> Program:
-    """`steps` steps of gradient descent on the free energy over all values together.
+@dataclass(frozen=True)
+class Settings:
+    """How far inference goes."""
 
-    All forces are computed before any value moves: a message reads the values of a child's other parents.
-    Raises CompileError for a rate that is not positive, and for samples that change with their parameters.
-    """
-    if not rate > 0:
-        raise CompileError(f"rate {rate} is not positive", hint="a step size above 0, such as 0.1")
-    if steps < 0:
-        raise CompileError(f"steps is {steps}", hint="a number of inference steps, 0 or more")
+    steps: int = setting(20, "a number of inference steps", least=0)
+    rate: float = setting(0.1, "size of an inference step", above=0)
+
+
+def schedule(pc: PCGraph, settings: Settings) -> Program:
+    """Gradient descent on the free energy over all values together. Raises CompileError for samples that move."""
     refuse_draws(pc)
-    start = (Do(v.name, "value", "prediction") for v in pc.latent)
-    look = (
-        *(Do(v.name, "prediction", "predict", at="value") for v in pc.vertices),
-        *clamped(pc),
-        *(Do(v.name, "error", "value - prediction") for v in pc.latent),
-    )
-    force = (Do(v.name, "force", "pull - error", at="value") for v in pc.latent)
-    relax = (*force, *(Do(v.name, "value", "value + rate * force") for v in pc.latent))
-    return Program(
-        pc,
-        "strict",
-        (*start, Repeat("steps", (*look, *relax)), *look),
-        tuple(learn(pc, at="value")),
-        arguments={"steps": steps, "rate": rate},
-        state="value",
-    )
+    infer: tuple[Step, ...] = (*start(pc), Repeat("steps", (*look(pc), *move(pc))), *look(pc))
+    arguments = {"steps": settings.steps, "rate": settings.rate}
+    return Program(pc, "strict", infer, tuple(learn(pc, at="value")), arguments=arguments, state="value")
+
+
+ALGORITHM = Algorithm("strict", schedule, Settings, "doi:10.1162/NECO_a_00949")

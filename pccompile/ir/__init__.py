@@ -17,13 +17,15 @@ from pccompile.ir.graph import (
     verify,
 )
 from pccompile.ir.pc import ALWAYS, ERROR, Condition, Decision, Output, PCGraph, Vertex, verify_local
-from pccompile.ir.program import Do, Program, Repeat, Step, flat, verify_program
+from pccompile.ir.program import Argument, Do, Program, Repeat, Step, Until, Update, flat, steps_of
+from pccompile.ir.verify_program import verify_program
 
 __all__ = [
     "ALWAYS",
     "DEVICE",
     "ERROR",
     "Arg",
+    "Argument",
     "Condition",
     "Decision",
     "Dim",
@@ -40,12 +42,15 @@ __all__ = [
     "Step",
     "TensorType",
     "Type",
+    "Until",
+    "Update",
     "Vertex",
     "flat",
     "lengths",
     "live",
     "map_refs",
     "refs",
+    "steps_of",
     "verify",
     "verify_local",
     "verify_program",

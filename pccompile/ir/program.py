@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pccompile.diagnostics import CompileError
 from pccompile.ir.pc import PCGraph
 
 
 @dataclass(frozen=True, slots=True)
 class Do:
-    """`slot = equation`, for one vertex; or for a parameter or an input, whose only slot is `gradient`.
+    """`slot = equation`, for one vertex; or for a parameter or an input, whose gradient that is as a rule.
 
-    An equation is Python arithmetic over the vertex's own slots, numbers, runtime arguments (`rate`) and
+    An equation is arithmetic (see `ir.equations`) over the owner's own slots, numbers, runtime arguments (`rate`) and
         predict    the vertex's prediction, its parents read at slot `at`
         pull       the sum over its children of J^T x, J taken at slot `at`
         clamp      minus the loss gradient at an output's current prediction
+        send hold  −∂E/∂v̂ and ∂E/∂v of the vertex's energy; value − prediction where none is given
+        noise zero a fresh standard normal sample, and zeros, of the value's shape
     x is the child's slot `carries`. A mapping gives each child's x as a sum of its slots with weights, {"part2": 0.9};
     a child that it leaves out sends nothing.
     """
@@ -32,17 +33,48 @@ class Do:
 
 
 @dataclass(frozen=True, slots=True)
-class Repeat:
-    """Run `body` `times` times: a runtime argument's name."""
+class Until:
+    """Stop a loop when every vertex that has `slot` has ‖slot‖ ≤ below · ‖against‖, after `least` steps at least.
 
-    times: str
-    body: tuple[Do, ...]
+    below: a runtime argument's name, or the text of a number. The norms are taken over the whole batch. Before `least`
+    steps, the longest path to an output as a rule, vertices far from it are silent and look settled.
+    """
+
+    slot: str
+    against: str
+    below: str
+    least: int = 0
 
     def __str__(self) -> str:
-        return "\n".join([f"repeat {self.times}:", *(f"  {d}" for d in self.body)])
+        return f"until |{self.slot}| <= {self.below} |{self.against}|, after {self.least}"
 
 
-Step = Do | Repeat
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Hand the `slot` of every parameter to the optimizer, which changes the parameters: what is read next is new."""
+
+    slot: str = "gradient"
+
+    def __str__(self) -> str:
+        return f"update parameters by {self.slot}"
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """Run `body` `times` times, a runtime argument's name, or until its vertices have settled."""
+
+    times: str
+    body: tuple[Step, ...]
+    until: Until | None = None
+
+    def __str__(self) -> str:
+        head = f"repeat {self.times}{f' {self.until}' if self.until else ''}:"
+        return "\n".join([head, *(f"  {line}" for s in self.body for line in str(s).splitlines())])
+
+
+Step = Do | Repeat | Update
+Argument = float | int | Mapping[str, float]
+"""A runtime argument's default: a number, or a table of numbers by vertex."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +84,8 @@ class Program:
     `sweep`, where an algorithm has one, does inference and learning together so that each error can be dropped when it
     has been read for the last time; it must give what `infer` and then `learn` give. `arguments` are the runtime
     arguments with their defaults. `state` is the slot in which a trace of inference finds each vertex's value; ''
-    means prediction + error. `facts` are lines for the reader, such as the predicted gradient error.
+    means prediction + error, and that predictions do not move. `facts` are lines for the reader, such as the predicted
+    gradient error.
     """
 
     pc: PCGraph
@@ -60,7 +93,7 @@ class Program:
     infer: tuple[Step, ...]
     learn: tuple[Step, ...]
     sweep: tuple[Step, ...] = ()
-    arguments: Mapping[str, float | int] = field(default_factory=dict)
+    arguments: Mapping[str, Argument] = field(default_factory=dict)
     state: str = ""
     facts: tuple[str, ...] = ()
 
@@ -71,17 +104,20 @@ class Program:
             lines += [f"  {name}:", *(f"    {line}" for s in steps for line in str(s).splitlines())]
         return "\n".join([*lines, "}"])
 
+    @property
+    def updates(self) -> bool:
+        """Whether inference itself changes parameters."""
+        return any(isinstance(s, Update) for s in steps_of(self.infer))
 
-def flat(steps: tuple[Step, ...]) -> Iterator[Do]:
-    """Every Do in `steps`, those in loops included."""
+
+def steps_of(steps: Sequence[Step]) -> Iterator[Step]:
+    """Every step, those in loops included, each loop before what it holds."""
     for s in steps:
-        yield from s.body if isinstance(s, Repeat) else (s,)
+        yield s
+        if isinstance(s, Repeat):
+            yield from steps_of(s.body)
 
 
-def verify_program(program: Program) -> Program:
-    """`program`, once checked: every Do concerns a vertex, or the gradient of a parameter or an input, of its graph."""
-    vertices, leaves = set(program.pc.names), set(program.pc.graph.leaves)
-    for d in flat((*program.infer, *program.learn, *program.sweep)):
-        if d.vertex not in (leaves if d.slot == "gradient" else vertices):
-            raise CompileError(f"{program.algorithm} updates {d.slot} of {d.vertex}, which the graph does not have")
-    return program
+def flat(steps: Sequence[Step]) -> Iterator[Do]:
+    """Every Do in `steps`, those in loops included."""
+    return (s for s in steps_of(steps) if isinstance(s, Do))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
-from pccompile.algorithms import ALGORITHMS
 from pccompile.algorithms.law import gradient_error, path_lengths
 from pccompile.analysis.compare import differences
+from pccompile.driver import schedule
 from pccompile.ir.law import weight
 from pccompile.report.gradients import Bench, Gradients
 
@@ -48,8 +49,8 @@ def settings_of(bench: Bench) -> tuple[int, float]:
     """Steps and rate of a fixed-prediction program, tolerances resolved."""
     compiled = bench.pc.prepare(bench.args, bench.kwargs).compiled
     assert compiled is not None
-    settings = {k: v for k, v in bench.pc.options.settings.items() if v is not None}
-    arguments = ALGORITHMS["fixed-prediction"](compiled.pc, **{**settings, "lowering": "relax"}).arguments
+    options = replace(bench.pc.options, settings={**bench.pc.options.settings, "lowering": "relax"})
+    arguments: Mapping[str, Any] = schedule(compiled.pc, options).arguments
     return int(arguments["steps"]), float(arguments["rate"])
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from pccompile.algorithms import GRANULARITY
+from pccompile.algorithms import ALGORITHMS
 from pccompile.algorithms.law import path_lengths
 from pccompile.diagnostics import listing
 from pccompile.driver import Compiled
@@ -29,7 +29,7 @@ def summary(pc: PCModule) -> Page:
     graph = compiled.pc.graph
     learned = [compiled.imported.tensors[p] for p in graph.params if p in graph.wanted]
     settings = {**compiled.program.arguments, **{k: v for k, v in options.settings.items() if v is not None}}
-    granularity = options.granularity or GRANULARITY[options.algorithm]
+    granularity = options.granularity or ALGORITHMS[options.algorithm].granularity
     lines = [
         f"algorithm    {', '.join([options.algorithm, *(f'{k} {v}' for k, v in settings.items())])}",
         f"granularity  a vertex is one {GRAINS[granularity]}",

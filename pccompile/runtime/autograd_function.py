@@ -27,6 +27,7 @@ INSIDE = (
     "compile with loss= and call pc.loss(x, target=y).backward(); "
     'or compile with outside_loss="linearise", which clamps the outputs by the first derivative of such a loss'
 )
+STEP = "pc.train_step(args, target, optimizer) in the place of loss.backward() and optimizer.step()"
 
 
 class Bridge(torch.autograd.Function):
@@ -80,6 +81,8 @@ class Bridge(torch.autograd.Function):
         saved = list(tensors)
         del tensors
         ctx.maybe_clear_saved_tensors()  # unless the graph is kept, the sweep frees each value when it has read it
+        if runtime.source.updates:
+            raise CompileError(f"{runtime.options.algorithm} moves the parameters inside inference", hint=STEP)
         moving, scale, errors = runtime.source.moving, None, runtime.source.errors
         if moving and ctx.targets is None and runtime.options.outside_loss == "refuse":
             raise CompileError(OUTSIDE, hint=INSIDE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ def diagnosis(runtime: Runtime, params: Any, context: Any, clamped: Sequence[Ten
     """Where and when inference leaves the numbers: the first step that does, and its first vertex from the outputs."""
     assert runtime.compiled is not None
     program = runtime.compiled.program
-    steps = int(program.arguments["steps"])
+    steps = cast(int, program.arguments["steps"])
 
     def strangers(count: int) -> list[str]:
         result = runtime.function("infer")(params, context, clamped, steps=count)
@@ -77,4 +77,4 @@ def diagnosis(runtime: Runtime, params: Any, context: Any, clamped: Sequence[Ten
         middle = (low + high) // 2
         low, high = (low, middle) if strangers(middle) else (middle, high)
     where = f"the error of {strangers(high)[0]} is not finite from step {high} of {steps} on"
-    return f"{program.algorithm} inference diverges at rate {program.arguments['rate']:g}: {where}"
+    return f"{program.algorithm} inference diverges at rate {program.arguments['rate']}: {where}"

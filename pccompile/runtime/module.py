@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pccompile.analysis.compare import Checked
 from pccompile.diagnostics import CompileError, ModelValueError, RuleError
-from pccompile.driver import Compiled, Hook, Options, Stages, capturing, compile_imported, import_model, silent
+from pccompile.driver import Hook, Options, Stages, capturing, compile_imported, import_model, silent
 from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of, exported_elsewhere
 from pccompile.frontends.imported import Imported, Locate
@@ -26,24 +24,20 @@ from pccompile.passes.carry_updates import carry_updates
 from pccompile.runtime.autograd_function import Bridge
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
 from pccompile.runtime.hook_calls import run_hooks
+from pccompile.runtime.inspection import Inspection
 from pccompile.runtime.loaded_program import Interface, Runtime, asking, reaching
-from pccompile.runtime.losses import MEAN_LOSS, SQUARED_ERROR, compile_loss, means_over_batch, targets_of
+from pccompile.runtime.losses import MEAN_LOSS, compile_loss, means_over_batch, targets_of
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.program_cache import Captured, ProgramCache, learning
 from pccompile.runtime.self_check import check_loss, self_check
-from pccompile.runtime.shared_tables import SharedTables
 from pccompile.runtime.states import Writes, fits, refuse_moving
 from pccompile.runtime.uncompiled import Refusals
-
-if TYPE_CHECKING:
-    from pccompile.report.tables import Page
-    from pccompile.report.trace import Trace
 
 Criterion = Callable[..., Tensor]
 _Call = tuple[Captured, dict[str, Tensor]]
 
 
-class PCModule(SharedTables):
+class PCModule(Inspection):
     """`model` with predictive-coding gradients: the same Parameter objects, the same state_dict.
 
     A call in a new form (another shape where dimensions are fixed, another dtype, train instead of eval mode) compiles
@@ -228,7 +222,7 @@ class PCModule(SharedTables):
         notes: tuple[str, ...] = ()
         if loss is not None:
             plain, tables, inputs = self._program(self._call(args, kwargs), args, kwargs)
-            outputs, _ = self._predict(plain, tables, inputs, probe=True)
+            outputs, _ = self.predict(plain, tables, inputs, probe=True)
             compiled_loss = compile_loss(loss, captured.interface, outputs, target)
             if plain.source.moving and means_over_batch(loss, captured.interface, outputs, target):
                 notes = (MEAN_LOSS,)
@@ -257,7 +251,7 @@ class PCModule(SharedTables):
         assert runtime.compiled is not None
         return self._cache.look(self.__dict__["model"]).tables(runtime.compiled.imported)
 
-    def _predict(
+    def predict(
         self, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], probe: bool = False
     ) -> tuple[tuple[Tensor, ...], list[Any]]:
         """The outputs and the context; the program itself makes the casts of autocast."""
@@ -289,8 +283,14 @@ class PCModule(SharedTables):
         self, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], targets: list[Tensor] | None = None
     ) -> Sequence[Tensor]:
         """The outputs of a call, before them its loss; states and arguments are moved on, and hooks have run."""
+        return self.step_by(self._run, runtime, tables, inputs, targets)
+
+    def step_by(
+        self, run: Any, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], targets: list[Tensor] | None
+    ) -> Sequence[Tensor]:
+        """A call that `run` runs."""
         own = runtime.writes.own(tables[1], inputs) if runtime.writes else inputs
-        results = self._run(runtime, own, targets, tables)
+        results = run(runtime, own, targets, tables)
         lead = len(results) - len(runtime.source.outputs)
         outputs = results[lead:]
         if runtime.writes:
@@ -310,7 +310,7 @@ class PCModule(SharedTables):
         tables = tables or self.tables(runtime)
         by_name = dict(zip(("params", "buffers", "inputs"), (*tables, inputs), strict=True))
         sources = [by_name[g.table].get(g.entry) for g in runtime.source.gradients]
-        result: tuple[Tensor, ...] = Bridge.apply(self._predict, runtime, tables, inputs, targets, *sources)  # type: ignore[no-untyped-call]
+        result: tuple[Tensor, ...] = Bridge.apply(self.predict, runtime, tables, inputs, targets, *sources)  # type: ignore[no-untyped-call]
         return result
 
     @opaque
@@ -331,69 +331,23 @@ class PCModule(SharedTables):
         runtime, tables, inputs = self._program(self._call(args, named), args, named, criterion, target)
         return self._step(runtime, tables, inputs, targets_of(target))[0]
 
-    # reading
+    def program_for(self, args: Any, kwargs: dict[str, Any], target: Any) -> tuple[Runtime, Tables, dict[str, Tensor]]:
+        """The program with the compiled-in loss for a call, with the model's tensors and those of the call."""
+        return self._program(self._call(args, kwargs), args, kwargs, self.criterion, target)
 
-    @property
-    def compiled(self) -> Compiled:
-        """All stages of the program that was compiled or used last."""
-        if self._last is None or self._last.compiled is None:
-            raise CompileError(
-                "nothing has been compiled yet", hint="call the model once, or compile it with example arguments"
-            )
-        return self._last.compiled
+    @opaque
+    def train_step(
+        self,
+        args: tuple[Any, ...] | Tensor,
+        target: Any,
+        optimizer: torch.optim.Optimizer,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Tensor:
+        """Infer and learn on one batch with any torch optimizer; returns the loss before, detached.
 
-    @property
-    def checked(self) -> Checked | None:
-        """What was compared with eager torch when that program was compiled; None without the check."""
-        return None if self._last is None else self._last.checked
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader should know about that program: what was not compared, and which loss inference takes."""
-        if self._last is None:
-            return ()
-        squared = (SQUARED_ERROR,) if self._last.source.moving and self.criterion is None else ()
-        return (*squared, *self._last.notes, *(self._last.checked.notes if self._last.checked else ()))
-
-    @property
-    def source(self) -> str:
-        """The generated file."""
-        return self.compiled.source.text
-
-    @property
-    def graph(self) -> Any:
-        """The predictive-coding graph: vertices with their predictions, errors and messages."""
-        return self.compiled.pc
-
-    def infer(self, args: tuple[Any, ...] | Tensor, kwargs: Mapping[str, Any] | None = None, **settings: Any) -> Trace:
-        """Values, errors and energies at each inference step: `report.trace.infer` says what `settings` may be."""
-        from pccompile.report.trace import infer
-
-        return infer(self, args, kwargs, **settings)
-
-    def explain(self, vertex: str | None = None) -> Page:
-        """Where a vertex comes from, its equations, local rules and generated code; without a name, all vertices."""
-        from pccompile.report.explain import explain
-
-        return explain(self, vertex)
-
-    def summary(self) -> Page:
-        """Algorithm, size, rules by family, predicted gradient error, and what to look out for."""
-        from pccompile.report.summary import summary
-
-        return summary(self)
-
-    def state(self) -> dict[str, Tensor]:
-        """Parameters and buffers under the names that the generated file uses, ties written once."""
-        assert self._last is not None
-        params, buffers = self.tables(self._last)
-        return {**{k: v.detach() for k, v in params.items()}, **buffers}
-
-    def save(self, folder: str | Path, name: str = "model") -> tuple[Path, Path]:
-        """Write `name_pc.py` and `name_pc.safetensors` into `folder`; return their paths.
-
-        Raises CompileError rather than overwrite a file that pccompile did not generate.
+        For algorithms that move parameters inside inference (incremental) the optimizer steps once an inference step.
+        For the others this is `loss(...).backward()` and one `optimizer.step()`.
         """
-        from pccompile.files import save_generated
+        from pccompile.runtime.train_step import train_step
 
-        return save_generated(self.source, self.state(), Path(folder), name)
+        return train_step(self, (args,) if isinstance(args, Tensor) else args, kwargs or {}, target, optimizer)

@@ -1,0 +1,103 @@
+"""The right-hand sides of update equations as statements."""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+from pccompile.backends.torch.statements import Label
+from pccompile.backends.torch.writer import Writer
+from pccompile.ir import Arg, Argument, Do, Ref
+from pccompile.ir.equations import names
+
+
+class Equations:
+    """Writes expressions. term: the value of a name in an equation that is no argument."""
+
+    def __init__(self, w: Writer, arguments: Mapping[str, Argument], term: Callable[[Do, str], Arg]) -> None:
+        self.w, self.arguments, self.term = w, arguments, term
+
+    def value(self, d: Do, e: ast.expr) -> Arg:
+        """The value of an expression: a number where it is one, else what its statements end in."""
+        w = self.w
+        if (number := self.number(d, e)) is not None:
+            return number
+        match e:
+            case ast.Name(id=name):
+                return self.term(d, name)
+            case ast.UnaryOp(operand=inner):
+                return self.negative(self.value(d, inner))
+            case ast.BinOp(
+                left=ast.Name(id=a),
+                op=ast.Add(),
+                right=ast.BinOp(left=r, op=ast.Mult(), right=ast.BinOp(left=b, op=ast.Sub(), right=ast.Name(id=c))),
+            ) if a == c:
+                end = self.value(d, b)
+                return w("aten.lerp.Scalar", self.term(d, a), end, self.value(d, r))
+            case ast.BinOp(left=left, op=ast.Pow(), right=right):
+                return w("aten.pow.Tensor_Scalar", self.value(d, left), self.value(d, right))
+            case ast.BinOp(left=left, op=op, right=right):
+                name = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}[type(op)]
+                first, second = self.value(d, left), self.value(d, right)
+                if not isinstance(first, Ref) and name in ("add", "mul"):
+                    first, second = second, first
+                return w(f"aten.{name}.Tensor", first, second)
+            case ast.Compare(left=left, ops=[comparison], comparators=[right]):
+                name = {ast.Gt: "gt", ast.GtE: "ge", ast.Lt: "lt", ast.LtE: "le"}[type(comparison)]
+                kind = "Tensor" if self.number(d, right) is None else "Scalar"
+                return w(f"aten.{name}.{kind}", self.value(d, left), self.value(d, right))
+            case ast.Call(func=ast.Name(id=name), args=args):
+                return self.function(d, name, [self.value(d, a) for a in args])
+        raise AssertionError(f"{d}: verify_program lets nothing else through")
+
+    def function(self, d: Do, name: str, args: Sequence[Arg]) -> Ref:
+        """A function of an equation."""
+        match name:
+            case "clip":
+                return self.w("aten.clamp.default", *args)
+            case "where":
+                return self.w("aten.where.self", *args)
+            case "mean":
+                return self.w("aten.mean.dim", args[0], (0,), True)
+        return self.w(f"aten.{name}.default", *args)
+
+    def number(self, d: Do, e: ast.expr) -> Arg:
+        """What an expression over numbers and arguments is, or how the file writes it; None where it reads tensors."""
+        match e:
+            case ast.Constant(value=number):
+                return cast(Arg, number)
+            case ast.UnaryOp(operand=ast.Constant(value=number)):
+                return -cast(float, number)
+        if not all(n in self.arguments for n in names(e)):
+            return None
+        text = number_text(e, self.arguments, d.vertex)
+        words = [*names(e), *([d.vertex] if "[" in text else [])]
+        return self.w.given(text, Label("_".join(words) or "number"))
+
+    def negative(self, value: Arg) -> Ref:
+        """−value; a factor that it was just multiplied by takes the sign."""
+        assert isinstance(value, Ref)
+        made = self.w.made.get(value)
+        if made and made.op == "aten.mul.Tensor" and isinstance(made.args["other"], float):
+            return self.w("aten.mul.Tensor", made.args["self"], -made.args["other"])
+        return self.w("aten.neg.default", value)
+
+
+def number_text(e: ast.expr, arguments: Mapping[str, Argument], vertex: str) -> str:
+    """Python source of an expression over numbers; of an argument that is a table, the vertex's entry."""
+    tables = {name for name in names(e) if not isinstance(arguments[name], int | float)}
+
+    class Spelling(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.expr:
+            return ast.Subscript(node, ast.Constant(vertex)) if node.id in tables else node
+
+        def visit_Call(self, node: ast.Call) -> ast.expr:
+            (argument,) = map(self.visit, node.args)
+            return ast.BinOp(argument, ast.Pow(), ast.Constant(0.5))
+
+    return ast.unparse(ast.fix_missing_locations(Spelling().visit(copy.deepcopy(e))))
+
+
+__all__ = ["Equations"]

@@ -1,0 +1,53 @@
+r"""Error optimization (ePC): the errors are what inference moves (arXiv:2505.20137).
+
+    forwards    v_i = f_i(v_P(i)) + ε_i          backwards    a_i = Σ_c J_ci(v)ᵀ a_c,   a = −∂L/∂v̂ at an output
+    ε_i ← ε_i + η (a_i − ε_i)
+
+News from the loss reaches every vertex in one step, since each step sweeps over the whole graph: not local. Its
+equilibria are those of strict inference. After one step the errors are η times those of backpropagation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pccompile.algorithms.common import along, each, learn, refuse_draws
+from pccompile.algorithms.record import Algorithm, setting
+from pccompile.ir import Do, PCGraph, Program, Repeat, Step
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How far inference goes."""
+
+    steps: int = setting(5, "a number of inference steps", least=0)
+    rate: float = setting(0.1, "size of an inference step", above=0)
+
+
+def schedule(pc: PCGraph, settings: Settings) -> Program:
+    """Gradient descent on the free energy over the errors. Raises CompileError for samples that move."""
+    refuse_draws(pc)
+    body: tuple[Step, ...] = (
+        *_forwards(pc),
+        *each(pc.clamped, "carried = error"),
+        *along(reversed(pc.latent), "carried = pull", at="value", carries="carried"),
+        *each(pc.latent, "error = error + rate * (carried - error)"),
+    )
+    infer: tuple[Step, ...] = (*each(pc.latent, "error = zero"), Repeat("steps", body), *_forwards(pc))
+    arguments = {"steps": settings.steps, "rate": settings.rate}
+    return Program(pc, "error-optimization", infer, tuple(learn(pc, at="value")), arguments=arguments, state="value")
+
+
+def _forwards(pc: PCGraph) -> tuple[Do, ...]:
+    """Predictions in the order of the graph, each value off its prediction by its error."""
+    clamped = set(pc.clamped)
+    steps: list[Do] = []
+    for v in pc.vertices:
+        steps += along([v], "prediction = predict", at="value")
+        steps += [] if v.name in clamped else along([v], "value = prediction + error")
+    return (*steps, *each(pc.clamped, "error = clamp"))
+
+
+ALGORITHM = Algorithm(
+    "error-optimization", schedule, Settings, "arXiv:2505.20137", equals="strict, where both converged"
+)

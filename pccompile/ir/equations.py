@@ -1,0 +1,72 @@
+"""The right-hand sides of update equations: Python arithmetic over slots, arguments and terms.
+
+    + − * / **  and  sqrt exp log sign abs clip(x, low, high) where(a > b, x, y) mean(x, over samples)
+
+`parse` reads one; `names` and `calls` say what it is about. Nothing here knows of graphs or of torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+
+TERMS = ("predict", "pull", "clamp", "zero", "seed", "noise", "send", "hold")
+"""Names in an equation that stand for what a vertex can do, and for no slot.
+
+predict, pull, clamp: see Do. zero: zeros, seed: minus ones like the vertex's value. noise: a fresh sample of a standard
+normal. send, hold: −∂E/∂v̂ and ∂E/∂v of the vertex's energy, the error where nothing else is said.
+"""
+FUNCTIONS = {"sqrt": 1, "exp": 1, "log": 1, "sign": 1, "abs": 1, "mean": 1, "clip": 3, "where": 3}
+"""Functions with the number of their arguments."""
+OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)
+COMPARISONS = (ast.Gt, ast.GtE, ast.Lt, ast.LtE)
+
+
+class EquationError(ValueError):
+    """An equation that is no arithmetic: says what is wrong in it."""
+
+
+@functools.lru_cache(maxsize=4096)
+def parse(equation: str) -> ast.expr:
+    """The equation as a tree. Raises EquationError where it is anything but sums, products, powers and functions."""
+    try:
+        tree = ast.parse(equation, mode="eval").body
+    except SyntaxError as e:
+        raise EquationError(f"no expression ({e.msg})") from None
+    _check(tree)
+    return tree
+
+
+def names(tree: ast.expr) -> Iterator[str]:
+    """The slots, arguments and terms that an equation reads, in order, functions left out."""
+    called = {id(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
+    yield from (n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called)
+
+
+def _check(e: ast.expr) -> None:
+    match e:
+        case ast.Name():
+            return
+        case ast.Constant(value=int() | float()) if not isinstance(e.value, bool):
+            return
+        case ast.UnaryOp(op=ast.USub(), operand=inner):
+            return _check(inner)
+        case ast.BinOp(left=left, op=op, right=right) if isinstance(op, OPERATORS):
+            _check(left)
+            return _check(right)
+        case ast.Compare(left=left, ops=[op], comparators=[right]) if isinstance(op, COMPARISONS):
+            _check(left)
+            return _check(right)
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS:
+            if len(args) != FUNCTIONS[name]:
+                raise EquationError(f"{name} takes {FUNCTIONS[name]} arguments, not {len(args)}")
+            for a in args:
+                _check(a)
+            return None
+        case ast.Call(func=ast.Name(id=name)):
+            raise EquationError(f"no function {name}; there are {', '.join(FUNCTIONS)}")
+    raise EquationError(f"{ast.unparse(e)} is no sum, product, power or function")
+
+
+__all__ = ["FUNCTIONS", "TERMS", "EquationError", "names", "parse"]

@@ -1,0 +1,61 @@
+"""What learning reads of inference: the slots that one phase of a program hands to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+
+from pccompile.ir.equations import names, parse
+from pccompile.ir.pc import Vertex
+from pccompile.ir.program import Do, Program, flat
+
+Place = tuple[str, str]
+"""A slot of an owner: (owner, slot)."""
+
+
+def reads(
+    program: Program,
+    d: Do,
+    children: Mapping[str, Sequence[Vertex]],
+    vertices: Mapping[str, Vertex],
+    made: AbstractSet[Place],
+) -> Iterator[Place]:
+    """The slots that a Do reads of its own, its children's and their parents'; `made` are those assigned so far.
+
+    A parent without slot `at` is read where it is predicted.
+    """
+
+    def parent(name: str) -> Place:
+        return name, d.at if (name, d.at) in made else "prediction"
+
+    own = set(names(parse(d.equation)))
+    yield from ((d.vertex, n) for n in own if n not in program.arguments)
+    if own & {"send", "hold"}:
+        yield from ((d.vertex, s) for s in ("error", "value", "prediction"))
+    if "predict" in own and d.vertex in vertices:
+        yield from (parent(p) for p in vertices[d.vertex].parents if p in vertices)
+    if "pull" in own:
+        for c in children.get(d.vertex, ()):
+            slots = (d.carries,) if isinstance(d.carries, str) else d.carries.get(c.name, ())
+            yield from ((c.name, s) for s in slots)
+            yield from (parent(p) for p in c.parents if p in vertices)
+
+
+def handed(program: Program) -> tuple[str, ...]:
+    """The slots that `infer` returns: the error, then the state, then what else `learn` reads and does not make.
+
+    Gradients that inference has assigned are handed on as well: learning adds to them, or returns them as they are.
+    """
+    assigned = {(d.vertex, d.slot) for d in flat(program.infer)}
+    children, vertices, made = program.pc.children(), {v.name: v for v in program.pc.vertices}, set[Place]()
+    live: dict[str, None] = {"error": None, **({program.state: None} if program.state else {})}
+    for d in flat(program.learn):
+        found = reads(program, d, children, vertices, assigned | made)
+        live.update(dict.fromkeys(sorted({slot for o, slot in found if (o, slot) in assigned - made})))
+        made.add((d.vertex, d.slot))
+    if any(slot == "gradient" and (owner, slot) not in made for owner, slot in assigned):
+        live["gradient"] = None
+    return tuple(live)
+
+
+__all__ = ["Place", "handed", "reads"]

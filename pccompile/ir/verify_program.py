@@ -1,0 +1,110 @@
+"""Checks a program before anything reads it: a wrong equation is named with its algorithm, vertex and text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+
+from pccompile.diagnostics import NOWHERE, CompileError
+from pccompile.ir.equations import FUNCTIONS, TERMS, EquationError, names, parse
+from pccompile.ir.liveness import Place, reads
+from pccompile.ir.program import Do, Program, Repeat, Step, Until, Update
+
+OF_OUTPUTS = ("clamp", "seed")
+OF_VERTICES = ("predict", "noise", "send", "hold")
+
+
+def verify_program(program: Program) -> Program:
+    """`program`, once checked.
+
+    Every equation concerns a vertex, a parameter or an input of the graph and is arithmetic; every slot that it reads
+    has been assigned on every way there, where a loop may run no time at all; no slot has the name of an argument or of
+    a term; tables give a number for each vertex that reads them; loops take arguments. Raises CompileError at the first
+    violation.
+    """
+    checker = _Checker(program)
+    start = {(v.name, "prediction") for v in program.pc.vertices}
+    known = checker.steps(program.infer, start)
+    checker.steps(program.learn, known)
+    checker.steps(program.sweep, start)
+    return program
+
+
+class _Checker:
+    def __init__(self, program: Program) -> None:
+        self.program, self.pc = program, program.pc
+        self.vertices = {v.name: v for v in self.pc.vertices}
+        self.leaves, self.children = set(self.pc.graph.leaves), self.pc.children()
+        self.clamped = set(self.pc.clamped)
+        self.learners = {n for n in self.leaves & self.pc.reached if n in self.pc.graph.params}
+
+    def refuse(self, what: object, why: str, vertex: str = "") -> CompileError:
+        """The error that `what` of this algorithm is wrong."""
+        where = self.vertices[vertex].where if vertex in self.vertices else NOWHERE
+        return CompileError(f"{self.program.algorithm}: {what}: {why}", where)
+
+    def steps(self, steps: Sequence[Step], known: AbstractSet[Place]) -> set[Place]:
+        """The slots that are assigned after `steps`, where `known` are assigned before."""
+        found = set(known)
+        for s in steps:
+            match s:
+                case Do():
+                    self.equation(s, found)
+                    found.add((s.vertex, s.slot))
+                case Repeat():
+                    self.loop(s, found)
+                case Update():
+                    if missing := [n for n in sorted(self.learners) if (n, s.slot) not in found]:
+                        raise self.refuse(s, f"{missing[0]} has no {s.slot} yet")
+        return found
+
+    def loop(self, loop: Repeat, known: set[Place]) -> None:
+        head = str(loop).partition("\n")[0]
+        if not isinstance(self.program.arguments.get(loop.times), int):
+            raise self.refuse(head, f"{loop.times} is no argument that is a whole number")
+        inside = self.steps(loop.body, known)
+        if loop.until is not None:
+            self.until(loop.until, inside)
+
+    def until(self, until: Until, known: AbstractSet[Place]) -> None:
+        owners = {o for o, slot in known if slot == until.slot and o in self.vertices}
+        if not owners:
+            raise self.refuse(until, f"no vertex has {until.slot}")
+        if missing := sorted(o for o in owners if (o, until.against) not in known):
+            raise self.refuse(until, f"{missing[0]} has no {until.against}", missing[0])
+        if until.below not in self.program.arguments:
+            raise self.refuse(until, f"{until.below} is no argument")
+
+    def equation(self, d: Do, known: AbstractSet[Place]) -> None:
+        """Raise CompileError unless `d` can be evaluated where `known` slots are assigned."""
+        if d.vertex not in (self.leaves if d.slot == "gradient" else self.vertices.keys() | self.leaves):
+            what = f"{self.program.algorithm} updates {d.slot} of {d.vertex}, which the graph does not have"
+            raise CompileError(what)
+        reserved = (*TERMS, *FUNCTIONS, *self.program.arguments)
+        if d.slot in reserved or not d.slot.isidentifier():
+            raise self.refuse(d, f"a slot cannot be called {d.slot}", d.vertex)
+        try:
+            read = set(names(parse(d.equation)))
+        except EquationError as e:
+            raise self.refuse(d, str(e), d.vertex) from None
+        self.terms(d, read)
+        self.tables(d, read)
+        for owner, slot in sorted(set(reads(self.program, d, self.children, self.vertices, known)) - known):
+            if slot not in TERMS:
+                of = "" if owner == d.vertex else f" of {owner}"
+                raise self.refuse(d, f"{slot}{of} is no slot that has been assigned, no argument and no term", d.vertex)
+
+    def terms(self, d: Do, read: AbstractSet[str]) -> None:
+        if d.vertex not in self.clamped and (found := read & set(OF_OUTPUTS)):
+            raise self.refuse(d, f"{min(found)} is a term of outputs", d.vertex)
+        if d.vertex not in self.vertices and (found := read & set(OF_VERTICES)):
+            raise self.refuse(d, f"{min(found)} is a term of vertices", d.vertex)
+
+    def tables(self, d: Do, read: AbstractSet[str]) -> None:
+        for name in read & set(self.program.arguments):
+            table = self.program.arguments[name]
+            if not isinstance(table, int | float) and d.vertex not in table:
+                raise self.refuse(d, f"{name} has no entry for {d.vertex}", d.vertex)
+
+
+__all__ = ["verify_program"]

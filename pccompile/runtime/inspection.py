@@ -1,0 +1,99 @@
+"""What can be asked of a compiled model besides running it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor
+
+from pccompile.analysis.compare import Checked
+from pccompile.diagnostics import CompileError
+from pccompile.driver import Compiled, Options
+from pccompile.runtime.loaded_program import Runtime
+from pccompile.runtime.losses import SQUARED_ERROR
+from pccompile.runtime.model_state import Tables
+from pccompile.runtime.shared_tables import SharedTables
+
+if TYPE_CHECKING:
+    from pccompile.report.tables import Page
+    from pccompile.report.trace import Trace
+    from pccompile.runtime.module import PCModule
+
+
+class Inspection(SharedTables):
+    """The program that a module compiled or used last: its stages, its file, and reports about it."""
+
+    _last: Runtime | None
+    options: Options
+    criterion: Any
+
+    def tables(self, runtime: Runtime) -> Tables:
+        """The model's parameters and buffers as the generated functions take them."""
+        raise NotImplementedError
+
+    @property
+    def compiled(self) -> Compiled:
+        """All stages of the program that was compiled or used last."""
+        if self._last is None or self._last.compiled is None:
+            raise CompileError(
+                "nothing has been compiled yet", hint="call the model once, or compile it with example arguments"
+            )
+        return self._last.compiled
+
+    @property
+    def checked(self) -> Checked | None:
+        """What was compared with eager torch when that program was compiled; None without the check."""
+        return None if self._last is None else self._last.checked
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know about that program: what was not compared, and which loss inference takes."""
+        if self._last is None:
+            return ()
+        squared = (SQUARED_ERROR,) if self._last.source.moving and self.criterion is None else ()
+        return (*squared, *self._last.notes, *(self._last.checked.notes if self._last.checked else ()))
+
+    @property
+    def source(self) -> str:
+        """The generated file."""
+        return self.compiled.source.text
+
+    @property
+    def graph(self) -> Any:
+        """The predictive-coding graph: vertices with their predictions, errors and messages."""
+        return self.compiled.pc
+
+    def infer(self, args: tuple[Any, ...] | Tensor, kwargs: Mapping[str, Any] | None = None, **settings: Any) -> Trace:
+        """Values, errors and energies at each inference step: `report.trace.infer` says what `settings` may be."""
+        from pccompile.report.trace import infer
+
+        return infer(cast("PCModule", self), args, kwargs, **settings)
+
+    def explain(self, vertex: str | None = None) -> Page:
+        """Where a vertex comes from, its equations, local rules and generated code; without a name, all vertices."""
+        from pccompile.report.explain import explain
+
+        return explain(cast("PCModule", self), vertex)
+
+    def summary(self) -> Page:
+        """Algorithm, size, rules by family, predicted gradient error, and what to look out for."""
+        from pccompile.report.summary import summary
+
+        return summary(cast("PCModule", self))
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and buffers under the names that the generated file uses, ties written once."""
+        assert self._last is not None
+        params, buffers = self.tables(self._last)
+        return {**{k: v.detach() for k, v in params.items()}, **buffers}
+
+    def save(self, folder: str | Path, name: str = "model") -> tuple[Path, Path]:
+        """Write `name_pc.py` and `name_pc.safetensors` into `folder`; return their paths.
+
+        Raises CompileError rather than overwrite a file that pccompile did not generate.
+        """
+        from pccompile.files import save_generated
+
+        return save_generated(self.source, self.state(), Path(folder), name)

@@ -1,0 +1,84 @@
+"""One training step, of algorithms that move the parameters inside inference too."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pccompile.diagnostics import CompileError
+from pccompile.runtime.divergence import HINT, all_finite
+from pccompile.runtime.loaded_program import Runtime
+from pccompile.runtime.losses import targets_of
+from pccompile.runtime.model_state import Tables
+
+if TYPE_CHECKING:
+    from pccompile.runtime.module import PCModule
+
+
+def train_step(
+    pc: PCModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any, optimizer: torch.optim.Optimizer
+) -> Tensor:
+    """The loss before the step. Raises CompileError, and what the optimizer raises."""
+    named = dict(kwargs)
+    runtime, tables, inputs = pc.program_for(args, named, target)
+    if not runtime.source.updates:
+        optimizer.zero_grad(set_to_none=True)
+        loss = pc.loss(*args, target=target, **named)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    def run(runtime: Runtime, inputs: dict[str, Tensor], targets: list[Tensor], tables: Tables) -> Any:
+        return _updating(pc, runtime, tables, inputs, targets, optimizer)
+
+    with torch.no_grad():
+        return pc.step_by(run, runtime, tables, inputs, targets_of(target))[0]
+
+
+def _updating(
+    pc: PCModule,
+    runtime: Runtime,
+    tables: Tables,
+    inputs: dict[str, Tensor],
+    targets: list[Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> tuple[Tensor, ...]:
+    """The loss and the outputs, after an inference that has moved the parameters with the optimizer."""
+    params = tables[0]
+
+    def update(gradients: Mapping[str, Tensor]) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        for path, gradient in gradients.items():
+            params[path].grad = gradient
+        optimizer.step()
+
+    outputs, context = pc.predict(runtime, tables, {k: t.detach() for k, t in inputs.items()})
+    loss, _ = runtime.clamp(outputs, targets)
+    with torch.autocast(loss.device.type, enabled=False):
+        errors = runtime.function("infer")(params, context, targets, update=update)[0]
+    optimizer.zero_grad(set_to_none=True)
+    _notice(runtime, errors)
+    return (loss, *outputs)
+
+
+def _notice(runtime: Runtime, errors: Mapping[str, Tensor]) -> None:
+    """Raise CompileError, or warn once, where inference has ended in what is no number."""
+    action = runtime.options.on_divergence
+    if action == "ignore" or runtime.warned:
+        return
+    finite = all_finite(list(errors.values()))
+    if finite is None or bool(finite):
+        return
+    first = next(name for name, e in reversed(list(errors.items())) if not bool(e.isfinite().all()))
+    what = f"{runtime.options.algorithm} inference diverges: the error of {first} is not finite"
+    if action == "raise":
+        raise CompileError(what, hint=HINT)
+    runtime.warned = True
+    warnings.warn(f"{what}; {HINT}", RuntimeWarning, stacklevel=3)
+
+
+__all__ = ["train_step"]
