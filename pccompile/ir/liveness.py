@@ -48,11 +48,13 @@ def handed(program: Program) -> tuple[str, ...]:
     """
     assigned = {(d.vertex, d.slot) for d in flat(program.infer)}
     children, vertices, made = program.pc.children(), {v.name: v for v in program.pc.vertices}, set[Place]()
+    there = set(assigned)
     live: dict[str, None] = {"error": None, **({program.state: None} if program.state else {})}
     for d in flat(program.learn):
-        found = reads(program, d, children, vertices, assigned | made)
-        live.update(dict.fromkeys(sorted({slot for o, slot in found if (o, slot) in assigned - made})))
+        found = reads(program, d, children, vertices, there)
+        live.update(dict.fromkeys(sorted({p[1] for p in found if p in assigned and p not in made})))
         made.add((d.vertex, d.slot))
+        there.add((d.vertex, d.slot))
     if any(slot == "gradient" and (owner, slot) not in made for owner, slot in assigned):
         live["gradient"] = None
     return tuple(live)

@@ -148,7 +148,7 @@ def test_example_arguments_are_needed() -> None:
         ({"algorithm": "fixed-prediction", "lowering": "upwards"}, "unknown lowering"),
         ({"algorithm": "fixed-prediction", "steps": -1}, "steps is -1"),
         ({"algorithm": "strict", "steps": -1}, "steps is -1"),
-        ({"algorithm": "strict", "rate": float("nan")}, "rate nan"),
+        ({"algorithm": "strict", "rate": float("nan")}, "rate is nan"),
     ],
 )
 def test_settings_that_do_not_exist_are_refused_by_name(how: dict[str, Any], words: str) -> None:
