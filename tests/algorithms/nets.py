@@ -1,4 +1,4 @@
-"""The networks on which algorithms are held to their equalities: a chain, graphs with products, and three real layers."""
+"""The networks on which algorithms are held to their equalities: a chain, products, three layers."""
 
 from __future__ import annotations
 

@@ -339,7 +339,7 @@ def test_langevin_samples_the_posterior_of_a_linear_network() -> None:
 
 
 def test_strict_on_a_linear_network_ends_in_its_closed_form() -> None:
-    """The residual of a linear chain at equilibrium is (1 + Σ P_l P_lᵀ)⁻¹ r, P_l the product of the weights behind l."""
+    """The residual of a linear chain at equilibrium is (1 + Σ P_l P_lᵀ)⁻¹ r, P_l the product behind l."""
     p = Problem(linear, (4, 5))
     pc = p.compile("strict", steps=4000, rate=0.2)
     pc.loss(p.x, target=p.target).backward()

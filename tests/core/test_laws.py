@@ -203,7 +203,7 @@ def test_the_fewest_steps_are_found_on_a_deep_chain(rate: float) -> None:
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 2.0, 2.5, math.nan])
 def test_a_rate_that_does_not_converge_is_refused(rate: float) -> None:
-    with pytest.raises(CompileError, match="rate is .*\n.*converges for rates"):
+    with pytest.raises(CompileError, match=r"rate is .*\n.*converges for rates"):
         pccompile.compile(mlp(), (torch.randn(2, 4),), algorithm="fixed-prediction", rate=rate)
 
 
@@ -329,5 +329,5 @@ def test_strict_depends_on_the_granularity_and_exact_does_not() -> None:
 
 
 def test_a_rate_that_is_not_positive_is_refused() -> None:
-    with pytest.raises(CompileError, match="rate is 0.0"):
+    with pytest.raises(CompileError, match=r"rate is 0\.0"):
         strict(mlp(), torch.randn(2, 4), rate=0.0)
