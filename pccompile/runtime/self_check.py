@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +25,9 @@ from pccompile.ops import OPS
 from pccompile.runtime.fault_location import Fault, first_fault, reference_values
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.losses import targets_of
-from pccompile.runtime.trial_run import Change, Draws, Jitter, fresh, replaced, streams, untouched
+from pccompile.runtime.shared_products import Products
+from pccompile.runtime.smaller_example import Example, examples
+from pccompile.runtime.trial_run import Change, Draws, Jitter, Results, backward, fresh, replaced, streams, untouched
 
 BUDGET = 4 * 2**30
 """Bytes that a check may add to what training takes: a second set of gradients, and copies of buffers."""
@@ -34,6 +36,8 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torc
 NOTHING = 0.04
 """A difference of so many tolerances of the largest gradient is none: some gradients are 0 up to rounding. So are
 numbers that are too small for all digits."""
+SHARED = 0.1
+"""Operands that differ by this part of a tolerance have one product."""
 ELSEWHERE = 1e-2
 """The part of itself by which each number changes where the program is tried at another place."""
 DRAWS, TIMES = 3, 10.0
@@ -47,14 +51,6 @@ Run = Callable[[Runtime, dict[str, Tensor]], Sequence[Tensor]]
 """Runs a program on tensors by name, as a part of autograd."""
 
 
-@dataclass(frozen=True)
-class Results:
-    """Outputs, and gradients by the key that the program gives them."""
-
-    outputs: tuple[Tensor, ...]
-    gradients: Mapping[str, Tensor | None]
-
-
 class _NotRun(Exception):
     """The model itself does not run on the example."""
 
@@ -64,15 +60,20 @@ def self_check(
 ) -> Checked:
     """`runtime` compared with `model` on the example arguments; neither they nor the model are touched.
 
-    Raises CompileError, which names what differs and the first vertex whose value or error does.
+    A part of the example will do, unless the model does not run on it or some gradient is 0 there. Raises CompileError,
+    which names what differs and the first vertex whose value or error does.
     """
-    check = _Check(model, runtime, args, kwargs, run)
-    if reason := check.reason_to_skip():
-        return Checked(notes=(f"not compared with eager torch: {reason}",))
-    try:
-        return check.run()
-    except _NotRun as e:
-        return Checked(notes=(f"not compared with eager torch: {e}",))
+    check, checked = _Check(model, runtime, Example(args, kwargs), run), None
+    reason = check.reason_to_skip()
+    for example in () if reason else examples(check.compiled, runtime.interface, args, kwargs):
+        try:
+            checked = check.run(example)
+        except _NotRun as e:
+            reason = str(e)
+            continue
+        if not checked.zero:
+            break
+    return checked or Checked(notes=(f"not compared with eager torch: {reason}",))
 
 
 def check_loss(runtime: Runtime, criterion: Callable[..., Tensor], outputs: Sequence[Tensor], target: Any) -> None:
@@ -107,11 +108,9 @@ def exact(runtime: Runtime) -> Runtime:
 
 
 class _Check:
-    def __init__(
-        self, model: nn.Module, runtime: Runtime, args: tuple[Any, ...], kwargs: Mapping[str, Any], execute: Run
-    ) -> None:
+    def __init__(self, model: nn.Module, runtime: Runtime, example: Example, execute: Run) -> None:
         assert runtime.compiled is not None
-        self.model, self.args, self.kwargs, self.execute = model, args, kwargs, execute
+        self.model, self.example, self.execute = model, example, execute
         self.compiled: Compiled = runtime.compiled
         self.runtime = exact(runtime)
         self.dtype = coarsest(self.compiled)
@@ -120,11 +119,11 @@ class _Check:
             (OPS[n.op].misjudged for n in self.compiled.graph.nodes if n.op in OPS and OPS[n.op].misjudged), ""
         )
         self.reference = self.captured if has_hooks(model) else self.eager
-        self.alone = False
+        self.alone = self.sharing = False
 
     def reason_to_skip(self) -> str:
         """Why the model is not run; '' if it is."""
-        tensors = [*self.model.parameters(), *self.model.buffers(), *_tensors((self.args, self.kwargs))]
+        tensors = [*self.model.parameters(), *self.model.buffers(), *_tensors((self.example.args, self.example.kwargs))]
         if any(t.is_meta for t in tensors):
             return "the model's tensors have no numbers (meta device)"
         needed = sum(t.numel() * t.element_size() for t in tensors)
@@ -158,7 +157,7 @@ class _Check:
             learning = self.learning()
             for parameter in learning.values():
                 parameter.requires_grad_()
-            args, kwargs = self.args, dict(self.kwargs)
+            args, kwargs = self.example.args, dict(self.example.kwargs)
             if change:
                 learning = replaced(self.model, learning, change)
                 args, kwargs = pytree.tree_map_only(Tensor, change, (args, kwargs))
@@ -172,7 +171,7 @@ class _Check:
         """What eager torch gives. Raises _NotRun."""
         with self.trial(change) as (learning, args, kwargs):
             try:
-                return backward(_tensors(self.model(*args, **kwargs)), learning)
+                return backward(_tensors(self.model(*args, **kwargs)), learning, self.sharing)
             except Exception as e:
                 raise _NotRun(f"it does not run there ({printable(first_line(e), 160)})") from e
 
@@ -221,15 +220,20 @@ class _Check:
 
     # judging
 
-    def run(self) -> Checked:
+    def run(self, example: Example) -> Checked:
         """The record of the comparison. Raises CompileError where it fails, _NotRun where there is none."""
-        notes: list[str] = []
-        expected, compared = self.compared()
+        self.example, self.alone = example, False
+        notes = [f"compared with eager torch on a part of the example: {example.part}"] if example.part else []
+        shared = self.shared()
+        expected, compared = self.judged(*shared) if shared else self.compared()
+        differing = self.differing(expected, compared)
+        if differing and shared:
+            expected, compared = self.compared()
+            differing = self.differing(expected, compared)
         if self.misjudged:
             notes.append(f"gradients were not compared with eager torch's: {self.misjudged}")
         if self.reference != self.eager:
             notes.append("compared with its captured operations: the model itself would have run its hooks once more")
-        differing = self.differing(expected, compared)
         if differing and self.random:
             self.alone = True
             expected, compared = self.compared()
@@ -245,11 +249,33 @@ class _Check:
         return Checked(len(expected.outputs), len(gradients), worst, zero, tuple(notes))
 
     def compared(self, change: Change | None = None) -> tuple[Results, list[Difference]]:
-        """What is expected, and what the program gives against it.
+        """What is expected, and what the program gives against it."""
+        return self.judged(self.reference(change), self.program(change))
 
-        Zeros are as good as no gradient, where the program has none.
+    def shared(self) -> tuple[Results, Results] | None:
+        """What is expected, and what the program gives, with products in common computed once.
+
+        None where they take little, or that fails: only if all agrees need nothing be computed in full.
         """
-        expected, found = self.reference(change), self.program(change)
+        if not self.example.large:
+            return None
+        products, self.sharing = Products(TOLERANCE[self.dtype] * SHARED), True
+        try:
+            with products.recorded():
+                expected = self.reference()
+            stand_ins = [f.stand_in for f in expected.factors.values()]
+            for factors in expected.factors.values():
+                products.add(*factors.operands, factors.stand_in)
+            with products.replayed([*_tensors((expected.outputs, expected.gradients)), *stand_ins]):
+                found = self.program()
+        except (_NotRun, CompileError):
+            return None
+        finally:
+            self.sharing = False
+        return None if products.spoilt else multiplied(expected, found)
+
+    def judged(self, expected: Results, found: Results) -> tuple[Results, list[Difference]]:
+        """What is expected of both runs, and the differences. Zeros are as good as no gradient, where there is none."""
 
         def as_found(key: str, gradient: Tensor | None) -> Tensor | None:
             absent = gradient is not None and found.gradients.get(key) is None
@@ -264,13 +290,14 @@ class _Check:
 
     def differences(self, expected: Results, found: Results) -> list[Difference]:
         """Everything that was computed against what it should be."""
+        enough = TOLERANCE[self.dtype] / 2
         pairs = zip(found.outputs, expected.outputs, strict=True)
-        outputs = [difference(f"output {i}", a, b) for i, (a, b) in enumerate(pairs)]
+        outputs = [difference(f"output {i}", a, b, enough) for i, (a, b) in enumerate(pairs)]
         gradients = []
         for key, theirs in expected.gradients.items():
             ours = found.gradients.get(key)
             none = ours is None and theirs is not None and key in self.decided() and not theirs.any()
-            gradients.append(difference(key, ours, None if none else theirs))
+            gradients.append(difference(key, ours, None if none else theirs, enough))
         return [*outputs, *gradients]
 
     def decided(self) -> set[str]:
@@ -327,27 +354,12 @@ class _Check:
             return None, first_line(e)
 
 
-def backward(outputs: Sequence[Tensor], learning: Mapping[str, Tensor]) -> Results:
-    """Outputs and gradients, for errors that depend on the outputs' shapes alone."""
-    errors = random_errors(outputs)
-    sent = [(o, e) for o, e in zip(outputs, errors, strict=True) if e is not None and o.requires_grad]
-    gradients: Sequence[Tensor | None] = [None] * len(learning)
-    if sent and learning:
-        values, grads = zip(*sent, strict=True)
-        gradients = torch.autograd.grad(values, list(learning.values()), grads, allow_unused=True)
-    return Results(tuple(o.detach() for o in outputs), dict(zip(learning, gradients, strict=True)))
-
-
-def random_errors(outputs: Sequence[Tensor]) -> list[Tensor | None]:
-    """A normal number for each entry of the outputs that can carry an error."""
-    generator = torch.Generator().manual_seed(0)
-    wide = {True: torch.complex128, False: torch.float64}
-    return [
-        torch.randn(o.shape, generator=generator, dtype=wide[o.is_complex()]).to(o.device, o.dtype)
-        if o.is_floating_point() or o.is_complex()
-        else None
-        for o in outputs
-    ]
+def multiplied(expected: Results, found: Results) -> tuple[Results, Results]:
+    """Both, without factors: multiplied out, or sketched where the program has asked for that very product."""
+    agreed = {k: f.sketch() for k, f in expected.factors.items() if f.stands_for(found.gradients.get(k))}
+    products = {k: f.product() for k, f in expected.factors.items() if k not in agreed}
+    theirs = {**expected.gradients, **products, **agreed}
+    return Results(expected.outputs, theirs), Results(found.outputs, {**found.gradients, **agreed})
 
 
 def refusal(differing: Sequence[Difference], fault: Fault | None) -> CompileError:

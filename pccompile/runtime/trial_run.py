@@ -7,7 +7,7 @@ import dataclasses
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from pccompile.runtime.weight_factors import Factors, weight_factors
 
 Change = Callable[[Tensor], Tensor]
 SEED = 20
@@ -248,3 +250,44 @@ def _on_cpu(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         args[0].copy_(near[0])
         return args[0]
     return pytree.tree_map_only(Tensor, lambda t: t.to(device), result)
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Outputs, and gradients by the key that the program gives them; of some, the factors only."""
+
+    outputs: tuple[Tensor, ...]
+    gradients: Mapping[str, Tensor | None]
+    factors: Mapping[str, Factors] = dataclasses.field(default_factory=dict)
+
+
+def backward(outputs: Sequence[Tensor], learning: Mapping[str, Tensor], by_factors: bool = False) -> Results:
+    """Outputs and gradients, for errors that depend on the outputs' shapes alone.
+
+    by_factors: gradients of weights that are a product of two matrices are not multiplied out. Raises RuntimeError
+    where autograd, which is not asked for them then, has no reason to come by such a product.
+    """
+    factors = weight_factors(outputs, learning) if by_factors else {}
+    dense = {k: t for k, t in learning.items() if k not in factors}
+    errors = random_errors(outputs)
+    sent = [(o, e) for o, e in zip(outputs, errors, strict=True) if e is not None and o.requires_grad]
+    gradients: Sequence[Tensor | None] = [None] * len(dense)
+    if sent and dense:
+        values, grads = zip(*sent, strict=True)
+        gradients = torch.autograd.grad(values, list(dense.values()), grads, allow_unused=True)
+    if missed := [k for k, f in factors.items() if f.error is None]:
+        raise RuntimeError(f"the product that reads {missed[0]} has no error")
+    named = dict(zip(dense, gradients, strict=True))
+    return Results(tuple(o.detach() for o in outputs), {k: named.get(k) for k in learning}, factors)
+
+
+def random_errors(outputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """A normal number for each entry of the outputs that can carry an error."""
+    generator = torch.Generator().manual_seed(0)
+    wide = {True: torch.complex128, False: torch.float64}
+    return [
+        torch.randn(o.shape, generator=generator, dtype=wide[o.is_complex()]).to(o.device, o.dtype)
+        if o.is_floating_point() or o.is_complex()
+        else None
+        for o in outputs
+    ]

@@ -13,6 +13,7 @@ import pccompile
 from pccompile import CompileError, driver
 from pccompile.ir import PCGraph
 from pccompile.runtime import module as runtime_module
+from pccompile.runtime import smaller_example
 from validity.faults import (
     CLIPPED,
     EMPTIED,
@@ -65,6 +66,13 @@ MESSAGES: list[tuple[str, str, str, str, Break]] = [
 ]
 VALUES = [("stack", "tanh"), ("residual", "gelu"), ("transformer", "norm"), ("convolutions", "conv2")]
 DTYPES = [torch.float32, torch.float64]
+
+
+@pytest.fixture(params=["whole", "part"], autouse=True)
+def _size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each fault is looked for on the whole example, and on a part as if that were a large model."""
+    if request.param == "part":
+        monkeypatch.setattr(smaller_example, "WORK", 0)
 
 
 def with_fault(monkeypatch: pytest.MonkeyPatch, fault: Callable[[PCGraph], PCGraph]) -> None:
