@@ -124,4 +124,4 @@ def _parents(fragment: tuple[Node, ...]) -> tuple[str, ...]:
 def _pointwise(fragment: tuple[Node, ...]) -> bool:
     """Whether a fragment is what a layer ends with: a nonlinearity, a normalisation or a softmax, with its wiring."""
     working = [n for n in fragment if not (n.op in OPS and OPS[n.op].wiring) and n.op != "getitem"]
-    return all(family_of(n.op) == "elementwise" or "norm" in n.op or "softmax" in n.op for n in working)
+    return all(family_of(n.op) == "elementwise" or (n.op in OPS and OPS[n.op].ends_layer) for n in working)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pccompile.algorithms.common import clamped, learn, sweep
-from pccompile.algorithms.law import gradient_error, path_lengths, steps_for
+from pccompile.algorithms.law import PathLengths, gradient_error, path_lengths, steps_for
 from pccompile.algorithms.record import Algorithm, setting
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Do, PCGraph, Program, Repeat
@@ -47,13 +47,13 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     steps, rate, lowering = settings.steps, settings.rate, settings.lowering
     if steps is None:
         steps = 100 if settings.tolerance is None else steps_for(pc, rate, settings.tolerance)
-    lengths = path_lengths(pc)
-    longest = max(max(ks) for ks in lengths.values() if ks)
+    paths = PathLengths(pc)
+    longest = paths.longest
     facts: tuple[str, ...] = (
         f"{steps} steps of size {rate:g}: predicted gradient error {gradient_error(pc, steps, rate):.3g} "
         f"(what is missing on the longest path, {longest} edges, which carries {weight(steps, rate, longest):.4g})",
     )
-    parts = sum(k <= steps for ks in lengths.values() for k in ks)
+    parts = paths.parts(steps)
     if lowering is None and parts > MOST_PARTS:
         facts = (*facts, f"relaxed step by step: the closed form would have {parts} parts")
     elif lowering in (None, "closed-form"):

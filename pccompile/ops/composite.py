@@ -48,7 +48,8 @@ def normalisation(
             return statistics(b, n, errors)
         return {**_by_argument(b, n, kernel, errors[0]), **dict.fromkeys(unread)}
 
-    composite(name, rule, *samples, results=STATISTICS, equation="γ (x − μ) / σ + β", dense=dense, compose=compose)
+    more = {"equation": "γ (x − μ) / σ + β", "dense": dense, "compose": compose, "ends_layer": True}
+    composite(name, rule, *samples, results=STATISTICS, **more)
 
 
 def _by_argument(b: Builder, n: Node, kernel: Any, e: Ref | None) -> dict[str, Ref]:
@@ -222,6 +223,7 @@ for name, kernel, spelling, composition in (
         functools.partial(_along, 1, *(() if "safe" in name else (False,))),
         spell=lambda t, a, spelling=spelling: f"{spelling}({t['self']}, {t['dim']})",
         compose=composition,
+        ends_layer=True,
     )
 
 
@@ -263,6 +265,7 @@ define(
         "traced",
         compose=compositions.batch_norm,
         samples=(lambda: (_x(4, 3, 2), _x(3), _x(3), None, None, True, 0.1, 1e-5),),
+        ends_layer=True,
     )
 )
 define(

@@ -37,6 +37,7 @@ class OpDef:
     parameters, infer     for operations that torch does not have: argument names, and the result's type
     helper                source of functions that the generated file needs to run it
     formula(node)         the sympy expression of an elementwise operation
+    ends_layer            ends a layer, as a nonlinearity does, though it is not elementwise
     random                draws numbers: once for each prediction
     misjudged             why eager torch's own gradient through it is no reference; "" where it is one
     """
@@ -55,6 +56,7 @@ class OpDef:
     parameters: tuple[str, ...] = ()
     infer: Callable[[Mapping[str, Arg], Callable[[Ref], TensorType]], Type] | None = None
     helper: str = ""
+    ends_layer: bool = False
     random: bool = False
     misjudged: str = ""
     formula: Callable[[Node], Any] | None = None

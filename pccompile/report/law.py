@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pccompile.algorithms.law import gradient_error, path_lengths
+from pccompile.algorithms.law import PathLengths, gradient_error, path_lengths
 from pccompile.analysis.compare import differences
 from pccompile.driver import schedule
 from pccompile.ir.law import weight
@@ -67,7 +67,7 @@ def consistency(
     start = time.monotonic()
     bench.predictive_coding()
     sweep = time.monotonic() - start
-    longest = max(max(ks) for ks in path_lengths(compiled.pc).values() if ks)
+    longest = PathLengths(compiled.pc).longest
     steps, rate = settings_of(bench)
     checks, notes = [], []
     if sweep * longest < SECONDS:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from pccompile.algorithms import ALGORITHMS
-from pccompile.algorithms.law import path_lengths
+from pccompile.algorithms.law import PathLengths
 from pccompile.diagnostics import listing
 from pccompile.driver import Compiled
 from pccompile.report.explain import rules
@@ -55,7 +55,7 @@ def size(tensors: list[Tensor]) -> str:
 
 def longest(compiled: Compiled) -> int:
     """The edges of the longest path from a vertex to an output."""
-    return max((max(ks) for ks in path_lengths(compiled.pc).values() if ks), default=0)
+    return PathLengths(compiled.pc).longest
 
 
 def warnings(pc: PCModule, compiled: Compiled) -> Iterator[str]:

@@ -42,6 +42,14 @@ def layout(tensor: Tensor, absolute: bool) -> tuple[int, ...]:
     return (*strides, int(tensor.storage_offset())) if absolute else strides
 
 
+@dataclass(frozen=True)
+class Mismatch:
+    """Why a call does not fit a program. of_input: a tensor of the call does not, and not its form."""
+
+    what: str
+    of_input: bool = True
+
+
 @dataclass
 class Interface:
     """How a model is called: which leaves of its arguments are tensors, and how its result is put together.
@@ -81,28 +89,33 @@ class Interface:
         own = constants, results, *specs, unmet, numbers, observations, layouts, imported.absolute
         return cls(imported.graph.inputs, imported.inputs, *own)
 
-    def mismatch(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> str:
-        """Why a call does not fit, in the model's own names; '' if it does. Takes the flattened `(args, kwargs)`."""
+    def mismatch(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Mismatch | None:
+        """Why a call does not fit, in the model's own names, if it does not. Takes the flattened `(args, kwargs)`."""
         if spec != self.in_spec:
-            return f"the arguments have another structure: expected {len(self.inputs)} leaves, got {len(leaves)}"
+            what = f"the arguments have another structure: expected {len(self.inputs)} leaves, got {len(leaves)}"
+            return Mismatch(what, of_input=False)
         known: dict[Any, int] = {}
         for name, leaf, constant in zip(self.inputs, leaves, self.constants, strict=True):
             if name is None:
                 if type(leaf) is not type(constant) or leaf != constant:
-                    return f"an argument that is no tensor was {constant!r} and is {leaf!r}"
+                    what = f"an argument that is no tensor was {constant!r} and is {leaf!r}"
+                    return Mismatch(what, of_input=False)
                 continue
             type_ = self.types[name]
             if not isinstance(leaf, Tensor):
-                return f"input {name}: expected a tensor {type_}, got {type(leaf).__name__}"
+                return Mismatch(f"input {name}: expected a tensor {type_}, got {type(leaf).__name__}")
             if leaf.dtype != type_.dtype or leaf.dim() != len(type_.shape):
-                return f"input {name}: expected {type_}, got {TensorType(tuple(leaf.shape), leaf.dtype)}"
+                return Mismatch(f"input {name}: expected {type_}, got {TensorType(tuple(leaf.shape), leaf.dtype)}")
             for axis, (size, dim) in enumerate(zip(leaf.shape, type_.shape, strict=True)):
                 if size != (dim if isinstance(dim, int) else known.setdefault(dim, size)):
-                    return f"input {name}: expected {dim} entries in dimension {axis} of {type_}, got {size}"
+                    what = f"input {name}: expected {dim} entries in dimension {axis} of {type_}, got {size}"
+                    return Mismatch(what)
             if self.layouts and layout(leaf, self.absolute) != self.layouts[name]:
-                return f"input {name}: it lies in memory in another order, which as_strided reads"
+                return Mismatch(f"input {name}: it lies in memory in another order, which as_strided reads")
         condition = self.unmet({dim: size for dim, size in known.items() if not isinstance(dim, int)})
-        return f"input lengths: expected {condition}, which the model's own branches decided on" if condition else ""
+        if not condition:
+            return None
+        return Mismatch(f"input lengths: expected {condition}, which the model's own branches decided on")
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensors of a call, by name."""

@@ -25,7 +25,7 @@ from pccompile.runtime.autograd_function import Bridge
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
 from pccompile.runtime.hook_calls import run_hooks
 from pccompile.runtime.inspection import Inspection
-from pccompile.runtime.loaded_program import Interface, Runtime, asking, reaching
+from pccompile.runtime.loaded_program import Interface, Mismatch, Runtime, asking, reaching
 from pccompile.runtime.losses import MEAN_LOSS, compile_loss, means_over_batch, targets_of
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.program_cache import Captured, ProgramCache, learning
@@ -148,32 +148,33 @@ class PCModule(Inspection):
                     captured = self._capture(args, kwargs, reason)
         return captured, captured.interface.named(leaves)
 
-    def _find(self, leaves: list[Any], spec: pytree.TreeSpec) -> tuple[Captured | None, str]:
+    def _find(self, leaves: list[Any], spec: pytree.TreeSpec) -> tuple[Captured | None, Mismatch | None]:
         """The capture for a call, or why those of this state of the model do not fit it."""
         model: nn.Module = self.__dict__["model"]
-        state, reason = self._cache.state(model), ""
+        state, reason = self._cache.state(model), None
         autocast = current(state.device.type if state.device is not None else device_of(model, leaves))
         for captured in self._cache.captures:
             learns = captured.learning is None or captured.learning == learning(model, leaves)
             if captured.state is state and captured.autocast == autocast and learns:
                 reason = captured.interface.mismatch(leaves, spec)
                 if not reason and fits(captured.imported, model):
-                    return captured, ""
+                    return captured, None
         return None, reason
 
-    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Captured:
+    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: Mismatch | None) -> Captured:
         """The model captured anew for a call that no capture fits for this reason. Raises CompileError."""
         captures = self._cache.captures
         if captures and not self._recapture:
-            what = reason or "this program was captured in one mode and dtype, and with or without autocast"
+            what = "this program was captured in one mode and dtype, and with or without autocast"
+            what = reason.what if reason else what
             raise CompileError(what, hint="compile the nn.Module itself to call it in several forms")
         try:
             imported = self._import(args, kwargs, self._dynamic_shapes if not captures else None)
         except CompileError as e:
-            if isinstance(e, ModelValueError) or not reason.startswith("input "):
+            if isinstance(e, ModelValueError) or reason is None or not reason.of_input:
                 raise
             why = f"the model does not take this call either: {e.problems[0].what}"
-            raise CompileError(reason, e.problems[0].where, why) from e
+            raise CompileError(reason.what, e.problems[0].where, why) from e
         return self.adopt(imported, args, kwargs)
 
     def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Imported:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import time
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -31,9 +32,10 @@ from core.models import (
 from core.references import by_path_length, descend, survival
 from core.tiny import TwoLayers
 from pccompile import CompileError, PCModule
-from pccompile.algorithms.law import gradient_error, path_lengths, steps_for
+from pccompile.algorithms.law import PathLengths, gradient_error, lengths_in, path_lengths, steps_for
 from pccompile.backends.torch import emit
 from pccompile.driver import Options, schedule
+from pccompile.ir import Graph, Output, PCGraph, Ref, TensorType, Vertex
 from pccompile.ir.law import weight
 from pccompile.runtime.loaded_program import load
 
@@ -213,6 +215,25 @@ def test_path_lengths_are_those_of_the_drawing() -> None:
     lengths = path_lengths(pccompile.compile(model, (x,), granularity="layer").graph)
     assert max(lengths.values(), key=len) == (3, 4, 5, 6)
     assert next(iter(lengths.values())) == (0,)
+
+
+def test_ten_thousand_layers_with_shortcuts_fit_in_memory() -> None:
+    """Their 50 million path lengths are counted, and the steps that they need are found."""
+    type_, leaves = TensorType((1,)), {"x": TensorType((1,))}
+    names = [f"v{i}" for i in range(10_000)]
+    parents = {n: tuple(names[max(i - 2, 0) : i]) for i, n in enumerate(names)}
+    vertices = [
+        Vertex(n, above, (), Ref("x"), type_, messages=dict.fromkeys(above, Ref("x"))) for n, above in parents.items()
+    ]
+    graph = Graph(leaves, {}, {}, (), ("x",))
+    pc = PCGraph(graph, tuple(vertices), (), (Output("x", names[-1]),))
+    start = time.process_time()
+    paths = PathLengths(pc)
+    assert paths.longest == 9_999
+    assert lengths_in(paths.sets["v9990"]) == (5, 6, 7, 8, 9)
+    assert paths.parts(9_999) == sum(i - (i + 1) // 2 + 1 for i in range(10_000))
+    assert 0.0 < gradient_error(pc, steps_for(pc, 0.5, 1e-3), 0.5) <= 1e-3
+    assert time.process_time() - start < 20
 
 
 # strict
