@@ -40,7 +40,7 @@ ARGUMENTS = (
     ),
 )
 """Names that a generated file uses for itself."""
-STOPPING = ("settled", "done")
+STOPPING = ("settled", "done", "calm")
 """Names of a loop that ends early."""
 SWEEP = "infer_and_learn"
 WHEN = "pcc.when"

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
+from pccompile.backends.torch.spell import quoted
 from pccompile.backends.torch.statements import Label
 from pccompile.backends.torch.writer import Writer
 from pccompile.ir import Arg, Argument, Do, Ref
@@ -91,7 +92,7 @@ def number_text(e: ast.expr, arguments: Mapping[str, Argument], vertex: str) -> 
 
     class Spelling(ast.NodeTransformer):
         def visit_Name(self, node: ast.Name) -> ast.expr:
-            return ast.Subscript(node, ast.Constant(vertex)) if node.id in tables else node
+            return ast.Name(f"{node.id}[{quoted(vertex)}]") if node.id in tables else node
 
         def visit_Call(self, node: ast.Call) -> ast.expr:
             (argument,) = map(self.visit, node.args)

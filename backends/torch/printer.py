@@ -337,24 +337,25 @@ class Printer:
         length = len(self.text)
         read_late = {c.next for c in loop.carried} | set(loop.shown)
         self.block(loop.body, depth + 1, self.kept | read_late)
-        stop = self.stop(loop.stop) if loop.stop else ""
+        if loop.stop:
+            self.line(depth + 1, f"calm = {self.settled(loop.stop)}")
         for c in late:
             self.line(depth + 1, f"{self.names[c.phi]} = {self.spell(c.next)}")
         if loop.record:
             shown = {key: self.spell(value) for key, value in loop.record.items()}
             self.line(depth + 1, recorded(shown))
-        if stop:
-            self.line(depth + 1, stop)
+        if loop.stop:
+            self.line(depth + 1, f"if calm and done + 1 >= {loop.stop.least}:")
             self.line(depth + 2, "break")
         if len(self.text) == length:
             self.line(depth + 1, "pass")
         self.vertex = ""
 
-    def stop(self, stop: Stop) -> str:
-        """The condition under which a loop ends early."""
+    def settled(self, stop: Stop) -> str:
+        """Whether a loop may end early."""
         self.speller.helpers["settled"] = SETTLED
-        moves, against = (listed([self.spell(pair[i]) for pair in stop.pairs]) for i in (0, 1))
-        return f"if done + 1 >= {stop.least} and settled({moves}, {against}, {stop.below}):"
+        moves, against = (f"[{', '.join(self.spell(pair[i]) for pair in stop.pairs)}]" for i in (0, 1))
+        return f"settled({moves}, {against}, {stop.below})"
 
     def comment(self, vertex: str, depth: int) -> None:
         """Print the heading of a vertex where one begins."""

@@ -8,26 +8,44 @@ evaluated anew at every step, so it is part of the program.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pccompile.algorithms.common import learn, look, move, refuse_draws, start
+from pccompile.algorithms.common import learn, look, refuse_draws, start
 from pccompile.algorithms.record import Algorithm, setting
-from pccompile.ir import PCGraph, Program, Repeat, Step
+from pccompile.algorithms.steppers import StepperName, by_vertex, settled, stepper
+from pccompile.ir import Argument, PCGraph, Program, Repeat, Step
+
+RATE = 0.1
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How far inference goes."""
+    """How far inference goes, and by which steps."""
 
     steps: int = setting(20, "a number of inference steps", least=0)
-    rate: float = setting(0.1, "size of an inference step", above=0)
+    rate: float | Mapping[str, float] = setting(
+        RATE, "size of an inference step, or a table of sizes by vertex", above=0
+    )
+    stepper: StepperName = setting("euler", "how values follow their forces")
+    mass: float = setting(0.9, "momentum of the heavy-ball and nesterov steppers", least=0, below=1)
+    tolerance: float | None = setting(None, "stop where each force is so small against what makes it", above=0)
 
 
 def schedule(pc: PCGraph, settings: Settings) -> Program:
     """Gradient descent on the free energy over all values together. Raises CompileError for samples that move."""
     refuse_draws(pc)
-    infer: tuple[Step, ...] = (*start(pc), Repeat("steps", (*look(pc), *move(pc))), *look(pc))
-    arguments = {"steps": settings.steps, "rate": settings.rate}
+    how = stepper(pc, settings.stepper)
+    arguments: dict[str, Argument] = {
+        "steps": settings.steps,
+        "rate": by_vertex(pc, settings.rate, RATE, "rate"),
+    }
+    arguments |= {"mass": settings.mass} if how.momentum else {}
+    turn, until = how.turn, None
+    if settings.tolerance is not None:
+        effort, until = settled(pc)
+        turn, arguments["tolerance"] = (*turn, *effort), settings.tolerance
+    infer: tuple[Step, ...] = (*start(pc), *how.start, Repeat("steps", turn, until), *look(pc))
     return Program(pc, "strict", infer, tuple(learn(pc, at="value")), arguments=arguments, state="value")
 
 

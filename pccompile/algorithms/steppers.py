@@ -1,0 +1,93 @@
+r"""How values follow their forces: the steppers that every relaxation of the free energy can take.
+
+euler        v ← v + η f(v)
+heavy-ball   u ← m u + η f(v),  v ← v + u
+nesterov     u ← m u + η f(v + m u),  v ← v + u
+adam         v ← v + η m̂ / (√ŝ + 10⁻⁸), m̂ and ŝ the bias-corrected means of f and f², decays 0.9 and 0.999
+heun         v ← v + η/2 (f(v) + f(v + η f(v)))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pccompile.algorithms.common import EULER, FORCE, each, look
+from pccompile.algorithms.law import path_lengths
+from pccompile.diagnostics import CompileError, listing, printable
+from pccompile.ir import Argument, PCGraph, Step, Until
+
+StepperName = Literal["euler", "heavy-ball", "nesterov", "adam", "heun"]
+DECAYS = "0.9", "0.999"
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """What is done before a loop, and in each of its turns. momentum: whether it reads the argument `mass`."""
+
+    start: tuple[Step, ...]
+    turn: tuple[Step, ...]
+    momentum: bool = False
+
+
+def stepper(pc: PCGraph, name: StepperName = "euler", clamp: str = "clamp") -> Stepper:
+    """The stepper called `name` on the values of `pc`; `clamp` is what sets the errors of the outputs."""
+    latent = pc.latent
+    force = each(latent, f"force = {FORCE}", at="value")
+    seen: tuple[Step, ...] = (*look(pc, clamp), *force)
+    match name:
+        case "euler":
+            return Stepper((), (*seen, *each(latent, EULER)))
+        case "heavy-ball":
+            moved = each(latent, "velocity = mass * velocity + rate * force", "value = value + velocity")
+            return Stepper(each(latent, "velocity = zero"), (*seen, *moved), True)
+        case "nesterov":
+            ahead = each(latent, "kept = value", "value = value + mass * velocity")
+            moved = each(latent, "velocity = mass * velocity + rate * force", "value = kept + velocity")
+            return Stepper(each(latent, "velocity = zero"), (*ahead, *seen, *moved), True)
+        case "adam":
+            first, second = DECAYS
+            moved = each(
+                latent,
+                f"drift = {first} * drift + (1 - {first}) * force",
+                f"spread = {second} * spread + (1 - {second}) * force * force",
+                f"drift_weight = {first} * drift_weight + (1 - {first})",
+                f"spread_weight = {second} * spread_weight + (1 - {second})",
+                "value = value + rate * (drift / drift_weight) / (sqrt(spread / spread_weight) + 1e-8)",
+            )
+            start = each(latent, *(f"{slot} = zero" for slot in ("drift", "spread", "drift_weight", "spread_weight")))
+            return Stepper(start, (*seen, *moved))
+        case "heun":
+            tried = each(latent, "kept = value", "first = force", "value = value + rate * force")
+            return Stepper((), (*seen, *tried, *seen, *each(latent, "value = kept + rate / 2 * (first + force)")))
+
+
+def by_vertex(pc: PCGraph, given: float | Mapping[str, float], default: float, what: str) -> Argument:
+    """A number for all vertices, or one for each: those that a table leaves out have the default.
+
+    Raises CompileError for a name that is no vertex that inference moves.
+    """
+    if not isinstance(given, Mapping):
+        return given
+    names = [v.name for v in pc.latent]
+    if unknown := [n for n in given if n not in names]:
+        hint = f"the vertices that move: {listing(names)}"
+        raise CompileError(
+            f"{what} names {printable(repr(unknown[0]))}, which is no vertex that inference moves", hint=hint
+        )
+    return {n: float(given.get(n, default)) for n in names}
+
+
+def settled(pc: PCGraph) -> tuple[tuple[Step, ...], Until]:
+    """The test by which a relaxation ends: every force small against the pull and the error that it is made of.
+
+    Vertices far from an output are silent at first and look settled, so it comes after the longest path.
+    """
+    longest = max(max(ks) for ks in path_lengths(pc).values() if ks)
+    return each(pc.latent, "effort = abs(pull) + abs(error)", at="value"), Until(
+        "force", "effort", "tolerance", longest
+    )
+
+
+__all__ = ["Stepper", "StepperName", "by_vertex", "settled", "stepper"]
