@@ -12,6 +12,11 @@ from pccompile.backends.torch.statements import Label
 from pccompile.backends.torch.writer import Writer
 from pccompile.ir import Arg, Argument, Do, Ref
 from pccompile.ir.equations import names
+from pccompile.ops import bind
+
+COMPARISONS = {ast.Gt: "gt", ast.GtE: "ge", ast.Lt: "lt", ast.LtE: "le"}
+MIRRORED = {"gt": "lt", "ge": "le", "lt": "gt", "le": "ge"}
+"""What a comparison is with its sides exchanged: torch wants the tensor first."""
 
 
 class Equations:
@@ -19,10 +24,20 @@ class Equations:
 
     def __init__(self, w: Writer, arguments: Mapping[str, Argument], term: Callable[[Do, str], Arg]) -> None:
         self.w, self.arguments, self.term = w, arguments, term
+        self.means: set[Ref] = set()
+
+    def write(self, op: str, *args: Arg) -> Ref:
+        """The value of an operation, of one shape unless a mean over the samples takes part."""
+        made = self.w.made
+        tensors = [a for a in args if isinstance(a, Ref) and not (a in made and made[a].op == "given")]
+        meant = [a for a in tensors if a in self.means]
+        value = self.w.call(op, bind(op, args, {}), Label(op.split(".")[1]), even=not meant)
+        if meant and len(meant) == len(tensors):
+            self.means.add(value)
+        return value
 
     def value(self, d: Do, e: ast.expr) -> Arg:
         """The value of an expression: a number where it is one, else what its statements end in."""
-        w = self.w
         if (number := self.number(d, e)) is not None:
             return number
         match e:
@@ -36,19 +51,22 @@ class Equations:
                 right=ast.BinOp(left=r, op=ast.Mult(), right=ast.BinOp(left=b, op=ast.Sub(), right=ast.Name(id=c))),
             ) if a == c:
                 end = self.value(d, b)
-                return w("aten.lerp.Scalar", self.term(d, a), end, self.value(d, r))
+                return self.write("aten.lerp.Scalar", self.term(d, a), end, self.value(d, r))
             case ast.BinOp(left=left, op=ast.Pow(), right=right):
-                return w("aten.pow.Tensor_Scalar", self.value(d, left), self.value(d, right))
+                return self.write("aten.pow.Tensor_Scalar", self.value(d, left), self.value(d, right))
             case ast.BinOp(left=left, op=op, right=right):
                 name = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}[type(op)]
                 first, second = self.value(d, left), self.value(d, right)
                 if not isinstance(first, Ref) and name in ("add", "mul"):
                     first, second = second, first
-                return w(f"aten.{name}.Tensor", first, second)
+                return self.write(f"aten.{name}.Tensor", first, second)
             case ast.Compare(left=left, ops=[comparison], comparators=[right]):
-                name = {ast.Gt: "gt", ast.GtE: "ge", ast.Lt: "lt", ast.LtE: "le"}[type(comparison)]
-                kind = "Tensor" if self.number(d, right) is None else "Scalar"
-                return w(f"aten.{name}.{kind}", self.value(d, left), self.value(d, right))
+                first, second, name = self.value(d, left), self.value(d, right), COMPARISONS[type(comparison)]
+                if self.number(d, left) is not None:
+                    first, second, name = second, first, MIRRORED[name]
+                tensors = self.number(d, left) is None and self.number(d, right) is None
+                kind = "Tensor" if tensors else "Scalar"
+                return self.write(f"aten.{name}.{kind}", first, second)
             case ast.Call(func=ast.Name(id=name), args=args):
                 return self.function(d, name, [self.value(d, a) for a in args])
         raise AssertionError(f"{d}: verify_program lets nothing else through")
@@ -57,12 +75,14 @@ class Equations:
         """A function of an equation."""
         match name:
             case "clip":
-                return self.w("aten.clamp.default", *args)
+                return self.write("aten.clamp.default", *args)
             case "where":
-                return self.w("aten.where.self", *args)
+                return self.write("aten.where.self", *args)
             case "mean":
-                return self.w("aten.mean.dim", args[0], (0,), True)
-        return self.w(f"aten.{name}.default", *args)
+                mean = self.w("aten.mean.dim", args[0], (0,), True)
+                self.means.add(mean)
+                return mean
+        return self.write(f"aten.{name}.default", *args)
 
     def number(self, d: Do, e: ast.expr) -> Arg:
         """What an expression over numbers and arguments is, or how the file writes it; None where it reads tensors."""
