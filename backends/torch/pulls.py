@@ -37,6 +37,8 @@ TAILS = frozenset(
 PULL = Label("pull", Role.SUM)
 MANY = 4
 """From this many products on, one product of concatenated factors is faster than as many accumulations."""
+DEEPEST = 64
+"""So many steps, one behind another, are taken out of a sum; what is before them is written for each term."""
 
 
 @dataclass(frozen=True)
@@ -134,22 +136,23 @@ def _summands(term: Term) -> list[Term]:
     return parts
 
 
-def _sum(w: Writer, terms: Sequence[Term]) -> Ref:
+def _sum(w: Writer, terms: Sequence[Term], depth: int = 0) -> Ref:
+    """The sum of `terms`. depth: how many steps that they shared have been taken out."""
     terms = [part for t in terms for part in _summands(t)]
     if len(terms) == 1:
         return terms[0].write()
     groups: dict[object, list[Term]] = {}
     for i, t in enumerate(terms):
-        groups.setdefault(_tail(t) or i, []).append(t)
+        groups.setdefault((_tail(t) if depth < DEEPEST else None) or i, []).append(t)
     values: list[Ref] = []
     for key, group in groups.items():
         kind = key[0] if isinstance(key, tuple) and len(group) > 1 else ""
         if kind == "product" and len(group) >= MANY:
             values.append(_products(w, group))
         elif kind == "piece":
-            values.append(_pieces(w, group))
+            values.append(_pieces(w, group, depth + 1))
         elif kind == "shared":
-            values.append(_shared(w, group))
+            values.append(_shared(w, group, depth + 1))
         else:
             for t in group:
                 values.append(t.write())
@@ -198,15 +201,15 @@ def _shape_of(t: Term, n: Node) -> object:
     return t.vertex.type if operand == ERROR else operand
 
 
-def _shared(w: Writer, group: Sequence[Term]) -> Ref:
+def _shared(w: Writer, group: Sequence[Term], depth: int) -> Ref:
     first = group[0].node
     assert first is not None
     name = _operand(first)
-    inner = _sum(w, [t.at(t.node[name]) for t in group if t.node])
+    inner = _sum(w, [t.at(t.node[name]) for t in group if t.node], depth)
     return w.call(first.op, {**first.args, name: inner}, Label(first.name))
 
 
-def _pieces(w: Writer, group: Sequence[Term]) -> Ref:
+def _pieces(w: Writer, group: Sequence[Term], depth: int) -> Ref:
     """Pieces of one value along one dimension: side by side where they tile it, else the sum of padded pieces."""
     nodes = [t.node for t in group if t.node]
     selects = nodes[0].op == "aten.select_backward.default"
@@ -219,14 +222,14 @@ def _pieces(w: Writer, group: Sequence[Term]) -> Ref:
         spans.setdefault((start, end), []).append(t)
     order = sorted(spans, key=lambda s: s[0] if isinstance(s[0], int) else 2**62)
     if len(spans) == 1:
-        return _shared_piece(w, group)
+        return _shared_piece(w, group, depth)
     if not _apart(order, size, selects):
-        return added(w, [_shared_piece(w, spans[span]) for span in order])
+        return added(w, [_shared_piece(w, spans[span], depth) for span in order])
     parts: list[Ref] = []
     edge: Any = 0
     for start, end in order:
         parts += _gap(w, sizes, dim, edge, start, selects, nodes[0].tensor.dtype)
-        parts.append(_sum(w, [t.at(t.node["grad_output"]) for t in spans[start, end] if t.node]))
+        parts.append(_sum(w, [t.at(t.node["grad_output"]) for t in spans[start, end] if t.node], depth))
         edge = start + 1 if selects else end
     parts += _gap(w, sizes, dim, edge, size, selects, nodes[0].tensor.dtype)
     return w("aten.stack.default" if selects else "aten.cat.default", tuple(parts), dim, label=Label("pieces"))
@@ -268,8 +271,8 @@ def _zeros(w: Writer, shape: tuple[Dim, ...], dtype: torch.dtype) -> Ref:
     return w("aten.zeros.default", shape, dtype=dtype, device=DEVICE, label=Label("zeros"))
 
 
-def _shared_piece(w: Writer, group: Sequence[Term]) -> Ref:
-    return group[0].write() if len(group) == 1 else _shared(w, group)
+def _shared_piece(w: Writer, group: Sequence[Term], depth: int) -> Ref:
+    return group[0].write() if len(group) == 1 else _shared(w, group, depth)
 
 
 def _products(w: Writer, group: Sequence[Term]) -> Ref:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import pccompile
 from pccompile.driver import Compiled, Options, compile_imported, import_model
 from pccompile.frontends.exported import Imported
 from pccompile.ir import Ref, map_refs
@@ -100,3 +103,35 @@ def test_ten_thousand_operations_compile_in_near_linear_time(tied: bool) -> None
     found = gradients(program)
     for mine, theirs in zip(found.values(), expected(5000, tied), strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+class SharedViews(nn.Module):
+    """One weight that is read three times through as long a chain of views."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.w, self.length = nn.Parameter(torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(4, 4)), length
+
+    def forward(self, x: Tensor) -> Tensor:
+        def chain(w: Tensor) -> Tensor:
+            for _ in range(self.length):
+                w = w.unsqueeze(0).expand(1, 4, 4).reshape(4, 4).transpose(0, 1)
+            return w
+
+        return (x @ chain(self.w) + (x * 2) @ chain(self.w) + x.tanh() @ chain(self.w)).sin()
+
+
+def test_a_long_chain_that_messages_share_needs_no_deep_recursion() -> None:
+    model, x = SharedViews(40), torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(2, 4)
+    model(x).sum().backward()
+    expected, model.w.grad = model.w.grad, None
+    limit = sys.getrecursionlimit()
+    pc = pccompile.compile(model, (x,), check=False)  # loads what is imported late
+    deep = import_model(SharedViews(240), (x,))
+    sys.setrecursionlimit(len(inspect.stack(0)) + 400)
+    try:
+        compile_imported(deep, Options())
+    finally:
+        sys.setrecursionlimit(limit)
+    pc(x).sum().backward()
+    torch.testing.assert_close(model.w.grad, expected, rtol=1e-9, atol=1e-9)
