@@ -95,8 +95,11 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--explain", nargs="?", const="", metavar="VERTEX", help="all vertices, or one in full")
     what.add_argument("--emit", choices=EMITS, help="print a stage's result or the generated code")
+    what.add_argument(
+        "--spectrum", action="store_true", help="measure the eigenvalues that bound the rates of inference on one batch"
+    )
     what.add_argument("--doctor", action="store_true", help="list everything that is unsupported")
-    group.add_argument("--json", action="store_true", help="with --verify or --simulate: the report as JSON")
+    group.add_argument("--json", action="store_true", help="with a report such as --verify: as JSON")
     group.add_argument(
         "--print-after", action="append", default=[], metavar="PASS", help=f"print to stderr: {', '.join(STAGES)}"
     )
@@ -278,13 +281,17 @@ def check(options: argparse.Namespace) -> None:
     wrong: list[tuple[Any, str]] = [
         *(circuit_checks(options) if circuit(options) else torch_checks(options)),
         *input_checks(options),
-        (options.json and not (options.verify or options.simulate), "--json goes with --verify or --simulate"),
+        (
+            options.json and not (options.verify or options.simulate or options.spectrum),
+            "--json goes with --verify, --spectrum or --simulate",
+        ),
         (options.output == "-" and not (options.emit or plain(options)), "-o - prints what --emit names"),
         (
             options.emit and options.output not in (None, "-"),
             "--emit prints: give -o -, or leave --emit out to write files",
         ),
         (options.doctor and options.output, "--doctor writes nothing: leave -o out"),
+        (options.spectrum and options.output, "--spectrum writes nothing: leave -o out"),
         (options.explain is not None and options.output, "--explain writes nothing: leave -o out"),
         (
             options.loss == "none" and options.algorithm == "strict",
@@ -310,7 +317,7 @@ def torch_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
 def circuit_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
     """What is wrong with options where there is a circuit."""
     ready = options.model.endswith(".pcnet.json")
-    others = ("steps", "tolerance", "lowering", "granularity", "emit", "doctor")
+    others = ("steps", "tolerance", "lowering", "granularity", "emit", "doctor", "spectrum")
     return [
         *((getattr(options, n, None), f"--{n} does not go with circuits") for n in others),
         (options.explain is not None, "--explain does not go with circuits"),
@@ -331,7 +338,7 @@ def circuit_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
 
 def plain(options: argparse.Namespace) -> bool:
     """Whether nothing but compiling is asked for."""
-    return not (options.verify or options.emit or options.doctor or options.explain is not None)
+    return not (options.verify or options.emit or options.doctor or options.spectrum or options.explain is not None)
 
 
 if __name__ == "__main__":

@@ -107,11 +107,13 @@ def carried_out(
     if options.verify and not verified(pc, target, options):
         print(f"{shown}: verification failed, nothing written", file=sys.stderr)
         return EXIT_VERIFY
-    if pc.compiled.source.moving and options.check and not options.verify:
+    if pc.compiled.source.moving and options.check and not (options.verify or options.spectrum):
         settled(pc, target, options, shown)
     if folder:
         for path in save_generated(source_of(pc, options.loss), pc.state(), folder, name):
             print(printable(str(path)))
+    elif options.spectrum:
+        measured(pc, target, options)
     elif not options.verify:
         present(pc, options)
     return EXIT_DONE
@@ -173,6 +175,18 @@ def verified(pc: PCModule, target: Target, options: argparse.Namespace) -> bool:
     else:
         show(report)
     return report.passed
+
+
+def measured(pc: PCModule, target: Target, options: argparse.Namespace) -> None:
+    """Print what can be measured of inference on the example."""
+    args, kwargs = target.args or (), target.kwargs or {}
+    with redirect_stdout(sys.stderr):
+        given = Bench(pc, args, kwargs, None, None, options.seed).target
+        found = pc.analyse(args, kwargs, target=given, kinds=("spectrum",))
+    if options.json:
+        print(found.json(indent=2))
+    else:
+        show(found)
 
 
 def settled(pc: PCModule, target: Target, options: argparse.Namespace, shown: str) -> None:

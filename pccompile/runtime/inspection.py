@@ -17,6 +17,7 @@ from pccompile.runtime.model_state import Tables
 from pccompile.runtime.shared_tables import SharedTables
 
 if TYPE_CHECKING:
+    from pccompile.report.analyse import Analysis
     from pccompile.report.tables import Page
     from pccompile.report.trace import Trace
     from pccompile.runtime.module import PCModule
@@ -70,6 +71,14 @@ class Inspection(SharedTables):
         from pccompile.report.trace import infer
 
         return infer(cast("PCModule", self), args, kwargs, **settings)
+
+    def analyse(
+        self, args: tuple[Any, ...] | Tensor, kwargs: Mapping[str, Any] | None = None, **settings: Any
+    ) -> Analysis:
+        """Eigenvalues that bound the rates of inference on one batch: `report.analyse` says what `settings` may be."""
+        from pccompile.report.analyse import analyse
+
+        return analyse(cast("PCModule", self), args, kwargs, **settings)
 
     def explain(self, vertex: str | None = None) -> Page:
         """Where a vertex comes from, its equations, local rules and generated code; without a name, all vertices."""

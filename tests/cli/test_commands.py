@@ -334,3 +334,14 @@ def test_a_broken_pipe_is_silent(folder) -> None:
 
 def test_progress_only_on_a_terminal(run) -> None:
     assert "\x1b" not in (result := run("model.onnx")).err + result.out
+
+
+def test_spectrum(run, folder) -> None:
+    model = ("somemodels:Net", "--shape", "x=4,6", "--algorithm", "strict")
+    shown = run(*model, "--spectrum")
+    assert shown.code == 0, shown.err
+    assert "λmax(H)" in shown.out
+    found = json.loads(run(*model, "--spectrum", "--json").out)["spectrum"]
+    assert found["rates"]["strict"] == pytest.approx(2 / found["quantities"]["λmax(H)"]["value"])
+    assert "--spectrum writes nothing" in run(*model, "--spectrum", "-o", "out").err
+    assert "does not go with circuits" in run("somemodels:Net", "--backend", "netlist", "--spectrum").err

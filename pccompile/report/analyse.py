@@ -1,0 +1,72 @@
+"""What can be measured of inference on one batch: its spectrum, and the regime that it runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from pccompile.diagnostics import CompileError, printable
+from pccompile.report.losses import Criterion
+from pccompile.report.spectrum import SpectrumReport, spectrum_of, spectrum_report
+from pccompile.report.tables import Page, as_json
+from pccompile.runtime.losses import targets_of
+
+if TYPE_CHECKING:
+    from pccompile.runtime.module import PCModule
+
+KINDS = ("spectrum",)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What `pc.analyse` has measured; what was not asked for is None."""
+
+    algorithm: str
+    spectrum: SpectrumReport | None = None
+
+    def __str__(self) -> str:
+        return str(self._page())
+
+    def __rich__(self) -> Any:
+        return self._page()
+
+    def _page(self) -> Page:
+        return Page(tuple(p for r in (self.spectrum,) if r for p in r.page.parts))
+
+    def as_dict(self) -> dict[str, Any]:
+        """All numbers, by kind."""
+        own = {"spectrum": self.spectrum}
+        return {"algorithm": self.algorithm, **{k: r.as_dict() for k, r in own.items() if r}}
+
+    def json(self, indent: int | None = None) -> str:
+        """All numbers as JSON; what is not finite is null."""
+        return as_json(self.as_dict(), indent)
+
+
+def analyse(
+    pc: PCModule,
+    args: tuple[Any, ...] | Tensor,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: Any,
+    loss: Criterion | None = None,
+    kinds: Sequence[str] = KINDS,
+) -> Analysis:
+    """Measure inference on one batch; the model's buffers and the random stream stay as they are.
+
+    loss: loss(output, target); by default the one that the model was compiled with, or squared error.
+    kinds: some of KINDS. Raises CompileError for others, and for a model that draws samples which would move.
+    """
+    if unknown := [k for k in kinds if k not in KINDS]:
+        raise CompileError(f"unknown kind {printable(repr(unknown[0]), 40)}", hint=f"some of {', '.join(KINDS)}")
+    args = (args,) if isinstance(args, Tensor) else tuple(args)
+    runtime = pc.prepare(args, kwargs, loss=loss or pc.criterion, target=target)
+    inputs = runtime.interface.bind(args, dict(kwargs or {}))
+    spectrum = spectrum_of(pc, runtime, inputs, targets_of(target))
+    return Analysis(pc.options.algorithm, spectrum_report(spectrum) if "spectrum" in kinds else None)
+
+
+__all__ = ["KINDS", "Analysis", "analyse"]
