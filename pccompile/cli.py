@@ -294,8 +294,8 @@ def check(options: argparse.Namespace) -> None:
         (options.spectrum and options.output, "--spectrum writes nothing: leave -o out"),
         (options.explain is not None and options.output, "--explain writes nothing: leave -o out"),
         (
-            options.loss == "none" and options.algorithm == "strict",
-            "strict inference needs a loss: --loss squared-error or cross-entropy",
+            options.loss == "none" and needs_loss(options.algorithm),
+            f"{options.algorithm} inference needs a loss: --loss squared-error or cross-entropy",
         ),
         (options.name is not None and not options.name.strip(), "--name is empty"),
         *(
@@ -306,6 +306,15 @@ def check(options: argparse.Namespace) -> None:
     for is_wrong, what in wrong:
         if is_wrong:
             raise UsageError(what)
+
+
+def needs_loss(algorithm: str) -> bool:
+    """Whether inference evaluates the loss; of "exact", the default, that is known without torch."""
+    if algorithm == "exact":
+        return False
+    from pccompile.algorithms import ALGORITHMS
+
+    return ALGORITHMS[algorithm].needs_loss
 
 
 def torch_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:

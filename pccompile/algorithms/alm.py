@@ -40,4 +40,6 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     return Program(pc, "alm", infer, learning, arguments=arguments, state="value")
 
 
-ALGORITHM = Algorithm("alm", schedule, Settings, "arXiv:2605.31022", equals="backprop, where it has converged")
+ALGORITHM = Algorithm(
+    "alm", schedule, Settings, "arXiv:2605.31022", equals="backprop, where it has converged", descends=False
+)

@@ -42,4 +42,4 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     return Program(pc, "langevin", infer, (), arguments=arguments, state="value")
 
 
-ALGORITHM = Algorithm("langevin", schedule, Settings, "doi:10.1371/journal.pcbi.1012532")
+ALGORITHM = Algorithm("langevin", schedule, Settings, "doi:10.1371/journal.pcbi.1012532", descends=False)

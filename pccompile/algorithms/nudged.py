@@ -48,5 +48,5 @@ def _phase(pc: PCGraph, clamp: str) -> tuple[Step, ...]:
 
 
 ALGORITHM = Algorithm(
-    "nudged", schedule, Settings, "arXiv:2407.01163", equals="backprop up to O(nudge²), at equilibrium"
+    "nudged", schedule, Settings, "arXiv:2407.01163", equals="backprop up to O(nudge²), at equilibrium", descends=False
 )

@@ -20,7 +20,8 @@ class Algorithm:
     together. settings: a frozen dataclass whose fields come from `setting`.
     granularity: what a vertex is by default, one layer where the answer depends on it.
     equals: what its gradients are: those of "backprop", or in words what they tend to. needs_loss: inference evaluates
-    the loss. citation: where it is published.
+    the loss. descends: whether its free energy falls from step to step where the rate is small enough.
+    citation: where it is published.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Algorithm:
     granularity: Literal["op", "layer"] = "layer"
     equals: str = ""
     needs_loss: bool = True
+    descends: bool = True
 
     @property
     def summary(self) -> str:

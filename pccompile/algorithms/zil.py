@@ -71,4 +71,6 @@ def _learn(pc: PCGraph, ready: Sequence[Vertex], started: set[str]) -> list[Do]:
     return found
 
 
-ALGORITHM = Algorithm("zil", schedule, Settings, "arXiv:2103.04689", equals="backprop", needs_loss=False)
+ALGORITHM = Algorithm(
+    "zil", schedule, Settings, "arXiv:2103.04689", equals="backprop", needs_loss=False, descends=False
+)

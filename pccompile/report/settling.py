@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from pccompile.algorithms import ALGORITHMS
 from pccompile.report.gradients import Bench
 from pccompile.report.law import Check
 from pccompile.report.tables import number
@@ -17,6 +18,8 @@ def settling(bench: Bench) -> Check:
     what = f"free energy over {trace.steps} steps, {number(first)} → {number(last)}"
     if vertex := trace.first_not_finite():
         what += f": {vertex[0]} is not finite from step {vertex[1]} on"
+    if not ALGORITHMS[trace.algorithm].descends:
+        return Check(f"{what}, finite throughout", 0.0 if trace.settles else math.inf, RISE, trace.settles)
     risen = (last - first) / abs(first) if first else last
     return Check(what, risen if math.isfinite(risen) else math.inf, RISE, trace.settles)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pccompile.algorithms import ALGORITHMS
 from pccompile.diagnostics import CompileError, printable
 from pccompile.report.losses import Criterion, clamp, cloned
 from pccompile.report.tables import Page, Table, count, number
@@ -61,7 +62,8 @@ class Trace:
         energy = self.free_energy
         if not bool(energy.isfinite().all()):
             return False
-        return not self.moving or float(energy[-1]) <= float(energy[0]) + RISE * abs(float(energy[0]))
+        descends = self.moving and ALGORITHMS[self.algorithm].descends
+        return not descends or float(energy[-1]) <= float(energy[0]) + RISE * abs(float(energy[0]))
 
     def first_not_finite(self) -> tuple[str, int] | None:
         """The vertex, from the outputs, whose error is the first that is not finite, and the step; None if all are."""
@@ -167,7 +169,9 @@ class _Recorder:
             targets = [t for t in pytree.tree_leaves(target) if isinstance(t, Tensor)]
             return self.moving(lambda **how: infer(params, context, targets, **how), outputs, targets)
         value, errors = clamp(self.runtime, outputs, loss, target)
-        found = infer(params, context, errors, **self.arguments, **({"record": self.record} if self.arguments else {}))
+        how = {"record": self.record} if self.arguments else {}
+        found = infer(params, context, errors, **self.arguments, **how)
+        found = found[0] if isinstance(found, tuple) else found
         return self.fixed(first, dict(zip(self.graph.clamped, errors, strict=True)), found, value)
 
     def fixed(self, first: Shown, clamped: Shown, found: Shown, loss: Tensor) -> Trace:
@@ -182,6 +186,8 @@ class _Recorder:
 
     def moving(self, infer: Callable[..., Any], outputs: tuple[Tensor, ...], targets: list[Tensor]) -> Trace:
         """Predictions follow the values: what a step shows is the state that it starts from, hence one step more."""
+        if "steps" not in self.arguments:
+            raise CompileError(f"{self.pc.options.algorithm} takes no loop of steps here: there is nothing to trace")
         infer(**{**self.arguments, "steps": self.arguments["steps"] + 1}, record=self.record)
         errors = {n: torch.stack([s["error"][n] for s in self.shown]) for n in self.graph.names}
         predictions = {n: torch.stack([s["prediction"][n] for s in self.shown]) for n in self.graph.names}

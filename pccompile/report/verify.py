@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pccompile.algorithms import ALGORITHMS
 from pccompile.analysis.compare import Difference, agrees, difference, differences, nothing
 from pccompile.diagnostics import EXIT_VERIFY
 from pccompile.report.gradients import Bench, double_bench
@@ -21,9 +22,6 @@ from pccompile.report.tables import Page, Table, count, number
 
 if TYPE_CHECKING:
     from pccompile.runtime.module import PCModule
-
-EQUAL_BACKPROP = frozenset({"exact"})
-"""Algorithms whose gradients are those of backpropagation."""
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 FORWARD = 1e-4
@@ -158,7 +156,8 @@ def verify(
     own = Bench(pc, args, kwargs, loss, target, seed)
     forward, judged = judge(own, bench) if judge else (against_model(own, expected, reference), [])
     limit = TOLERANCE.get(bench.dtype, 1e-2) if tolerance is None else tolerance
-    wanted, found = bench.autograd(), bench.predictive_coding()
+    updates = pc.prepare(args, kwargs).source.updates
+    wanted, found = ({}, {}) if updates else (bench.autograd(), bench.predictive_coding())
     compared = differences(found, wanted)
     largest = max((d.norm for d in compared), default=0.0)
     compared = [
@@ -167,7 +166,8 @@ def verify(
     predicted: dict[str, float] = {}
     checks: tuple[Check, ...] = ()
     said = [*notes, *judged, *said]
-    if pc.options.algorithm in EQUAL_BACKPROP:
+    algorithm = ALGORITHMS[pc.options.algorithm]
+    if algorithm.equals == "backprop":
         compared = [replace(d, agrees=agrees(d, limit, largest, bench.dtype)) for d in compared]
     elif pc.options.algorithm == "fixed-prediction":
         predicted, bound, settings = predicted_errors(bench)
@@ -175,9 +175,9 @@ def verify(
         compared = [_by_law(d, predicted, limit, largest, bench.dtype) for d in compared]
         said += [f"{settings}: predicted relative error at most {number(bound, 3)} on each path", *more]
     else:
-        said.append(
-            f"{pc.options.algorithm} is not backpropagation, by design: cosines are reported, gradients are not judged"
-        )
+        equals = f"equals {algorithm.equals}" if algorithm.equals else "is not backpropagation, by design"
+        told = "moves parameters inside inference: there is no gradient to compare" if updates else f"{equals}: cosines"
+        said.append(f"{algorithm.name} {told}{'' if updates else ' are reported, gradients are not judged'}")
         compared = [d if math.isfinite(d.relative_error) else replace(d, agrees=False) for d in compared]
         checks = (settling(bench),)
     return VerifyReport(pc.options.algorithm, forward, tuple(compared), checks, limit, tuple(said), predicted)

@@ -266,3 +266,25 @@ def test_a_model_that_draws_samples_is_refused_where_predictions_move() -> None:
         if record.needs_loss or algorithm == "zil":
             with pytest.raises(CompileError, match="standard_gamma draws a sample"):
                 pccompile.compile(Noisy(), (torch.randn(4, 5),), algorithm=algorithm, check=False)
+
+
+# reports
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_reports_of_every_algorithm(gated: Problem, algorithm: str) -> None:
+    pc = gated.compile(algorithm)
+    assert algorithm in str(pc.summary())
+    assert "mul" in str(pc.explain("mul"))
+    trace = pc.infer((gated.x,), target=gated.target)
+    assert bool(trace.free_energy.isfinite().all())
+    report = pccompile.verify(pc, (gated.x,), target=gated.target)
+    assert report.passed
+    compared = {"exact": True, "zil": True}
+    assert all(d.agrees for d in report.parameters) or algorithm not in compared
+    assert bool(report.parameters) is (algorithm != "incremental")
+
+
+def test_dynamics_without_a_loop_have_no_trace(gated: Problem) -> None:
+    with pytest.raises(CompileError, match="zil takes no loop of steps here"):
+        gated.compile("zil", dynamics="full").infer((gated.x,), target=gated.target)

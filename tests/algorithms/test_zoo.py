@@ -1,0 +1,74 @@
+"""Every algorithm on every model of the zoo: Z-IL is exact inference, and what contains strict inference equals it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from core.models import Gradients, distance
+from core.test_zoo import built, cases, drawn
+from torch import Tensor
+from zoo import ZOO, Case
+
+import pccompile
+from pccompile import PCModule
+from pccompile.backends.torch import emit
+from pccompile.driver import Options, schedule
+from pccompile.runtime.loaded_program import load
+
+SLOW = {name for name, case in ZOO.items() if case.slow or case.refused}
+SLOW |= {"mobilenet_v2", "resnet18", "vgg11_bn", "translator", "llama"}
+SLOW |= {"seq2seq", "unrolled_lstm", "vit", "diffusion_unet", "encoder", "paper_lstm", "torch_encoder", "masked_gru"}
+SLOW |= {"gpt2", "gpt2_sdpa", "selective_scan", "graph_net"}
+STEPS = 2
+STRICT: dict[str, dict[str, Any]] = {
+    "strict": {"steps": STEPS},
+    "alm": {"steps": STEPS, "penalty": 1.0, "dual_rate": 0.0},
+    "nudged": {"steps": STEPS, "nudge": 1.0, "phases": "positive"},
+    "langevin": {"steps": 1, "burn_in": STEPS - 1, "rate": 0.1, "temperature": 0.0},
+}
+BACKPROP: dict[str, dict[str, Any]] = {"exact": {}, "zil": {}, "zil full": {"dynamics": "full"}}
+
+
+class Bench:
+    """A model with one batch, and what each algorithm's generated file makes of squared error there."""
+
+    def __init__(self, case: Case) -> None:
+        self.inputs, _ = drawn(case, torch.float64)
+        model = built(case.build, torch.float64)
+        self.pc: PCModule = pccompile.compile(model, self.inputs, granularity="layer", check=False)
+        self.runtime, self.name = self.pc.prepare(self.inputs), case.name
+
+    def gradients(self, algorithm: str, settings: dict[str, Any]) -> Gradients:
+        """The gradients of the file that an algorithm becomes. Raises CompileError where it does not go there."""
+        compiled = self.runtime.compiled
+        assert compiled is not None
+        source = emit(schedule(compiled.pc, Options(algorithm.split()[0], None, settings)))
+        functions = load(source.text, self.name)
+        params, buffers = self.pc.tables(self.runtime)
+        torch.manual_seed(7)
+        buffers = {name: b.clone() for name, b in buffers.items()}
+        outputs, context = functions["predict"](params, buffers, self.runtime.interface.bind(self.inputs, {}))
+        targets: list[Tensor] = [torch.zeros_like(outputs[i]) for i in source.errors]
+        given = targets if source.moving else functions["clamp"](outputs, targets)[1]
+        torch.manual_seed(8)
+        found: Gradients = functions["infer_and_learn"](params, context, given)
+        return found
+
+
+@pytest.mark.parametrize("case", cases(ZOO, SLOW))
+def test_every_algorithm_on_every_model(case: Case) -> None:
+    bench = Bench(case)
+    exact, zil, full = (bench.gradients(a, settings) for a, settings in BACKPROP.items())
+    assert distance(zil, exact, floor=1e-3) < 1e-9
+    assert distance(full, exact, floor=1e-3) < 1e-9
+    first, *others = (bench.gradients(a, settings) for a, settings in STRICT.items())
+    for found in others:
+        assert found.keys() == first.keys()
+        assert all(torch.equal(g, found[k]) for k, g in first.items() if bool(g.isfinite().all()))
+    moved = bench.gradients("error-optimization", {"steps": STEPS})
+    assert moved.keys() == first.keys()
+    compiled = bench.runtime.compiled
+    assert compiled is not None
+    load(emit(schedule(compiled.pc, Options("incremental", None, {"steps": STEPS}))).text, case.name)
