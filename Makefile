@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LIGHT := $(BIN)/python -c "import onnx.backend.test, pathlib; print(pathlib.Path(onnx.backend.test.__file__).parent / 'data/light/light_squeezenet.onnx')"
 
-.PHONY: install demo test test-all fuzz lint bench coverage clean
+.PHONY: install demo test test-all fuzz lint bench leaderboard coverage clean
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt tests/onnx_frontend/packages.txt
@@ -35,6 +35,9 @@ bench: install  ## time and memory of a training gradient, as ratios to autograd
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/guards.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/netlist.py
+
+leaderboard: install  ## all algorithms on the same networks: docs/leaderboard.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/leaderboard.py
 
 coverage: install  ## all suites of docs/coverage.md, anew
 	for suite in torch onnx models; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/coverage.py $$suite --jobs 2 || exit 1; done

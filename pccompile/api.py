@@ -84,7 +84,8 @@ def compile(
     model: an nn.Module, an fx.GraphModule, an ExportedProgram, a path to an .onnx or .pt2 file, or an ONNX ModelProto.
     args, kwargs: example arguments; an exported program and an ONNX file bring their own.
     dynamic_shapes: as torch.export takes it; by default dimension 0 of every input is free.
-    algorithm: "exact", "fixed-prediction" or "strict". granularity: what a vertex is, "op" or "layer".
+    algorithm: "exact", "fixed-prediction", "zil", "strict", "incremental", "error-optimization", "alm", "nudged" or
+        "langevin" (docs/algorithms.md). granularity: what a vertex is, "op" or "layer".
     loss: loss(output, target), a scalar, for `pc.loss(...)`.
     constants: numbers to which inputs or initializers of an ONNX file are fixed, by name.
     trust_code: open a .pt2 file. torch runs code that such a file contains while it loads it, so that a file from
@@ -96,7 +97,7 @@ def compile(
     outside_loss: what `backward()` of a loss taken of `pc(x)` does where inference needs the loss (strict): "refuse",
         since `pc.loss(x, target=y)` has another gradient, or "linearise", which clamps the outputs by its derivative.
     on_divergence: "warn" once, "raise" or "ignore" where inference ends in what is no number.
-    settings: what the algorithm takes: steps, rate, and for fixed prediction tolerance and lowering.
+    settings: what the algorithm takes, such as steps and rate; `pccompile --algorithm NAME --help` lists them.
     A circuit has the shapes of `args`; its algorithm is fixed prediction, its loss "squared-error" (by default),
     "cross-entropy" or "none", and its settings those of NetlistOptions: rate, eta, ticks, input_errors.
     Raises CompileError with every reason why the model cannot be compiled.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -32,11 +31,6 @@ class Algorithm:
     equals: str = ""
     needs_loss: bool = True
     descends: bool = True
-
-    @property
-    def summary(self) -> str:
-        """The first line of what the algorithm's file says of itself."""
-        return (sys.modules[self.schedule.__module__].__doc__ or self.name).strip().splitlines()[0]
 
     def choose(self, given: Mapping[str, Any]) -> Any:
         """Its settings, with defaults where `given` has nothing or None.

@@ -11,6 +11,7 @@ from onnx_frontend.build import model
 from torch import Tensor, nn
 
 import pccompile
+from pccompile.algorithms import _known as algorithms
 from pccompile.frontends.onnx.registry import OPERATORS
 from pccompile.ops import OPS
 
@@ -33,9 +34,9 @@ class Call(nn.Module):
 @pytest.fixture
 def code() -> Any:
     """Runs block number i of the document; what it registers is forgotten after the test."""
-    before, operators = dict(OPS), dict(OPERATORS)
+    before, operators, known = dict(OPS), dict(OPERATORS), dict(algorithms)
     yield lambda i: _run(BLOCKS[i])
-    for table, old in ((OPS, before), (OPERATORS, operators)):
+    for table, old in ((OPS, before), (OPERATORS, operators), (algorithms, known)):
         table.clear()
         table.update(old)
 
@@ -60,9 +61,9 @@ def agree(compiled: nn.Module, plain: nn.Module, x: Tensor) -> None:
 
 
 def test_the_blocks_are_short() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
     for block in BLOCKS:
-        assert len(block.strip().splitlines()) < 20
+        assert len(block.strip().splitlines()) <= 26
 
 
 def test_elementwise(code: Any) -> None:
@@ -140,3 +141,19 @@ def test_an_operator_is_not_taken_for_one_of_torch() -> None:
     x = torch.randn(5, 4, dtype=torch.float64)
     model = Call(relu)
     agree(pccompile.compile(model, (x,)), model, x)
+
+
+def test_an_inference_algorithm(code: Any) -> None:
+    code(-1)
+    torch.manual_seed(0)
+    x, y = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 7, dtype=torch.float64)
+    found = []
+    for how in ({"algorithm": "sparse", "decay": 0.0}, {"algorithm": "strict"}, {"algorithm": "sparse", "decay": 0.5}):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 7)).double()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.linspace(-1, 1, p.numel()).reshape(p.shape))
+        pccompile.compile(model, (x,), loss=nn.MSELoss(reduction="sum"), **how).loss(x, target=y).backward()
+        found.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
+    assert not torch.allclose(found[0][0], found[2][0])
