@@ -2,13 +2,14 @@
 
 python benchmarks/leaderboard.py [--seeds N] [--networks NAME …] [--algorithms NAME …] [--mnist FOLDER] [--output FILE]
 
-Without --output, docs/leaderboard.md. `--mnist` takes a folder with mnist_train.npz and mnist_test.npz (arrays x and y).
+Without --output, docs/leaderboard.md. --mnist: a folder with mnist_train.npz and mnist_test.npz, arrays x and y.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import statistics
 import time
 import warnings
@@ -106,7 +107,7 @@ def mnist(folder: Path) -> Data:
 def mlp(*sizes: int) -> nn.Module:
     """Linear layers with tanh between them."""
     layers: list[nn.Module] = [nn.Flatten()]
-    for n, m in zip(sizes[:-1], sizes[1:], strict=True):
+    for n, m in itertools.pairwise(sizes):
         layers += [nn.Linear(n, m), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 
@@ -239,14 +240,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     tasks = [TASKS[name] for name in options.networks]
     if options.mnist:
-        tasks.append(
-            Task(
-                "MNIST, first 10,000 images, MLP 784-128-128-128-10",
-                lambda: mlp(784, 128, 128, 128, 10),
-                lambda: mnist(options.mnist),
-                5,
-            )
-        )
+        title = "MNIST, the first 10,000 images, MLP 784-128-128-128-10"
+        tasks.append(Task(title, lambda: mlp(784, 128, 128, 128, 10), lambda: mnist(options.mnist), 5))
     entries = [e for e in ENTRIES if e.algorithm in options.algorithms]
     text = "\n\n".join([HEAD.rstrip(), *(table(task, entries, options.seeds) for task in tasks)])
     options.output.write_text(text + "\n", encoding="utf-8")
