@@ -223,8 +223,8 @@ HEAD = """\
 # Leaderboard
 
 Every algorithm on the same networks, data, order of batches, optimizer and seeds: what it reaches, how close its first
-gradient is to backpropagation's, and what a training step takes as a multiple of one by autograd (medians, one thread of
-a CPU that other work may share). Settings are one choice each and not tuned by network. Made by `make leaderboard`.
+gradient is to backpropagation's, and what a training step takes as a multiple of one by autograd (medians, one thread
+of a CPU that other work may share). Settings are one choice each, not tuned by network. Made by `make leaderboard`.
 """
 
 

@@ -18,6 +18,7 @@ from pccompile.runtime.shared_tables import SharedTables
 
 if TYPE_CHECKING:
     from pccompile.report.analyse import Analysis
+    from pccompile.report.locality import LocalityReport
     from pccompile.report.tables import Page
     from pccompile.report.trace import Trace
     from pccompile.runtime.module import PCModule
@@ -79,6 +80,12 @@ class Inspection(SharedTables):
         from pccompile.report.analyse import analyse
 
         return analyse(cast("PCModule", self), args, kwargs, **settings)
+
+    def locality(self) -> LocalityReport:
+        """How far news travels in a step, what is kept, and which weights messages read: is the algorithm local?"""
+        from pccompile.report.locality import report_locality
+
+        return report_locality(self.compiled.program)
 
     def explain(self, vertex: str | None = None) -> Page:
         """Where a vertex comes from, its equations, local rules and generated code; without a name, all vertices."""

@@ -1,0 +1,67 @@
+"""Is it local? What an algorithm needs of a substrate on one model, with the chain of reads where it is not."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pccompile.analysis.locality import Locality, carried, locality
+from pccompile.diagnostics import listing
+from pccompile.ir import Program
+from pccompile.report.tables import Page, count
+
+SHOWN = 12
+"""So many updates of a chain are shown at each of its ends."""
+
+
+@dataclass(frozen=True)
+class LocalityReport:
+    """What was read off a program. `found` says how far news travels, `work` how much is evaluated for one batch."""
+
+    algorithm: str
+    found: Locality
+    work: dict[str, int]
+
+    @property
+    def page(self) -> Page:
+        """A line for each finding, and the longest chain where it is long."""
+        f = self.found
+        verdict = "local in space" if f.local else "not local in space: a turn is as long as the graph is deep"
+        lines = [
+            f"locality of {self.algorithm}: {verdict}",
+            *(f"hops         {t.hops} in {t.turn}" for t in f.turns),
+            f"depth        {count(f.longest, 'edge')} on the longest path to an output",
+            f"kept         {listing(f.kept) or 'nothing'}, from one step to the next",
+            f"learns       {f.learns}",
+            f"transport    {_transport(f)}",
+            f"evaluated    {', '.join(f'{n:,} {what}' for what, n in self.work.items())}, for one batch",
+        ]
+        chain = max(f.turns, key=lambda t: t.hops).chain if not f.local else ()
+        if len(chain) > 2 * SHOWN:
+            chain = (*chain[:SHOWN], f"… {len(chain) - 2 * SHOWN} more …", *chain[-SHOWN:])
+        lines += [f"chain        {step}" for step in chain]
+        return Page(tuple(lines))
+
+    def as_dict(self) -> dict[str, Any]:
+        """All findings."""
+        return {"algorithm": self.algorithm, "local": self.found.local, **asdict(self.found), "work": self.work}
+
+    def __str__(self) -> str:
+        return str(self.page)
+
+    def __rich__(self) -> Page:
+        return self.page
+
+
+def _transport(f: Locality) -> str:
+    if not f.transported:
+        return "no message reads a parameter that learns"
+    return f"messages read what learns at the other end of an edge: {listing(f.transported)}"
+
+
+def report_locality(program: Program) -> LocalityReport:
+    """What `program` needs of a substrate."""
+    return LocalityReport(program.algorithm, locality(program), dict(carried(program)))
+
+
+__all__ = ["LocalityReport", "report_locality"]

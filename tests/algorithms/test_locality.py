@@ -1,0 +1,83 @@
+"""How far news travels in a step of each algorithm, on graphs of several depths."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import pccompile
+from algorithms.nets import problem
+from pccompile.algorithms import ALGORITHMS
+from pccompile.report.locality import LocalityReport
+
+
+def deep(depth: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(layer for _ in range(depth) for layer in (nn.Linear(3, 3), nn.Tanh())), nn.Linear(3, 2))
+
+
+def reported(algorithm: str, depth: int, **settings: Any) -> LocalityReport:
+    how = {"algorithm": algorithm, "loss": nn.MSELoss(reduction="sum"), "check": False, **settings}
+    return pccompile.compile(deep(depth), (torch.randn(2, 3),), **how).locality()
+
+
+STEP_BY_STEP = {"fixed-prediction": 1, "strict": 2, "incremental": 2, "alm": 2, "nudged": 2, "langevin": 3}
+
+
+@pytest.mark.parametrize("algorithm", STEP_BY_STEP)
+@pytest.mark.parametrize("depth", [3, 8])
+def test_a_step_of_a_local_algorithm_is_as_long_at_any_depth(algorithm: str, depth: int) -> None:
+    settings = {"lowering": "relax"} if algorithm == "fixed-prediction" else {}
+    found = reported(algorithm, depth, **settings)
+    assert max(t.hops for t in found.found.turns) == STEP_BY_STEP[algorithm]
+    assert found.found.local
+    assert "local in space" in str(found)
+    assert found.found.longest == depth
+
+
+@pytest.mark.parametrize("depth", [3, 8])
+def test_a_step_of_error_optimization_crosses_the_graph_and_back(depth: int) -> None:
+    found = reported("error-optimization", depth)
+    (turn,) = found.found.turns
+    assert turn.hops == 2 * depth - 1
+    assert not found.found.local or depth == 2
+    predictions = [s for s in turn.chain if s.endswith("predict")]
+    pulls = [s for s in turn.chain if s.endswith("pull")]
+    assert len(predictions) == depth
+    assert len(pulls) == depth - 1
+    assert turn.chain.index(predictions[-1]) < turn.chain.index(pulls[0])
+    assert "not local in space" in str(found)
+    assert turn.chain[0] in str(found)
+
+
+def test_what_is_kept_and_when_parameters_learn() -> None:
+    kept = {a: reported(a, 3).found for a in ALGORITHMS if a != "fixed-prediction"}
+    assert "prediction" in kept["exact"].kept
+    assert kept["strict"].kept == ("value",)
+    assert kept["alm"].kept == ("dual", "value")
+    assert kept["strict"].learns == "after inference"
+    assert kept["incremental"].learns == "inside inference, at every step"
+    assert kept["nudged"].learns == "in each phase of inference"
+    assert kept["zil"].learns == "at several moments of inference"
+
+
+def test_messages_read_weights_and_no_biases() -> None:
+    found = problem("gated").compile("strict").locality().found
+    assert found.transported == ("b.weight", "c.weight", "o.weight")
+
+
+def test_what_an_inference_evaluates() -> None:
+    """Three vertices: one forward pass, and strict's predictions and pulls for each step, one edge each."""
+    work = reported("strict", 2, steps=10).work
+    assert work == {"predictions": 3 + 11 * 3, "messages": 10 * 2, "gradients": 6}
+
+
+def test_the_report_as_json() -> None:
+    found = json.loads(json.dumps(reported("alm", 3).as_dict()))
+    assert found["algorithm"] == "alm"
+    assert found["local"] is True
+    assert found["turns"][0]["hops"] == 2
