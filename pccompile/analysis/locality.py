@@ -14,7 +14,6 @@ from pccompile.ir import Do, PCGraph, Program, Repeat, Vertex, flat, steps_of
 from pccompile.ir.equations import names, parse
 from pccompile.ir.liveness import Place, reads
 
-
 FEW = 3
 """So many hops a turn takes where each vertex looks at its parents, at its children, and at its parents again."""
 
@@ -151,7 +150,7 @@ def _learns(program: Program) -> str:
 
 
 def carried(program: Program) -> Mapping[str, int]:
-    """How many evaluations of each kind a whole inference takes: predictions, pulls of vertices, pulls of parameters."""
+    """Evaluations of a whole inference: predictions, messages to vertices, messages to parameters."""
     found = {"predictions": 0, "messages": 0, "gradients": 0}
     children, vertices = program.pc.children(), set(program.pc.names)
 

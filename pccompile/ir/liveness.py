@@ -32,6 +32,8 @@ def reads(
     yield from ((d.vertex, n) for n in own if n not in program.arguments)
     if own & {"send", "hold"}:
         yield from ((d.vertex, s) for s in ("error", "value", "prediction"))
+    if "clamp" in own:
+        yield d.vertex, "prediction"
     if "predict" in own and d.vertex in vertices:
         yield from (parent(p) for p in vertices[d.vertex].parents if p in vertices)
     if "pull" in own:

@@ -43,12 +43,12 @@ def test_a_step_of_a_local_algorithm_is_as_long_at_any_depth(algorithm: str, dep
 def test_a_step_of_error_optimization_crosses_the_graph_and_back(depth: int) -> None:
     found = reported("error-optimization", depth)
     (turn,) = found.found.turns
-    assert turn.hops == 2 * depth - 1
-    assert not found.found.local or depth == 2
+    assert turn.hops == 2 * depth + 1
+    assert not found.found.local
     predictions = [s for s in turn.chain if s.endswith("predict")]
     pulls = [s for s in turn.chain if s.endswith("pull")]
-    assert len(predictions) == depth
-    assert len(pulls) == depth - 1
+    assert len(predictions) == depth + 1
+    assert len(pulls) == depth
     assert turn.chain.index(predictions[-1]) < turn.chain.index(pulls[0])
     assert "not local in space" in str(found)
     assert turn.chain[0] in str(found)
