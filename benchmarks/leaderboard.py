@@ -48,6 +48,7 @@ ENTRIES = (
     Entry("exact"),
     Entry("zil"),
     Entry("fixed-prediction", {"steps": 20, "rate": 0.5}),
+    Entry("meta-pcn", {"steps": 20, "rate": 0.5}),
     Entry("alm", {"steps": 60, "rate": 0.1, "penalty": 2.0}),
     Entry("nudged", {"steps": 20, "rate": 0.2, "nudge": 0.05}),
     Entry("error-optimization", {"steps": 5, "rate": 0.1}),
@@ -176,6 +177,8 @@ def train(model: nn.Module, pc: Any, data: Data, epochs: int, seed: int) -> tupl
                 optimizer.step()
             else:
                 pc.train_step(x[batch], y[batch], optimizer)
+                if pc.options.algorithm == "meta-pcn":
+                    pccompile.normalise_weights(model)
             times.append(time.perf_counter() - start)
     with torch.no_grad():
         return (model(x_test).argmax(1) == y_test).double().mean().item(), statistics.median(times)

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pccompile.algorithms.meta_pcn import normalise_weights
     from pccompile.api import compile, register_elementwise, register_linear, register_onnx
     from pccompile.backends.netlist import Netlist
     from pccompile.diagnostics import CompileError
@@ -31,6 +32,7 @@ _WHERE = {
     "budget": "pccompile.limits",
     "compile": "pccompile.api",
     "load_onnx": "pccompile.frontends.onnx",
+    "normalise_weights": "pccompile.algorithms.meta_pcn",
     "register_elementwise": "pccompile.api",
     "register_linear": "pccompile.api",
     "register_onnx": "pccompile.api",
@@ -60,6 +62,7 @@ __all__ = [
     "budget",
     "compile",
     "load_onnx",
+    "normalise_weights",
     "register_elementwise",
     "register_linear",
     "register_onnx",

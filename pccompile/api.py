@@ -84,8 +84,8 @@ def compile(
     model: an nn.Module, an fx.GraphModule, an ExportedProgram, a path to an .onnx or .pt2 file, or an ONNX ModelProto.
     args, kwargs: example arguments; an exported program and an ONNX file bring their own.
     dynamic_shapes: as torch.export takes it; by default dimension 0 of every input is free.
-    algorithm: "exact", "fixed-prediction", "zil", "strict", "incremental", "error-optimization", "alm", "nudged" or
-        "langevin" (docs/algorithms.md). granularity: what a vertex is, "op" or "layer".
+    algorithm: "exact", "fixed-prediction", "meta-pcn", "zil", "strict", "incremental", "error-optimization", "alm",
+        "nudged" or "langevin" (docs/algorithms.md). granularity: what a vertex is, "op" or "layer".
     loss: loss(output, target), a scalar, for `pc.loss(...)`.
     constants: numbers to which inputs or initializers of an ONNX file are fixed, by name.
     trust_code: open a .pt2 file. torch runs code that such a file contains while it loads it, so that a file from

@@ -335,6 +335,29 @@ def test_langevin_samples_the_posterior_of_a_linear_network() -> None:
     assert float((torch.cov(sample.T) - covariance).norm() / covariance.norm()) < 0.03
 
 
+# meta-pcn
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_meta_pcn_infers_as_fixed_prediction(name: str) -> None:
+    p, how = problem(name), {"steps": 7, "rate": 0.3}
+    assert gap(p.gradients("meta-pcn", **how), p.gradients("fixed-prediction", **how)) == 0
+
+
+def test_normalised_weights_have_a_spectral_norm_near_one() -> None:
+    torch.manual_seed(0)
+    shared = nn.Linear(300, 300)
+    model = nn.Sequential(nn.Conv2d(16, 64, 3), nn.Flatten(), nn.Linear(64, 300), shared, nn.Tanh(), shared)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(7)
+    biases = [p.clone() for p in model.parameters() if p.dim() == 1]
+    pccompile.normalise_weights(model)
+    for weight in (p for p in model.parameters() if p.dim() > 1):
+        assert float(torch.linalg.matrix_norm(weight.detach().flatten(1), 2)) == pytest.approx(1, abs=0.1)
+    assert all(torch.equal(a, b) for a, b in zip(biases, (p for p in model.parameters() if p.dim() == 1), strict=True))
+
+
 # strict on a linear network
 
 

@@ -95,7 +95,7 @@ def test_a_table_names_every_vertex_that_reads_it(strict: Program) -> None:
 @pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if ALGORITHMS[a].settings.__dataclass_fields__])
 def test_every_setting_says_what_it_is_and_refuses_another_type(algorithm: str) -> None:
     record = ALGORITHMS[algorithm]
-    assert record.citation.startswith(("arXiv:", "doi:"))
+    assert record.citation.startswith(("arXiv:", "doi:", "openreview:"))
     for name, field in record.settings.__dataclass_fields__.items():
         assert field.metadata["text"]
         with pytest.raises(CompileError, match=name):
