@@ -164,13 +164,13 @@ def run(task: Task, entry: Entry | None, seeds: int) -> Row:
 
 
 def train(model: nn.Module, pc: Any, data: Data, epochs: int, seed: int) -> tuple[float, float]:
-    """The test accuracy in the end, and the median seconds of a training step. Adam, 1e-3."""
+    """The test accuracy in the end, and the median seconds of CPU of a training step. Adam, 1e-3."""
     x, y, x_test, y_test = data
     optimizer, times = torch.optim.Adam(model.parameters(), 1e-3), []
     shuffle = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         for batch in torch.randperm(len(x), generator=shuffle).split(BATCH):
-            start = time.perf_counter()
+            start = time.thread_time()
             if pc is None:
                 optimizer.zero_grad()
                 summed(model(x[batch]), y[batch]).backward()
@@ -179,7 +179,7 @@ def train(model: nn.Module, pc: Any, data: Data, epochs: int, seed: int) -> tupl
                 pc.train_step(x[batch], y[batch], optimizer)
                 if pc.options.algorithm == "meta-pcn":
                     pccompile.normalise_weights(model)
-            times.append(time.perf_counter() - start)
+            times.append(time.thread_time() - start)
     with torch.no_grad():
         return (model(x_test).argmax(1) == y_test).double().mean().item(), statistics.median(times)
 
@@ -226,8 +226,8 @@ HEAD = """\
 # Leaderboard
 
 Every algorithm on the same networks, data, order of batches, optimizer and seeds: what it reaches, how close its first
-gradient is to backpropagation's, and what a training step takes as a multiple of one by autograd (medians, one thread
-of a CPU that other work may share). Settings are one choice each, not tuned by network. Made by `make leaderboard`.
+gradient is to backpropagation's, and what a training step takes as a multiple of one by autograd (medians of CPU
+time, one thread). Settings are one choice each, not tuned by network. Made by `make leaderboard`.
 """
 
 
