@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.algorithms import ALGORITHMS
 from pccompile.diagnostics import CompileError, printable
+from pccompile.ir import Argument
 from pccompile.report.losses import Criterion, clamp, cloned
 from pccompile.report.tables import Page, Table, count, number
 
@@ -40,7 +41,7 @@ class Trace:
     """
 
     algorithm: str
-    arguments: Mapping[str, float]
+    arguments: Mapping[str, Argument]
     values: Mapping[str, Tensor]
     errors: Mapping[str, Tensor]
     loss: Tensor
@@ -75,7 +76,8 @@ class Trace:
 
     def __repr__(self) -> str:
         first, last = float(self.free_energy[0]), float(self.free_energy[-1])
-        settings = "".join(f", {k}={v:g}" for k, v in self.arguments.items())
+        numbers = {k: f"{v:g}" if isinstance(v, int | float) else "by vertex" for k, v in self.arguments.items()}
+        settings = "".join(f", {k}={v}" for k, v in numbers.items())
         vertices = count(len(self.values), "vertex", "vertices")
         verdict = "" if self.settles else ", which does not settle: take a smaller rate"
         return f"Trace({self.algorithm}{settings}: {vertices}, free energy {first:.4g} → {last:.4g}{verdict})"

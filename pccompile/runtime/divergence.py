@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pccompile.diagnostics import CompileError
+from pccompile.ir import Repeat, steps_of
 from pccompile.runtime.loaded_program import Runtime
 
 HINT = "take a smaller rate; pc.infer(...) shows the energies step by step"
@@ -66,7 +67,12 @@ def diagnosis(runtime: Runtime, params: Any, context: Any, clamped: Sequence[Ten
         present = [(v, e) for v in reversed(program.pc.names) if (e := errors[v]) is not None]
         return [v for v, e in present if not bool(e.isfinite().all())]
 
-    if first := strangers(0):
+    earlier = {s.times for s in steps_of(program.infer) if isinstance(s, Repeat)} - {"steps"}
+    if (first := strangers(0)) and earlier:
+        return (
+            f"{program.algorithm} inference diverges within {', '.join(earlier)}: the error of {first[0]} is not finite"
+        )
+    if first:
         return f"the error of {first[0]} is not finite before the first step: the model or its loss gives no number"
     low, high = 0, min(1, steps)
     while not strangers(high):  # most runs that diverge do so early
@@ -76,5 +82,7 @@ def diagnosis(runtime: Runtime, params: Any, context: Any, clamped: Sequence[Ten
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if strangers(middle) else (middle, high)
+    chosen = program.arguments["rate"]
+    rate = f"rate {chosen:g}" if isinstance(chosen, int | float) else "these rates"
     where = f"the error of {strangers(high)[0]} is not finite from step {high} of {steps} on"
-    return f"{program.algorithm} inference diverges at rate {program.arguments['rate']}: {where}"
+    return f"{program.algorithm} inference diverges at {rate}: {where}"

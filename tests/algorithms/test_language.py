@@ -285,6 +285,21 @@ def test_reports_of_every_algorithm(gated: Problem, algorithm: str) -> None:
     assert bool(report.parameters) is (algorithm != "incremental")
 
 
+@pytest.mark.parametrize("algorithm", ["alm", "nudged", "langevin", "error-optimization", "incremental", "strict"])
+def test_divergence_is_named(gated: Problem, algorithm: str) -> None:
+    pc = gated.compile(algorithm, rate=1e6, steps=60, on_divergence="raise")
+    with pytest.raises(CompileError, match=rf"{algorithm} inference diverges .*the error of \w+ is not finite"):
+        if algorithm == "incremental":
+            pc.train_step(gated.x, gated.target, torch.optim.SGD(pc.parameters(), 0.1))
+        else:
+            pc.loss(gated.x, target=gated.target).backward()
+
+
+def test_a_trace_with_rates_by_vertex(gated: Problem) -> None:
+    trace = gated.compile("strict", rate={"mul": 0.05}).infer((gated.x,), target=gated.target)
+    assert "rate=by vertex" in repr(trace)
+
+
 def test_dynamics_without_a_loop_have_no_trace(gated: Problem) -> None:
     with pytest.raises(CompileError, match="zil takes no loop of steps here"):
         gated.compile("zil", dynamics="full").infer((gated.x,), target=gated.target)
