@@ -114,10 +114,15 @@ def stable(expr: sp.Expr) -> sp.Expr:
     """`expr` with textbook forms replaced by stable atoms: log(1 + exp(a)) by softplus(a), and so on."""
     a = sp.Wild("a")
     expr = expr.replace(sp.log(1 + sp.exp(a)), softplus(a)).replace(1 / (1 + sp.exp(a)), sigmoid(-a))
-    expr = expr.replace(sp.log(1 + a), log1p(a)).replace(sp.exp(a) - 1, expm1(a))
+    expr = expr.replace(_is_log_of_one_more, lambda e: log1p(e.args[0] - 1)).replace(sp.exp(a) - 1, expm1(a))
     for stock, ours in _ATOMS.items():
         expr = expr.replace(stock, ours)
     return expr.replace(sp.Max, _maximum).replace(sp.Min, _minimum)
+
+
+def _is_log_of_one_more(e: sp.Expr) -> bool:
+    """Whether `e` is log(1 + …); log(x) is 1 more than x − 1 as well, but cancels digits as log1p(x − 1)."""
+    return isinstance(e, sp.log) and e.args[0].is_Add and sp.S.One in e.args[0].args
 
 
 def _maximum(first: sp.Expr, *rest: sp.Expr) -> sp.Expr:

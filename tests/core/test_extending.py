@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sympy as sp
 import torch
 from onnx import helper
 from onnx_frontend.build import model
@@ -14,6 +15,7 @@ import pccompile
 from pccompile.algorithms import _known as algorithms
 from pccompile.frontends.onnx.registry import OPERATORS
 from pccompile.ops import OPS
+from pccompile.ops.expressions import log1p, stable
 
 TEXT = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -157,3 +159,10 @@ def test_an_inference_algorithm(code: Any) -> None:
         found.append([p.grad for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
     assert not torch.allclose(found[0][0], found[2][0])
+
+
+def test_a_logarithm_keeps_its_digits_near_zero() -> None:
+    """log(x) is no log1p(x − 1), which has none left there; log(1 + x) is log1p(x)."""
+    x = sp.Symbol("x", real=True)
+    assert stable(sp.log(x)) == sp.log(x)
+    assert stable(sp.log(1 + x**2)) == log1p(x**2)
