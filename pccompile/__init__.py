@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pccompile.api import compile, register_elementwise, register_linear, register_onnx
     from pccompile.backends.netlist import Netlist
     from pccompile.diagnostics import CompileError
+    from pccompile.energies import energy
     from pccompile.frontends.onnx import load_onnx
     from pccompile.limits import budget
     from pccompile.report.circuit import CircuitReport, verify_circuit
@@ -31,6 +32,7 @@ _WHERE = {
     "VerifyReport": "pccompile.report.verify",
     "budget": "pccompile.limits",
     "compile": "pccompile.api",
+    "energy": "pccompile.energies",
     "load_onnx": "pccompile.frontends.onnx",
     "normalise_weights": "pccompile.algorithms.meta_pcn",
     "register_elementwise": "pccompile.api",
@@ -61,6 +63,7 @@ __all__ = [
     "VerifyReport",
     "budget",
     "compile",
+    "energy",
     "load_onnx",
     "normalise_weights",
     "register_elementwise",

@@ -24,6 +24,7 @@ from pccompile.frontends.onnx import location_of as onnx_location
 from pccompile.frontends.onnx.examples import try_inputs
 from pccompile.frontends.onnx.registry import operator
 from pccompile.ops import user_elementwise, user_linear
+from pccompile.passes.energies import Energies, Precision
 from pccompile.reading import open_file
 from pccompile.runtime.losses import SQUARED_ERROR
 from pccompile.runtime.module import PCModule
@@ -40,6 +41,8 @@ def compile(
     algorithm: str = ...,
     granularity: str | None = ...,
     loss: Callable[..., Tensor] | None = ...,
+    energies: Energies = ...,
+    precision: Precision = ...,
     hook: Hook | None = ...,
     check: bool = ...,
     constants: Mapping[str, Any] | None = ...,
@@ -71,6 +74,8 @@ def compile(
     algorithm: str = "exact",
     granularity: str | None = None,
     loss: Any = None,
+    energies: Energies = None,
+    precision: Precision = None,
     hook: Hook | None = None,
     check: bool = True,
     constants: Mapping[str, Any] | None = None,
@@ -87,6 +92,9 @@ def compile(
     algorithm: "exact", "fixed-prediction", "meta-pcn", "zil", "strict", "incremental", "error-optimization", "alm",
         "nudged" or "langevin" (docs/algorithms.md). granularity: what a vertex is, "op" or "layer".
     loss: loss(output, target), a scalar, for `pc.loss(...)`.
+    energies: what hidden values cost against their predictions, instead of half the squared error: one
+        `pccompile.energy(...)` for all, or a table of them by vertex or module path. docs/algorithms.md says more.
+    precision: the weight of squared errors, a number above 0, or a table of them by vertex or module path.
     constants: numbers to which inputs or initializers of an ONNX file are fixed, by name.
     trust_code: open a .pt2 file. torch runs code that such a file contains while it loads it, so that a file from
     somebody else can do whatever you can; an .onnx file holds data only, and what it may ask for is bounded
@@ -107,12 +115,14 @@ def compile(
     if backend == "netlist":
         if dynamic_shapes is not None or granularity is not None or algorithm not in ("exact", "fixed-prediction"):
             raise CompileError("a circuit has fixed shapes and does fixed prediction, operation by operation")
+        if energies is not None or precision is not None:
+            raise CompileError("a circuit knows no energy but half the squared error, and no precision")
         if outside_loss != "refuse" or on_divergence != "warn":
             raise CompileError("a circuit has no outside_loss and no on_divergence")
         return _circuit(model, args, kwargs, loss, settings, hook, trust_code)
     if backend != "torch":
         raise CompileError(f"unknown backend {printable(backend)}", hint="torch or netlist")
-    options = Options(algorithm, granularity, settings, outside_loss, on_divergence)
+    options = Options(algorithm, granularity, settings, energies, precision, outside_loss, on_divergence)
     if isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2":
         model = load_program(Path(model), trust_code)
     if isinstance(model, ExportedProgram):

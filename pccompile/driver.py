@@ -23,6 +23,7 @@ from pccompile.ir import Graph, PCGraph, Program, verify, verify_local, verify_p
 from pccompile.passes.canonicalise import canonicalise
 from pccompile.passes.dce import dce
 from pccompile.passes.derive_rules import derive_rules
+from pccompile.passes.energies import Energies, Precision, with_energies
 from pccompile.passes.insert_vertices import insert_vertices
 from pccompile.passes.settle_layouts import settle_layouts
 from pccompile.passes.settle_presence import settle_presence
@@ -43,6 +44,7 @@ DIVERGENCE = ("raise", "warn", "ignore")
 class Options:
     """How a model is compiled. None stands for the algorithm's own default.
 
+    energies, precision: what vertices cost instead of half the squared error: see passes.energies.
     outside_loss: what `backward` of a loss does that inference did not see, where it should have: see LOSSES_OUTSIDE.
     on_divergence: what happens where inference ends in what is no number: see DIVERGENCE.
     """
@@ -50,6 +52,8 @@ class Options:
     algorithm: str = "exact"
     granularity: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    energies: Energies = None
+    precision: Precision = None
     outside_loss: str = "refuse"
     on_divergence: str = "warn"
 
@@ -158,12 +162,29 @@ def schedule(pc: PCGraph, options: Options, hook: Hook = silent) -> Program:
     return Stages(hook)("schedule", lambda: algorithm.schedule(pc, settings))  # type: ignore[no-any-return]
 
 
+def refuse_energies(options: Options, pc: PCGraph | None = None) -> None:
+    """Raise CompileError where the algorithm has no use for energies, or not for those that `pc` has."""
+    algorithm = ALGORITHMS[options.algorithm]
+    if algorithm.energies == "none":
+        able = ", ".join(a.name for a in ALGORITHMS.values() if a.energies == "any")
+        what = f"{algorithm.name} knows no energy but half the squared error, and no precision"
+        raise CompileError(what, hint=f"algorithms that do: {able}")
+    for v in pc.vertices if pc and algorithm.energies == "of the error" else ():
+        if v.energy and not v.energy.of_error:
+            what = f"{algorithm.name} takes energies of v - vhat alone; the energy of {v.name} is {v.energy}"
+            raise CompileError(what, v.where, hint="use strict")
+
+
 def compile_imported(
     imported: Imported, options: Options, loss: Loss | None = None, record: bool = False, hook: Hook = silent
 ) -> Compiled:
     """An imported model all the way to source."""
     with capturing():
         graph, pc = to_vertices(imported, options.vertices, hook)
+        if options.energies is not None or options.precision is not None:
+            refuse_energies(options)
+            pc = Stages(hook)("energies", lambda: with_energies(pc, options.energies, options.precision))
+            refuse_energies(options, pc)
         program = schedule(pc, options, hook)
         source = Stages(hook)("emit", lambda: emit(program, loss, record))
     return Compiled(imported, graph, program.pc, program, source, loss)

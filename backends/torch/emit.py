@@ -15,7 +15,7 @@ from pccompile.backends.torch.optimise import optimise
 from pccompile.backends.torch.printer import Printer, recorded
 from pccompile.backends.torch.spell import Speller, quoted
 from pccompile.backends.torch.statements import Function, Key
-from pccompile.diagnostics import printable
+from pccompile.diagnostics import listing, printable
 from pccompile.ir import PCGraph, Program, Ref, Vertex, flat
 from pccompile.ir.equations import names, parse
 from pccompile.ir.liveness import handed
@@ -146,6 +146,7 @@ class File:
         facts = "".join(f"{fact}.\n" for fact in self.program.facts)
         if self.moving and self.loss is None:
             facts += "Inference takes the squared error ½‖t − v̂‖², summed, as its loss.\n"
+        facts += self.energies()
         title = (
             f'"""{self.program.algorithm} predictive coding with {len(self.pc.vertices)} vertices. {MARK}\n\n'
             f"{facts}v̂ is what its parents predict for a vertex, ε = v − v̂ its error, −∂L/∂v̂ at an output.\n"
@@ -158,6 +159,15 @@ class File:
         return "\n\n".join(
             filter(None, (title, "\n".join(imports), "\n".join(kernels), f"\n{helpers}" if helpers else ""))
         )
+
+    def energies(self) -> str:
+        """What is said of energies that are not half the squared error."""
+        found: dict[str, list[str]] = {}
+        for v in self.pc.vertices:
+            if v.energy:
+                found.setdefault(str(v.energy), []).append(v.name)
+        said = "".join(f"E is {printable(e, 200)} at {listing(names, 8)}.\n" for e, names in found.items())
+        return f"A vertex sends s = −∂E/∂v̂ and is held by h = ∂E/∂v, both ε where E is ½ε².\n{said}" if said else ""
 
     def kept(self) -> str:
         """What is said of states that the file keeps in `buffers`, and of further outputs."""
@@ -303,7 +313,8 @@ class File:
         text = " + ".join(sent) or "0"
         text = text if len(text) < 90 else f"Σ Jᵀ ε of {len(sent)} children"
         if self.moving:
-            return _heading(v, f"ε = v − v̂, Δv = η ({text} − ε)")
+            own = f"h), h = ∂E/∂v, E = {v.energy}" if v.energy else "ε)"
+            return _heading(v, f"ε = v − v̂, Δv = η ({text} − {own}")
         return _heading(v, f"Δε = η ({text} − ε)" if self.program.arguments else f"ε = {text}")
 
 

@@ -18,22 +18,27 @@ COMPARISONS = {ast.Gt: "gt", ast.GtE: "ge", ast.Lt: "lt", ast.LtE: "le"}
 MIRRORED = {"gt": "lt", "ge": "le", "lt": "gt", "le": "ge"}
 """What a comparison is with its sides exchanged: torch wants the tensor first."""
 
+LOG_SOFTMAX = "aten._log_softmax.default"
+LINEAR_FROM = 40.0
+"""From here on softplus(x) is x to the last digit of float64."""
+
 
 class Equations:
     """Writes expressions. term: the value of a name in an equation that is no argument."""
 
     def __init__(self, w: Writer, arguments: Mapping[str, Argument], term: Callable[[Do, str], Arg]) -> None:
         self.w, self.arguments, self.term = w, arguments, term
-        self.means: set[Ref] = set()
+        self.smaller: set[Ref] = set()
+        """Values that are stretched to the shape of a vertex's: means and totals."""
 
     def write(self, op: str, *args: Arg) -> Ref:
-        """The value of an operation, of one shape unless a mean over the samples takes part."""
+        """The value of an operation, of one shape unless a smaller one takes part."""
         made = self.w.made
         tensors = [a for a in args if isinstance(a, Ref) and not (a in made and made[a].op == "given")]
-        meant = [a for a in tensors if a in self.means]
-        value = self.w.call(op, bind(op, args, {}), Label(op.split(".")[1]), even=not meant)
-        if meant and len(meant) == len(tensors):
-            self.means.add(value)
+        smaller = [a for a in tensors if a in self.smaller]
+        value = self.w.call(op, bind(op, args, {}), Label(op.split(".")[1]), even=not smaller)
+        if smaller and len(smaller) == len(tensors):
+            self.smaller.add(value)
         return value
 
     def value(self, d: Do, e: ast.expr) -> Arg:
@@ -77,12 +82,23 @@ class Equations:
             case "clip":
                 return self.write("aten.clamp.default", *args)
             case "where":
-                return self.write("aten.where.self", *args)
+                kind = "self" if isinstance(args[1], Ref) else "ScalarSelf"
+                kind = kind if isinstance(args[2], Ref) else "Scalar" if kind == "ScalarSelf" else "ScalarOther"
+                return self.write(f"aten.where.{kind}", *args)
             case "mean":
-                mean = self.w("aten.mean.dim", args[0], (0,), True)
-                self.means.add(mean)
-                return mean
+                return self.reduced(self.w("aten.mean.dim", args[0], (0,), True))
+            case "total":
+                return self.reduced(self.w("aten.sum.dim_IntList", args[0], (-1,), True))
+            case "softmax" | "logsoftmax":
+                return self.write("aten._softmax.default" if name == "softmax" else LOG_SOFTMAX, args[0], -1, False)
+            case "softplus":
+                return self.write("aten.softplus.default", args[0], 1.0, LINEAR_FROM)
         return self.write(f"aten.{name}.default", *args)
+
+    def reduced(self, value: Ref) -> Ref:
+        """`value`, which has the length 1 in a dimension."""
+        self.smaller.add(value)
+        return value
 
     def number(self, d: Do, e: ast.expr) -> Arg:
         """What an expression over numbers and arguments is, or how the file writes it; None where it reads tensors."""

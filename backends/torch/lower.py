@@ -6,6 +6,7 @@ import ast
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from pccompile.backends.torch.equations import Equations
 from pccompile.backends.torch.keys import gradient_keys
@@ -31,7 +32,7 @@ from pccompile.ir import (
     map_refs,
     steps_of,
 )
-from pccompile.ir.equations import parse
+from pccompile.ir.equations import TERMS, parse
 from pccompile.ir.liveness import handed
 from pccompile.ops import OPS, result_name
 
@@ -232,6 +233,7 @@ class _Lowering:
                 kinds = ("error", "prediction", self.program.state) if self.program.state else ("error",)
                 places = ((v, s) for s in kinds for v in self.pc.names)
                 state.record = {(s, v): self.slots[v, s] for v, s in places if (v, s) in self.slots}
+                state.record |= {("energy", v.name): self.energy(v) for v in self.pc.vertices if v.energy}
             if loop.until:
                 state.stop = self.stop(loop.until)
         self.depth -= 1
@@ -266,8 +268,12 @@ class _Lowering:
         equation = parse(d.equation)
         value = self.equations.value(d, equation)
         assert isinstance(value, Ref), d
-        bare = isinstance(equation, ast.Name) and equation.id not in ("pull", "predict", "clamp", "zero", "seed")
+        bare = isinstance(equation, ast.Name) and (equation.id not in TERMS or self.plain(d.vertex, equation.id))
         self.slots[d.vertex, d.slot] = value if bare else self.w.name(value, label_of(d.slot, d.vertex))
+
+    def plain(self, vertex: str, term: str) -> bool:
+        """Whether a term is the vertex's error."""
+        return term in ("send", "hold") and self.vertices[vertex].energy is None
 
     def term(self, d: Do, name: str) -> Arg:
         """What a name in an equation stands for."""
@@ -283,11 +289,22 @@ class _Lowering:
         if name == "clamp":
             return self.clamp(d)
         if name == "seed":
-            ones = self.w("aten.ones_like.default", self.slots[d.vertex, "prediction"])
-            return self.w("aten.neg.default", ones)
+            return self.w("aten.neg.default", self.w("aten.ones_like.default", self.slots[d.vertex, "prediction"]))
+        if name in ("send", "hold"):
+            energy = self.vertices[d.vertex].energy
+            return self.equations.value(d, parse(getattr(energy, name) if energy else "error"))
         if name == "noise":
             return self.w("aten.randn_like.default", self.slots[d.vertex, "prediction"], label=Label("noise"))
         return self.slots[d.vertex, name]
+
+    def energy(self, v: Vertex) -> Ref:
+        """The energy of each element, where inference last looked: that the value has moved since does not count."""
+        assert v.energy is not None
+        moved, look = self.slots[v.name, "value"], Do(v.name, "value", "prediction + error")
+        self.slots[v.name, "value"] = cast(Ref, self.equations.value(look, parse(look.equation)))
+        density = self.equations.value(Do(v.name, "energy", v.energy.density), parse(v.energy.density))
+        self.slots[v.name, "value"] = moved
+        return cast(Ref, density)
 
     def parents(self, vertex: str, at: str) -> dict[str, Ref]:
         """The values that a vertex's rules read, its parents taken at slot `at`."""

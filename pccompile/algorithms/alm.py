@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pccompile.algorithms.common import EULER, each, learn, look, refuse_draws, start
+from pccompile.algorithms.common import EULER, each, learn, look, refuse_draws, sent, start
 from pccompile.algorithms.record import Algorithm, setting
 from pccompile.ir import PCGraph, Program, Repeat, Step
 
@@ -30,7 +30,7 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     """Saddle-point dynamics over values and multipliers. Raises CompileError for samples that move."""
     refuse_draws(pc)
     dual = each(pc.latent, "dual = dual + dual_rate * error")
-    credit = (*each(pc.clamped, "credit = error"), *each(pc.latent, "credit = dual + penalty * error"))
+    credit = (*each(pc.clamped, "credit = error"), *each(pc.latent, f"credit = dual + penalty * {sent(pc)}"))
     force = each(pc.latent, "force = pull - credit", at="value", carries="credit")
     body: tuple[Step, ...] = (*look(pc), *dual, *credit, *force, *each(pc.latent, EULER))
     infer: tuple[Step, ...] = (*start(pc), *each(pc.latent, "dual = zero"), Repeat("steps", body), *look(pc), *credit)
@@ -41,5 +41,11 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
 
 
 ALGORITHM = Algorithm(
-    "alm", schedule, Settings, "arXiv:2605.31022", equals="backprop, where it has converged", descends=False
+    "alm",
+    schedule,
+    Settings,
+    "arXiv:2605.31022",
+    equals="backprop, where it has converged",
+    descends=False,
+    energies="of the error",
 )

@@ -1,6 +1,7 @@
 """Update equations that several algorithms share.
 
-The free-energy gradient of a value is error − pull, that of a parameter or an input is −pull.
+The free-energy gradient of a value is hold − pull, that of a parameter or an input is −pull. Where every energy is half
+the squared error, what a vertex sends and holds is its error, and slots of their own are not made.
 """
 
 from __future__ import annotations
@@ -18,6 +19,21 @@ AT_ONCE = 12
 Carries = str | Mapping[str, Mapping[str, float]]
 FORCE = "pull - error"
 """−∂F/∂v at a vertex, where its energy is half the squared error."""
+
+
+def energetic(pc: PCGraph) -> bool:
+    """Whether a vertex has another energy than half the squared error."""
+    return any(v.energy for v in pc.vertices)
+
+
+def sent(pc: PCGraph) -> str:
+    """The slot of what vertices send to their parents and parameters."""
+    return "sent" if energetic(pc) else "error"
+
+
+def held(pc: PCGraph) -> str:
+    """The slot of what holds a value where it is predicted."""
+    return "held" if energetic(pc) else "error"
 
 
 def each(owners: Iterable[Vertex | str], *equations: str, **how: Any) -> tuple[Do, ...]:
@@ -38,22 +54,42 @@ def _do(name: str, equation: str, how: Mapping[str, Any]) -> Do:
 
 
 def start(pc: PCGraph) -> tuple[Do, ...]:
-    """Every value where the model predicts it."""
-    return each(pc.latent, "value = prediction")
+    """Every value where its energy is least, parents first: where the model predicts it, unless an energy differs."""
+    if all(v.energy is None or v.energy.rest == "prediction" for v in pc.latent):
+        return each(pc.latent, "value = prediction")
+    clamped = set(pc.clamped)
+    steps: list[Do] = []
+    for v in pc.vertices:
+        rest = () if v.name in clamped else (f"value = {v.energy.rest if v.energy else 'prediction'}",)
+        steps += along([v], "prediction = predict", *rest, at="value")
+    return tuple(steps)
 
 
 def look(pc: PCGraph, clamp: str = "clamp") -> tuple[Do, ...]:
-    """Predictions at the present values, and the errors; `clamp` is what sets those of the outputs."""
+    """Predictions at the present values, errors, and what vertices send and hold; `clamp` sets errors of outputs."""
     return (
         *each(pc.vertices, "prediction = predict", at="value"),
         *each(pc.clamped, f"error = {clamp}"),
         *each(pc.latent, "error = value - prediction"),
+        *exchange(pc),
     )
 
 
+def exchange(pc: PCGraph) -> tuple[Do, ...]:
+    """What vertices send and hold at their present errors, where that is not the error itself."""
+    if not energetic(pc):
+        return ()
+    return (*each(pc.clamped, "sent = error"), *each(pc.latent, "sent = send", "held = hold"))
+
+
+def forces(pc: PCGraph) -> tuple[Do, ...]:
+    """All forces −∂F/∂v, before any value moves: a message reads the values of a child's other parents."""
+    return each(pc.latent, f"force = pull - {held(pc)}", at="value", carries=sent(pc))
+
+
 def move(pc: PCGraph, *equations: str) -> tuple[Do, ...]:
-    """All forces, before any value moves: a message reads the values of a child's other parents."""
-    return (*each(pc.latent, f"force = {FORCE}", at="value"), *each(pc.latent, *equations or (EULER,)))
+    """All forces, then the values."""
+    return (*forces(pc), *each(pc.latent, *equations or (EULER,)))
 
 
 EULER = "value = value + rate * force"
@@ -118,11 +154,16 @@ __all__ = [
     "along",
     "clamped",
     "each",
+    "energetic",
+    "exchange",
+    "forces",
+    "held",
     "learn",
     "learners",
     "look",
     "move",
     "refuse_draws",
+    "sent",
     "start",
     "sweep",
 ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pccompile.algorithms.common import along, each, learn, refuse_draws
+from pccompile.algorithms.common import along, each, exchange, held, learn, refuse_draws, sent
 from pccompile.algorithms.record import Algorithm, setting
 from pccompile.ir import Do, PCGraph, Program, Repeat, Step
 
@@ -31,11 +31,12 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
         *_forwards(pc),
         *each(pc.clamped, "carried = error"),
         *along(reversed(pc.latent), "carried = pull", at="value", carries="carried"),
-        *each(pc.latent, "error = error + rate * (carried - error)"),
+        *each(pc.latent, f"error = error + rate * (carried - {held(pc)})"),
     )
     infer: tuple[Step, ...] = (*each(pc.latent, "error = zero"), Repeat("steps", body), *_forwards(pc))
     arguments = {"steps": settings.steps, "rate": settings.rate}
-    return Program(pc, "error-optimization", infer, tuple(learn(pc, at="value")), arguments=arguments, state="value")
+    learning = tuple(learn(pc, at="value", carries=sent(pc)))
+    return Program(pc, "error-optimization", infer, learning, arguments=arguments, state="value")
 
 
 def _forwards(pc: PCGraph) -> tuple[Do, ...]:
@@ -45,9 +46,14 @@ def _forwards(pc: PCGraph) -> tuple[Do, ...]:
     for v in pc.vertices:
         steps += along([v], "prediction = predict", at="value")
         steps += [] if v.name in clamped else along([v], "value = prediction + error")
-    return (*steps, *each(pc.clamped, "error = clamp"))
+    return (*steps, *each(pc.clamped, "error = clamp"), *exchange(pc))
 
 
 ALGORITHM = Algorithm(
-    "error-optimization", schedule, Settings, "arXiv:2505.20137", equals="strict, where both converged"
+    "error-optimization",
+    schedule,
+    Settings,
+    "arXiv:2505.20137",
+    equals="strict, where both converged",
+    energies="of the error",
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pccompile.algorithms.common import EULER, FORCE, each, learn, look, refuse_draws, start
+from pccompile.algorithms.common import EULER, each, forces, learn, look, refuse_draws, sent, start
 from pccompile.algorithms.record import Algorithm, setting
 from pccompile.ir import PCGraph, Program, Repeat, Step, Update
 
@@ -23,11 +23,11 @@ class Settings:
 def schedule(pc: PCGraph, settings: Settings) -> Program:
     """Joint descent of the free energy. Raises CompileError for samples that move."""
     refuse_draws(pc)
-    force = each(pc.latent, f"force = {FORCE}", at="value")
-    body: tuple[Step, ...] = (*look(pc), *force, *learn(pc, at="value"), *each(pc.latent, EULER), Update("gradient"))
+    both = (*forces(pc), *learn(pc, at="value", carries=sent(pc)))
+    body: tuple[Step, ...] = (*look(pc), *both, *each(pc.latent, EULER), Update("gradient"))
     arguments = {"steps": settings.steps, "rate": settings.rate}
     infer: tuple[Step, ...] = (*start(pc), Repeat("steps", body), *look(pc))
     return Program(pc, "incremental", infer, (), arguments=arguments, state="value")
 
 
-ALGORITHM = Algorithm("incremental", schedule, Settings, "arXiv:2212.00720")
+ALGORITHM = Algorithm("incremental", schedule, Settings, "arXiv:2212.00720", energies="any")

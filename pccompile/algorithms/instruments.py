@@ -6,17 +6,17 @@ differences give the operators that decide every rate (see analysis.spectrum); n
 
 from __future__ import annotations
 
-from pccompile.algorithms.common import FORCE, along, each, look, refuse_draws
+from pccompile.algorithms import common
+from pccompile.algorithms.common import along, each, look, refuse_draws, start
 from pccompile.ir import Argument, Do, PCGraph, Program
 
 
 def forces(pc: PCGraph) -> Program:
     """The errors, and −∂F/∂v, with every hidden value displaced from the forward pass; `nudge` weighs the loss."""
     refuse_draws(pc)
-    displaced = each(pc.latent, "value = prediction + offset")
-    force = each(pc.latent, f"force = {FORCE}", at="value")
+    displaced = (*start(pc), *each(pc.latent, "value = value + offset"))
     arguments: dict[str, Argument] = {"nudge": 1.0, "offset": _nothing(pc)}
-    infer = (*displaced, *look(pc, "nudge * clamp"), *force)
+    infer = (*displaced, *look(pc, "nudge * clamp"), *common.forces(pc))
     return Program(pc, "forces", infer, (), arguments=arguments, state="force")
 
 

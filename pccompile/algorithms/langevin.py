@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pccompile.algorithms.common import learn, look, move, refuse_draws, start
+from pccompile.algorithms.common import learn, look, move, refuse_draws, sent, start
 from pccompile.algorithms.record import Algorithm, setting
 from pccompile.ir import PCGraph, Program, Repeat, Step
 
@@ -29,7 +29,7 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     """Langevin dynamics over all values. Raises CompileError for samples that the model itself draws."""
     refuse_draws(pc)
     moved = move(pc, "value = value + rate * force + sqrt(2 * rate * temperature) * noise")
-    average = learn(pc, at="value", equation="gradient - pull / steps")
+    average = learn(pc, at="value", carries=sent(pc), equation="gradient - pull / steps")
     sample: tuple[Step, ...] = (*look(pc), *moved, *look(pc), *average)
     infer: tuple[Step, ...] = (
         *start(pc),
@@ -42,4 +42,6 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     return Program(pc, "langevin", infer, (), arguments=arguments, state="value")
 
 
-ALGORITHM = Algorithm("langevin", schedule, Settings, "doi:10.1371/journal.pcbi.1012532", descends=False)
+ALGORITHM = Algorithm(
+    "langevin", schedule, Settings, "doi:10.1371/journal.pcbi.1012532", descends=False, energies="any"
+)

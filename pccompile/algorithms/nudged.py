@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pccompile.algorithms.common import each, learn, look, move, refuse_draws
+from pccompile.algorithms.common import each, energetic, learn, look, move, refuse_draws, sent, start
 from pccompile.algorithms.record import Algorithm, setting
 from pccompile.ir import Do, PCGraph, Program, Repeat, Step
 
@@ -29,16 +29,19 @@ class Settings:
 def schedule(pc: PCGraph, settings: Settings) -> Program:
     """One phase or two, each from the forward pass. Raises CompileError for samples that move."""
     refuse_draws(pc)
+    carries = sent(pc)
     infer: tuple[Step, ...] = each(pc.latent, "forward = prediction")
+    if energetic(pc):
+        infer = (*start(pc), *each(pc.latent, "forward = value"))
     if settings.phases == "centred":
-        first = tuple(learn(pc, at="value", equation="-pull / (2 * nudge)"))
+        first = tuple(learn(pc, at="value", carries=carries, equation="-pull / (2 * nudge)"))
         infer += (*_phase(pc, "nudge * clamp"), *first, *_phase(pc, "-nudge * clamp"))
         last = "gradient + pull / (2 * nudge)"
     else:
         infer += _phase(pc, "nudge * clamp" if settings.phases == "positive" else "-nudge * clamp")
         last = "-pull / nudge" if settings.phases == "positive" else "pull / nudge"
     arguments = {"steps": settings.steps, "rate": settings.rate, "nudge": settings.nudge}
-    learning: tuple[Do, ...] = tuple(learn(pc, at="value", equation=last))
+    learning: tuple[Do, ...] = tuple(learn(pc, at="value", carries=carries, equation=last))
     return Program(pc, "nudged", infer, learning, arguments=arguments, state="value")
 
 
@@ -48,5 +51,11 @@ def _phase(pc: PCGraph, clamp: str) -> tuple[Step, ...]:
 
 
 ALGORITHM = Algorithm(
-    "nudged", schedule, Settings, "arXiv:2407.01163", equals="backprop up to O(nudge²), at equilibrium", descends=False
+    "nudged",
+    schedule,
+    Settings,
+    "arXiv:2407.01163",
+    equals="backprop up to O(nudge²), at equilibrium",
+    descends=False,
+    energies="any",
 )

@@ -20,7 +20,7 @@ class Algorithm:
     granularity: what a vertex is by default, one layer where the answer depends on it.
     equals: what its gradients are: those of "backprop", or in words what they tend to. needs_loss: inference evaluates
     the loss. descends: whether its free energy falls from step to step where the rate is small enough.
-    citation: where it is published.
+    energies: which energies vertices can have instead of half the squared error. citation: where it is published.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Algorithm:
     equals: str = ""
     needs_loss: bool = True
     descends: bool = True
+    energies: Literal["none", "of the error", "any"] = "none"
 
     def choose(self, given: Mapping[str, Any]) -> Any:
         """Its settings, with defaults where `given` has nothing or None.

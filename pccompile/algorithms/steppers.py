@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pccompile.algorithms.common import EULER, FORCE, each, look
+from pccompile.algorithms.common import EULER, each, forces, held, look, sent
 from pccompile.algorithms.law import path_lengths
 from pccompile.diagnostics import CompileError, listing, printable
 from pccompile.ir import Argument, PCGraph, Step, Until
@@ -34,8 +34,7 @@ class Stepper:
 def stepper(pc: PCGraph, name: StepperName = "euler", clamp: str = "clamp") -> Stepper:
     """The stepper called `name` on the values of `pc`; `clamp` is what sets the errors of the outputs."""
     latent = pc.latent
-    force = each(latent, f"force = {FORCE}", at="value")
-    seen: tuple[Step, ...] = (*look(pc, clamp), *force)
+    seen: tuple[Step, ...] = (*look(pc, clamp), *forces(pc))
     match name:
         case "euler":
             return Stepper((), (*seen, *each(latent, EULER)))
@@ -80,14 +79,13 @@ def by_vertex(pc: PCGraph, given: float | Mapping[str, float], default: float, w
 
 
 def settled(pc: PCGraph) -> tuple[tuple[Step, ...], Until]:
-    """The test by which a relaxation ends: every force small against the pull and the error that it is made of.
+    """The test by which a relaxation ends: every force small against the pull and the hold that it is made of.
 
     Vertices far from an output are silent at first and look settled, so it comes after the longest path.
     """
     longest = max(max(ks) for ks in path_lengths(pc).values() if ks)
-    return each(pc.latent, "effort = abs(pull) + abs(error)", at="value"), Until(
-        "force", "effort", "tolerance", longest
-    )
+    effort = each(pc.latent, f"effort = abs(pull) + abs({held(pc)})", at="value", carries=sent(pc))
+    return effort, Until("force", "effort", "tolerance", longest)
 
 
 __all__ = ["Stepper", "StepperName", "by_vertex", "settled", "stepper"]

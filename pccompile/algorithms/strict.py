@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pccompile.algorithms.common import learn, look, refuse_draws, start
+from pccompile.algorithms.common import learn, look, refuse_draws, sent, start
 from pccompile.algorithms.record import Algorithm, setting
 from pccompile.algorithms.steppers import StepperName, by_vertex, settled, stepper
 from pccompile.ir import Argument, PCGraph, Program, Repeat, Step
@@ -46,7 +46,9 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
         effort, until = settled(pc)
         turn, arguments["tolerance"] = (*turn, *effort), settings.tolerance
     infer: tuple[Step, ...] = (*start(pc), *how.start, Repeat("steps", turn, until), *look(pc))
-    return Program(pc, "strict", infer, tuple(learn(pc, at="value")), arguments=arguments, state="value")
+    return Program(
+        pc, "strict", infer, tuple(learn(pc, at="value", carries=sent(pc))), arguments=arguments, state="value"
+    )
 
 
-ALGORITHM = Algorithm("strict", schedule, Settings, "doi:10.1162/NECO_a_00949")
+ALGORITHM = Algorithm("strict", schedule, Settings, "doi:10.1162/NECO_a_00949", energies="any")

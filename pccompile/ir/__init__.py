@@ -1,5 +1,6 @@
 """Three frozen, name-based data structures: Graph (operations), PCGraph (vertices), Program (a schedule)."""
 
+from pccompile.ir.energy import Energy
 from pccompile.ir.fragment import Fragment, lengths
 from pccompile.ir.graph import (
     DEVICE,
@@ -30,6 +31,7 @@ __all__ = [
     "Decision",
     "Dim",
     "Do",
+    "Energy",
     "Fragment",
     "Graph",
     "Node",

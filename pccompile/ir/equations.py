@@ -1,6 +1,8 @@
 """The right-hand sides of update equations: Python arithmetic over slots, arguments and terms.
 
-    + − * / **  and  sqrt exp log sign abs clip(x, low, high) where(a > b, x, y) mean(x, over samples)
+    + − * / **  and functions: those of torch by its names for one element (sqrt exp log sign abs sin cos tanh sigmoid
+    softplus log1p expm1 erf atan), clip(x, low, high), where(a > b, x, y), mean(x) over the samples, and over the last
+    dimension softmax(x), logsoftmax(x) and total(x), the sum
 
 `parse` reads one; `names` and `calls` say what it is about. Nothing here knows of graphs or of torch.
 """
@@ -17,7 +19,16 @@ TERMS = ("predict", "pull", "clamp", "zero", "seed", "noise", "send", "hold")
 predict, pull, clamp: see Do. zero: zeros, seed: minus ones like the vertex's value. noise: a fresh sample of a standard
 normal. send, hold: −∂E/∂v̂ and ∂E/∂v of the vertex's energy, the error where nothing else is said.
 """
-FUNCTIONS = {"sqrt": 1, "exp": 1, "log": 1, "sign": 1, "abs": 1, "mean": 1, "clip": 3, "where": 3}
+_ROOTS = ("sqrt", "exp", "log", "log1p", "expm1")
+ELEMENTWISE = (*_ROOTS, "sign", "abs", "sin", "cos", "atan", "tanh", "sigmoid", "softplus", "erf")
+FUNCTIONS = dict.fromkeys(ELEMENTWISE, 1) | {
+    "mean": 1,
+    "softmax": 1,
+    "logsoftmax": 1,
+    "total": 1,
+    "clip": 3,
+    "where": 3,
+}
 """Functions with the number of their arguments."""
 OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)
 COMPARISONS = (ast.Gt, ast.GtE, ast.Lt, ast.LtE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
-from pccompile.ir.equations import names, parse
+from pccompile.ir.equations import TERMS, names, parse
 from pccompile.ir.pc import Vertex
 from pccompile.ir.program import Do, Program, flat
 
@@ -30,8 +30,8 @@ def reads(
 
     own = set(names(parse(d.equation)))
     yield from ((d.vertex, n) for n in own if n not in program.arguments)
-    if own & {"send", "hold"}:
-        yield from ((d.vertex, s) for s in ("error", "value", "prediction"))
+    if own & {"send", "hold"} and d.vertex in vertices:
+        yield from ((d.vertex, s) for s in sorted(_of_energy(vertices[d.vertex], own)))
     if "clamp" in own:
         yield d.vertex, "prediction"
     if "predict" in own and d.vertex in vertices:
@@ -41,6 +41,14 @@ def reads(
             slots = (d.carries,) if isinstance(d.carries, str) else d.carries.get(c.name, ())
             yield from ((c.name, s) for s in slots)
             yield from (parent(p) for p in c.parents if p in vertices)
+
+
+def _of_energy(v: Vertex, terms: AbstractSet[str]) -> set[str]:
+    """The slots that what a vertex sends or holds is made of."""
+    if v.energy is None:
+        return {"error"}
+    texts = [getattr(v.energy, term) for term in ("send", "hold") if term in terms]
+    return {n for text in texts for n in names(parse(text)) if n not in TERMS}
 
 
 def handed(program: Program) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pccompile.diagnostics import NOWHERE, CompileError, Location
+from pccompile.ir.energy import Energy
 from pccompile.ir.graph import Graph, Node, Ref, TensorType, live
 
 
@@ -45,7 +46,7 @@ class Vertex:
     r"""A value with its prediction, its error and the rules that need only its neighbours.
 
         error        ε = v − v̂(parents)
-        energy       ½ εᵀ ε
+        energy       ½ εᵀ ε, unless `energy` says another
         messages[p]  J_pᵀ err, what this vertex sends its parent p
 
     `prediction` computes `result` from `parents` (values, parameters, inputs and context) by `nodes`; `rules` are the
@@ -62,6 +63,7 @@ class Vertex:
     messages: Mapping[str, Ref] = field(default_factory=dict)
     how: Mapping[str, str] = field(default_factory=dict)
     where: Location = NOWHERE
+    energy: Energy | None = None
 
     def message(self, parent: str) -> tuple[Node, ...]:
         """The operations that the message to `parent` needs, those of the prediction among them."""
@@ -131,6 +133,7 @@ class PCGraph:
         for v in self.vertices:
             kind = "output" if v.name in clamped else "vertex"
             lines.append(f"  {kind} %{v.name}: {v.type}  parents {', '.join(v.parents)}")
+            lines += [f"    energy   {v.energy}"] if v.energy else []
             lines += [f"    predict  {n}" for n in v.prediction]
             lines += [f"    rule     {n}" for n in v.rules]
             lines += [f"    send {p} ← %{m}" for p, m in v.messages.items()]

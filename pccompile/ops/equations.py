@@ -54,8 +54,9 @@ def prediction(vertex: Vertex) -> str:
 
 
 def message(child: Vertex, parent: str) -> str:
-    """What `child` sends to `parent`, with ε[child] for its error."""
-    text = f"ε[{child.name}]"
+    """What `child` sends to `parent`, with ε[child] for its error, s[child] where its energy sends another."""
+    own = f"{'s' if child.energy else 'ε'}[{child.name}]"
+    text = own
     fed = {parent}
     for n in child.prediction:
         fed |= {n.name} if fed & set(n.inputs) else set()
@@ -63,7 +64,7 @@ def message(child: Vertex, parent: str) -> str:
     for i, n in enumerate(reversed(nodes)):
         text = _adjoint(n, text, child, parent, last=i == len(nodes) - 1)
         if len(text) > LONGEST:
-            return f"Jᵀ ε[{child.name}]"
+            return f"Jᵀ {own}"
     return text
 
 

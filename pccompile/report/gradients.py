@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pccompile.diagnostics import printable
-from pccompile.driver import Options, compile_imported
+from pccompile.driver import compile_imported
 from pccompile.frontends.places import change_attributes
 from pccompile.report.losses import Criterion, cast, clamp, cloned, random_target, squared_error
 from pccompile.runtime.loaded_program import Runtime, reaching
@@ -95,7 +95,7 @@ class Bench:
         """The same model compiled by the same algorithm with other settings."""
         runtime = self.pc.prepare(self.args, self.kwargs)
         assert runtime.compiled is not None
-        options = Options(self.pc.options.algorithm, self.pc.options.granularity, settings)
+        options = replace(self.pc.options, settings=settings)
         compiled = compile_imported(runtime.compiled.imported, options)
         return replace(runtime, source=compiled.source, reaching=reaching(compiled), compiled=compiled, _scope={})
 

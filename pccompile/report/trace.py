@@ -34,7 +34,7 @@ class Trace:
     r"""Inference, step by step. Each tensor's first dimension is the step, 0 being the feedforward state.
 
     values, errors   by vertex, [steps + 1, ...]; v = v̂ + ε
-    energy           by vertex, ½ εᵀε summed, [steps + 1]
+    energy           by vertex, its E(v, v̂), ½ εᵀε unless it was given another, summed, [steps + 1]
     loss             [steps + 1], constant where predictions stay
     free_energy      [steps + 1]: the hidden vertices' energy and the loss where predictions follow the values, else the
                      energy of all vertices, the clamped outputs among them
@@ -194,7 +194,7 @@ class _Recorder:
         errors = {n: torch.stack([s["error"][n] for s in self.shown]) for n in self.graph.names}
         predictions = {n: torch.stack([s["prediction"][n] for s in self.shown]) for n in self.graph.names}
         values = {n: predictions[n] + errors[n] for n in self.graph.names}
-        energy = {n: _energy(e) for n, e in errors.items()}
+        energy = {n: self.energy(n, errors[n]) for n in errors}
         losses = []
         for step in range(len(self.shown)):
             present = list(outputs)
@@ -204,6 +204,12 @@ class _Recorder:
         loss = torch.stack(losses)
         hidden = [energy[v.name] for v in self.graph.latent]
         return self.trace(values, errors, energy, loss, torch.stack([*hidden, loss]).sum(0))
+
+    def energy(self, vertex: str, errors: Tensor) -> Tensor:
+        """What a vertex costs in each step."""
+        shown = [s.get("energy", {}).get(vertex) for s in self.shown]
+        given = [e.double().sum().cpu() for e in shown if e is not None]
+        return torch.stack(given) if given else _energy(errors)
 
     def trace(self, values: Shown, errors: Shown, energy: Shown, loss: Tensor, total: Tensor) -> Trace:
         moving = self.runtime.source.moving

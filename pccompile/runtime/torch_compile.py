@@ -112,7 +112,7 @@ class _Piece(PCModule):
 
     def __init__(self, piece: Exportable, options: Mapping[str, Any]) -> None:
         settings = dict(options)
-        names = ("algorithm", "granularity", "outside_loss", "on_divergence")
+        names = ("algorithm", "granularity", "energies", "precision", "outside_loss", "on_divergence")
         named = {k: settings.pop(k) for k in names if k in settings}
         hook, check = settings.pop("hook", None), settings.pop("check", True)
         super().__init__(piece.module, Options(**named, settings=settings), hook=hook, check=check)

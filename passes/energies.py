@@ -1,0 +1,103 @@
+"""Give vertices other energies than half the squared error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pccompile.diagnostics import CompileError, listing, printable
+from pccompile.energies import ENERGIES, energy
+from pccompile.ir import Energy, PCGraph, Vertex
+
+Energies = Energy | Mapping[str, Energy] | None
+"""One energy for all hidden vertices, or a table by vertex or module path."""
+Precision = float | Mapping[str, float] | None
+"""One precision for all hidden vertices, or a table by vertex or module path."""
+
+
+def with_energies(pc: PCGraph, energies: Energies, precision: Precision) -> PCGraph:
+    """`pc` with energies at its hidden vertices; those that are not named keep half the squared error.
+
+    A precision Π makes the energy of a vertex ½ Π ε² − ½ log Π. Raises CompileError for names that are neither a
+    vertex nor a module, for outputs, whose energy is the loss, for an energy that falls for ever along a value, for a
+    precision that is not above 0, and for one beside another energy.
+    """
+    chosen: dict[str, Energy] = dict(_by_vertex(pc, energies, "energies"))
+    for name, one in chosen.items():
+        if not isinstance(one, Energy):
+            what = f"the energy of {name} is {printable(repr(one), 60)}"
+            raise CompileError(what, hint='give pccompile.energy("huber", delta=1.0), for example')
+        v = _vertex(pc, name)
+        if not one.bounded:
+            _refuse_unbounded(v, one)
+        if one.of_rows and len(v.type.shape) < 2:
+            what = f"the energy {one} is over the last dimension, and {name} has none beside the samples"
+            raise CompileError(what, v.where, hint="bernoulli is elementwise")
+    given = dict(_by_vertex(pc, precision, "precision"))
+    for name, weight in given.items():
+        if name in chosen and isinstance(precision, Mapping):
+            what = f"{name} has both an energy and a precision"
+            raise CompileError(what, hint=f"a precision belongs to squared errors; {chosen[name]} has its own scale")
+        if name not in chosen:
+            chosen[name] = _weighted(_vertex(pc, name), weight)
+    return replace(pc, vertices=tuple(replace(v, energy=chosen.get(v.name)) for v in pc.vertices))
+
+
+def _refuse_unbounded(v: Vertex, one: Energy) -> None:
+    hint = "add a term that grows with v"
+    if one.name in ENERGIES:
+        hint = f'pccompile.energy("{one.name}", entropy=True) has a least value'
+    what = f"{v.name} is free, and the energy {one} falls for ever along its value"
+    raise CompileError(what, v.where, hint=hint)
+
+
+def _weighted(v: Vertex, weight: Any) -> Energy:
+    """The energy of a vertex with a precision."""
+    if isinstance(weight, int | float) and not isinstance(weight, bool):
+        if not (math.isfinite(weight) and weight > 0):
+            raise CompileError(f"precision of {v.name} is {weight}", v.where, hint="above 0")
+        return energy("gaussian", precision=weight)
+    raise CompileError(
+        f"precision of {v.name} is {printable(repr(weight), 60)}",
+        v.where,
+        hint="a number above 0; tensors and learned precisions are not supported",
+    )
+
+
+def _by_vertex(pc: PCGraph, given: object, what: str) -> Iterator[tuple[str, Any]]:
+    """For each hidden vertex that `given` is about, what it says of it. A vertex's own name goes before its module's.
+
+    Raises CompileError for names that there are not.
+    """
+    if given is None:
+        return
+    hidden = [v.name for v in pc.latent]
+    if not isinstance(given, Mapping):
+        yield from ((name, given) for name in hidden)
+        return
+    modules = sorted((n for n in given if n not in pc.names), key=len)
+    found: dict[str, Any] = {}
+    for name in (*modules, *(n for n in given if n in pc.names)):
+        meant = [name] if name in pc.names else [v.name for v in pc.vertices if _is_in(v, name)]
+        if not meant:
+            paths = dict.fromkeys(n.where.module for v in pc.latent for n in v.prediction if n.where.module)
+            hint = f"hidden vertices: {listing(hidden)}; modules: {listing(list(paths))}"
+            raise CompileError(f"{what} names {printable(repr(name))}, which is no vertex and no module", hint=hint)
+        if not set(meant) & set(hidden):
+            raise CompileError(f"{what} names {name}, an output, whose energy is the loss", hint="give it as loss=")
+        found |= {n: given[name] for n in meant if n in hidden}
+    yield from found.items()
+
+
+def _is_in(v: Vertex, module: str) -> bool:
+    """Whether an operation of a vertex is in a module or in one of its parts."""
+    return any(f"{n.where.module}.".startswith(f"{module}.") for n in v.prediction if n.where.module)
+
+
+def _vertex(pc: PCGraph, name: str) -> Vertex:
+    return next(v for v in pc.vertices if v.name == name)
+
+
+__all__ = ["Energies", "Precision", "with_energies"]
