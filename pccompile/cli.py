@@ -123,6 +123,19 @@ def setting_options(p: argparse.ArgumentParser, algorithm: str) -> None:
             group.add_argument(f"--{name.replace('_', '-')}", **how)
 
 
+def refuse(rest: Sequence[str], algorithm: str) -> None:
+    """Raise UsageError for what the parser does not know: a setting of another algorithm, or nothing at all."""
+    if not rest:
+        return
+    name = rest[0].partition("=")[0]
+    from pccompile.algorithms import ALGORITHMS, options_of
+
+    settings = {f"--{n.replace('_', '-')}" for a in ALGORITHMS.values() for n in options_of(a)}
+    if name in settings:
+        raise UsageError(f"{algorithm} has no setting {name}")
+    raise UsageError(f"unrecognized arguments: {printable(' '.join(rest), 100)}")
+
+
 def asked_algorithm(argv: Sequence[str] | None) -> str | None:
     """The algorithm that a command line names, if any: which other options there are depends on it."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -216,7 +229,8 @@ def parsed_and_run(argv: Sequence[str] | None) -> int:
         reader, algorithm = parser(), asked_algorithm(argv)
         if algorithm is not None:
             setting_options(reader, algorithm)
-        options = reader.parse_args(argv)
+        options, rest = reader.parse_known_args(argv)
+        refuse(rest, options.algorithm)
     except SystemExit as e:
         return int(e.code or 0)
     except UsageError as e:

@@ -20,7 +20,7 @@ FAMILIES = {
     "not_callable": (1, "somemodels:value"),
     "shapes_do_not_fit": (1, "somemodels:Net", "--shape", "x=4,7"),
     "onnx_shapes_do_not_fit": (1, "model.onnx", "--shape", "x=4,7"),
-    "rate_diverges": (1, "model.onnx", "--algorithm", "fixed-prediction", "--rate", "3"),
+    "rate_diverges": (2, "model.onnx", "--algorithm", "fixed-prediction", "--rate", "3"),
     "unknown_vertex": (1, "model.onnx", "--explain", "fc1.Gem"),
     "not_ours": (1, "model.onnx", "-o", "taken"),
     "not_our_tensors": (1, "model.onnx", "-o", "taken2"),

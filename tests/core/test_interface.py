@@ -144,7 +144,7 @@ def test_example_arguments_are_needed() -> None:
         ({"algorithm": "magic"}, "unknown algorithm 'magic'"),
         ({"granularity": "atom"}, "unknown granularity 'atom'"),
         ({"steps": 3}, "exact has no setting steps"),
-        ({"algorithm": "strict", "tolerance": 0.1}, "strict has no setting tolerance"),
+        ({"algorithm": "strict", "lowering": "relax"}, "strict has no setting lowering"),
         ({"algorithm": "fixed-prediction", "lowering": "upwards"}, "unknown lowering"),
         ({"algorithm": "fixed-prediction", "steps": -1}, "steps is -1"),
         ({"algorithm": "strict", "steps": -1}, "steps is -1"),

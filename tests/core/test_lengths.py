@@ -106,3 +106,26 @@ def test_a_model_is_captured_anew_only_where_its_lengths_may_be_to_blame(
     with pytest.raises(pccompile.CompileError):
         pccompile.compile(model, (x, x), hook=lambda stage, result, seconds: stages.append(stage), **how)
     assert stages.count("export") == captured
+
+
+def test_equal_lengths_of_inputs_are_compared_where_a_call_is_bound() -> None:
+    """torch.export asserts that they are equal: no reason to take one of them for a length that data decides."""
+
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(9, 4)
+
+        def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+            return x + (self.table(indices) * weights[:, :, None]).sum(1)
+
+    torch.manual_seed(0)
+    model = Weighted().double()
+    args = torch.randn(6, 4).double(), torch.randint(9, (6, 3)), torch.rand(6, 3).double()
+    torch._check(args[0].shape[0] == args[2].shape[0])
+    pc = pccompile.compile(model, args)
+    pc(*args).square().sum().backward()
+    found = model.table.weight.grad
+    model.zero_grad()
+    model(*args).square().sum().backward()
+    torch.testing.assert_close(found, model.table.weight.grad)
