@@ -76,6 +76,7 @@ class _Importer:
         self.problems = Collector()
         self.parts: dict[Arg, str] = {}
         self.targets: dict[str, Arg] = {}
+        self.read_as: dict[fx.Node, Arg] = {}
         self.lifted: set[str] = set()
         self.written: Mapping[fx.Node, fx.Node] = {}
         self.registered = {str(s.place) for s in captured.states if s.place.registered}
@@ -269,7 +270,13 @@ class _Importer:
             return
         tensor, axis, size = found
         b = self._builder(tensor)
-        self.env[tensor] = b(SIZED, self.env[tensor], axis, self._arg(size))
+        if isinstance(size, fx.Node) and size.target is torch.ops.aten.item.default:
+            size = size.args[0]  # the number is taken for the length by now; its tensor is not
+        checked = b(SIZED, self._arg(tensor), axis, self._arg(size))
+        if tensor.op == "placeholder":  # its name stays: what reads it later is checked
+            self.read_as[tensor] = checked
+        else:
+            self.env[tensor] = checked
         self._keep(b)
 
     def _pieces(self, n: fx.Node, bound: Mapping[str, Arg]) -> None:
@@ -381,7 +388,7 @@ class _Importer:
 
     def _arg(self, arg: Any) -> Arg:
         if isinstance(arg, fx.Node):
-            return self.env[arg]
+            return self.read_as.get(arg, self.env[arg])
         if isinstance(arg, list | tuple):
             return tuple(self._arg(a) for a in arg)
         if isinstance(arg, torch.device):

@@ -55,6 +55,11 @@ def names(tree: ast.expr) -> Iterator[str]:
     yield from (n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called)
 
 
+def calls(tree: ast.expr) -> Iterator[ast.Call]:
+    """The functions of an equation, but for square roots, which are a power of numbers too."""
+    yield from (n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) != "sqrt")
+
+
 def _check(e: ast.expr) -> None:
     match e:
         case ast.Name():
@@ -80,4 +85,4 @@ def _check(e: ast.expr) -> None:
     raise EquationError(f"{ast.unparse(e)} is no sum, product, power or function")
 
 
-__all__ = ["FUNCTIONS", "TERMS", "EquationError", "names", "parse"]
+__all__ = ["FUNCTIONS", "TERMS", "EquationError", "calls", "names", "parse"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
 from pccompile.diagnostics import NOWHERE, CompileError
-from pccompile.ir.equations import FUNCTIONS, TERMS, EquationError, names, parse
+from pccompile.ir.equations import FUNCTIONS, TERMS, EquationError, calls, names, parse
 from pccompile.ir.liveness import Place, reads
 from pccompile.ir.program import Do, Program, Repeat, Step, Until, Update
 
@@ -87,6 +88,10 @@ class _Checker:
             read = set(names(parse(d.equation)))
         except EquationError as e:
             raise self.refuse(d, str(e), d.vertex) from None
+        numbers = set(self.program.arguments)
+        if of_numbers := next((c for c in calls(parse(d.equation)) if set(names(c)) <= numbers), None):
+            name = ast.unparse(of_numbers)
+            raise self.refuse(d, f"{name} is a function of numbers alone: give its value as a setting", d.vertex)
         self.terms(d, read)
         self.tables(d, read)
         for owner, slot in sorted(set(reads(self.program, d, self.children, self.vertices, known)) - known):

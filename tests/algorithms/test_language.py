@@ -42,6 +42,7 @@ def strict(gated: Problem) -> Program:
         (Do("tanh", "error", "__import__('os')"), "no function __import__; there are sqrt"),
         (Do("tanh", "error", "clip(value, 0)"), "clip takes 3 arguments, not 2"),
         (Do("tanh", "error", "value if rate else rate"), "is no sum, product, power or function"),
+        (Do("tanh", "error", "value + exp(rate)"), "exp(rate) is a function of numbers alone"),
         (Do("tanh", "error", "trace"), "trace is no slot that has been assigned, no argument and no term"),
         (Do("tanh", "force", "pull", carries="credit"), "credit of add is no slot that has been assigned"),
         (Do("tanh", "rate", "value"), "a slot cannot be called rate"),

@@ -108,24 +108,27 @@ def test_a_model_is_captured_anew_only_where_its_lengths_may_be_to_blame(
     assert stages.count("export") == captured
 
 
-def test_equal_lengths_of_inputs_are_compared_where_a_call_is_bound() -> None:
-    """torch.export asserts that they are equal: no reason to take one of them for a length that data decides."""
+class OnePiece(nn.Module):
+    """An input that is split into one piece, whose length another input says."""
 
-    class Weighted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table = nn.Embedding(9, 4)
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
 
-        def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-            return x + (self.table(indices) * weights[:, :, None]).sum(1)
+    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
+        (piece,) = (x * 1).split(counts.tolist())
+        return piece * self.scale * x
 
-    torch.manual_seed(0)
-    model = Weighted().double()
-    args = torch.randn(6, 4).double(), torch.randint(9, (6, 3)), torch.rand(6, 3).double()
-    torch._check(args[0].shape[0] == args[2].shape[0])
-    pc = pccompile.compile(model, args)
-    pc(*args).square().sum().backward()
-    found = model.table.weight.grad
-    model.zero_grad()
-    model(*args).square().sum().backward()
-    torch.testing.assert_close(found, model.table.weight.grad)
+
+def test_an_input_that_must_be_as_long_as_data_says_keeps_its_name() -> None:
+    model, x = OnePiece(), torch.randn(6, 3, dtype=torch.float64)
+    pc = pccompile.compile(model, (x, torch.tensor([6])))
+    for size in (6, 4):
+        model.zero_grad()
+        model(x[:size], torch.tensor([size])).square().sum().backward()
+        expected = model.scale.grad
+        model.zero_grad()
+        pc(x[:size], torch.tensor([size])).square().sum().backward()
+        torch.testing.assert_close(model.scale.grad, expected)
+    with pytest.raises(RuntimeError, match="length that is read from data"):
+        pc(x, torch.tensor([5]))
