@@ -270,13 +270,9 @@ class _Importer:
             return
         tensor, axis, size = found
         b = self._builder(tensor)
-        if isinstance(size, fx.Node) and size.target is torch.ops.aten.item.default:
-            size = size.args[0]  # the number is taken for the length by now; its tensor is not
         checked = b(SIZED, self._arg(tensor), axis, self._arg(size))
-        if tensor.op == "placeholder":  # its name stays: what reads it later is checked
-            self.read_as[tensor] = checked
-        else:
-            self.env[tensor] = checked
+        table = self.read_as if tensor.op == "placeholder" else self.env  # an input keeps its name
+        table[tensor] = checked
         self._keep(b)
 
     def _pieces(self, n: fx.Node, bound: Mapping[str, Arg]) -> None:

@@ -138,6 +138,7 @@ def lengths_of(n: fx.Node) -> Iterator[sympy.Symbol]:
 def relied_on(n: fx.Node) -> tuple[fx.Node, int, Any] | None:
     """What `n` asserts of a length that data decides: the tensor, the axis, and the size that it must have.
 
+    A number that was read from a tensor goes by the length's name by now, so that the tensor stands for it.
     None where `n` asserts nothing, or something else. Of two such lengths it is the later that must be the earlier.
     """
     equal = n.args[0] if n.target is torch.ops.aten._assert_scalar.default else None
@@ -148,7 +149,9 @@ def relied_on(n: fx.Node) -> tuple[fx.Node, int, Any] | None:
         return None
     last: Any = max(sizes, key=list(n.graph.nodes).index)
     tensor, axis = last.args
-    return tensor, axis, equal.args[1] if equal.args[0] is last else equal.args[0]
+    size: Any = equal.args[1] if equal.args[0] is last else equal.args[0]
+    read = isinstance(size, fx.Node) and size.target is torch.ops.aten.item.default
+    return tensor, axis, size.args[0] if read else size
 
 
 __all__ = ["Read", "is_read", "lengths_of", "number", "only_asserted", "relied_on", "with_operands"]
