@@ -271,8 +271,7 @@ class _Importer:
         tensor, axis, size = found
         b = self._builder(tensor)
         checked = b(SIZED, self._arg(tensor), axis, self._arg(size))
-        table = self.read_as if tensor.op == "placeholder" else self.env  # an input keeps its name
-        table[tensor] = checked
+        (self.read_as if tensor.op == "placeholder" else self.env)[tensor] = checked  # an input keeps its name
         self._keep(b)
 
     def _pieces(self, n: fx.Node, bound: Mapping[str, Arg]) -> None:

@@ -27,7 +27,19 @@ from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.losses import targets_of
 from pccompile.runtime.shared_products import Products
 from pccompile.runtime.smaller_example import Example, examples
-from pccompile.runtime.trial_run import Change, Draws, Jitter, Results, backward, fresh, replaced, streams, untouched
+from pccompile.runtime.trial_run import (
+    Change,
+    Draws,
+    Jitter,
+    Results,
+    backward,
+    fresh,
+    has_hooks,
+    multiplied,
+    replaced,
+    streams,
+    untouched,
+)
 
 BUDGET = 4 * 2**30
 """Bytes that a check may add to what training takes: a second set of gradients, and copies of buffers."""
@@ -42,9 +54,6 @@ ELSEWHERE = 1e-2
 """The part of itself by which each number changes where the program is tried at another place."""
 DRAWS, TIMES = 3, 10.0
 """What so many changes of the last bit of every number make, so many times over, is rounding too."""
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-HARMLESS = ("torch.nn.utils.", "torch.export.", "torch._export.")
-"""Where hooks come from that only compute a parameter or look at the arguments."""
 REPORT = "please report it, or change the model there; check=False compiles without this comparison"
 
 Run = Callable[[Runtime, dict[str, Tensor]], Sequence[Tensor]]
@@ -354,14 +363,6 @@ class _Check:
             return None, first_line(e)
 
 
-def multiplied(expected: Results, found: Results) -> tuple[Results, Results]:
-    """Both, without factors: multiplied out, or sketched where the program has asked for that very product."""
-    agreed = {k: f.sketch() for k, f in expected.factors.items() if f.stands_for(found.gradients.get(k))}
-    products = {k: f.product() for k, f in expected.factors.items() if k not in agreed}
-    theirs = {**expected.gradients, **products, **agreed}
-    return Results(expected.outputs, theirs), Results(found.outputs, {**found.gradients, **agreed})
-
-
 def refusal(differing: Sequence[Difference], fault: Fault | None) -> CompileError:
     """The error that names what differs."""
     worst = max(differing, key=lambda d: d.relative_error)
@@ -389,14 +390,6 @@ def coarsest(compiled: Compiled) -> torch.dtype:
     types += compiled.graph.leaves.values()
     real = {t.dtype.to_real() for t in types if isinstance(t, TensorType) and t.differentiable}
     return max((d for d in real if d in TOLERANCE), key=lambda d: TOLERANCE[d], default=torch.float32)
-
-
-def has_hooks(model: nn.Module) -> bool:
-    """Whether running `model` runs hooks that are not torch's own, such as those of weight norm."""
-    everywhere = [m.__dict__[t] for m in model.modules() for t in m.__dict__ if t in HOOKS]
-    everywhere += [getattr(nn.modules.module, f"_global{t}") for t in HOOKS]
-    hooks = [h for table in everywhere for h in table.values()]
-    return not all(f"{getattr(h, '__module__', '')}.".startswith(HARMLESS) for h in hooks)
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -23,6 +23,10 @@ Change = Callable[[Tensor], Tensor]
 SEED = 20
 """The seed of trial runs: two of them draw the same numbers."""
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HARMLESS = ("torch.nn.utils.", "torch.export.", "torch._export.")
+"""Where hooks come from that only compute a parameter or look at the arguments."""
+
 
 class Copies:
     """Copies that share memory, and containers, where the originals do. Parameters stand for themselves."""
@@ -291,3 +295,19 @@ def random_errors(outputs: Sequence[Tensor]) -> list[Tensor | None]:
         else None
         for o in outputs
     ]
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether running `model` runs hooks that are not torch's own, such as those of weight norm."""
+    everywhere = [m.__dict__[t] for m in model.modules() for t in m.__dict__ if t in HOOKS]
+    everywhere += [getattr(nn.modules.module, f"_global{t}") for t in HOOKS]
+    hooks = [h for table in everywhere for h in table.values()]
+    return not all(f"{getattr(h, '__module__', '')}.".startswith(HARMLESS) for h in hooks)
+
+
+def multiplied(expected: Results, found: Results) -> tuple[Results, Results]:
+    """Both, without factors: multiplied out, or sketched where the program has asked for that very product."""
+    agreed = {k: f.sketch() for k, f in expected.factors.items() if f.stands_for(found.gradients.get(k))}
+    products = {k: f.product() for k, f in expected.factors.items() if k not in agreed}
+    theirs = {**expected.gradients, **products, **agreed}
+    return Results(expected.outputs, theirs), Results(found.outputs, {**found.gradients, **agreed})
