@@ -15,7 +15,7 @@ from pccompile.algorithms.zil import clocked
 from pccompile.backends.torch import emit
 
 SMALL = ("chain", "gated", "dag")
-LARGE = [pytest.param(n, marks=pytest.mark.slow) if n in ("lstm", "transformer") else n for n in NETS]
+LARGE = [pytest.param(n, marks=pytest.mark.slow) if n in ("cnn", "lstm", "transformer") else n for n in NETS]
 """All networks; what takes long to capture again and again is in the long suite."""
 
 
