@@ -227,7 +227,8 @@ HEAD = """\
 
 Every algorithm on the same networks, data, order of batches, optimizer and seeds: what it reaches, how close its first
 gradient is to backpropagation's, and what a training step takes as a multiple of one by autograd (medians of CPU
-time, one thread). Settings are one choice each, not tuned by network. Made by `make leaderboard`.
+time, one thread). Settings are one choice each, not tuned by network; `incremental` takes an optimizer step at each
+inference step. Made by `make leaderboard`.
 """
 
 
