@@ -13,7 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._dynamo import guards
+
+try:
+    from torch._C._dynamo.guards import TensorGuards
+except ImportError:  # no public name: a torch without it compares one by one, as what it denies is anyway
+    TensorGuards = None  # type: ignore[assignment, misc]
 
 CONTEXTS = 3
 """For how many surroundings (autocast, inference mode, a set of tensors that learn) a comparison in C is kept."""
@@ -58,7 +62,7 @@ class TensorForms:
                 return len(self._plain) == len(self._tensors) or self._same()
         if not self._same():
             return False
-        if self._plain:
+        if self._plain and TensorGuards is not None:
             self._checks = (_compared_in_c(self._plain), *self._checks[: CONTEXTS - 1])
         return True
 
@@ -71,4 +75,5 @@ class TensorForms:
 def _compared_in_c(tensors: tuple[Tensor, ...]) -> Callable[..., bool]:
     """A function that says whether tensors are like these, as they are now."""
     sizes, strides = ([list(size(t)) for t in tensors] for size in (Tensor.size, Tensor.stride))
-    return guards.TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check  # type: ignore[arg-type]
+    # without both keywords it reads what is not there
+    return TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check  # type: ignore[arg-type]
