@@ -105,7 +105,8 @@ def compile(
     outside_loss: what `backward()` of a loss taken of `pc(x)` does where inference needs the loss (strict): "refuse",
         since `pc.loss(x, target=y)` has another gradient, or "linearise", which clamps the outputs by its derivative.
     on_divergence: "warn" once, "raise" or "ignore" where inference ends in what is no number.
-    settings: what the algorithm takes, such as steps and rate; `pccompile --algorithm NAME --help` lists them.
+    settings: what the algorithm takes, such as steps and rate; `pccompile --algorithm NAME --help` lists them;
+        "auto" lets the first batch with a target choose rate and steps.
     A circuit has the shapes of `args`; its algorithm is fixed prediction, its loss "squared-error" (by default),
     "cross-entropy" or "none", and its settings those of NetlistOptions: rate, eta, ticks, input_errors.
     Raises CompileError with every reason why the model cannot be compiled.

@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
         default=LOSSES[0],
         help="the loss in the generated file or circuit (default: %(default)s)",
     )
-    group.add_argument("--rate", type=number, help="size of an inference step")
+    group.add_argument("--rate", type=rate, help="size of an inference step, or auto: what a measurement allows")
     input_options(p)
     group.add_argument(
         "--no-check", dest="check", action="store_false", help="do not compare with eager torch after compiling"
@@ -97,6 +97,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--emit", choices=EMITS, help="print a stage's result or the generated code")
     what.add_argument(
         "--spectrum", action="store_true", help="measure the eigenvalues that bound the rates of inference on one batch"
+    )
+    what.add_argument(
+        "--regime", action="store_true", help="tell how far inference goes: gradients against backprop and equilibrium"
     )
     what.add_argument("--doctor", action="store_true", help="list everything that is unsupported")
     group.add_argument("--json", action="store_true", help="with a report such as --verify: as JSON")
@@ -156,6 +159,11 @@ def number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{printable(text, 40)} is not a number")
     return value
+
+
+def rate(text: str) -> float | str:
+    """A finite number, or the word that lets it be chosen."""
+    return text if text == "auto" else number(text)
 
 
 def circuit_options(p: argparse.ArgumentParser) -> None:
@@ -296,8 +304,8 @@ def check(options: argparse.Namespace) -> None:
         *(circuit_checks(options) if circuit(options) else torch_checks(options)),
         *input_checks(options),
         (
-            options.json and not (options.verify or options.simulate or options.spectrum),
-            "--json goes with --verify, --spectrum or --simulate",
+            options.json and not (options.verify or options.simulate or measures(options)),
+            "--json goes with --verify, --spectrum, --regime or --simulate",
         ),
         (options.output == "-" and not (options.emit or plain(options)), "-o - prints what --emit names"),
         (
@@ -305,7 +313,7 @@ def check(options: argparse.Namespace) -> None:
             "--emit prints: give -o -, or leave --emit out to write files",
         ),
         (options.doctor and options.output, "--doctor writes nothing: leave -o out"),
-        (options.spectrum and options.output, "--spectrum writes nothing: leave -o out"),
+        (measures(options) and options.output, "--spectrum and --regime write nothing: leave -o out"),
         (options.explain is not None and options.output, "--explain writes nothing: leave -o out"),
         (
             options.loss == "none" and needs_loss(options.algorithm),
@@ -340,10 +348,11 @@ def torch_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
 def circuit_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
     """What is wrong with options where there is a circuit."""
     ready = options.model.endswith(".pcnet.json")
-    others = ("steps", "tolerance", "lowering", "granularity", "emit", "doctor", "spectrum")
+    others = ("steps", "tolerance", "lowering", "granularity", "emit", "doctor", "spectrum", "regime")
     return [
         *((getattr(options, n, None), f"--{n} does not go with circuits") for n in others),
         (options.explain is not None, "--explain does not go with circuits"),
+        (options.rate == "auto", "--rate auto does not go with circuits: give a number"),
         (options.algorithm not in ("exact", "fixed-prediction"), "a circuit does fixed prediction"),
         (options.output == "-", "-o - prints code; a circuit is written to a folder"),
         (ready and options.verify, "--verify compares with a model: name that instead of its circuit"),
@@ -359,9 +368,14 @@ def circuit_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
     ]
 
 
+def measures(options: argparse.Namespace) -> bool:
+    """Whether inference on a batch is to be measured."""
+    return bool(options.spectrum or options.regime)
+
+
 def plain(options: argparse.Namespace) -> bool:
     """Whether nothing but compiling is asked for."""
-    return not (options.verify or options.emit or options.doctor or options.spectrum or options.explain is not None)
+    return not (options.verify or options.emit or options.doctor or measures(options) or options.explain is not None)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from pccompile.report.losses import cross_entropy
 from pccompile.report.settling import settling
 from pccompile.report.summary import warnings as worth_knowing
 from pccompile.report.tables import Table, as_json, show
+from pccompile.runtime.automatic_rates import measures
 from pccompile.runtime.module import PCModule
 from pccompile.user_inputs import user_inputs
 from pccompile.writing import SEAL, check_replaceable, write_together
@@ -107,12 +108,12 @@ def carried_out(
     if options.verify and not verified(pc, target, options):
         print(f"{shown}: verification failed, nothing written", file=sys.stderr)
         return EXIT_VERIFY
-    if pc.compiled.source.moving and options.check and not (options.verify or options.spectrum):
+    if pc.compiled.source.moving and options.check and not (options.verify or options.spectrum or options.regime):
         settled(pc, target, options, shown)
     if folder:
         for path in save_generated(source_of(pc, options.loss), pc.state(), folder, name):
             print(printable(str(path)))
-    elif options.spectrum:
+    elif options.spectrum or options.regime:
         measured(pc, target, options)
     elif not options.verify:
         present(pc, options)
@@ -153,7 +154,7 @@ def compiled(target: Target, options: argparse.Namespace, settings: Mapping[str,
         on_divergence="ignore" if options.verify else "raise",
         **settings,
     )
-    if loss:
+    if loss or measures(pc.options):
         given = Bench(pc, target.args or (), target.kwargs, loss, None, options.seed).target
         pc.prepare(target.args or (), target.kwargs, loss=loss, target=given)
     watch.finish()
@@ -182,7 +183,7 @@ def measured(pc: PCModule, target: Target, options: argparse.Namespace) -> None:
     args, kwargs = target.args or (), target.kwargs or {}
     with redirect_stdout(sys.stderr):
         given = Bench(pc, args, kwargs, None, None, options.seed).target
-        found = pc.analyse(args, kwargs, target=given, kinds=("spectrum",))
+        found = pc.analyse(args, kwargs, target=given, kinds=["spectrum" if options.spectrum else "regime"])
     if options.json:
         print(found.json(indent=2))
     else:

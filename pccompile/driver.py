@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from pccompile.algorithms import ALGORITHMS
+from pccompile.algorithms import ALGORITHMS, Choice
 from pccompile.backends.torch import Loss, Source, emit
 from pccompile.diagnostics import CompileError, printable
 from pccompile.frontends.capture import export
@@ -45,6 +45,7 @@ class Options:
     """How a model is compiled. None stands for the algorithm's own default.
 
     energies, precision: what vertices cost instead of half the squared error: see passes.energies.
+    choices: what has been chosen for settings that are "auto".
     outside_loss: what `backward` of a loss does that inference did not see, where it should have: see LOSSES_OUTSIDE.
     on_divergence: what happens where inference ends in what is no number: see DIVERGENCE.
     """
@@ -56,6 +57,7 @@ class Options:
     precision: Precision = None
     outside_loss: str = "refuse"
     on_divergence: str = "warn"
+    choices: tuple[Choice, ...] = ()
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -158,8 +160,13 @@ def to_vertices(imported: Imported, granularity: str, hook: Hook = silent) -> tu
 def schedule(pc: PCGraph, options: Options, hook: Hook = silent) -> Program:
     """The program of the algorithm that `options` name. Raises CompileError for settings that it does not have."""
     algorithm = ALGORITHMS[options.algorithm]
-    settings = algorithm.choose(options.settings)
-    return Stages(hook)("schedule", lambda: algorithm.schedule(pc, settings))  # type: ignore[no-any-return]
+    settings, facts = algorithm.settle(algorithm.choose(options.settings), options.choices)
+
+    def scheduled() -> Program:
+        program = algorithm.schedule(pc, settings)
+        return replace(program, facts=(*facts, *program.facts)) if facts else program
+
+    return Stages(hook)("schedule", scheduled)  # type: ignore[no-any-return]
 
 
 def refuse_energies(options: Options, pc: PCGraph | None = None) -> None:

@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from pccompile.algorithms.record import Algorithm, options_of, setting
+from pccompile.algorithms.record import Algorithm, Choice, options_of, setting
 
 _known: dict[str, Algorithm] = {}
 ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(_known)
@@ -32,4 +32,4 @@ for _file in pkgutil.iter_modules(__path__):
     if isinstance(_found, Algorithm):
         register(_found)
 
-__all__ = ["ALGORITHMS", "Algorithm", "options_of", "register", "setting"]
+__all__ = ["ALGORITHMS", "Algorithm", "Choice", "options_of", "register", "setting"]

@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pccompile.algorithms.common import EULER, each, learn, look, refuse_draws, sent, start
-from pccompile.algorithms.record import Algorithm, setting
+from pccompile.algorithms.rates import saddle
+from pccompile.algorithms.record import Algorithm, Auto, resolved, setting
 from pccompile.ir import PCGraph, Program, Repeat, Step
 
 
@@ -20,9 +21,11 @@ from pccompile.ir import PCGraph, Program, Repeat, Step
 class Settings:
     """How far inference goes, how stiff errors are and how fast the multipliers follow them."""
 
-    steps: int = setting(100, "a number of inference steps; news from a loss needs one for each layer", least=0)
-    rate: float = setting(0.1, "size of an inference step, eta", above=0)
-    penalty: float = setting(1.0, "weight of the squared error, rho: stable where it exceeds -lambda_min(S)", above=0)
+    steps: int | Auto = setting(100, "a number of inference steps; news from a loss needs one for each layer", least=0)
+    rate: float | Auto = setting(0.1, "size of an inference step, eta", above=0)
+    penalty: float | Auto = setting(
+        1.0, "weight of the squared error, rho: stable where it exceeds -lambda_min(S)", above=0
+    )
     dual_rate: float | None = setting(None, "step of the multipliers, alpha; by default the penalty", least=0)
 
 
@@ -34,8 +37,10 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     force = each(pc.latent, "force = pull - credit", at="value", carries="credit")
     body: tuple[Step, ...] = (*look(pc), *dual, *credit, *force, *each(pc.latent, EULER))
     infer: tuple[Step, ...] = (*start(pc), *each(pc.latent, "dual = zero"), Repeat("steps", body), *look(pc), *credit)
-    dual_rate = settings.penalty if settings.dual_rate is None else settings.dual_rate
-    arguments = {"steps": settings.steps, "rate": settings.rate, "penalty": settings.penalty, "dual_rate": dual_rate}
+    penalty = resolved(settings.penalty)
+    dual_rate = penalty if settings.dual_rate is None else settings.dual_rate
+    arguments = {"steps": resolved(settings.steps), "rate": resolved(settings.rate)}
+    arguments |= {"penalty": penalty, "dual_rate": dual_rate}
     learning = tuple(learn(pc, at="value", carries="credit"))
     return Program(pc, "alm", infer, learning, arguments=arguments, state="value")
 
@@ -48,4 +53,5 @@ ALGORITHM = Algorithm(
     equals="backprop, where it has converged",
     descends=False,
     energies="of the error",
+    automatic=saddle,
 )

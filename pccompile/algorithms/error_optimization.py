@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pccompile.algorithms.common import along, each, exchange, held, learn, refuse_draws, sent
-from pccompile.algorithms.record import Algorithm, setting
+from pccompile.algorithms.rates import by_curvature
+from pccompile.algorithms.record import Algorithm, Auto, resolved, setting
 from pccompile.ir import Do, PCGraph, Program, Repeat, Step
 
 
@@ -20,8 +21,8 @@ from pccompile.ir import Do, PCGraph, Program, Repeat, Step
 class Settings:
     """How far inference goes."""
 
-    steps: int = setting(5, "a number of inference steps", least=0)
-    rate: float = setting(0.1, "size of an inference step", above=0)
+    steps: int | Auto = setting(5, "a number of inference steps", least=0)
+    rate: float | Auto = setting(0.1, "size of an inference step", above=0)
 
 
 def schedule(pc: PCGraph, settings: Settings) -> Program:
@@ -34,7 +35,7 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
         *each(pc.latent, f"error = error + rate * (carried - {held(pc)})"),
     )
     infer: tuple[Step, ...] = (*each(pc.latent, "error = zero"), Repeat("steps", body), *_forwards(pc))
-    arguments = {"steps": settings.steps, "rate": settings.rate}
+    arguments = {"steps": resolved(settings.steps), "rate": resolved(settings.rate)}
     learning = tuple(learn(pc, at="value", carries=sent(pc)))
     return Program(pc, "error-optimization", infer, learning, arguments=arguments, state="value")
 
@@ -56,4 +57,5 @@ ALGORITHM = Algorithm(
     "arXiv:2505.20137",
     equals="strict, where both converged",
     energies="of the error",
+    automatic=by_curvature,
 )

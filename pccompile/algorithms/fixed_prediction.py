@@ -16,7 +16,7 @@ from typing import Literal
 
 from pccompile.algorithms.common import clamped, learn, sweep
 from pccompile.algorithms.law import PathLengths, gradient_error, path_lengths, steps_for
-from pccompile.algorithms.record import Algorithm, setting
+from pccompile.algorithms.record import Algorithm, Auto, setting
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Do, PCGraph, Program, Repeat
 from pccompile.ir.law import weight
@@ -24,13 +24,17 @@ from pccompile.ir.law import weight
 MOST_PARTS = 3000
 """The longest closed form that is chosen by itself: each part is a few lines of the generated file."""
 
+AUTOMATIC = 1e-3
+"""The predicted gradient error of automatic steps, where the rate is given."""
+ONE = "rate 1 was chosen: all between 0 and 2 converge, and this one in as many steps as the longest path has edges"
+
 
 @dataclass(frozen=True)
 class Settings:
     """How far inference goes, and in which of the two forms. With neither steps nor a tolerance, 100 steps."""
 
-    steps: int | None = setting(None, "a number of inference steps", least=0)
-    rate: float = setting(0.1, "size of an inference step; it converges for rates", above=0, below=2)
+    steps: int | Auto | None = setting(None, "a number of inference steps", least=0)
+    rate: float | Auto = setting(0.1, "size of an inference step; it converges for rates", above=0, below=2)
     tolerance: float | None = setting(None, "as many steps as this relative gradient error needs", above=0)
     lowering: Literal["closed-form", "relax"] | None = setting(
         None, "evaluate the steps, or take them; by default the former unless its program would be very long"
@@ -44,12 +48,11 @@ class Settings:
 
 def schedule(pc: PCGraph, settings: Settings) -> Program:
     """Inference as `settings` say."""
-    steps, rate, lowering = settings.steps, settings.rate, settings.lowering
-    if steps is None:
-        steps = 100 if settings.tolerance is None else steps_for(pc, rate, settings.tolerance)
-    paths = PathLengths(pc)
+    paths, lowering = PathLengths(pc), settings.lowering
     longest = paths.longest
+    steps, rate, why = _numbers(pc, settings, longest)
     facts: tuple[str, ...] = (
+        *why,
         f"{steps} steps of size {rate:g}: predicted gradient error {gradient_error(pc, steps, rate):.3g} "
         f"(what is missing on the longest path, {longest} edges, which carries {weight(steps, rate, longest):.4g})",
     )
@@ -64,6 +67,16 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     return Program(
         pc, "fixed-prediction", (*start, Repeat("steps", relax)), tuple(learn(pc)), arguments=arguments, facts=facts
     )
+
+
+def _numbers(pc: PCGraph, settings: Settings, longest: int) -> tuple[int, float, tuple[str, ...]]:
+    """Steps and rate, and why where they are automatic: at rate 1 the longest path is enough for backpropagation."""
+    rate, why = (1.0, (ONE,)) if settings.rate == "auto" else (settings.rate, ())
+    if settings.tolerance is not None:
+        return steps_for(pc, rate, settings.tolerance), rate, why
+    if settings.steps == "auto" or (settings.steps is None and settings.rate == "auto"):
+        return max(longest, 1) if rate == 1 else steps_for(pc, rate, AUTOMATIC), rate, why
+    return 100 if settings.steps is None else settings.steps, rate, why
 
 
 def _closed_form(pc: PCGraph, steps: int, rate: float, facts: tuple[str, ...]) -> Program:

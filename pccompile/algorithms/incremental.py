@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pccompile.algorithms.common import EULER, each, forces, learn, look, refuse_draws, sent, start
-from pccompile.algorithms.record import Algorithm, setting
+from pccompile.algorithms.rates import descent
+from pccompile.algorithms.record import Algorithm, Auto, resolved, setting
 from pccompile.ir import PCGraph, Program, Repeat, Step, Update
 
 
@@ -16,8 +17,8 @@ from pccompile.ir import PCGraph, Program, Repeat, Step, Update
 class Settings:
     """How far inference goes; what an optimizer does with the gradients is its own affair."""
 
-    steps: int = setting(20, "a number of inference steps, each with an optimizer step", least=0)
-    rate: float = setting(0.1, "size of a step of the values", above=0)
+    steps: int | Auto = setting(20, "a number of inference steps, each with an optimizer step", least=0)
+    rate: float | Auto = setting(0.1, "size of a step of the values", above=0)
 
 
 def schedule(pc: PCGraph, settings: Settings) -> Program:
@@ -25,9 +26,9 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     refuse_draws(pc)
     both = (*forces(pc), *learn(pc, at="value", carries=sent(pc)))
     body: tuple[Step, ...] = (*look(pc), *both, *each(pc.latent, EULER), Update("gradient"))
-    arguments = {"steps": settings.steps, "rate": settings.rate}
+    arguments = {"steps": resolved(settings.steps), "rate": resolved(settings.rate)}
     infer: tuple[Step, ...] = (*start(pc), Repeat("steps", body), *look(pc))
     return Program(pc, "incremental", infer, (), arguments=arguments, state="value")
 
 
-ALGORITHM = Algorithm("incremental", schedule, Settings, "arXiv:2212.00720", energies="any")
+ALGORITHM = Algorithm("incremental", schedule, Settings, "arXiv:2212.00720", energies="any", automatic=descent)

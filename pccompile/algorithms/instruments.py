@@ -20,6 +20,13 @@ def forces(pc: PCGraph) -> Program:
     return Program(pc, "forces", infer, (), arguments=arguments, state="force")
 
 
+def predictions(pc: PCGraph) -> Program:
+    """The errors and the predictions with every hidden value displaced from the forward pass."""
+    refuse_draws(pc)
+    infer = (*each(pc.latent, "value = prediction + offset"), *look(pc))
+    return Program(pc, "predictions", infer, (), arguments={"offset": _nothing(pc)}, state="prediction")
+
+
 def forward_sweep(pc: PCGraph) -> Program:
     """The hidden values where each is off its prediction by its offset: v_i = f_i(v_P(i)) + δ_i, in one sweep."""
     refuse_draws(pc)
@@ -69,4 +76,4 @@ def _among_latent(pc: PCGraph, slot: str) -> dict[str, dict[str, float]]:
     return {v.name: {slot: 1.0} for v in pc.latent}
 
 
-__all__ = ["adjoint", "forces", "forward_sweep", "inverse_adjoint", "loss_gradients"]
+__all__ = ["adjoint", "forces", "forward_sweep", "inverse_adjoint", "loss_gradients", "predictions"]

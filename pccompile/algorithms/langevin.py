@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pccompile.algorithms.common import learn, look, move, refuse_draws, sent, start
-from pccompile.algorithms.record import Algorithm, setting
+from pccompile.algorithms.rates import sampling
+from pccompile.algorithms.record import Algorithm, Auto, resolved, setting
 from pccompile.ir import PCGraph, Program, Repeat, Step
 
 
@@ -19,9 +20,9 @@ from pccompile.ir import PCGraph, Program, Repeat, Step
 class Settings:
     """How many samples, after how many steps, and at which temperature."""
 
-    steps: int = setting(100, "a number of samples, one an inference step", least=1)
+    steps: int | Auto = setting(100, "a number of samples, one an inference step", least=1)
     burn_in: int = setting(50, "inference steps before the first sample", least=0)
-    rate: float = setting(0.01, "size of an inference step", above=0)
+    rate: float | Auto = setting(0.01, "size of an inference step", above=0)
     temperature: float = setting(1.0, "temperature of the samples", least=0)
 
 
@@ -38,10 +39,16 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
         Repeat("steps", sample),
         *look(pc),
     )
-    arguments = {k: getattr(settings, k) for k in ("steps", "burn_in", "rate", "temperature")}
+    arguments = {k: resolved(getattr(settings, k)) for k in ("steps", "burn_in", "rate", "temperature")}
     return Program(pc, "langevin", infer, (), arguments=arguments, state="value")
 
 
 ALGORITHM = Algorithm(
-    "langevin", schedule, Settings, "doi:10.1371/journal.pcbi.1012532", descends=False, energies="any"
+    "langevin",
+    schedule,
+    Settings,
+    "doi:10.1371/journal.pcbi.1012532",
+    descends=False,
+    energies="any",
+    automatic=sampling,
 )

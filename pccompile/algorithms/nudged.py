@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pccompile.algorithms.common import each, energetic, learn, look, move, refuse_draws, sent, start
-from pccompile.algorithms.record import Algorithm, setting
+from pccompile.algorithms.rates import nudged_descent
+from pccompile.algorithms.record import Algorithm, Auto, resolved, setting
 from pccompile.ir import Do, PCGraph, Program, Repeat, Step
 
 
@@ -20,8 +21,8 @@ from pccompile.ir import Do, PCGraph, Program, Repeat, Step
 class Settings:
     """How far a phase goes, how strongly the loss pulls, and which phases there are."""
 
-    steps: int = setting(20, "a number of inference steps in each phase", least=0)
-    rate: float = setting(0.1, "size of an inference step", above=0)
+    steps: int | Auto = setting(20, "a number of inference steps in each phase", least=0)
+    rate: float | Auto = setting(0.1, "size of an inference step", above=0)
     nudge: float = setting(0.01, "weight of the loss, beta", above=0)
     phases: Literal["centred", "positive", "negative"] = setting("centred", "which signs of the nudge")
 
@@ -40,7 +41,7 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     else:
         infer += _phase(pc, "nudge * clamp" if settings.phases == "positive" else "-nudge * clamp")
         last = "-pull / nudge" if settings.phases == "positive" else "pull / nudge"
-    arguments = {"steps": settings.steps, "rate": settings.rate, "nudge": settings.nudge}
+    arguments = {"steps": resolved(settings.steps), "rate": resolved(settings.rate), "nudge": settings.nudge}
     learning: tuple[Do, ...] = tuple(learn(pc, at="value", carries=carries, equation=last))
     return Program(pc, "nudged", infer, learning, arguments=arguments, state="value")
 
@@ -58,4 +59,5 @@ ALGORITHM = Algorithm(
     equals="backprop up to O(nudge²), at equilibrium",
     descends=False,
     energies="any",
+    automatic=nudged_descent,
 )

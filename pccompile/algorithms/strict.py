@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pccompile.algorithms.common import learn, look, refuse_draws, sent, start
-from pccompile.algorithms.record import Algorithm, setting
+from pccompile.algorithms.rates import descent
+from pccompile.algorithms.record import Algorithm, Auto, resolved, setting
 from pccompile.algorithms.steppers import StepperName, by_vertex, settled, stepper
+from pccompile.diagnostics import CompileError
 from pccompile.ir import Argument, PCGraph, Program, Repeat, Step
 
 RATE = 0.1
@@ -23,22 +25,28 @@ RATE = 0.1
 class Settings:
     """How far inference goes, and by which steps."""
 
-    steps: int = setting(20, "a number of inference steps", least=0)
-    rate: float | Mapping[str, float] = setting(
+    steps: int | Auto = setting(20, "a number of inference steps", least=0)
+    rate: float | Mapping[str, float] | Auto = setting(
         RATE, "size of an inference step, or a table of sizes by vertex", above=0
     )
     stepper: StepperName = setting("euler", "how values follow their forces")
     mass: float = setting(0.9, "momentum of the heavy-ball and nesterov steppers", least=0, below=1)
     tolerance: float | None = setting(None, "stop where each force is so small against what makes it", above=0)
 
+    def __post_init__(self) -> None:
+        if self.stepper == "adam" and "auto" in (self.rate, self.steps):
+            raise CompileError("adam takes steps of the size of the rate, whatever the forces are", hint="give numbers")
+
 
 def schedule(pc: PCGraph, settings: Settings) -> Program:
     """Gradient descent on the free energy over all values together. Raises CompileError for samples that move."""
     refuse_draws(pc)
+    rate = settings.rate
+    assert not isinstance(rate, str)
     how = stepper(pc, settings.stepper)
     arguments: dict[str, Argument] = {
-        "steps": settings.steps,
-        "rate": by_vertex(pc, settings.rate, RATE, "rate"),
+        "steps": resolved(settings.steps),
+        "rate": by_vertex(pc, rate, RATE, "rate"),
     }
     arguments |= {"mass": settings.mass} if how.momentum else {}
     turn, until = how.turn, None
@@ -51,4 +59,4 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     )
 
 
-ALGORITHM = Algorithm("strict", schedule, Settings, "doi:10.1162/NECO_a_00949", energies="any")
+ALGORITHM = Algorithm("strict", schedule, Settings, "doi:10.1162/NECO_a_00949", energies="any", automatic=descent)

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from pccompile.analysis.spectrum import Spectrum
 from pccompile.diagnostics import CompileError, printable
 from pccompile.report.losses import Criterion
-from pccompile.report.spectrum import SpectrumReport, spectrum_of, spectrum_report
+from pccompile.report.regime import RegimeReport, has_regime, regime_report
+from pccompile.report.spectrum import SpectrumReport, spectrum_report
 from pccompile.report.tables import Page, as_json
+from pccompile.runtime.displaced_batch import DisplacedBatch
 from pccompile.runtime.losses import targets_of
 
 if TYPE_CHECKING:
     from pccompile.runtime.module import PCModule
 
-KINDS = ("spectrum",)
+KINDS = ("spectrum", "regime")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Analysis:
 
     algorithm: str
     spectrum: SpectrumReport | None = None
+    regime: RegimeReport | None = None
 
     def __str__(self) -> str:
         return str(self._page())
@@ -34,11 +38,12 @@ class Analysis:
         return self._page()
 
     def _page(self) -> Page:
-        return Page(tuple(p for r in (self.spectrum,) if r for p in r.page.parts))
+        pages = [r.page for r in (self.spectrum, self.regime) if r]
+        return Page(tuple(p for i, page in enumerate(pages) for p in (*([""] if i else []), *page.parts)))
 
     def as_dict(self) -> dict[str, Any]:
         """All numbers, by kind."""
-        own = {"spectrum": self.spectrum}
+        own = {"spectrum": self.spectrum, "regime": self.regime}
         return {"algorithm": self.algorithm, **{k: r.as_dict() for k, r in own.items() if r}}
 
     def json(self, indent: int | None = None) -> str:
@@ -53,20 +58,29 @@ def analyse(
     *,
     target: Any,
     loss: Criterion | None = None,
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] | None = None,
 ) -> Analysis:
     """Measure inference on one batch; the model's buffers and the random stream stay as they are.
 
     loss: loss(output, target); by default the one that the model was compiled with, or squared error.
-    kinds: some of KINDS. Raises CompileError for others, and for a model that draws samples which would move.
+    kinds: some of KINDS; by default the spectrum, and the regime of algorithms that have one. Raises CompileError for
+    others, and for a model that draws samples which would move.
     """
+    if kinds is None:
+        kinds = KINDS if has_regime(pc.options.algorithm) else ("spectrum",)
     if unknown := [k for k in kinds if k not in KINDS]:
         raise CompileError(f"unknown kind {printable(repr(unknown[0]), 40)}", hint=f"some of {', '.join(KINDS)}")
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     runtime = pc.prepare(args, kwargs, loss=loss or pc.criterion, target=target)
     inputs = runtime.interface.bind(args, dict(kwargs or {}))
-    spectrum = spectrum_of(pc, runtime, inputs, targets_of(target))
-    return Analysis(pc.options.algorithm, spectrum_report(spectrum) if "spectrum" in kinds else None)
+    assert runtime.compiled is not None
+    batch = DisplacedBatch(runtime.compiled, pc.tables(runtime), inputs, targets_of(target))
+    spectrum = Spectrum(batch)
+    return Analysis(
+        pc.options.algorithm,
+        spectrum_report(spectrum) if "spectrum" in kinds else None,
+        regime_report(runtime.options, batch, spectrum) if "regime" in kinds else None,
+    )
 
 
 __all__ = ["KINDS", "Analysis", "analyse"]

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pccompile.analysis.spectrum import Measured, Spectrum
 from pccompile.report.tables import Page, Table, count, number
-from pccompile.runtime.displaced_batch import DisplacedBatch
-
-if TYPE_CHECKING:
-    from pccompile.runtime.loaded_program import Runtime
-    from pccompile.runtime.module import PCModule
 
 NOTHING = "no hidden vertex: inference has nothing to move, and any rate will do"
 
@@ -65,12 +60,6 @@ MEANING = {
 }
 
 
-def spectrum_of(pc: PCModule, runtime: Runtime, inputs: Any, targets: Any) -> Spectrum:
-    """What measures the program `runtime` on a batch."""
-    assert runtime.compiled is not None
-    return Spectrum(DisplacedBatch(runtime.compiled, pc.tables(runtime), inputs, targets))
-
-
 def spectrum_report(spectrum: Spectrum) -> SpectrumReport:
     """All quantities, measured, and the bounds on rates that follow."""
     if spectrum.empty:
@@ -87,4 +76,4 @@ def spectrum_report(spectrum: Spectrum) -> SpectrumReport:
     return SpectrumReport(dict(zip(MEANING, found, strict=True)), rates, spectrum.condition, spectrum.longest)
 
 
-__all__ = ["SpectrumReport", "spectrum_of", "spectrum_report"]
+__all__ = ["SpectrumReport", "spectrum_report"]

@@ -28,7 +28,10 @@ def summary(pc: PCModule) -> Page:
     compiled, options = pc.compiled, pc.options
     graph = compiled.pc.graph
     learned = [compiled.imported.tensors[p] for p in graph.params if p in graph.wanted]
-    settings = {**compiled.program.arguments, **{k: v for k, v in options.settings.items() if v is not None}}
+    settings = {
+        **compiled.program.arguments,
+        **{k: v for k, v in options.settings.items() if v is not None and k not in compiled.program.arguments},
+    }
     granularity = options.granularity or ALGORITHMS[options.algorithm].granularity
     lines = [
         f"algorithm    {', '.join([options.algorithm, *(f'{k} {v}' for k, v in settings.items())])}",
@@ -36,7 +39,7 @@ def summary(pc: PCModule) -> Page:
         f"vertices     {len(compiled.pc.vertices):,}, longest path to an output {count(longest(compiled), 'edge')}",
         f"parameters   {size(learned)} learn, of {size([compiled.imported.tensors[p] for p in graph.params])}",
         f"rules        {rules(compiled.pc.vertices).removeprefix('rules: ')}",
-        *(f"facts        {fact}" for fact in compiled.program.facts),
+        *(f"facts        {fact}" for fact in compiled.program.facts if fact not in pc.notes),
         *([f"checked      {pc.checked}"] if pc.checked else []),
         *(f"note         {n}" for n in pc.notes),
         *(f"warning      {w}" for w in warnings(pc, compiled)),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pccompile.algorithms import instruments
-from pccompile.algorithms.law import path_lengths
+from pccompile.algorithms.law import PathLengths
 from pccompile.analysis.spectrum import Vector
 from pccompile.backends.torch import emit
 from pccompile.driver import Compiled
@@ -19,6 +19,14 @@ from pccompile.runtime.model_state import Tables
 
 SEED = 20
 """Random draws of the model are the same in every program."""
+
+
+class Ready(NamedTuple):
+    """The functions of a program, and what its prediction of the batch has returned."""
+
+    scope: dict[str, Any]
+    outputs: tuple[Tensor, ...]
+    context: list[Any]
 
 
 class DisplacedBatch:
@@ -34,8 +42,8 @@ class DisplacedBatch:
         self.compiled, self.tables, self.targets = compiled, tables, list(targets)
         self.inputs = {k: t.detach() for k, t in inputs.items()}
         self.latent = tuple(v.name for v in compiled.pc.latent)
-        self.longest = max((max(ks, default=0) for ks in path_lengths(compiled.pc).values()), default=0)
-        self._ready: dict[str, tuple[Callable[..., Any], list[Any]]] = {}
+        self.longest = PathLengths(compiled.pc).longest
+        self._ready: dict[str, Ready] = {}
         self.start: Vector = {}
         if self.latent:
             nothing = dict.fromkeys(self.latent, 0.0)
@@ -64,27 +72,41 @@ class DisplacedBatch:
 
     def _run(self, make: Callable[[PCGraph], Program], offset: Mapping[str, Any], **more: Any) -> tuple[Vector, Vector]:
         """The errors, and the state of the program, of hidden vertices."""
+        ready = self.ready(make)
+        with self.plainly():
+            errors, state = ready.scope["infer"](self.tables[0], ready.context, self.targets, offset=offset, **more)
+        return errors, {v: state[v] for v in (state if make is instruments.predictions else self.latent)}
+
+    def ready(self, make: Callable[[PCGraph], Program]) -> Ready:
+        """A program of this batch, emitted, and predicted once."""
         if make.__name__ not in self._ready:
-            self._ready[make.__name__] = self._prepared(verify_program(make(self.compiled.pc)))
-        infer, context = self._ready[make.__name__]
-        with _plainly(self.targets, self.inputs):
-            errors, state = infer(self.tables[0], context, self.targets, offset=offset, **more)
-        return errors, {v: state[v] for v in self.latent}
+            self._ready[make.__name__] = self.prepared(make(self.compiled.pc))
+        return self._ready[make.__name__]
 
-    def _prepared(self, program: Program) -> tuple[Callable[..., Any], list[Any]]:
-        """The inference of an instrument, and the context that it reads."""
+    def prepared(self, program: Program) -> Ready:
+        """Another program over the same vertices, on this batch."""
         params, buffers = self.tables
-        scope = load(emit(program, self.compiled.loss).text, program.algorithm)
-        with torch.random.fork_rng(), _plainly(self.targets, self.inputs):
+        scope = load(emit(verify_program(program), self.compiled.loss).text, program.algorithm)
+        with torch.random.fork_rng(), self.plainly():
             torch.manual_seed(SEED)
-            _, context = scope["predict"](params, {k: b.clone() for k, b in buffers.items()}, self.inputs)
-        return scope["infer"], context
+            outputs, context = scope["predict"](params, {k: b.clone() for k, b in buffers.items()}, self.inputs)
+        return Ready(scope, outputs, context)
+
+    def plainly(self) -> Any:
+        """Without autocast: programs make its casts themselves."""
+        kind = next(iter((*self.inputs.values(), *self.targets))).device.type
+        return torch.autocast(kind, enabled=False)
+
+    def free_energy(self, values: Mapping[str, Tensor]) -> float:
+        """Σ ½‖ε‖² over the hidden vertices, and the loss, at these hidden values."""
+        errors, predicted = self._run(instruments.predictions, {v: values[v] - self.start[v] for v in self.latent})
+        ready, outputs = self.ready(instruments.predictions), self.compiled.pc.graph.outputs
+        present = list(ready.outputs)
+        for o in self.compiled.pc.outputs:
+            present[outputs.index(o.value)] = predicted[o.vertex]
+        with self.plainly():
+            loss, _ = ready.scope["clamp"](present, self.targets)
+        return float(loss) + sum(0.5 * float(errors[v].abs().double().square().sum()) for v in self.latent)
 
 
-def _plainly(targets: Sequence[Tensor], inputs: Mapping[str, Tensor]) -> Any:
-    """Without autocast: programs make its casts themselves."""
-    kind = next(iter((*inputs.values(), *targets))).device.type
-    return torch.autocast(kind, enabled=False)
-
-
-__all__ = ["DisplacedBatch"]
+__all__ = ["DisplacedBatch", "Ready"]

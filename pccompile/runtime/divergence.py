@@ -14,6 +14,7 @@ from pccompile.ir import Repeat, steps_of
 from pccompile.runtime.loaded_program import Runtime
 
 HINT = "take a smaller rate; pc.infer(...) shows the energies step by step"
+UNLIKE = "this batch is unlike the one that was measured: pc.analyse(...) measures it, and a number is taken as it is"
 
 
 def notice(
@@ -30,10 +31,17 @@ def notice(
     if finite is None or not _down(runtime, finite):
         return
     what = diagnosis(runtime, params, context, clamped)
+    hint = hint_for(runtime)
     if action == "raise":
-        raise CompileError(what, hint=HINT)
+        raise CompileError(what, hint=hint)
     runtime.warned = True
-    warnings.warn(f"{what}; {HINT}", RuntimeWarning, stacklevel=2)
+    warnings.warn(f"{what}; {hint}", RuntimeWarning, stacklevel=2)
+
+
+def hint_for(runtime: Runtime) -> str:
+    """What to do about inference that diverges; where its rate was chosen, by what measurement."""
+    chosen = next((c for c in runtime.options.choices if c.name == "rate"), None)
+    return f"{chosen}; {UNLIKE}" if chosen else HINT
 
 
 def _down(runtime: Runtime, finite: Tensor) -> bool:

@@ -55,7 +55,12 @@ class Inspection(SharedTables):
         if self._last is None:
             return ()
         squared = (SQUARED_ERROR,) if self._last.source.moving and self.criterion is None else ()
-        return (*squared, *self._last.notes, *(self._last.checked.notes if self._last.checked else ()))
+        return (
+            *squared,
+            *map(str, self._last.options.choices),
+            *self._last.notes,
+            *(self._last.checked.notes if self._last.checked else ()),
+        )
 
     @property
     def source(self) -> str:

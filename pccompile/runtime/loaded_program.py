@@ -11,6 +11,7 @@ import sympy
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pccompile.algorithms import Choice
 from pccompile.analysis.compare import Checked
 from pccompile.backends.torch import Source
 from pccompile.driver import Compiled, Options
@@ -162,7 +163,8 @@ class Runtime:
     used in a loss reaches gets no gradient, as with autograd. `checked` is the comparison with eager torch, if any,
     `notes` what else a reader should know. `writes` is what a call leaves behind besides its results. `asking` says
     which clamped outputs are behind the results of custom Functions. `partial` has what takes the place of the backward
-    sweep where a loss uses some of the outputs only. `flag` and `warned` belong to `divergence.notice`.
+    sweep where a loss uses some of the outputs only. `rated` has the program with the choices that were made for
+    automatic settings. `flag` and `warned` belong to `divergence.notice`.
     """
 
     source: Source
@@ -177,12 +179,13 @@ class Runtime:
     flag: tuple[Tensor, Any] | None = None
     warned: bool = False
     asking: Mapping[str, tuple[frozenset[int], ...]] = field(default_factory=dict)
+    rated: dict[tuple[Choice, ...], Runtime] = field(default_factory=dict, init=False)
     partial: dict[frozenset[int], Callable[..., Any] | None] = field(default_factory=dict, init=False)
     _scope: dict[str, Any] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         hidden: dict[str, Any] = {"_scope": {}, "compiled": None, "interface": None, "writes": None, "flag": None}
-        hidden["partial"] = {}
+        hidden |= {"partial": {}, "rated": {}}
         return {**self.__dict__, **hidden}
 
     @property

@@ -22,6 +22,7 @@ from pccompile.frontends.capture import device_of, exported_elsewhere
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.passes.carry_updates import carry_updates
 from pccompile.runtime.autograd_function import Bridge
+from pccompile.runtime.automatic_rates import Rates, measures
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
 from pccompile.runtime.hook_calls import run_hooks
 from pccompile.runtime.inspection import Inspection
@@ -64,6 +65,7 @@ class PCModule(Inspection):
         self._cache = ProgramCache()
         self._last: Runtime | None = None
         self._fixed, self._check = False, check
+        self._rates = Rates()
         self._refusals = Refusals()
 
     def _anew(self) -> dict[str, Any]:
@@ -114,6 +116,8 @@ class PCModule(Inspection):
                 captured, runtime = self._compiled(captured, key, args, kwargs, loss, target, record)
             tables = captured.state.tables(captured.imported)
             inputs = captured.interface.bind(args, kwargs)
+        if measures(self.options):
+            runtime = self._rates.program(runtime, tables, inputs, loss, target, record)
         if not record:
             self._last = runtime
         return runtime, tables, inputs

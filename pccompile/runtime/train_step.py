@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pccompile.diagnostics import CompileError
-from pccompile.runtime.divergence import HINT, all_finite
+from pccompile.runtime.divergence import all_finite, hint_for
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.losses import targets_of
 from pccompile.runtime.model_state import Tables
@@ -75,10 +75,11 @@ def _notice(runtime: Runtime, errors: Mapping[str, Tensor]) -> None:
         return
     first = next(name for name, e in reversed(list(errors.items())) if not bool(e.isfinite().all()))
     what = f"{runtime.options.algorithm} inference diverges: the error of {first} is not finite"
+    hint = hint_for(runtime)
     if action == "raise":
-        raise CompileError(what, hint=HINT)
+        raise CompileError(what, hint=hint)
     runtime.warned = True
-    warnings.warn(f"{what}; {HINT}", RuntimeWarning, stacklevel=3)
+    warnings.warn(f"{what}; {hint}", RuntimeWarning, stacklevel=3)
 
 
 __all__ = ["train_step"]

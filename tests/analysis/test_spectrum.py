@@ -13,7 +13,8 @@ from algorithms.nets import Gated, Problem, linear, problem
 from torch import Tensor, nn
 
 import pccompile
-from pccompile.analysis.spectrum import lanczos
+from pccompile.analysis.spectrum import Spectrum, lanczos
+from pccompile.runtime.displaced_batch import DisplacedBatch
 
 Formula = Callable[[nn.Module, Tensor], list[Callable[[list[Tensor]], Tensor]]]
 """The predictions of a network's hidden vertices from the hidden values before them, and then its output's."""
@@ -109,12 +110,11 @@ def test_the_spectrum_of_a_product(seed: int) -> None:
 
 
 def test_the_loss_may_be_weighted_in_the_hessian() -> None:
-    from pccompile.report.spectrum import spectrum_of
-
     p = problem("gated")
     pc = p.compile("strict")
     runtime = pc.prepare((p.x,), loss=p.loss, target=p.target)
-    spectrum = spectrum_of(pc, runtime, {"x": p.x}, [p.target])
+    assert runtime.compiled is not None
+    spectrum = Spectrum(DisplacedBatch(runtime.compiled, pc.tables(runtime), {"x": p.x}, [p.target]))
     expected = Dense(p, of_gated, nudge=5.0).eigenvalues()["λmax(H)"]
     assert spectrum.hessian(5.0).value == pytest.approx(expected, rel=0.05)
 

@@ -343,5 +343,26 @@ def test_spectrum(run, folder) -> None:
     assert "λmax(H)" in shown.out
     found = json.loads(run(*model, "--spectrum", "--json").out)["spectrum"]
     assert found["rates"]["strict"] == pytest.approx(2 / found["quantities"]["λmax(H)"]["value"])
-    assert "--spectrum writes nothing" in run(*model, "--spectrum", "-o", "out").err
+    assert "--spectrum and --regime write nothing" in run(*model, "--spectrum", "-o", "out").err
     assert "does not go with circuits" in run("somemodels:Net", "--backend", "netlist", "--spectrum").err
+
+
+def test_regime(run, folder) -> None:
+    model = ("somemodels:Net", "--shape", "x=4,6", "--algorithm", "strict")
+    found = json.loads(run(*model, "--regime", "--json").out)["regime"]
+    assert [p["name"] for p in found["parameters"]] == ["a.weight", "a.bias", "b.weight", "b.bias"]
+    assert "regime: q = " in run(*model, "--regime").out
+    assert "takes no inference steps" in run("somemodels:Net", "--shape", "x=4,6", "--regime").err
+
+
+def test_automatic_rates(run, folder) -> None:
+    model = ("somemodels:Net", "--shape", "x=4,6", "--algorithm", "strict", "--rate", "auto", "--steps", "auto")
+    shown = run(*model, "-o", "out")
+    assert shown.code == 0, shown.err
+    assert "was chosen: half of 2 / λmax(H)" in shown.err
+    text = (folder / "out" / "Net_pc.py").read_text()
+    assert "was chosen: half of 2 / λmax(H)" in text
+    assert "rate=0.1)" not in text
+    assert "invalid number value: 'automatic'" in run(*model[:-1], "automatic").err
+    assert "exact has no setting --rate" in run("somemodels:Net", "--shape", "x=4,6", "--rate", "auto").err
+    assert "does not go with circuits" in run("somemodels:Net", "--backend", "netlist", "--rate", "auto").err
