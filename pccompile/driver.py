@@ -176,6 +176,11 @@ def refuse_energies(options: Options, pc: PCGraph | None = None) -> None:
         able = ", ".join(a.name for a in ALGORITHMS.values() if a.energies == "any")
         what = f"{algorithm.name} knows no energy but half the squared error, and no precision"
         raise CompileError(what, hint=f"algorithms that do: {able}")
+    if algorithm.measures(options.settings):
+        what = (
+            f"{algorithm.name}: what is automatic is measured for half the squared error, without energies or precision"
+        )
+        raise CompileError(what, hint="give rate and steps as numbers")
     for v in pc.vertices if pc and algorithm.energies == "of the error" else ():
         if v.energy and not v.energy.of_error:
             what = f"{algorithm.name} takes energies of v - vhat alone; the energy of {v.name} is {v.energy}"

@@ -367,11 +367,9 @@ def refusal(differing: Sequence[Difference], fault: Fault | None) -> CompileErro
     """The error that names what differs."""
     worst = max(differing, key=lambda d: d.relative_error)
     named = [d.name if d.name.startswith(("output ", "input ")) else printable(d.name, 80) for d in differing]
-    much = worst.note or f"by {worst.relative_error:.2g}"
-    what = (
-        f"the program is not the model: {listing(named)} {'differs' if len(named) == 1 else 'differ'} from eager torch"
-    )
-    what += f" ({printable(worst.name, 80)} {much})"
+    much = f"{printable(worst.name, 80)} {worst.note or f'by {worst.relative_error:.2g}'}"
+    differ = "differs" if len(named) == 1 else "differ"
+    what = f"the program is not the model: {listing(named)} {differ} from eager torch ({much})"
     where = NOWHERE
     if fault is not None:
         what, where = f"{what}; {fault}", fault.vertex.where

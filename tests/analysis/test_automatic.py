@@ -14,6 +14,7 @@ from algorithms.nets import Problem, RandomDAG, apart, linear, problem
 from torch import Tensor, nn
 
 import pccompile
+from pccompile import CompileError
 from pccompile.algorithms import ALGORITHMS
 
 SMALL = ("chain", "gated", "dag")
@@ -253,3 +254,10 @@ def test_the_report_is_json(tmp_path) -> None:
     found = json.loads(pc.analyse(p.x, target=p.target).json())
     pc.loss(p.x, target=p.target)
     assert pc.compiled.program.arguments["rate"] == pytest.approx(found["spectrum"]["rates"]["strict"] / 2)
+
+
+@pytest.mark.parametrize("cost", [{"precision": 0.01}, {"precision": 100.0}, {"energies": pccompile.energy("huber")}])
+@pytest.mark.parametrize("algorithm", ["strict", "nudged", "error-optimization"])
+def test_rates_are_not_measured_for_other_energies(algorithm: str, cost: dict[str, Any]) -> None:
+    with pytest.raises(CompileError, match=f"{algorithm}: what is automatic is measured for half the squared error"):
+        problem("gated").compile(algorithm, rate="auto", **cost)
