@@ -6,11 +6,11 @@ the squared error, what a vertex sends and holds is its error, and slots of thei
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pccompile.diagnostics import Collector
-from pccompile.ir import Do, PCGraph, Step, Vertex
+from pccompile.ir import Do, PCGraph, Vertex
 from pccompile.ops import OPS
 
 AT_ONCE = 12
@@ -57,11 +57,15 @@ def start(pc: PCGraph) -> tuple[Do, ...]:
     """Every value where its energy is least, parents first: where the model predicts it, unless an energy differs."""
     if all(v.energy is None or v.energy.rest == "prediction" for v in pc.latent):
         return each(pc.latent, "value = prediction")
-    clamped = set(pc.clamped)
-    steps: list[Do] = []
+    return forwards(pc, lambda v: v.energy.rest if v.energy else "prediction")
+
+
+def forwards(pc: PCGraph, value: Callable[[Vertex], str]) -> tuple[Do, ...]:
+    """Predictions in the order of the graph, each hidden value set by its equation before its children read it."""
+    clamped, steps = set(pc.clamped), list[Do]()
     for v in pc.vertices:
-        rest = () if v.name in clamped else (f"value = {v.energy.rest if v.energy else 'prediction'}",)
-        steps += along([v], "prediction = predict", *rest, at="value")
+        steps += along([v], "prediction = predict", at="value")
+        steps += [] if v.name in clamped else along([v], f"value = {value(v)}")
     return tuple(steps)
 
 
@@ -150,13 +154,13 @@ def refuse_draws(pc: PCGraph) -> None:
 __all__ = [
     "EULER",
     "FORCE",
-    "Step",
     "along",
     "clamped",
     "each",
     "energetic",
     "exchange",
     "forces",
+    "forwards",
     "held",
     "learn",
     "learners",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pccompile.algorithms.common import along, each, exchange, held, learn, refuse_draws, sent
+from pccompile.algorithms.common import along, each, exchange, forwards, held, learn, refuse_draws, sent
 from pccompile.algorithms.rates import by_curvature
 from pccompile.algorithms.record import Algorithm, Auto, resolved, setting
 from pccompile.ir import Do, PCGraph, Program, Repeat, Step
@@ -42,12 +42,8 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
 
 def _forwards(pc: PCGraph) -> tuple[Do, ...]:
     """Predictions in the order of the graph, each value off its prediction by its error."""
-    clamped = set(pc.clamped)
-    steps: list[Do] = []
-    for v in pc.vertices:
-        steps += along([v], "prediction = predict", at="value")
-        steps += [] if v.name in clamped else along([v], "value = prediction + error")
-    return (*steps, *each(pc.clamped, "error = clamp"), *exchange(pc))
+    placed = forwards(pc, lambda v: "prediction + error")
+    return (*placed, *each(pc.clamped, "error = clamp"), *exchange(pc))
 
 
 ALGORITHM = Algorithm(

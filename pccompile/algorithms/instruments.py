@@ -7,7 +7,7 @@ differences give the operators that decide every rate (see analysis.spectrum); n
 from __future__ import annotations
 
 from pccompile.algorithms import common
-from pccompile.algorithms.common import along, each, look, refuse_draws, start
+from pccompile.algorithms.common import along, each, forwards, look, refuse_draws, start
 from pccompile.ir import Argument, Do, PCGraph, Program
 
 
@@ -59,12 +59,7 @@ def inverse_adjoint(pc: PCGraph) -> Program:
 
 
 def _sweep(pc: PCGraph) -> tuple[Do, ...]:
-    clamped = set(pc.clamped)
-    steps: list[Do] = []
-    for v in pc.vertices:
-        steps += along([v], "prediction = predict", at="value")
-        steps += [] if v.name in clamped else along([v], "value = prediction + offset")
-    return tuple(steps)
+    return forwards(pc, lambda v: "prediction + offset")
 
 
 def _nothing(pc: PCGraph) -> dict[str, float]:

@@ -13,18 +13,9 @@ from pccompile.ir import ERROR, Arg, Node, PCGraph, Ref, Vertex, map_refs
 from pccompile.ir.names import Namer
 
 
-def levels(pc: PCGraph) -> dict[str, int]:
-    """For each vertex, the edges of its longest path to an output."""
-    children = pc.children()
-    found: dict[str, int] = {}
-    for v in reversed(pc.vertices):
-        found[v.name] = max((found[c.name] + 1 for c in children[v.name]), default=0)
-    return found
-
-
 def levelled(pc: PCGraph) -> PCGraph:
     """`pc` with identities, so that every edge joins neighbouring levels."""
-    level, children, clamped = levels(pc), pc.children(), set(pc.clamped)
+    level, children, clamped = pc.levels(), pc.children(), set(pc.clamped)
     rules = (n.name for v in pc.vertices for n in v.rules)
     namer = Namer((*pc.graph.leaves, *(n.name for n in pc.graph.nodes), *pc.names, *rules))
     vertices: list[Vertex] = []
@@ -64,4 +55,4 @@ def _reading(v: Vertex, senders: Mapping[str, str]) -> Vertex:
     )
 
 
-__all__ = ["levelled", "levels"]
+__all__ = ["levelled"]

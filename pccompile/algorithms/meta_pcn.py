@@ -5,7 +5,8 @@ is fixed prediction, iterate by iterate. What is new is what becomes of a weight
 
     W ← W / ((√m + √n) · std(W)),   m outputs, n inputs a unit,
 
-by which a random matrix of that shape gets a spectral norm near 1: `normalise_weights`, behind `optimizer.step()`.
+by which a random matrix of that shape gets a spectral norm near 1: `normalise_weights`, behind `optimizer.step()`. The
+formulas are taken from a summary of the paper.
 """
 
 from __future__ import annotations

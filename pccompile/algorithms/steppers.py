@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pccompile.algorithms.common import EULER, each, forces, held, look, sent
-from pccompile.algorithms.law import path_lengths
+from pccompile.algorithms.law import PathLengths
 from pccompile.diagnostics import CompileError, listing, printable
 from pccompile.ir import Argument, PCGraph, Step, Until
 
@@ -83,9 +83,8 @@ def settled(pc: PCGraph) -> tuple[tuple[Step, ...], Until]:
 
     Vertices far from an output are silent at first and look settled, so it comes after the longest path.
     """
-    longest = max(max(ks) for ks in path_lengths(pc).values() if ks)
     effort = each(pc.latent, f"effort = abs(pull) + abs({held(pc)})", at="value", carries=sent(pc))
-    return effort, Until("force", "effort", "tolerance", longest)
+    return effort, Until("force", "effort", "tolerance", PathLengths(pc).longest)
 
 
 __all__ = ["Stepper", "StepperName", "by_vertex", "settled", "stepper"]

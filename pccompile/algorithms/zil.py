@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pccompile.algorithms.common import FORCE, each, learners, refuse_draws
-from pccompile.algorithms.levels import levelled, levels
+from pccompile.algorithms.levels import levelled
 from pccompile.algorithms.record import Algorithm, setting
 from pccompile.ir import Do, PCGraph, Program, Step, Vertex
 
@@ -35,7 +35,7 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
 
 def clocked(pc: PCGraph, full: bool) -> Program:
     """The dynamics on `pc` as it is; right only where its edges join neighbouring levels."""
-    level = levels(pc)
+    level = pc.levels()
     infer: list[Step] = [*each(pc.latent, "value = prediction"), *each(pc.latent, "error = zero")]
     started: set[str] = set()
     for t in range(max(level.values()) + 1):

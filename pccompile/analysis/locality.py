@@ -60,7 +60,7 @@ def locality(program: Program) -> Locality:
     pc = program.pc
     return Locality(
         tuple(turns),
-        _longest(pc),
+        max(pc.levels().values(), default=0),
         tuple(_kept(program)),
         tuple(sorted(_transported(pc))),
         "inside inference, at every step" if program.updates else _learns(program),
@@ -100,13 +100,6 @@ def farthest(program: Program, steps: Sequence[object]) -> tuple[int, tuple[str,
         chain.append(text[at])
         at = before.get(at)
     return most, tuple(reversed(chain))
-
-
-def _longest(pc: PCGraph) -> int:
-    children, depth = pc.children(), dict[str, int]()
-    for v in reversed(pc.vertices):
-        depth[v.name] = max((depth[c.name] + 1 for c in children[v.name]), default=0)
-    return max(depth.values(), default=0)
 
 
 def _kept(program: Program) -> Iterator[str]:

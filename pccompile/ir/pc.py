@@ -127,6 +127,13 @@ class PCGraph:
                 found[p].append(v)
         return {name: tuple(vs) for name, vs in found.items()}
 
+    def levels(self) -> dict[str, int]:
+        """For each vertex, the edges of its longest path to an output."""
+        children, found = self.children(), dict[str, int]()
+        for v in reversed(self.vertices):
+            found[v.name] = max((found[c.name] + 1 for c in children[v.name]), default=0)
+        return found
+
     def __str__(self) -> str:
         lines = ["pc graph {", *(f"  context {n}" for n in self.context)]
         clamped = set(self.clamped)
