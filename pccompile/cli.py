@@ -15,8 +15,10 @@ from typing import Any
 
 from pccompile import __version__, streams
 from pccompile.diagnostics import EXIT_BUG, EXIT_MODEL, EXIT_USAGE, CompileError, UsageError, printable
+from pccompile.energy_options import energy_checks, energy_options
 from pccompile.input_options import input_checks, input_options
 from pccompile.permissions import granted, permission_options
+from pccompile.report_options import report_asked, report_checks, report_options
 from pccompile.streams import talk
 
 EXIT_INTERRUPTED, EXIT_PIPE = 130, 141
@@ -83,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--rate", type=rate, help="size of an inference step, or auto: what a measurement allows")
     input_options(p)
+    energy_options(p)
     group.add_argument(
         "--no-check", dest="check", action="store_false", help="do not compare with eager torch after compiling"
     )
@@ -95,12 +98,7 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--explain", nargs="?", const="", metavar="VERTEX", help="all vertices, or one in full")
     what.add_argument("--emit", choices=EMITS, help="print a stage's result or the generated code")
-    what.add_argument(
-        "--spectrum", action="store_true", help="measure the eigenvalues that bound the rates of inference on one batch"
-    )
-    what.add_argument(
-        "--regime", action="store_true", help="tell how far inference goes: gradients against backprop and equilibrium"
-    )
+    report_options(what)
     what.add_argument("--doctor", action="store_true", help="list everything that is unsupported")
     group.add_argument("--json", action="store_true", help="with a report such as --verify: as JSON")
     group.add_argument(
@@ -303,9 +301,11 @@ def check(options: argparse.Namespace) -> None:
     wrong: list[tuple[Any, str]] = [
         *(circuit_checks(options) if circuit(options) else torch_checks(options)),
         *input_checks(options),
+        *report_checks(options, circuit(options)),
+        *energy_checks(options, circuit(options)),
         (
-            options.json and not (options.verify or options.simulate or measures(options)),
-            "--json goes with --verify, --spectrum, --regime or --simulate",
+            options.json and not (options.verify or options.simulate or report_asked(options)),
+            "--json goes with --verify, --simulate or a report such as --spectrum",
         ),
         (options.output == "-" and not (options.emit or plain(options)), "-o - prints what --emit names"),
         (
@@ -313,7 +313,6 @@ def check(options: argparse.Namespace) -> None:
             "--emit prints: give -o -, or leave --emit out to write files",
         ),
         (options.doctor and options.output, "--doctor writes nothing: leave -o out"),
-        (measures(options) and options.output, "--spectrum and --regime write nothing: leave -o out"),
         (options.explain is not None and options.output, "--explain writes nothing: leave -o out"),
         (
             options.loss == "none" and needs_loss(options.algorithm),
@@ -348,7 +347,7 @@ def torch_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
 def circuit_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
     """What is wrong with options where there is a circuit."""
     ready = options.model.endswith(".pcnet.json")
-    others = ("steps", "tolerance", "lowering", "granularity", "emit", "doctor", "spectrum", "regime")
+    others = ("steps", "tolerance", "lowering", "granularity", "emit", "doctor")
     return [
         *((getattr(options, n, None), f"--{n} does not go with circuits") for n in others),
         (options.explain is not None, "--explain does not go with circuits"),
@@ -368,14 +367,11 @@ def circuit_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
     ]
 
 
-def measures(options: argparse.Namespace) -> bool:
-    """Whether inference on a batch is to be measured."""
-    return bool(options.spectrum or options.regime)
-
-
 def plain(options: argparse.Namespace) -> bool:
     """Whether nothing but compiling is asked for."""
-    return not (options.verify or options.emit or options.doctor or measures(options) or options.explain is not None)
+    return not (
+        options.verify or options.emit or options.doctor or report_asked(options) or options.explain is not None
+    )
 
 
 if __name__ == "__main__":

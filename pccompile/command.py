@@ -28,6 +28,7 @@ from pccompile.diagnostics import (
     UsageError,
     printable,
 )
+from pccompile.energy_options import energy_settings
 from pccompile.files import check_writable, save_generated
 from pccompile.frontends.imported import Imported
 from pccompile.loading import Target, kind_of, load
@@ -38,6 +39,7 @@ from pccompile.report.losses import cross_entropy
 from pccompile.report.settling import settling
 from pccompile.report.summary import warnings as worth_knowing
 from pccompile.report.tables import Table, as_json, show
+from pccompile.report_options import report_asked
 from pccompile.runtime.automatic_rates import measures
 from pccompile.runtime.module import PCModule
 from pccompile.user_inputs import user_inputs
@@ -55,7 +57,7 @@ def run(options: argparse.Namespace, shown: str) -> int:
             code = run_netlist(options, shown, watch)
             watch.finish()
             return code
-    settings = settings_of(options)
+    settings = {**settings_of(options), **energy_settings(options)}
     inputs = user_inputs(options)
     kind = kind_of(options.model)
     name = options.name or default_name(options.model, kind)
@@ -108,13 +110,13 @@ def carried_out(
     if options.verify and not verified(pc, target, options):
         print(f"{shown}: verification failed, nothing written", file=sys.stderr)
         return EXIT_VERIFY
-    if pc.compiled.source.moving and options.check and not (options.verify or options.spectrum or options.regime):
+    if pc.compiled.source.moving and options.check and not (options.verify or report_asked(options)):
         settled(pc, target, options, shown)
     if folder:
         for path in save_generated(source_of(pc, options.loss), pc.state(), folder, name):
             print(printable(str(path)))
-    elif options.spectrum or options.regime:
-        measured(pc, target, options)
+    elif report_asked(options):
+        return reported(pc, target, options)
     elif not options.verify:
         present(pc, options)
     return EXIT_DONE
@@ -178,16 +180,21 @@ def verified(pc: PCModule, target: Target, options: argparse.Namespace) -> bool:
     return report.passed
 
 
-def measured(pc: PCModule, target: Target, options: argparse.Namespace) -> None:
-    """Print what can be measured of inference on the example."""
-    args, kwargs = target.args or (), target.kwargs or {}
+def reported(pc: PCModule, target: Target, options: argparse.Namespace) -> int:
+    """Print what was asked about inference; the exit code says whether a certificate could be given."""
+    kind, args, kwargs = report_asked(options), target.args or (), target.kwargs or {}
+    found: Any
     with redirect_stdout(sys.stderr):
-        given = Bench(pc, args, kwargs, None, None, options.seed).target
-        found = pc.analyse(args, kwargs, target=given, kinds=["spectrum" if options.spectrum else "regime"])
+        if kind == "certify-locality":
+            found = pc.locality()
+        else:
+            given = Bench(pc, args, kwargs, None, None, options.seed).target
+            found = pc.analyse(args, kwargs, target=given, kinds=[kind])
     if options.json:
         print(found.json(indent=2))
     else:
         show(found)
+    return EXIT_VERIFY if kind == "certify-locality" and not found.found.local else EXIT_DONE
 
 
 def settled(pc: PCModule, target: Target, options: argparse.Namespace, shown: str) -> None:

@@ -1,8 +1,9 @@
 """Whether an algorithm is local, read off its program: how far news travels in a turn, and what each update reads.
 
 A Do reads its own slots, its children's and its parents'. What a neighbour was assigned earlier in the same turn of a
-loop is news of that turn, so it has come one hop farther than the neighbour's own. A local algorithm takes the same
-number of hops on a graph of any depth.
+loop is news of that turn, so it has come one hop farther than the neighbour's own. An assignment that needs the same
+assignment of another vertex is one of a sweep, which is as long as the graph is deep; a turn without sweeps takes the
+same number of hops on a graph of any depth.
 """
 
 from __future__ import annotations
@@ -10,24 +11,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pccompile.ir import Do, PCGraph, Program, Repeat, Vertex, flat, steps_of
+from pccompile.analysis.factors import factors
+from pccompile.ir import Do, PCGraph, Program, Repeat, flat, steps_of
 from pccompile.ir.equations import names, parse
 from pccompile.ir.liveness import Place, reads
 
-FEW = 3
-"""So many hops a turn takes where each vertex looks at its parents, at its children, and at its parents again."""
+WAVE = "inference"
+"""What is a turn where there is no loop."""
 
 
 @dataclass(frozen=True)
 class Hops:
     """How far news comes in one turn, and the chain of updates by which it comes so far, the first one first.
 
-    turn: "a step" of a loop, or "inference" where there is none.
+    turn: "a step" of a loop, or "inference" where there is none. sweeps: whether vertices wait for one another.
     """
 
     turn: str
     hops: int
     chain: tuple[str, ...]
+    sweeps: bool
 
 
 @dataclass(frozen=True)
@@ -36,70 +39,77 @@ class Locality:
 
     turns: each loop of inference, and what stands outside of loops, with its hops. neighbours: every update reads its
     own vertex, its children and their parents alone, which the language guarantees. kept: slots that outlive a step,
-    `prediction` where those of the forward pass are stored. transported: parameters that messages read though they
+    `prediction` where those of the forward pass are stored. across: slots that outlive a whole relaxation, because
+    what comes after it reads what was assigned before it. transported: parameters that messages read though they
     learn: their weights are needed at both ends. learns: when parameters learn.
     """
 
     turns: tuple[Hops, ...]
     longest: int
     kept: tuple[str, ...]
+    across: tuple[str, ...]
     transported: tuple[str, ...]
     learns: str
 
     @property
+    def wave(self) -> bool:
+        """Whether inference takes no steps: news crosses the graph once, each vertex waiting for its neighbours."""
+        return all(t.turn == WAVE for t in self.turns)
+
+    @property
     def local(self) -> bool:
-        """Whether a turn is as long on a graph of any depth: it predicts, pulls, and predicts again at most."""
-        return all(t.hops <= FEW for t in self.turns)
+        """Whether a step is as long on a graph of any depth. A single wave has no steps, and is local too."""
+        return self.wave or not any(t.sweeps for t in self.turns)
 
 
 def locality(program: Program) -> Locality:
     """What `program` needs of a substrate."""
     turns = [Hops("a step", *farthest(program, s.body)) for s in program.infer if isinstance(s, Repeat)]
     if not turns:
-        turns = [Hops("inference", *farthest(program, program.infer))]
+        turns = [Hops(WAVE, *farthest(program, program.infer))]
     pc = program.pc
     return Locality(
         tuple(turns),
         max(pc.levels().values(), default=0),
         tuple(_kept(program)),
+        tuple(_across(program)),
         tuple(sorted(_transported(pc))),
         "inside inference, at every step" if program.updates else _learns(program),
     )
 
 
-def farthest(program: Program, steps: Sequence[object]) -> tuple[int, tuple[str, ...]]:
-    """The most hops of an update in one turn over `steps`, and the updates that lead there."""
-    pc, made = program.pc, set[Place]()
-    children, vertices = pc.children(), {v.name: v for v in pc.vertices}
+def farthest(program: Program, steps: Sequence[object]) -> tuple[int, tuple[str, ...], bool]:
+    """The most hops of an update in one turn over `steps`, the updates that lead there, and whether it sweeps."""
+    children, vertices = program.pc.children(), {v.name: v for v in program.pc.vertices}
     every = {(d.vertex, d.slot) for d in flat(program.infer)}
-    hops: dict[Place, int] = {}
-    before: dict[Place, Place] = {}
-    text: dict[Place, str] = {}
+    hops, text, before = dict[Place, int](), dict[Place, str](), dict[Place, Place]()
+    times, needs = dict[Place, int](), dict[Place, frozenset[tuple[str, int]]]()
+    sweeps = False
     for s in steps:
         if not isinstance(s, Do) or s.vertex not in vertices:
             continue
-        place, found, last = (s.vertex, s.slot), 0, None
-        for p in reads(program, s, children, vertices, every):
-            if p in made and p != place:
-                come = hops[p] + (p[0] != s.vertex)
-                if come > found:
-                    found, last = come, p
+        place = (s.vertex, s.slot)
+        news = [p for p in reads(program, s, children, vertices, every) if p in hops and p != place]
+        come = {p: hops[p] + (p[0] != s.vertex) for p in news}
+        last = max(news, key=come.__getitem__, default=None)
         neighbours = any(n in ("pull", "predict") for n in names(parse(s.equation)))
-        found = max(found, int(neighbours))
-        hops[place], text[place] = found, str(s)
-        if last is not None and last != place:
+        number = times[place] = times.get(place, 0) + 1
+        above = frozenset[tuple[str, int]]().union(*(needs[p] for p in news))
+        sweeps |= (s.slot, number) in above
+        needs[place] = above | {(s.slot, number)}
+        hops[place], text[place] = max([int(neighbours), *come.values()]), str(s)
+        if last is not None and come[last]:
             before[place] = last
         else:
             before.pop(place, None)
-        made.add(place)
     if not hops:
-        return 0, ()
+        return 0, (), False
     at: Place | None = max(hops, key=hops.__getitem__)
-    most, chain = hops[max(hops, key=hops.__getitem__)], list[str]()
+    most, chain = max(hops.values()), list[str]()
     while at is not None and text[at] not in chain:
         chain.append(text[at])
         at = before.get(at)
-    return most, tuple(reversed(chain))
+    return most, tuple(reversed(chain)), sweeps
 
 
 def _kept(program: Program) -> Iterator[str]:
@@ -119,6 +129,20 @@ def _kept(program: Program) -> Iterator[str]:
     yield from sorted(found)
 
 
+def _across(program: Program) -> Iterator[str]:
+    """The slots that are assigned before a loop, not in it, and read behind it."""
+    children, vertices = program.pc.children(), {v.name: v for v in program.pc.vertices}
+    loops, assigned, found = 0, dict[Place, int](), set[str]()
+    for s in (*program.infer, *program.learn):
+        loops += isinstance(s, Repeat)
+        for d in flat([s]):
+            if not isinstance(s, Repeat):
+                places = reads(program, d, children, vertices, assigned.keys())
+                found |= {slot for owner, slot in places if assigned.get((owner, slot), loops) < loops}
+            assigned[d.vertex, d.slot] = loops
+    yield from sorted(found)
+
+
 def _transported(pc: PCGraph) -> Iterator[str]:
     """The parameters that learn and that a message to another vertex reads."""
     learn = pc.graph.wanted & set(pc.graph.params)
@@ -126,13 +150,7 @@ def _transported(pc: PCGraph) -> Iterator[str]:
     for v in pc.vertices:
         for parent in v.messages:
             if parent in latent:
-                yield from (pc.graph.origin[p] for p in _read(v, parent) & learn)
-
-
-def _read(v: Vertex, parent: str) -> set[str]:
-    """What a message is multiplied by; what only its prediction reads, such as a bias, is not sent anywhere."""
-    rules = {n.name for n in v.rules}
-    return {str(r) for n in v.message(parent) if n.name in rules for r in n.inputs}
+                yield from (pc.graph.origin[p] for p in factors(v, parent) & learn)
 
 
 def _learns(program: Program) -> str:

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pccompile.analysis.locality import Locality, carried, locality
+from pccompile.analysis.plasticity import Plasticity, plasticity
 from pccompile.diagnostics import listing
 from pccompile.ir import Program
-from pccompile.report.tables import Page, count
+from pccompile.report.tables import Page, Table, as_json, count
 
 SHOWN = 12
 """So many updates of a chain are shown at each of its ends."""
@@ -16,22 +17,30 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class LocalityReport:
-    """What was read off a program. `found` says how far news travels, `work` how much is evaluated for one batch."""
+    """What was read off a program.
+
+    found: how far news travels. work: how much is evaluated for one batch. rules: what each parameter's update is made
+    of. notes: lines for the reader.
+    """
 
     algorithm: str
     found: Locality
     work: dict[str, int]
+    rules: tuple[Plasticity, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def page(self) -> Page:
         """A line for each finding, and the longest chain where it is long."""
         f = self.found
-        verdict = "local in space" if f.local else "not local in space: a turn is as long as the graph is deep"
+        verdict = "local in space" if f.local else "not local in space: a step is as long as the graph is deep"
+        verdict += ", in one wave: each vertex waits for its neighbours" if f.wave else ""
         lines = [
             f"locality of {self.algorithm}: {verdict}",
             *(f"hops         {t.hops} in {t.turn}" for t in f.turns),
             f"depth        {count(f.longest, 'edge')} on the longest path to an output",
             f"kept         {listing(f.kept) or 'nothing'}, from one step to the next",
+            *([f"kept         {listing(f.across)}, over a whole relaxation"] if f.across else []),
             f"learns       {f.learns}",
             f"transport    {_transport(f)}",
             f"evaluated    {', '.join(f'{n:,} {what}' for what, n in self.work.items())}, for one batch",
@@ -40,11 +49,17 @@ class LocalityReport:
         if len(chain) > 2 * SHOWN:
             chain = (*chain[:SHOWN], f"… {len(chain) - 2 * SHOWN} more …", *chain[-SHOWN:])
         lines += [f"chain        {step}" for step in chain]
-        return Page(tuple(lines))
+        lines += [f"note         {n}" for n in self.notes]
+        return Page((*lines, *([_table(self.rules)] if self.rules else [])))
 
     def as_dict(self) -> dict[str, Any]:
         """All findings."""
-        return {"algorithm": self.algorithm, "local": self.found.local, **asdict(self.found), "work": self.work}
+        own = {"algorithm": self.algorithm, "local": self.found.local, **asdict(self.found), "work": self.work}
+        return {**own, "plasticity": [asdict(r) for r in self.rules], "notes": self.notes}
+
+    def json(self, indent: int | None = None) -> str:
+        """All findings as JSON."""
+        return as_json(self.as_dict(), indent)
 
     def __str__(self) -> str:
         return str(self.page)
@@ -59,9 +74,20 @@ def _transport(f: Locality) -> str:
     return f"messages read what learns at the other end of an edge: {listing(f.transported)}"
 
 
-def report_locality(program: Program) -> LocalityReport:
+def _table(rules: tuple[Plasticity, ...]) -> Table:
+    """A row for each parameter."""
+    rows = tuple(
+        (r.name, r.kind, listing(r.presynaptic) or "–", "yes" if r.own_state else "–", listing(r.weights) or "–",
+         str(r.places))
+        for r in rules
+    )  # fmt: skip
+    return Table(("parameter", "update", "presynaptic", "own state", "other weights", ">places"), rows)
+
+
+def report_locality(program: Program, notes: tuple[str, ...] = ()) -> LocalityReport:
     """What `program` needs of a substrate."""
-    return LocalityReport(program.algorithm, locality(program), dict(carried(program)))
+    work = dict(carried(program))
+    return LocalityReport(program.algorithm, locality(program), work, plasticity(program.pc), notes)
 
 
 __all__ = ["LocalityReport", "report_locality"]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
+from pccompile.algorithms import ALGORITHMS
 from pccompile.analysis.compare import Checked
 from pccompile.diagnostics import CompileError
-from pccompile.driver import Compiled, Options
+from pccompile.driver import Compiled, Options, schedule
+from pccompile.ir import Program
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.losses import SQUARED_ERROR
 from pccompile.runtime.model_state import Tables
@@ -22,6 +25,17 @@ if TYPE_CHECKING:
     from pccompile.report.tables import Page
     from pccompile.report.trace import Trace
     from pccompile.runtime.module import PCModule
+
+
+RELAXED = "these are the steps; the compiled program evaluates what they end in, which gives the same gradients"
+
+
+def stepped(compiled: Compiled, options: Options) -> tuple[Program, tuple[str, ...]]:
+    """The program of an algorithm step by step, and a line where the compiled one is another."""
+    if "lowering" not in {f.name for f in fields(ALGORITHMS[options.algorithm].settings)}:
+        return compiled.program, ()
+    relaxed = schedule(compiled.pc, replace(options, settings={**options.settings, "lowering": "relax"}))
+    return relaxed, () if relaxed.infer == compiled.program.infer else (RELAXED,)
 
 
 class Inspection(SharedTables):
@@ -90,7 +104,8 @@ class Inspection(SharedTables):
         """How far news travels in a step, what is kept, and which weights messages read: is the algorithm local?"""
         from pccompile.report.locality import report_locality
 
-        return report_locality(self.compiled.program)
+        program, notes = stepped(self.compiled, self.options)
+        return report_locality(program, notes)
 
     def explain(self, vertex: str | None = None) -> Page:
         """Where a vertex comes from, its equations, local rules and generated code; without a name, all vertices."""

@@ -54,6 +54,33 @@ def test_a_step_of_error_optimization_crosses_the_graph_and_back(depth: int) -> 
     assert turn.chain[0] in str(found)
 
 
+@pytest.mark.parametrize("algorithm", STEP_BY_STEP)
+def test_depth_does_not_decide_what_is_local(algorithm: str) -> None:
+    settings = {"lowering": "relax"} if algorithm == "fixed-prediction" else {}
+    assert reported(algorithm, 1, **settings).found.local
+    assert not reported("error-optimization", 1).found.local
+
+
+def test_a_relaxation_that_is_evaluated_is_certified_by_its_steps() -> None:
+    found = reported("fixed-prediction", 3, lowering="closed-form")
+    assert found.found.turns[0].turn == "a step"
+    assert found.found.local
+    assert any("evaluates what they end in" in n for n in found.notes)
+    assert not reported("fixed-prediction", 3, lowering="relax").notes
+
+
+def test_one_wave_is_local_and_said_to_wait() -> None:
+    for algorithm in ("exact", "zil"):
+        found = reported(algorithm, 4)
+        assert found.found.local
+        assert "in one wave: each vertex waits for its neighbours" in str(found)
+
+
+def test_what_outlives_a_relaxation() -> None:
+    assert "gradient" in reported("nudged", 3).found.across
+    assert reported("strict", 3).found.across == ()
+
+
 def test_what_is_kept_and_when_parameters_learn() -> None:
     kept = {a: reported(a, 3).found for a in ALGORITHMS if a != "fixed-prediction"}
     assert "prediction" in kept["exact"].kept
