@@ -44,7 +44,8 @@ def code() -> Any:
 
 
 def _run(block: str) -> dict[str, Any]:
-    scope: dict[str, Any] = {}
+    # Classes of a scope without a name are of `builtins`; reading hints would write a cycle into it that stops Dynamo.
+    scope: dict[str, Any] = {"__name__": "document"}
     exec(block, scope)
     return scope
 

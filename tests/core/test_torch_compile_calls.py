@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -19,16 +18,7 @@ from pccompile import CompileError
 cut = torch._dynamo.graph_break
 
 
-pytestmark = pytest.mark.usefixtures("fresh_dynamo", "deep_stack")
-
-
-@pytest.fixture
-def deep_stack() -> Iterator[None]:
-    """Dynamo walks what a cut generator holds by recursion, near Python's limit where much was compiled before."""
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(10 * limit)
-    yield
-    sys.setrecursionlimit(limit)
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 class Net(nn.Module):
