@@ -16,7 +16,7 @@ from pccompile.backends.torch.printer import Printer, recorded
 from pccompile.backends.torch.spell import Speller, quoted
 from pccompile.backends.torch.statements import Function, Key
 from pccompile.diagnostics import listing, printable
-from pccompile.ir import PCGraph, Program, Ref, Vertex, flat
+from pccompile.ir import ForEach, PCGraph, Program, Ref, Vertex, flat
 from pccompile.ir.equations import names, parse
 from pccompile.ir.liveness import handed
 from pccompile.ir.names import Namer
@@ -106,7 +106,7 @@ class File:
         functions = (self.lowered.predict, self.lowered.infer, self.lowered.learn, self.lowered.sweep)
         called = dict.fromkeys(c for f in functions for c in fragments_of(f.statements()))
         ops = [*(s.op for f in functions for s in f.statements()), *(n.op for c in called for n in c.nodes)]
-        self.reserved = {*ARGUMENTS, *self.tables, *defaults, *STOPPING, *self.pc.graph.dims}
+        self.reserved = {*ARGUMENTS, *self.tables, *defaults, *STOPPING, *program.numbers, *self.pc.graph.dims}
         self.speller = Speller(self.reserved)
         self.speller.fragments = {c: self.speller.namer(c.name) for c in called}
         self.reserved |= self.speller.words(ops)
@@ -315,6 +315,8 @@ class File:
         if self.moving:
             own = f"h), h = ∂E/∂v, E = {v.energy}" if v.energy else "ε)"
             return _heading(v, f"ε = v − v̂, Δv = η ({text} − {own}")
+        if any(isinstance(s, ForEach) for s in self.program.infer):
+            return _heading(v, f"u = z ({text.replace('ε', 'u')}), Δε = u")
         return _heading(v, f"Δε = η ({text} − ε)" if self.program.arguments else f"ε = {text}")
 
 

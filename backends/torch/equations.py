@@ -111,7 +111,7 @@ class Equations:
             return None
         text = number_text(e, self.arguments, d.vertex)
         words = [*names(e), *([d.vertex] if "[" in text else [])]
-        return self.w.given(text, Label("_".join(words) or "number"))
+        return self.w.given(text, Label("_".join(words) or "number"), tuple(names(e)))
 
     def negative(self, value: Arg) -> Ref:
         """−value; a factor that it was just multiplied by takes the sign."""

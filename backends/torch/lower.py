@@ -12,12 +12,13 @@ from pccompile.backends.torch.equations import Equations
 from pccompile.backends.torch.keys import gradient_keys
 from pccompile.backends.torch.pulls import Term, total
 from pccompile.backends.torch.spell import quoted
-from pccompile.backends.torch.statements import Function, Key, Label, Stop, label_of
+from pccompile.backends.torch.statements import Function, Key, Label, Stop, Turns, label_of
 from pccompile.backends.torch.writer import Writer
 from pccompile.ir import (
     Arg,
     Decision,
     Do,
+    ForEach,
     Graph,
     Node,
     PCGraph,
@@ -103,7 +104,7 @@ class _Lowering:
         self.written: dict[tuple[str, Ref], tuple[dict[str, Ref], dict[Ref, Ref]]] = {}
         self.nodes = {n.name: n for n in self.graph.nodes}
         self.depth = 0
-        self.equations = Equations(self.w, program.arguments, self.term)
+        self.equations = Equations(self.w, program.numbers, self.term)
 
     def snapshot(self) -> tuple[dict[tuple[str, str], Ref], dict[object, Ref]]:
         return dict(self.slots), dict(self.w.known)
@@ -212,11 +213,13 @@ class _Lowering:
                 case Do():
                     self.do(s)
                 case Repeat():
-                    self.repeat(s)
+                    self.loop(s, Turns(s.times), s.until)
+                case ForEach():
+                    self.loop(s, Turns("", s.names, s.rows))
                 case Update():
                     self.update(s)
 
-    def repeat(self, loop: Repeat) -> None:
+    def loop(self, loop: Repeat | ForEach, turns: Turns, until: Until | None = None) -> None:
         """A loop; the slots that it assigns and that have a value before it are carried from step to step."""
         assigned = dict.fromkeys((d.vertex, d.slot) for d in flat(loop.body))
         starts = {(slot, vertex): self.slots[vertex, slot] for vertex, slot in assigned if (vertex, slot) in self.slots}
@@ -224,7 +227,7 @@ class _Lowering:
         outermost = not self.depth
         self.written.clear()
         self.depth += 1
-        with self.w.loop(loop.times, starts, learns) as state:
+        with self.w.loop(turns, starts, learns) as state:
             self.slots |= {(vertex, slot): value for (slot, vertex), value in state.values.items()}
             phis = dict(state.values)
             self.run(loop.body)
@@ -234,8 +237,8 @@ class _Lowering:
                 places = ((v, s) for s in kinds for v in self.pc.names)
                 state.record = {(s, v): self.slots[v, s] for v, s in places if (v, s) in self.slots}
                 state.record |= {("energy", v.name): self.energy(v) for v in self.pc.vertices if v.energy}
-            if loop.until:
-                state.stop = self.stop(loop.until)
+            if until:
+                state.stop = self.stop(until)
         self.depth -= 1
         self.written.clear()
         for place in assigned:

@@ -323,7 +323,8 @@ class Printer:
         for c in loop.carried:
             self.line(depth, f"{self.names[c.phi]} = {self.spell(c.start)}")
         counter = "done" if loop.stop else "_"
-        self.line(depth, f"for {counter} in range({loop.times}):")
+        for text in loop.turns.head(counter):
+            self.line(depth, text)
         late = []
         for c in loop.carried:
             places = (i for i, s in enumerate(loop.body) if isinstance(s, Statement) and s.target == c.next)

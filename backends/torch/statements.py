@@ -51,7 +51,8 @@ class Statement:
     """`target = op(args)`. Besides the operations of the dialect, `op` may be
 
     leaf       args: table ("params", "inputs", "buffers") and key: an entry of a table of the model
-    given      args: text: a Python expression over the function's arguments
+    given      args: text: a Python expression over the function's arguments; names: numbers of the loops around it
+               that it reads
     alias      args: of: the same tensor under a second name
     copy       args: table, key, of: writes into an entry of a table of the model; has no target
     keep       args: table, key, of: puts a tensor in the place of an entry; has no target
@@ -95,11 +96,27 @@ class Stop:
     least: int
 
 
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """What a loop runs over: `times` turns, or `rows` of numbers called `names`."""
+
+    times: str = ""
+    names: tuple[str, ...] = ()
+    rows: tuple[tuple[float, ...], ...] = ()
+
+    def head(self, counter: str) -> list[str]:
+        """The lines that open the loop."""
+        if not self.names:
+            return [f"for {counter} in range({self.times}):"]
+        rows = (f"    ({', '.join(map(repr, row))}{',' * (len(row) == 1)})," for row in self.rows)
+        return [f"for {', '.join(self.names)}{',' * (len(self.names) == 1)} in (", *rows, "):"]
+
+
 @dataclass(eq=False)
 class Loop:
-    """`for _ in range(times)`. `record` is what a trace of inference is shown after each step, `stop` ends it early."""
+    """A loop over `turns`. `record` is what a trace of inference is shown after each step, `stop` ends it early."""
 
-    times: str
+    turns: Turns
     carried: list[Carried]
     body: list[Line]
     record: dict[Key, Ref] = field(default_factory=dict)

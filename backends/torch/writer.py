@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,6 +16,7 @@ from pccompile.backends.torch.statements import (
     Role,
     Statement,
     Stop,
+    Turns,
     label_of,
 )
 from pccompile.ir import Arg, Ref
@@ -24,10 +25,11 @@ from pccompile.ops import OPS, bind
 
 @dataclass
 class _Level:
-    """A loop under way: the lines in front of it, the values that move in it, and whether parameters do."""
+    """A loop under way: the lines in front of it, what moves in it, values and numbers, and whether parameters do."""
 
     outer: list[Line]
     moving: set[Ref]
+    numbers: tuple[str, ...]
     learns: bool
 
 
@@ -97,15 +99,17 @@ class Writer:
             level = self._levels[depth - 1]
             if read & level.moving or (level.learns and is_parameter(statement)):
                 return depth
+            if statement.op == "given" and set(statement.args["names"]) & set(level.numbers):
+                return depth
         return 0
 
     def leaf(self, table: str, key: str, label: Label) -> Ref:
         """An entry of one of the model's tables."""
         return self.call("leaf", {"table": table, "key": key}, label)
 
-    def given(self, text: str, label: Label) -> Ref:
-        """A Python expression over the function's arguments."""
-        return self.call("given", {"text": text}, label)
+    def given(self, text: str, label: Label, names: Sequence[str] = ()) -> Ref:
+        """A Python expression over the function's arguments. names: the numbers that it reads."""
+        return self.call("given", {"text": text, "names": tuple(names)}, label)
 
     def name(self, value: Ref, label: Label) -> Ref:
         """`value` under the name `label`: its own, if it has just been made, else an alias."""
@@ -123,7 +127,7 @@ class Writer:
         return self.write("alias", {"of": value}, label)
 
     @contextmanager
-    def loop(self, times: str, starts: Mapping[Key, Ref], learns: bool = False) -> Iterator[LoopState]:
+    def loop(self, turns: Turns, starts: Mapping[Key, Ref], learns: bool = False) -> Iterator[LoopState]:
         """A loop that carries a value for each key of `starts`; what `state` holds at the end is handed on.
 
         learns: parameters change in it, so that nothing which is computed from them is true for more than one step.
@@ -131,7 +135,7 @@ class Writer:
         phis = {(slot, name): self.fresh(label_of(slot, name)) for slot, name in starts}
         if learns:
             self.forget_parameters()
-        level = _Level(self.lines, set(phis.values()), learns)
+        level = _Level(self.lines, set(phis.values()), turns.names, learns)
         self._levels.append(level)
         self.lines = []
         state = LoopState(dict(phis))
@@ -142,7 +146,7 @@ class Writer:
         self._levels.pop()
         if self._levels:
             self._levels[-1].moving |= level.moving
-        self.lines.append(Loop(times, carried, body, state.record, state.stop))
+        self.lines.append(Loop(turns, carried, body, state.record, state.stop))
 
     def forget_parameters(self) -> None:
         """From here on parameters are read anew, and so is all that is computed from them."""

@@ -4,8 +4,9 @@ r"""Fixed-prediction inference: predictions and Jacobians stay at their feedforw
 
 At the fixed point every error is minus the loss gradient of its value (Millidge, Tschantz & Buckley 2020,
 arXiv:2006.04182). After T steps a path of k edges from the output carries the weight P[Binomial(T, η) ≥ k], which gives
-two programs for the same result: `relax` takes the steps, `closed-form` splits each error by path length, propagates
-each part once and weights it.
+three programs for the same result: `relax` takes the steps; `closed-form` splits each error by path length, propagates
+each part once and weights it; `exponentials` writes the law as a sum of some exponentials in k, and adds up as many
+sweeps, in each of which an edge damps what it carries: their number depends on T, η and `precision` alone.
 """
 
 from __future__ import annotations
@@ -14,15 +15,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from pccompile.algorithms.common import clamped, learn, sweep
+from pccompile.algorithms.exponentials import MOST_NODES, Sections, closest
 from pccompile.algorithms.law import PathLengths, gradient_error, path_lengths, steps_for
 from pccompile.algorithms.record import Algorithm, Auto, setting
 from pccompile.diagnostics import CompileError
-from pccompile.ir import Do, PCGraph, Program, Repeat
+from pccompile.ir import Do, ForEach, PCGraph, Program, Repeat, Step
 from pccompile.ir.law import weight
 
+Lowering = Literal["closed-form", "relax", "exponentials"]
 MOST_PARTS = 3000
 """The longest closed form that is chosen by itself: each part is a few lines of the generated file."""
+FINEST, ROUNDINGS, COARSEST = 1e-9, 256, 1e-3
+"""How close exponentials are to come by default: as many roundings of the type, within these bounds."""
 
 AUTOMATIC = 1e-3
 """The predicted gradient error of automatic steps, where the rate is given."""
@@ -31,13 +38,19 @@ ONE = "rate 1 was chosen: all between 0 and 2 converge, and this one in as many 
 
 @dataclass(frozen=True)
 class Settings:
-    """How far inference goes, and in which of the two forms. With neither steps nor a tolerance, 100 steps."""
+    """How far inference goes, and in which form. With neither steps nor a tolerance, 100 steps."""
 
     steps: int | Auto | None = setting(None, "a number of inference steps", least=0)
     rate: float | Auto = setting(0.1, "size of an inference step; it converges for rates", above=0, below=2)
     tolerance: float | None = setting(None, "as many steps as this relative gradient error needs", above=0)
-    lowering: Literal["closed-form", "relax"] | None = setting(
-        None, "evaluate the steps, or take them; by default the former unless its program would be very long"
+    lowering: Lowering | None = setting(
+        None, "take the steps, or evaluate them path length by path length or in damped sweeps; by default the cheapest"
+    )
+    precision: float | None = setting(
+        None,
+        "how far exponentials may be from the steps, relative to backpropagation; by default as far as the type allows",
+        above=0,
+        below=1,
     )
 
     def __post_init__(self) -> None:
@@ -56,10 +69,17 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
         f"{steps} steps of size {rate:g}: predicted gradient error {gradient_error(pc, steps, rate):.3g} "
         f"(what is missing on the longest path, {longest} edges, which carries {weight(steps, rate, longest):.4g})",
     )
-    parts = paths.parts(steps)
-    if lowering is None and parts > MOST_PARTS:
-        facts = (*facts, f"relaxed step by step: the closed form would have {parts} parts")
-    elif lowering in (None, "closed-form"):
+    waves = None
+    if lowering == "exponentials" or (lowering is None and paths.parts(steps) > 2 * len(pc.latent)):
+        waves = _Waves(pc, paths, steps, rate, settings.precision)
+        if lowering == "exponentials":
+            waves.refuse_if_far()
+    if lowering is None:
+        lowering, reason = _cheapest(paths.parts(steps), steps * len(pc.latent), waves)
+        facts = (*facts, *reason)
+    if lowering == "exponentials" and waves:
+        return waves.program(facts)
+    if lowering == "closed-form":
         return _closed_form(pc, steps, rate, facts)
     start = (*clamped(pc), *(Do(v.name, "error", "zero") for v in pc.latent))
     relax = tuple(Do(v.name, "error", "error + rate * (pull - error)") for v in pc.latent)
@@ -77,6 +97,76 @@ def _numbers(pc: PCGraph, settings: Settings, longest: int) -> tuple[int, float,
     if settings.steps == "auto" or (settings.steps is None and settings.rate == "auto"):
         return max(longest, 1) if rate == 1 else steps_for(pc, rate, AUTOMATIC), rate, why
     return 100 if settings.steps is None else settings.steps, rate, why
+
+
+def _cheapest(parts: int, moves: int, waves: _Waves | None) -> tuple[Lowering, tuple[str, ...]]:
+    """The lowering with the fewest sums of messages, and a fact that says why it is not the closed form.
+
+    parts, moves: how many the closed form and the steps have.
+    """
+    if waves and waves.close and waves.sums < min(moves, parts if parts <= MOST_PARTS else moves):
+        return "exponentials", ()
+    if parts <= MOST_PARTS:
+        return "closed-form", ()
+    return "relax", (f"relaxed step by step: the closed form would have {parts} parts",)
+
+
+class _Waves:
+    """The law as a sum of exponentials on a graph, and its program."""
+
+    def __init__(self, pc: PCGraph, paths: PathLengths, steps: int, rate: float, precision: float | None) -> None:
+        self.pc, self.steps, self.rate = pc, steps, rate
+        kinds = [v.type.dtype for v in pc.vertices if v.type.dtype.is_floating_point or v.type.dtype.is_complex]
+        self.kind = max(kinds, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
+        eps = torch.finfo(self.kind).eps
+        self.precision = precision or min(max(FINEST, ROUNDINGS * eps), COARSEST)
+        law = [weight(steps, rate, k) for k in range(max(paths.longest + 1 + (paths.longest + 1) % 2, 4))]
+        last = max(k for k, w in enumerate(law) if abs(w) > self.precision)
+        within = (1 << last + 1) - 1
+        self.moving = {name for name, lengths in paths.sets.items() if lengths & within}
+        self.sections: Sections = closest(law, self.precision, eps)
+
+    @property
+    def close(self) -> bool:
+        """Whether the sum is as close to the law as it is to be."""
+        return self.sections.error <= self.precision
+
+    @property
+    def sums(self) -> int:
+        """How many sums of messages the program has."""
+        return 2 * len(self.sections.rows) * len(self.moving)
+
+    def refuse_if_far(self) -> None:
+        """Raise CompileError unless the sum is close to the law."""
+        if not self.close:
+            steps = f"{self.steps} steps of size {self.rate:g} in {str(self.kind).removeprefix('torch.')}"
+            hint = f"leave the lowering open, or take a precision above {self.sections.error:.2g}"
+            raise CompileError(f"no {MOST_NODES} exponentials come within {self.precision:.2g} of {steps}", hint=hint)
+
+    def program(self, facts: tuple[str, ...]) -> Program:
+        """The sweeps, two at a time: a section's value at a vertex, and the value that its parents are to have."""
+        pc, sections, children = self.pc, self.sections, self.pc.children()
+        sweeps: list[Do] = []
+        for name in pc.clamped:
+            sweeps += [Do(name, "wave", "start * error"), Do(name, "ahead", "start_ahead * error")]
+        for v in reversed(pc.latent):
+            if v.name in self.moving:
+                senders = [c.name for c in children[v.name] if c.name in self.moving]
+                ahead, wave = ({c: {slot: 1.0} for c in senders} for slot in ("ahead", "wave"))
+                sweeps.append(Do(v.name, "wave", "pull", carries=ahead))
+                sweeps.append(Do(v.name, "ahead", "node_sum * wave - node_product * pull", carries=wave))
+                sweeps.append(Do(v.name, "error", "error + wave"))
+        start = (*clamped(pc), *(Do(v.name, "error", "zero") for v in pc.latent))
+        names = ("node_sum", "node_product", "start", "start_ahead")
+        still = sum(v.name not in self.moving for v in pc.latent)
+        facts = (
+            *facts,
+            f"{2 * len(sections.rows)} exponentials in place of the steps: their weights are those of the steps "
+            f"up to {sections.fit:.1g}, and up to {sections.rounding:.1g} of rounding",
+            *([f"{still} vertices keep error 0: their paths carry {self.precision:.1g} at most"] if still else []),
+        )
+        infer: tuple[Step, ...] = (*start, ForEach(names, sections.rows, tuple(sweeps)))
+        return Program(pc, "fixed-prediction", infer, tuple(learn(pc)), facts=facts)
 
 
 def _closed_form(pc: PCGraph, steps: int, rate: float, facts: tuple[str, ...]) -> Program:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pccompile.analysis.factors import factors
-from pccompile.ir import Do, PCGraph, Program, Repeat, flat, steps_of
+from pccompile.ir import Do, ForEach, PCGraph, Program, Repeat, flat, steps_of
 from pccompile.ir.equations import names, parse
 from pccompile.ir.liveness import Place, reads
 
@@ -64,7 +64,7 @@ class Locality:
 
 def locality(program: Program) -> Locality:
     """What `program` needs of a substrate."""
-    turns = [Hops("a step", *farthest(program, s.body)) for s in program.infer if isinstance(s, Repeat)]
+    turns = [Hops("a step", *farthest(program, s.body)) for s in program.infer if isinstance(s, Repeat | ForEach)]
     if not turns:
         turns = [Hops(WAVE, *farthest(program, program.infer))]
     pc = program.pc
@@ -89,7 +89,7 @@ def farthest(program: Program, steps: Sequence[object]) -> tuple[int, tuple[str,
         if not isinstance(s, Do) or s.vertex not in vertices:
             continue
         place = (s.vertex, s.slot)
-        news = [p for p in reads(program, s, children, vertices, every) if p in hops and p != place]
+        news = [p for p in reads(s, program.numbers, children, vertices, every) if p in hops and p != place]
         come = {p: hops[p] + (p[0] != s.vertex) for p in news}
         last = max(news, key=come.__getitem__, default=None)
         neighbours = any(n in ("pull", "predict") for n in names(parse(s.equation)))
@@ -117,11 +117,11 @@ def _kept(program: Program) -> Iterator[str]:
     children, vertices = program.pc.children(), {v.name: v for v in program.pc.vertices}
     every = {(d.vertex, d.slot) for d in flat(program.infer)}
     found: dict[str, None] = {}
-    loops = [s.body for s in steps_of(program.infer) if isinstance(s, Repeat)] or [program.infer]
+    loops = [s.body for s in steps_of(program.infer) if isinstance(s, Repeat | ForEach)] or [program.infer]
     for body in loops:
         made = set[Place]()
         for d in (d for d in body if isinstance(d, Do)):
-            for owner, slot in reads(program, d, children, vertices, every):
+            for owner, slot in reads(d, program.numbers, children, vertices, every):
                 known = (owner, slot) in every or (slot == "prediction" and owner in vertices)
                 if known and (owner, slot) not in made:
                     found[slot] = None
@@ -134,10 +134,10 @@ def _across(program: Program) -> Iterator[str]:
     children, vertices = program.pc.children(), {v.name: v for v in program.pc.vertices}
     loops, assigned, found = 0, dict[Place, int](), set[str]()
     for s in (*program.infer, *program.learn):
-        loops += isinstance(s, Repeat)
+        loops += isinstance(s, Repeat | ForEach)
         for d in flat([s]):
-            if not isinstance(s, Repeat):
-                places = reads(program, d, children, vertices, assigned.keys())
+            if not isinstance(s, Repeat | ForEach):
+                places = reads(d, program.numbers, children, vertices, assigned.keys())
                 found |= {slot for owner, slot in places if assigned.get((owner, slot), loops) < loops}
             assigned[d.vertex, d.slot] = loops
     yield from sorted(found)
@@ -170,6 +170,8 @@ def carried(program: Program) -> Mapping[str, int]:
             if isinstance(s, Repeat):
                 turns = program.arguments[s.times]
                 add(s.body, times * (turns if isinstance(turns, int) else 1))
+            elif isinstance(s, ForEach):
+                add(s.body, times * len(s.rows))
             elif isinstance(s, Do):
                 read = set(names(parse(s.equation)))
                 found["predictions"] += times * ("predict" in read)

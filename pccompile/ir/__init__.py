@@ -18,7 +18,7 @@ from pccompile.ir.graph import (
     verify,
 )
 from pccompile.ir.pc import ALWAYS, ERROR, Condition, Decision, Output, PCGraph, Vertex, verify_local
-from pccompile.ir.program import Argument, Do, Program, Repeat, Step, Until, Update, flat, steps_of
+from pccompile.ir.program import Argument, Do, ForEach, Program, Repeat, Step, Until, Update, flat, steps_of
 from pccompile.ir.verify_program import verify_program
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Dim",
     "Do",
     "Energy",
+    "ForEach",
     "Fragment",
     "Graph",
     "Node",

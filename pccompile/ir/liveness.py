@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from pccompile.ir.equations import TERMS, names, parse
@@ -14,13 +14,15 @@ Place = tuple[str, str]
 
 
 def reads(
-    program: Program,
     d: Do,
+    numbers: Container[str],
     children: Mapping[str, Sequence[Vertex]],
     vertices: Mapping[str, Vertex],
     made: AbstractSet[Place],
 ) -> Iterator[Place]:
     """The slots that a Do reads of its own, its children's and their parents'; `made` are those assigned so far.
+
+    numbers: the names in its equation that are no slots, see `Program.numbers`.
 
     A parent without slot `at` is read where it is predicted.
     """
@@ -29,7 +31,7 @@ def reads(
         return name, d.at if (name, d.at) in made else "prediction"
 
     own = set(names(parse(d.equation)))
-    yield from ((d.vertex, n) for n in own if n not in program.arguments)
+    yield from ((d.vertex, n) for n in own if n not in numbers)
     if own & {"send", "hold"} and d.vertex in vertices:
         yield from ((d.vertex, s) for s in sorted(_of_energy(vertices[d.vertex], own)))
     if "clamp" in own:
@@ -58,10 +60,10 @@ def handed(program: Program) -> tuple[str, ...]:
     """
     assigned = {(d.vertex, d.slot) for d in flat(program.infer)}
     children, vertices, made = program.pc.children(), {v.name: v for v in program.pc.vertices}, set[Place]()
-    there = set(assigned)
+    there, numbers = set(assigned), program.numbers
     live: dict[str, None] = {"error": None, **({program.state: None} if program.state else {})}
     for d in flat(program.learn):
-        found = reads(program, d, children, vertices, there)
+        found = reads(d, numbers, children, vertices, there)
         live.update(dict.fromkeys(sorted({p[1] for p in found if p in assigned and p not in made})))
         made.add((d.vertex, d.slot))
         there.add((d.vertex, d.slot))

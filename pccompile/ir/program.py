@@ -72,7 +72,20 @@ class Repeat:
         return "\n".join([head, *(f"  {line}" for s in self.body for line in str(s).splitlines())])
 
 
-Step = Do | Repeat | Update
+@dataclass(frozen=True, slots=True)
+class ForEach:
+    """Run `body` once for each of `rows`; in its equations each of `names` is the row's number."""
+
+    names: tuple[str, ...]
+    rows: tuple[tuple[float, ...], ...]
+    body: tuple[Step, ...]
+
+    def __str__(self) -> str:
+        head = f"for each {', '.join(self.names)} of {', '.join(map(str, self.rows))}:"
+        return "\n".join([head, *(f"  {line}" for s in self.body for line in str(s).splitlines())])
+
+
+Step = Do | Repeat | ForEach | Update
 Argument = float | int | Mapping[str, float]
 """A runtime argument's default: a number, or a table of numbers by vertex."""
 
@@ -105,6 +118,13 @@ class Program:
         return "\n".join([*lines, "}"])
 
     @property
+    def numbers(self) -> Mapping[str, Argument]:
+        """What equations may read that is no slot: the runtime arguments, and the numbers of loops over rows."""
+        loops = (s for phase in (self.infer, self.learn, self.sweep) for s in steps_of(phase))
+        rows = {n: 0.0 for s in loops if isinstance(s, ForEach) for n in s.names}
+        return {**self.arguments, **rows}
+
+    @property
     def updates(self) -> bool:
         """Whether inference itself changes parameters."""
         return any(isinstance(s, Update) for s in steps_of(self.infer))
@@ -114,7 +134,7 @@ def steps_of(steps: Sequence[Step]) -> Iterator[Step]:
     """Every step, those in loops included, each loop before what it holds."""
     for s in steps:
         yield s
-        if isinstance(s, Repeat):
+        if isinstance(s, Repeat | ForEach):
             yield from steps_of(s.body)
 
 

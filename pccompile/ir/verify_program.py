@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
 from pccompile.diagnostics import NOWHERE, CompileError
 from pccompile.ir.equations import FUNCTIONS, TERMS, EquationError, calls, names, parse
 from pccompile.ir.liveness import Place, reads
-from pccompile.ir.program import Do, Program, Repeat, Step, Until, Update
+from pccompile.ir.program import Do, ForEach, Program, Repeat, Step, Until, Update
 
 OF_OUTPUTS = ("clamp", "seed")
 OF_VERTICES = ("predict", "noise", "send", "hold")
@@ -20,7 +21,8 @@ def verify_program(program: Program) -> Program:
 
     Every equation concerns a vertex, a parameter or an input of the graph and is arithmetic; every slot that it reads
     has been assigned on every way there, where a loop may run no time at all; no slot has the name of an argument or of
-    a term; tables give a number for each vertex that reads them; loops take arguments. Raises CompileError at the first
+    a term; tables give a number for each vertex that reads them; loops take arguments, or rows whose numbers are read
+    inside only. Raises CompileError at the first
     violation.
     """
     checker = _Checker(program)
@@ -37,6 +39,7 @@ class _Checker:
         self.vertices = {v.name: v for v in self.pc.vertices}
         self.leaves, self.children = set(self.pc.graph.leaves), self.pc.children()
         self.clamped = set(self.pc.clamped)
+        self.numbers, self.rows = program.numbers, set[str]()
         self.learners = {n for n in self.leaves & self.pc.reached if n in self.pc.graph.params}
 
     def refuse(self, what: object, why: str, vertex: str = "") -> CompileError:
@@ -54,6 +57,8 @@ class _Checker:
                     found.add((s.vertex, s.slot))
                 case Repeat():
                     self.loop(s, found)
+                case ForEach():
+                    self.over_rows(s, found)
                 case Update():
                     if missing := [n for n in sorted(self.learners) if (n, s.slot) not in found]:
                         raise self.refuse(s, f"{missing[0]} has no {s.slot} yet")
@@ -66,6 +71,21 @@ class _Checker:
         inside = self.steps(loop.body, known)
         if loop.until is not None:
             self.until(loop.until, inside)
+
+    def over_rows(self, loop: ForEach, known: set[Place]) -> None:
+        head = str(loop).partition("\n")[0]
+        for name in loop.names:
+            taken = (*TERMS, *FUNCTIONS, *self.program.arguments, *self.rows)
+            if name in taken or not name.isidentifier() or loop.names.count(name) > 1:
+                raise self.refuse(head, f"a number of a row cannot be called {name}")
+        if not loop.rows or any(len(row) != len(loop.names) for row in loop.rows):
+            raise self.refuse(head, f"it needs rows of {len(loop.names)} numbers")
+        if not all(math.isfinite(number) for row in loop.rows for number in row):
+            raise self.refuse(head, "its rows are not finite")
+        outside = set(self.rows)
+        self.rows |= set(loop.names)
+        self.steps(loop.body, known)
+        self.rows = outside
 
     def until(self, until: Until, known: AbstractSet[Place]) -> None:
         owners = {o for o, slot in known if slot == until.slot and o in self.vertices}
@@ -81,20 +101,21 @@ class _Checker:
         if d.vertex not in (self.leaves if d.slot == "gradient" else self.vertices.keys() | self.leaves):
             what = f"{self.program.algorithm} updates {d.slot} of {d.vertex}, which the graph does not have"
             raise CompileError(what)
-        reserved = (*TERMS, *FUNCTIONS, *self.program.arguments)
+        reserved = (*TERMS, *FUNCTIONS, *self.numbers)
         if d.slot in reserved or not d.slot.isidentifier():
             raise self.refuse(d, f"a slot cannot be called {d.slot}", d.vertex)
         try:
             read = set(names(parse(d.equation)))
         except EquationError as e:
             raise self.refuse(d, str(e), d.vertex) from None
-        numbers = set(self.program.arguments)
-        if of_numbers := next((c for c in calls(parse(d.equation)) if set(names(c)) <= numbers), None):
+        if of_numbers := next((c for c in calls(parse(d.equation)) if set(names(c)) <= self.numbers.keys()), None):
             name = ast.unparse(of_numbers)
             raise self.refuse(d, f"{name} is a function of numbers alone: give its value as a setting", d.vertex)
         self.terms(d, read)
         self.tables(d, read)
-        for owner, slot in sorted(set(reads(self.program, d, self.children, self.vertices, known)) - known):
+        if outside := read & (self.numbers.keys() - self.program.arguments.keys() - self.rows):
+            raise self.refuse(d, f"{min(outside)} is a number of a loop that this is not in", d.vertex)
+        for owner, slot in sorted(set(reads(d, self.numbers, self.children, self.vertices, known)) - known):
             if slot not in TERMS:
                 of = "" if owner == d.vertex else f" of {owner}"
                 raise self.refuse(d, f"{slot}{of} is no slot that has been assigned, no argument and no term", d.vertex)
