@@ -2,7 +2,8 @@
 
 python benchmarks/speed.py [names …] [--compile] [--relax] [--repeats N]
 
-exact is the generated file's `step`; "as a module" is `pc(x)` with a loss and autograd around it.
+exact is the generated file's `step`; "as a module" is `pc(x)` with a loss and autograd around it; fixed prediction is
+in the lowering that is chosen for it, and "lines" is the length of the file with exponentials.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ Step = Callable[[], Any]
 # Inductor's switch to channels-last makes a compiled training gradient of a convolutional network slower on a CPU, for
 # autograd too (ResNet-18: 84 ms against 67 ms), so both sides of the ratio go without it.
 INDUCTOR = {"layout_optimization": False}
+FIXED: dict[str, Any] = {"algorithm": "fixed-prediction", "steps": 100, "rate": 0.1}
 
 
 def autograd_step(
@@ -53,6 +55,12 @@ def program_step(bench: Bench, model: torch.nn.Module, x: Any, y: Any, compiled:
     if compiled:
         run = torch.compile(run, fullgraph=True, options=INDUCTOR)
     return lambda: run(params, buffers, inputs, targets)
+
+
+def lines(bench: Bench, model: torch.nn.Module, x: Any, y: Any, algorithm: str, **settings: Any) -> int:
+    """How long the generated file is."""
+    runtime = PCModule(model, Options(algorithm, None, settings), bench.loss).prepare(x, loss=bench.loss, target=y)
+    return len(runtime.source.text.splitlines())
 
 
 def module_step(bench: Bench, model: torch.nn.Module, x: tuple[torch.Tensor, ...], y: torch.Tensor) -> Step:
@@ -98,7 +106,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=60)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    header = "| network | eager autograd ms | exact | as a module | closed form T=100 |"
+    header = "| network | eager autograd ms | exact | as a module | fixed prediction T=100 | exponentials | lines |"
     header += " relax T=100 |" * options.relax + " compiled autograd ms | compiled exact |" * options.compile
     header += " peak memory | as a module |"
     print(header)
@@ -115,17 +123,18 @@ def row(bench: Bench, options: argparse.Namespace) -> str:
         "eager": autograd_step(bench, model, x, y),
         "exact": program_step(bench, model, x, y),
         "module": module_step(bench, model, x, y),
-        "closed": program_step(bench, model, x, y, algorithm="fixed-prediction", steps=100, rate=0.1),
+        "fixed": program_step(bench, model, x, y, **FIXED),
+        "exponentials": program_step(bench, model, x, y, lowering="exponentials", **FIXED),
     }
     if options.relax:
-        steps["relax"] = program_step(
-            bench, model, x, y, algorithm="fixed-prediction", steps=100, rate=0.1, lowering="relax"
-        )
+        steps["relax"] = program_step(bench, model, x, y, lowering="relax", **FIXED)
     times = interleaved(steps, options.repeats)
     cells = [
         bench.name,
         f"{1e3 * times['eager']:.2f}",
-        *(f"{times[k] / times['eager']:.3f}" for k in steps if k != "eager"),
+        *(f"{times[k] / times['eager']:.3f}" for k in steps if k not in ("eager", "relax")),
+        f"{lines(bench, model, x, y, lowering='exponentials', **FIXED):,}",
+        *([f"{times['relax'] / times['eager']:.3f}"] if options.relax else []),
     ]
     if options.compile:
         forward = torch.compile(lambda x, y: bench.loss(model(*x), y), fullgraph=True, options=INDUCTOR)

@@ -23,8 +23,6 @@ OVERWRITING = {f"aten.{name}.default": f"torch.{name}_" for name in ("relu", "ta
 
 DEEPEST = 16
 """So many statements are written inside one another at most: Python's own parser gives up at some hundred."""
-
-
 SETTLED = '''
 def settled(moves, against, below):
     """Whether each of `moves` is small against what stands beside it in `against`."""
@@ -168,7 +166,12 @@ class Printer:
             return False
         wired = s.op in OPS and OPS[s.op].wiring
         single = reader.op == "getitem" and s.op != "getitem"
-        return wired or single or s.op == "getitem" or self._absorbed(s, reader)
+        return wired or single or s.op == "getitem" or self._absorbed(s, reader) or self._scaled(s)
+
+    def _scaled(self, s: Statement) -> bool:
+        """Whether a statement is a product with a number of a loop."""
+        factor = self.made.get(s.args["self"]) if s.op == "aten.mul.Tensor" else None
+        return factor is not None and bool(factor.args.get("names"))
 
     def _absorbed(self, s: Statement, reader: Statement) -> bool:
         """Whether the reader is an in-place step that takes a fresh operand as it is."""

@@ -108,8 +108,9 @@ class Writer:
         return self.call("leaf", {"table": table, "key": key}, label)
 
     def given(self, text: str, label: Label, names: Sequence[str] = ()) -> Ref:
-        """A Python expression over the function's arguments. names: the numbers that it reads."""
-        return self.call("given", {"text": text, "names": tuple(names)}, label)
+        """A Python expression over the function's arguments and `names`, among them numbers of the loops around it."""
+        moving = {n for level in self._levels for n in level.numbers}
+        return self.call("given", {"text": text, "names": tuple(n for n in names if n in moving)}, label)
 
     def name(self, value: Ref, label: Label) -> Ref:
         """`value` under the name `label`: its own, if it has just been made, else an alias."""

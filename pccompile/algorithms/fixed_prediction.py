@@ -166,7 +166,9 @@ class _Waves:
             *([f"{still} vertices keep error 0: their paths carry {self.precision:.1g} at most"] if still else []),
         )
         infer: tuple[Step, ...] = (*start, ForEach(names, sections.rows, tuple(sweeps)))
-        return Program(pc, "fixed-prediction", infer, tuple(learn(pc)), facts=facts)
+        return Program(
+            pc, "fixed-prediction", infer, tuple(learn(pc)), facts=facts, precision=max(self.precision, sections.error)
+        )
 
 
 def _closed_form(pc: PCGraph, steps: int, rate: float, facts: tuple[str, ...]) -> Program:

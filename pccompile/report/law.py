@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -82,19 +83,28 @@ def consistency(
     closed = bench.gradients_of(bench.other_program(steps=taken, rate=rate, lowering="closed-form"))
     checks.append(_check(f"{taken} steps of size {rate:g} taken against their closed form", relaxed, closed, tolerance))
     if taken == steps:
-        checks.append(_check(f"the compiled program against the {settings}", found, relaxed, tolerance))
+        precision = compiled.program.precision
+        allowed = {k: precision * float(g.norm()) for k, g in wanted.items() if g is not None}
+        checks.append(_check(f"the compiled program against the {settings}", found, relaxed, tolerance, allowed))
     return tuple(checks), notes
 
 
 def _check(
-    what: str, found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], tolerance: float
+    what: str,
+    found: Mapping[str, Tensor | None],
+    expected: Mapping[str, Tensor | None],
+    tolerance: float,
+    allowed: Mapping[str, float] = MappingProxyType({}),
 ) -> Check:
-    """The worst difference, relative to the gradient's norm, or to the largest one's where that is next to nothing."""
+    """The worst difference, relative to the gradient's norm, or to the largest one's where that is next to nothing.
+
+    allowed: for each gradient, the norm of a difference that does not count.
+    """
     compared = differences({k: found.get(k) for k in expected}, expected)
     largest = max((d.norm for d in compared), default=0.0)
     worst = 0.0
     for d in compared:
-        absolute = d.relative_error * d.norm if d.norm else d.max_abs
+        absolute = max(0.0, (d.relative_error * d.norm if d.norm else d.max_abs) - allowed.get(d.name, 0.0))
         scale = max(d.norm, 1e-3 * largest)
         missing = math.isinf(d.relative_error) and d.norm == 0 and d.note
         relative = math.inf if missing or not math.isfinite(absolute) else absolute / scale if scale else absolute

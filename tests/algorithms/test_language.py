@@ -17,7 +17,7 @@ from pccompile.algorithms import ALGORITHMS, Algorithm, register, setting
 from pccompile.algorithms import _known as known
 from pccompile.algorithms.common import each, learn, look, move, start
 from pccompile.diagnostics import CompileError
-from pccompile.ir import Do, PCGraph, Program, Repeat, Until, Update, verify_program
+from pccompile.ir import Do, ForEach, PCGraph, Program, Repeat, Until, Update, verify_program
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,12 @@ def strict(gated: Problem) -> Program:
         (Repeat("steps", (), Until("speed", "value", "rate")), "no vertex has speed"),
         (Repeat("steps", (), Until("value", "speed", "rate")), "has no speed"),
         (Repeat("steps", (), Until("value", "value", "closeness")), "closeness is no argument"),
+        (ForEach((), (), ()), "it needs rows of 0 numbers"),
+        (ForEach(("z",), ((1.0, 2.0),), ()), "it needs rows of 1 numbers"),
+        (ForEach(("z",), ((float("inf"),),), ()), "its rows are not finite"),
+        (ForEach(("rate",), ((1.0,),), ()), "a number of a row cannot be called rate"),
+        (ForEach(("z", "z"), ((1.0, 1.0),), ()), "a number of a row cannot be called z"),
+        (ForEach(("z",), ((1.0,),), (Do("tanh", "z", "value"),)), "a slot cannot be called z"),
         (Update("gradient"), "has no gradient yet"),
     ],
 )
@@ -76,6 +82,13 @@ def test_a_wrong_equation_of_a_vertex_says_where_the_vertex_comes_from(strict: P
     with pytest.raises(CompileError, match=r"strict: trace\[tanh\] = trace") as caught:
         verify_program(replace(strict, infer=(*strict.infer, Do("tanh", "trace", "trace"))))
     assert caught.value.problems[0].where.file == "nets.py"
+
+
+def test_a_number_of_a_row_is_read_in_its_loop_only(strict: Program) -> None:
+    loop = ForEach(("z",), ((1.0,),), (Do("tanh", "trace", "z * value"),))
+    verify_program(replace(strict, infer=(*strict.infer, loop)))
+    with pytest.raises(CompileError, match="z is a number of a loop that this is not in"):
+        verify_program(replace(strict, infer=(*strict.infer, loop, Do("tanh", "trace", "z * value"))))
 
 
 def test_what_only_a_loop_assigns_is_not_there_behind_it(strict: Program) -> None:

@@ -1,0 +1,124 @@
+"""Fixed prediction as a sum of damped sweeps: what it equals, how close it is, and when it is taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import pccompile
+from algorithms.nets import NETS, Problem, problem
+from pccompile.algorithms.exponentials import Sections, closest
+from pccompile.diagnostics import CompileError
+from pccompile.ir import ForEach
+from pccompile.ir.law import weight
+
+EPS = 2.0**-52
+
+
+def law(steps: int, rate: float, longest: int) -> list[float]:
+    return [weight(steps, rate, k) for k in range(longest + 1)]
+
+
+def response(found: Sections, count: int) -> list[float]:
+    """The sum of the sections for 0, 1, 2 … edges, one at a time."""
+    total = [0.0] * count
+    for node_sum, product, value, following in found.rows:
+        for k in range(count):
+            total[k] += value
+            value, following = following, node_sum * following - product * value
+    return total
+
+
+def differences(p: Problem, **how: object) -> float:
+    """The largest difference of a gradient from that of the steps, relative to backpropagation's above rounding."""
+    waves = p.gradients("fixed-prediction", lowering="exponentials", **how)
+    steps = p.gradients("fixed-prediction", lowering="relax", **how)
+    least = 1e-5 * max(float(g.norm()) for g in p.backprop.values())
+    return max(float((waves[k] - g).norm()) / max(float(p.backprop[k].norm()), least) for k, g in steps.items())
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("steps, rate", [(1, 0.3), (20, 0.1), (100, 0.1), (2000, 0.1), (60, 1.2)])
+def test_damped_sweeps_are_the_steps(name: str, steps: int, rate: float) -> None:
+    p = problem(name)
+    assert differences(p, steps=steps, rate=rate) < 1e-8
+
+
+def test_a_coarse_precision_is_kept_and_takes_fewer_sweeps() -> None:
+    p = problem("lstm")
+    fine, coarse = (
+        p.compile("fixed-prediction", lowering="exponentials", precision=x).compiled.program.infer[-1]
+        for x in (1e-9, 1e-3)
+    )
+    assert isinstance(fine, ForEach)
+    assert isinstance(coarse, ForEach)
+    assert len(coarse.rows) < len(fine.rows)
+    assert 1e-9 < differences(p, precision=1e-3) < 1e-2
+
+
+@given(st.integers(0, 400), st.floats(0.01, 1.9), st.integers(3, 150))
+@settings(max_examples=60, deadline=None)
+def test_what_sections_say_of_their_fit_holds(steps: int, rate: float, longest: int) -> None:
+    wanted = law(steps, rate, longest)
+    found = closest(wanted, 1e-9, EPS)
+    worst = max(abs(a - b) for a, b in zip(response(found, longest + 1), wanted, strict=True))
+    assert worst <= found.fit + 8 * found.rounding
+    assert len(found.rows) <= 12
+
+
+@pytest.mark.parametrize("steps, rate, sections", [(0, 0.1, 1), (1, 0.3, 1), (5000, 0.1, 1), (200, 1.0, 1)])
+def test_one_section_is_enough_for_one_step_and_for_many(steps: int, rate: float, sections: int) -> None:
+    found = closest(law(steps, rate, 59), 1e-9, EPS)
+    assert len(found.rows) == sections
+    assert found.error < 1e-12
+
+
+def test_the_number_of_sections_does_not_grow_with_the_longest_path() -> None:
+    counts = {len(closest(law(100, 0.1, longest), 1e-9, EPS).rows) for longest in (63, 255, 1001)}
+    assert counts == {6}
+
+
+def test_a_law_that_no_exponentials_meet_is_refused_where_they_are_asked_for() -> None:
+    p = problem("lstm")
+    with pytest.raises(
+        CompileError, match=r"no 24 exponentials come within 1e-14 of 100 steps of size 0\.1 in float64"
+    ):
+        p.compile("fixed-prediction", lowering="exponentials", precision=1e-14)
+    facts = p.compile("fixed-prediction", precision=1e-14).compiled.program.facts
+    assert not any("exponentials" in f for f in facts)
+
+
+class Shortcuts(nn.Module):
+    """As many path lengths as blocks."""
+
+    def __init__(self, blocks: int = 16) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(blocks))
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        return self.out(x)
+
+
+def test_they_are_chosen_where_there_are_many_path_lengths_and_not_on_a_chain() -> None:
+    deep, x = Shortcuts(), torch.randn(2, 4)
+    program = pccompile.compile(deep, (x,), algorithm="fixed-prediction").compiled.program
+    assert isinstance(program.infer[-1], ForEach)
+    assert any("exponentials in place of the steps" in f for f in program.facts)
+    few = pccompile.compile(deep, (x,), algorithm="fixed-prediction", steps=2).compiled.program
+    assert not any(isinstance(s, ForEach) for s in few.infer)
+    chain = problem("chain").compile("fixed-prediction").compiled.program
+    assert not any(isinstance(s, ForEach) for s in chain.infer)
+
+
+def test_the_file_does_not_grow_with_the_steps_or_the_sweeps() -> None:
+    p = Problem(Shortcuts, (2, 4))
+    texts = [p.compile("fixed-prediction", lowering="exponentials", steps=t).source.splitlines() for t in (50, 100)]
+    assert abs(len(texts[0]) - len(texts[1])) < 4
+    exact = p.compile("exact").source.splitlines()
+    assert len(texts[1]) < 1.25 * len(exact)
