@@ -44,7 +44,8 @@ class Settings:
     rate: float | Auto = setting(0.1, "size of an inference step; it converges for rates", above=0, below=2)
     tolerance: float | None = setting(None, "as many steps as this relative gradient error needs", above=0)
     lowering: Lowering | None = setting(
-        None, "take the steps, or evaluate them path length by path length or in damped sweeps; by default the cheapest"
+        None,
+        "take the steps, or evaluate them path length by path length (the default where short) or in damped sweeps",
     )
     precision: float | None = setting(
         None,
@@ -70,7 +71,7 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
         f"(what is missing on the longest path, {longest} edges, which carries {weight(steps, rate, longest):.4g})",
     )
     waves = None
-    if lowering == "exponentials" or (lowering is None and paths.parts(steps) > 2 * len(pc.latent)):
+    if lowering == "exponentials" or (lowering is None and paths.parts(steps) > MOST_PARTS):
         waves = _Waves(pc, paths, steps, rate, settings.precision)
         if lowering == "exponentials":
             waves.refuse_if_far()
@@ -100,14 +101,14 @@ def _numbers(pc: PCGraph, settings: Settings, longest: int) -> tuple[int, float,
 
 
 def _cheapest(parts: int, moves: int, waves: _Waves | None) -> tuple[Lowering, tuple[str, ...]]:
-    """The lowering with the fewest sums of messages, and a fact that says why it is not the closed form.
+    """The closed form, which is exact, unless it is too long; then what has fewer sums of messages, and why.
 
-    parts, moves: how many the closed form and the steps have.
+    parts, moves: how many sums the closed form and the steps have.
     """
-    if waves and waves.close and waves.sums < min(moves, parts if parts <= MOST_PARTS else moves):
-        return "exponentials", ()
     if parts <= MOST_PARTS:
         return "closed-form", ()
+    if waves and waves.close and waves.sums < moves:
+        return "exponentials", ()
     return "relax", (f"relaxed step by step: the closed form would have {parts} parts",)
 
 

@@ -22,9 +22,8 @@ def reads(
 ) -> Iterator[Place]:
     """The slots that a Do reads of its own, its children's and their parents'; `made` are those assigned so far.
 
-    numbers: the names in its equation that are no slots, see `Program.numbers`.
-
-    A parent without slot `at` is read where it is predicted.
+    numbers: the names in its equation that are no slots, see `Program.numbers`. A parent without slot `at` is read
+    where it is predicted.
     """
 
     def parent(name: str) -> Place:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from pccompile.algorithms import ALGORITHMS
 from pccompile.diagnostics import CompileError, ModelValueError, RuleError
 from pccompile.driver import Hook, Options, Stages, capturing, compile_imported, import_model, silent
 from pccompile.frontends.autocast import current
@@ -220,7 +221,7 @@ class PCModule(Inspection):
         record: bool,
     ) -> Runtime:
         options = self.options
-        if record and options.algorithm == "fixed-prediction":
+        if record and any(f.name == "lowering" for f in fields(ALGORITHMS[options.algorithm].settings)):
             options = replace(options, settings={**options.settings, "lowering": "relax"})
         imported = replace(captured.imported, graph=carry_updates(replace(captured.imported.graph, wanted=wanted)))
         compiled_loss = None

@@ -10,6 +10,7 @@ from torch import nn
 
 import pccompile
 from algorithms.nets import NETS, Problem, problem
+from pccompile.algorithms import fixed_prediction
 from pccompile.algorithms.exponentials import Sections, closest
 from pccompile.diagnostics import CompileError
 from pccompile.ir import ForEach
@@ -81,8 +82,9 @@ def test_the_number_of_sections_does_not_grow_with_the_longest_path() -> None:
     assert counts == {6}
 
 
-def test_a_law_that_no_exponentials_meet_is_refused_where_they_are_asked_for() -> None:
+def test_a_law_that_no_exponentials_meet_is_refused_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     p = problem("lstm")
+    monkeypatch.setattr(fixed_prediction, "MOST_PARTS", 1)
     with pytest.raises(
         CompileError, match=r"no 24 exponentials come within 1e-14 of 100 steps of size 0\.1 in float64"
     ):
@@ -105,8 +107,11 @@ class Shortcuts(nn.Module):
         return self.out(x)
 
 
-def test_they_are_chosen_where_there_are_many_path_lengths_and_not_on_a_chain() -> None:
+def test_they_are_chosen_where_the_closed_form_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     deep, x = Shortcuts(), torch.randn(2, 4)
+    short = pccompile.compile(deep, (x,), algorithm="fixed-prediction").compiled.program
+    assert not any(isinstance(s, ForEach) for s in short.infer)
+    monkeypatch.setattr(fixed_prediction, "MOST_PARTS", 100)
     program = pccompile.compile(deep, (x,), algorithm="fixed-prediction").compiled.program
     assert isinstance(program.infer[-1], ForEach)
     assert any("exponentials in place of the steps" in f for f in program.facts)
@@ -122,3 +127,13 @@ def test_the_file_does_not_grow_with_the_steps_or_the_sweeps() -> None:
     assert abs(len(texts[0]) - len(texts[1])) < 4
     exact = p.compile("exact").source.splitlines()
     assert len(texts[1]) < 1.25 * len(exact)
+
+
+@pytest.mark.parametrize("algorithm", ["fixed-prediction", "meta-pcn"])
+def test_a_trace_shows_the_steps_in_whatever_form_they_are_compiled(algorithm: str) -> None:
+    p = problem("chain")
+    traces = [
+        p.compile(algorithm, lowering=how, steps=9).infer(p.x, target=p.target) for how in ("exponentials", "relax")
+    ]
+    assert traces[0].steps == traces[1].steps == 9
+    assert torch.equal(traces[0].free_energy, traces[1].free_energy)

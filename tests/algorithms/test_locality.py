@@ -92,6 +92,14 @@ def test_what_is_kept_and_when_parameters_learn() -> None:
     assert kept["zil"].learns == "at several moments of inference"
 
 
+def test_damped_sweeps_cross_the_graph_once_a_row() -> None:
+    pc = {"lowering": "exponentials", "steps": 100}
+    (turn,) = reported("fixed-prediction", 8, **pc).found.turns
+    assert turn.hops >= 8
+    work = [reported("fixed-prediction", depth, **pc).work["messages"] for depth in (3, 8)]
+    assert work[1] > work[0] > 0
+
+
 def test_messages_read_weights_and_no_biases() -> None:
     found = problem("gated").compile("strict").locality().found
     assert found.transported == ("b.weight", "c.weight", "o.weight")
