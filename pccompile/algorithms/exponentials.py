@@ -45,8 +45,8 @@ class Sections:
         return self.fit + self.rounding
 
 
-def closest(law: Sequence[float], precision: float, eps: float) -> Sections:
-    """The fewest sections within `precision` of `law`, the weights of 0, 1, 2 … edges; else the closest.
+def closest(law: Sequence[float], tolerance: float, eps: float) -> Sections:
+    """The fewest sections within `tolerance` of `law`, the weights of 0, 1, 2 … edges; else the closest.
 
     law: four weights or more. eps: the spacing of numbers at 1.
     """
@@ -60,7 +60,7 @@ def closest(law: Sequence[float], precision: float, eps: float) -> Sections:
                 found = _judged(_sections(pencil.nodes(nodes), window), weights, eps)
                 if found.error < best.error:
                     best = found
-        if best.error <= precision:
+        if best.error <= tolerance:
             break
     return best
 

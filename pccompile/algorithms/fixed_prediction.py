@@ -6,7 +6,7 @@ At the fixed point every error is minus the loss gradient of its value (Millidge
 arXiv:2006.04182). After T steps a path of k edges from the output carries the weight P[Binomial(T, η) ≥ k], which gives
 three programs for the same result: `relax` takes the steps; `closed-form` splits each error by path length, propagates
 each part once and weights it; `exponentials` writes the law as a sum of some exponentials in k, and adds up as many
-sweeps, in each of which an edge damps what it carries: their number depends on T, η and `precision` alone.
+sweeps, in each of which an edge damps what it carries: their number depends on T, η and `lowering_tolerance` alone.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Settings:
         None,
         "take the steps, or evaluate them path length by path length (the default where short) or in damped sweeps",
     )
-    precision: float | None = setting(
+    lowering_tolerance: float | None = setting(
         None,
         "how far exponentials may be from the steps, relative to backpropagation; by default as far as the type allows",
         above=0,
@@ -72,7 +72,7 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     )
     waves = None
     if lowering == "exponentials" or (lowering is None and paths.parts(steps) > MOST_PARTS):
-        waves = _Waves(pc, paths, steps, rate, settings.precision)
+        waves = _Waves(pc, paths, steps, rate, settings.lowering_tolerance)
         if lowering == "exponentials":
             waves.refuse_if_far()
     if lowering is None:
@@ -115,22 +115,22 @@ def _cheapest(parts: int, moves: int, waves: _Waves | None) -> tuple[Lowering, t
 class _Waves:
     """The law as a sum of exponentials on a graph, and its program."""
 
-    def __init__(self, pc: PCGraph, paths: PathLengths, steps: int, rate: float, precision: float | None) -> None:
+    def __init__(self, pc: PCGraph, paths: PathLengths, steps: int, rate: float, tolerance: float | None) -> None:
         self.pc, self.steps, self.rate = pc, steps, rate
         kinds = [v.type.dtype for v in pc.vertices if v.type.dtype.is_floating_point or v.type.dtype.is_complex]
         self.kind = max(kinds, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
         eps = torch.finfo(self.kind).eps
-        self.precision = precision or min(max(FINEST, ROUNDINGS * eps), COARSEST)
+        self.tolerance = tolerance or min(max(FINEST, ROUNDINGS * eps), COARSEST)
         law = [weight(steps, rate, k) for k in range(max(paths.longest + 1 + (paths.longest + 1) % 2, 4))]
-        last = max(k for k, w in enumerate(law) if abs(w) > self.precision)
+        last = max(k for k, w in enumerate(law) if abs(w) > self.tolerance)
         within = (1 << last + 1) - 1
         self.moving = {name for name, lengths in paths.sets.items() if lengths & within}
-        self.sections: Sections = closest(law, self.precision, eps)
+        self.sections: Sections = closest(law, self.tolerance, eps)
 
     @property
     def close(self) -> bool:
         """Whether the sum is as close to the law as it is to be."""
-        return self.sections.error <= self.precision
+        return self.sections.error <= self.tolerance
 
     @property
     def sums(self) -> int:
@@ -141,8 +141,8 @@ class _Waves:
         """Raise CompileError unless the sum is close to the law."""
         if not self.close:
             steps = f"{self.steps} steps of size {self.rate:g} in {str(self.kind).removeprefix('torch.')}"
-            hint = f"leave the lowering open, or take a precision above {self.sections.error:.2g}"
-            raise CompileError(f"no {MOST_NODES} exponentials come within {self.precision:.2g} of {steps}", hint=hint)
+            hint = f"leave the lowering open, or take a lowering_tolerance above {self.sections.error:.2g}"
+            raise CompileError(f"no {MOST_NODES} exponentials come within {self.tolerance:.2g} of {steps}", hint=hint)
 
     def program(self, facts: tuple[str, ...]) -> Program:
         """The sweeps, two at a time: a section's value at a vertex, and the value that its parents are to have."""
@@ -164,11 +164,11 @@ class _Waves:
             *facts,
             f"{2 * len(sections.rows)} exponentials in place of the steps: their weights are those of the steps "
             f"up to {sections.fit:.1g}, and up to {sections.rounding:.1g} of rounding",
-            *([f"{still} vertices keep error 0: their paths carry {self.precision:.1g} at most"] if still else []),
+            *([f"{still} vertices keep error 0: their paths carry {self.tolerance:.1g} at most"] if still else []),
         )
         infer: tuple[Step, ...] = (*start, ForEach(names, sections.rows, tuple(sweeps)))
         return Program(
-            pc, "fixed-prediction", infer, tuple(learn(pc)), facts=facts, precision=max(self.precision, sections.error)
+            pc, "fixed-prediction", infer, tuple(learn(pc)), facts=facts, tolerance=max(self.tolerance, sections.error)
         )
 
 

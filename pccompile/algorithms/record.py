@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 Auto = Literal["auto"]
 """What a setting may be that is chosen by measuring a batch."""
 Number = TypeVar("Number")
+COMPILE_OPTIONS = (
+    "model", "args", "kwargs", "backend", "dynamic_shapes", "algorithm", "granularity", "loss", "energies", "precision",
+    "hook", "check", "constants", "trust_code", "outside_loss", "on_divergence",
+)  # fmt: skip
+"""What `compile` itself takes: no setting could reach an algorithm under such a name."""
 
 
 class Choice(NamedTuple):
@@ -41,6 +46,7 @@ class Algorithm:
     energies: which energies vertices can have instead of half the squared error.
     automatic(settings, spectrum): a choice for each setting that is "auto"; None where the schedule itself knows what
     to take. citation: where it is published.
+    Raises ValueError where a setting is called like an option of `compile`.
     """
 
     name: str
@@ -53,6 +59,10 @@ class Algorithm:
     descends: bool = True
     energies: Literal["none", "of the error", "any"] = "none"
     automatic: Callable[[Any, Spectrum], tuple[Choice, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        if taken := [f.name for f in fields(self.settings) if f.name in COMPILE_OPTIONS]:
+            raise ValueError(f"{self.name} has a setting {taken[0]}, which is an option of compile: rename the setting")
 
     def choose(self, given: Mapping[str, Any]) -> Any:
         """Its settings, with defaults where `given` has nothing or None.
@@ -183,4 +193,4 @@ def _range(above: float | None, below: float | None) -> str:
     return " and ".join([*parts, f"below {below:g}"] if below is not None else parts)
 
 
-__all__ = ["Algorithm", "Auto", "Choice", "choices", "options_of", "resolved", "setting"]
+__all__ = ["COMPILE_OPTIONS", "Algorithm", "Auto", "Choice", "choices", "options_of", "resolved", "setting"]

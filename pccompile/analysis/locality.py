@@ -177,7 +177,8 @@ def carried(program: Program) -> Mapping[str, int]:
                 found["predictions"] += times * ("predict" in read)
                 if "pull" in read:
                     kind = "messages" if s.vertex in vertices else "gradients"
-                    found[kind] += times * len(children[s.vertex])
+                    sends = [isinstance(s.carries, str) or bool(s.carries.get(c.name)) for c in children[s.vertex]]
+                    found[kind] += times * sum(sends)
 
     found["predictions"] = len(program.pc.vertices)
     add(program.infer, 1)

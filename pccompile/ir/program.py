@@ -98,7 +98,7 @@ class Program:
     has been read for the last time; it must give what `infer` and then `learn` give. `arguments` are the runtime
     arguments with their defaults. `state` is the slot in which a trace of inference finds each vertex's value; ''
     means prediction + error, and that predictions do not move. `facts` are lines for the reader, such as the predicted
-    gradient error. `precision` is how far errors may be from what the algorithm defines, relative to backpropagation's.
+    gradient error. `tolerance` is how far errors may be from what the algorithm defines, relative to backpropagation's.
     """
 
     pc: PCGraph
@@ -109,7 +109,7 @@ class Program:
     arguments: Mapping[str, Argument] = field(default_factory=dict)
     state: str = ""
     facts: tuple[str, ...] = ()
-    precision: float = 0.0
+    tolerance: float = 0.0
 
     def __str__(self) -> str:
         phases = (("infer", self.infer), ("learn", self.learn), ("sweep", self.sweep))

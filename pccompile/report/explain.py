@@ -126,7 +126,7 @@ class _Explainer:
         pull = pull if len(pull) < 90 else f"Σ Jᵀ ε of {count(len(self.children), 'child', 'children')}"
         if self.compiled.source.moving:
             return f"ε = v − v̂, Δv = η ({pull} − ε)"
-        if self.compiled.program.precision:
+        if self.compiled.program.tolerance:
             return f"ε = Σ u, u = z ({pull.replace('ε', 'u')})"
         return f"Δε = η ({pull} − ε)" if self.compiled.program.arguments else f"ε = {pull}"
 

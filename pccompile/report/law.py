@@ -83,8 +83,8 @@ def consistency(
     closed = bench.gradients_of(bench.other_program(steps=taken, rate=rate, lowering="closed-form"))
     checks.append(_check(f"{taken} steps of size {rate:g} taken against their closed form", relaxed, closed, tolerance))
     if taken == steps:
-        precision = compiled.program.precision
-        allowed = {k: precision * float(g.norm()) for k, g in wanted.items() if g is not None}
+        tolerated = compiled.program.tolerance
+        allowed = {k: tolerated * float(g.norm()) for k, g in wanted.items() if g is not None}
         checks.append(_check(f"the compiled program against the {settings}", found, relaxed, tolerance, allowed))
     return tuple(checks), notes
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from algorithms.nets import Problem, apart, gap, problem
 from pccompile.algorithms import ALGORITHMS, Algorithm, register, setting
 from pccompile.algorithms import _known as known
 from pccompile.algorithms.common import each, learn, look, move, start
+from pccompile.algorithms.record import COMPILE_OPTIONS
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Do, ForEach, PCGraph, Program, Repeat, Until, Update, verify_program
 
@@ -114,6 +116,15 @@ def test_every_setting_says_what_it_is_and_refuses_another_type(algorithm: str) 
         assert field.metadata["text"]
         with pytest.raises(CompileError, match=name):
             record.choose({name: object()})
+
+
+def test_no_setting_is_called_like_an_option_of_compile() -> None:
+    options = set(inspect.signature(pccompile.compile).parameters) - {"settings"}
+    assert set(COMPILE_OPTIONS) == options
+    for name in options:
+        settings = make_dataclass("Settings", [(name, float, setting(0.1, "a number"))], frozen=True)
+        with pytest.raises(ValueError, match=f"mine has a setting {name}, which is an option of compile"):
+            Algorithm("mine", drifting, settings, "doi:10.0/0")
 
 
 # what is added from outside
