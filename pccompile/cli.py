@@ -347,9 +347,9 @@ def torch_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
 def circuit_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
     """What is wrong with options where there is a circuit."""
     ready = options.model.endswith(".pcnet.json")
-    others = ("steps", "tolerance", "lowering", "granularity", "emit", "doctor")
+    others = ("steps", "tolerance", "lowering", "lowering_tolerance", "granularity", "emit", "doctor")
     return [
-        *((getattr(options, n, None), f"--{n} does not go with circuits") for n in others),
+        *((getattr(options, n, None), f"--{n.replace('_', '-')} does not go with circuits") for n in others),
         (options.explain is not None, "--explain does not go with circuits"),
         (options.rate == "auto", "--rate auto does not go with circuits: give a number"),
         (options.algorithm not in ("exact", "fixed-prediction"), "a circuit does fixed prediction"),

@@ -84,12 +84,12 @@ def farthest(program: Program, steps: Sequence[object]) -> tuple[int, tuple[str,
     every = {(d.vertex, d.slot) for d in flat(program.infer)}
     hops, text, before = dict[Place, int](), dict[Place, str](), dict[Place, Place]()
     times, needs = dict[Place, int](), dict[Place, frozenset[tuple[str, int]]]()
-    sweeps = False
+    sweeps, numbers = False, program.numbers
     for s in steps:
         if not isinstance(s, Do) or s.vertex not in vertices:
             continue
         place = (s.vertex, s.slot)
-        news = [p for p in reads(s, program.numbers, children, vertices, every) if p in hops and p != place]
+        news = [p for p in reads(s, numbers, children, vertices, every) if p in hops and p != place]
         come = {p: hops[p] + (p[0] != s.vertex) for p in news}
         last = max(news, key=come.__getitem__, default=None)
         neighbours = any(n in ("pull", "predict") for n in names(parse(s.equation)))
@@ -116,12 +116,12 @@ def _kept(program: Program) -> Iterator[str]:
     """The slots that an update reads before the same turn assigns them, the forward pass's predictions among them."""
     children, vertices = program.pc.children(), {v.name: v for v in program.pc.vertices}
     every = {(d.vertex, d.slot) for d in flat(program.infer)}
-    found: dict[str, None] = {}
+    found, numbers = dict[str, None](), program.numbers
     loops = [s.body for s in steps_of(program.infer) if isinstance(s, Repeat | ForEach)] or [program.infer]
     for body in loops:
         made = set[Place]()
         for d in (d for d in body if isinstance(d, Do)):
-            for owner, slot in reads(d, program.numbers, children, vertices, every):
+            for owner, slot in reads(d, numbers, children, vertices, every):
                 known = (owner, slot) in every or (slot == "prediction" and owner in vertices)
                 if known and (owner, slot) not in made:
                     found[slot] = None
@@ -132,12 +132,12 @@ def _kept(program: Program) -> Iterator[str]:
 def _across(program: Program) -> Iterator[str]:
     """The slots that are assigned before a loop, not in it, and read behind it."""
     children, vertices = program.pc.children(), {v.name: v for v in program.pc.vertices}
-    loops, assigned, found = 0, dict[Place, int](), set[str]()
+    loops, assigned, found, numbers = 0, dict[Place, int](), set[str](), program.numbers
     for s in (*program.infer, *program.learn):
         loops += isinstance(s, Repeat | ForEach)
         for d in flat([s]):
             if not isinstance(s, Repeat | ForEach):
-                places = reads(d, program.numbers, children, vertices, assigned.keys())
+                places = reads(d, numbers, children, vertices, assigned.keys())
                 found |= {slot for owner, slot in places if assigned.get((owner, slot), loops) < loops}
             assigned[d.vertex, d.slot] = loops
     yield from sorted(found)

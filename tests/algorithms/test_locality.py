@@ -12,6 +12,8 @@ from torch import nn
 import pccompile
 from algorithms.nets import problem
 from pccompile.algorithms import ALGORITHMS
+from pccompile.analysis.locality import carried, locality
+from pccompile.ir import ForEach, Program
 from pccompile.report.locality import LocalityReport
 
 
@@ -93,11 +95,16 @@ def test_what_is_kept_and_when_parameters_learn() -> None:
 
 
 def test_damped_sweeps_cross_the_graph_once_a_row() -> None:
-    pc = {"lowering": "exponentials", "steps": 100}
-    (turn,) = reported("fixed-prediction", 8, **pc).found.turns
+    def program(depth: int) -> Program:
+        x, how = torch.randn(2, 3), {"algorithm": "fixed-prediction", "lowering": "exponentials", "check": False}
+        return pccompile.compile(deep(depth), (x,), **how).compiled.program
+
+    (turn,) = locality(program(8)).turns
     assert turn.hops >= 8
-    work = [reported("fixed-prediction", depth, **pc).work["messages"] for depth in (3, 8)]
-    assert work[1] > work[0] > 0
+    assert turn.sweeps
+    for depth in (3, 8):
+        rows = next(s for s in program(depth).infer if isinstance(s, ForEach)).rows
+        assert carried(program(depth))["messages"] == 2 * depth * len(rows)
 
 
 def test_messages_read_weights_and_no_biases() -> None:
