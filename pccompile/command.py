@@ -187,6 +187,8 @@ def reported(pc: PCModule, target: Target, options: argparse.Namespace) -> int:
     with redirect_stdout(sys.stderr):
         if kind == "certify-locality":
             found = pc.locality()
+        elif kind == "cost":
+            found = pc.cost(args, kwargs)
         else:
             given = Bench(pc, args, kwargs, None, None, options.seed).target
             found = pc.analyse(args, kwargs, target=given, kinds=[kind])

@@ -118,11 +118,14 @@ class Typer:
                 raise RuntimeError("what is computed depends on a free length")
         return found
 
+    def example(self) -> dict[sympy.Symbol, int]:
+        """The lengths of the free dimensions in the example that the model was captured with."""
+        known = getattr(self.mode.shape_env, "backed_var_to_val", {})
+        return {name: int(known[symbol]) for symbol, name in self.names.items() if symbol in known}
+
     def _lengths(self) -> list[dict[sympy.Symbol, int]]:
         """Lengths that the free dimensions may have: the example's, and two where nothing is said against it."""
-        env = self.mode.shape_env
-        known = getattr(env, "backed_var_to_val", {})
-        example = {name: int(known[symbol]) for symbol, name in self.names.items() if symbol in known}
+        example = self.example()
         small = dict.fromkeys(example, 2)
         return [example] if self.unmet(small) else [example, small]
 

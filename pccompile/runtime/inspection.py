@@ -21,6 +21,7 @@ from pccompile.runtime.shared_tables import SharedTables
 
 if TYPE_CHECKING:
     from pccompile.report.analyse import Analysis
+    from pccompile.report.cost import CostReport
     from pccompile.report.locality import LocalityReport
     from pccompile.report.tables import Page
     from pccompile.report.trace import Trace
@@ -106,6 +107,24 @@ class Inspection(SharedTables):
 
         program, notes = stepped(self.compiled, self.options)
         return report_locality(program, notes)
+
+    def cost(self, args: tuple[Any, ...] | Tensor | None = None, kwargs: Mapping[str, Any] | None = None) -> CostReport:
+        """What one step costs against backpropagation's: products, sequential depth, messages, memory.
+
+        args, kwargs: a batch, whose lengths count; by default those of the example. Raises CompileError.
+        """
+        from pccompile.report.cost import report_cost
+
+        if args is None and kwargs is None:
+            compiled = self.compiled
+            return report_cost(compiled, {str(k): n for k, n in compiled.imported.typer.example().items()})
+        args = (args,) if isinstance(args, Tensor) else tuple(args or ())
+        runtime = cast("PCModule", self).prepare(args, kwargs)
+        inputs = runtime.interface.bind(args, dict(kwargs or {}))
+        assert runtime.compiled is not None
+        dims = runtime.compiled.pc.graph.dims.items()
+        lengths = {name: int(inputs[s.tensor].shape[s.axis]) for name, s in dims if s.tensor in inputs}
+        return report_cost(runtime.compiled, lengths)
 
     def explain(self, vertex: str | None = None) -> Page:
         """Where a vertex comes from, its equations, local rules and generated code; without a name, all vertices."""

@@ -370,6 +370,16 @@ def test_certify_locality(run, folder) -> None:
     assert run(*model, "--algorithm", "strict", "--certify-locality", "--spectrum").code == 2
 
 
+def test_cost(run, folder) -> None:
+    model = ("somemodels:Net", "--shape", "x=4,6", "--algorithm", "strict", "--steps", "5")
+    shown = run(*model, "--cost")
+    assert shown.code == 0, shown.err
+    assert "cost of one step of strict, batch = 4" in shown.out
+    found = json.loads(run(*model, "--cost", "--json").out)["cost"]
+    assert found["backprop"]["flops"] == 2 * 4 * (2 * 6 * 6 + 2 * 6 * 3 + 6 * 3)
+    assert found["own"]["depth"] > found["backprop"]["depth"]
+
+
 def test_energies(run, folder) -> None:
     model = ("somemodels:Net", "--shape", "x=4,6", "--algorithm", "strict")
     shown = run(*model, "--energy", "a=student-t:4,sigma=0.5", "--emit", "pc")
