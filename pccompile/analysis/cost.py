@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import sympy
 
 from pccompile.analysis.locality import farthest
-from pccompile.ir import Arg, Dim, Do, Program, Ref, Repeat, Step, TensorType, Type
+from pccompile.ir import Arg, Dim, Do, ForEach, Program, Ref, Repeat, Step, TensorType, Type
 from pccompile.ir.equations import names, parse
 
 Shapes = Callable[[Arg], tuple[Dim, ...]]
@@ -104,7 +104,7 @@ def traffic(program: Program) -> Traffic:
 
     def add(steps: Sequence[Step], times: int) -> None:
         for s in steps:
-            if isinstance(s, Repeat):
+            if isinstance(s, Repeat | ForEach):
                 add(s.body, times * turns(program, s))
             elif isinstance(s, Do) and s.vertex in vertices:
                 read = set(names(parse(s.equation)))
@@ -121,8 +121,10 @@ def traffic(program: Program) -> Traffic:
     return found
 
 
-def turns(program: Program, loop: Repeat) -> int:
+def turns(program: Program, loop: Repeat | ForEach) -> int:
     """How often a loop runs, which a test may end earlier."""
+    if isinstance(loop, ForEach):
+        return len(loop.rows)
     times = program.arguments[loop.times]
     assert isinstance(times, int)
     return times
@@ -136,7 +138,7 @@ def depth(program: Program) -> int:
 def _depth(program: Program, steps: Sequence[Step]) -> int:
     found, run = 0, list[Step]()
     for s in steps:
-        if isinstance(s, Repeat):
+        if isinstance(s, Repeat | ForEach):
             found += farthest(program, run)[0] + turns(program, s) * _depth(program, s.body)
             run = []
         else:

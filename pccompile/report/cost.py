@@ -145,7 +145,8 @@ class Count:
         for line in lines:
             if isinstance(line, Loop):
                 self.types |= {c.phi: self.types[c.start] for c in line.carried}
-                times = self.program.arguments[line.times]
+                turns = line.turns
+                times = len(turns.rows) if turns.names else self.program.arguments[turns.times]
                 assert isinstance(times, int)
                 total += times * self._lines(line.body)
             elif line.op not in UNTYPED:

@@ -18,6 +18,7 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     "exact": {},
     "zil": {},
     "fixed-prediction": {"lowering": "relax", "steps": 3},
+    "meta-pcn": {"lowering": "exponentials", "steps": 40, "lowering_tolerance": 1e-2},
     "strict": {"steps": 3},
     "alm": {"steps": 2},
     "error-optimization": {"steps": 2},
