@@ -25,6 +25,8 @@ FEWEST_STEPS, MOST_STEPS = 10, 40
 """Lanczos steps. A few stand still at the extreme of one sample where another has one slightly further out."""
 ACCURACY = 0.02
 """A measurement ends where its estimated error is this part of it."""
+SURE = 0.1
+"""A smallest eigenvalue is believed up to this part of itself."""
 
 
 class Operators(Protocol):
@@ -152,12 +154,19 @@ class Spectrum:
 
     def hessian(self, nudge: float = 1.0) -> Measured:
         """λ_max(H), the loss weighted by `nudge`."""
+        return self._hessian(nudge, both=False).high
 
+    def slowest(self, nudge: float = 1.0) -> Measured:
+        """λ_min(H), or σ_min(A)² where that is too far from λ_max(H) to be found: H exceeds AᵀA for a convex loss."""
+        low = self._hessian(nudge, both=True).low
+        return low if low.error <= SURE * abs(low.value) else self.softness()
+
+    def _hessian(self, nudge: float, both: bool) -> Ends:
         def apply(u: Vector) -> Vector:
             plus, minus, h = self._displaced(u)
             return _slope(self.operators.forces(minus, nudge)[1], self.operators.forces(plus, nudge)[1], h)
 
-        return self._ends(("hessian", nudge), apply, 2).high
+        return self._ends(("hessian", nudge, both), apply, 2, both)
 
     def stiffness(self) -> Measured:
         """‖A‖²: how much larger errors can be than the displacement that they come from, squared."""

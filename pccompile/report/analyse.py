@@ -1,4 +1,4 @@
-"""What can be measured of inference on one batch: its spectrum, and the regime that it runs in."""
+"""What can be measured of inference on one batch: its spectrum, the regime that it runs in, and how it converges."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pccompile.analysis.spectrum import Spectrum
 from pccompile.diagnostics import CompileError, printable
+from pccompile.report.convergence import ConvergenceReport, convergence_report
 from pccompile.report.losses import Criterion
 from pccompile.report.regime import RegimeReport, has_regime, regime_report
 from pccompile.report.spectrum import SpectrumReport, spectrum_report
@@ -20,7 +21,7 @@ from pccompile.runtime.losses import targets_of
 if TYPE_CHECKING:
     from pccompile.runtime.module import PCModule
 
-KINDS = ("spectrum", "regime")
+KINDS = ("spectrum", "regime", "convergence")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Analysis:
     algorithm: str
     spectrum: SpectrumReport | None = None
     regime: RegimeReport | None = None
+    convergence: ConvergenceReport | None = None
 
     def __str__(self) -> str:
         return str(self._page())
@@ -38,12 +40,12 @@ class Analysis:
         return self._page()
 
     def _page(self) -> Page:
-        pages = [r.page for r in (self.spectrum, self.regime) if r]
+        pages = [r.page for r in (self.spectrum, self.regime, self.convergence) if r]
         return Page(tuple(p for i, page in enumerate(pages) for p in (*([""] if i else []), *page.parts)))
 
     def as_dict(self) -> dict[str, Any]:
         """All numbers, by kind."""
-        own = {"spectrum": self.spectrum, "regime": self.regime}
+        own = {"spectrum": self.spectrum, "regime": self.regime, "convergence": self.convergence}
         return {"algorithm": self.algorithm, **{k: r.as_dict() for k, r in own.items() if r}}
 
     def json(self, indent: int | None = None) -> str:
@@ -67,7 +69,7 @@ def analyse(
     others, and for a model that draws samples which would move.
     """
     if kinds is None:
-        kinds = KINDS if has_regime(pc.options.algorithm) else ("spectrum",)
+        kinds = ("spectrum", "regime") if has_regime(pc.options.algorithm) else ("spectrum",)
     if unknown := [k for k in kinds if k not in KINDS]:
         raise CompileError(f"unknown kind {printable(repr(unknown[0]), 40)}", hint=f"some of {', '.join(KINDS)}")
     args = (args,) if isinstance(args, Tensor) else tuple(args)
@@ -80,6 +82,7 @@ def analyse(
         pc.options.algorithm,
         spectrum_report(spectrum) if "spectrum" in kinds else None,
         regime_report(runtime.options, batch, spectrum) if "regime" in kinds else None,
+        convergence_report(runtime.options, batch, spectrum) if "convergence" in kinds else None,
     )
 
 

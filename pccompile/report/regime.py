@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -99,26 +99,26 @@ def regime_report(options: Options, batch: DisplacedBatch, spectrum: Spectrum) -
     if not has_regime(options.algorithm):
         what = f"{options.algorithm} takes no inference steps of its own choice: there is no regime to tell"
         raise CompileError(what, hint='kinds=("spectrum",)')
-    own = _own(options)
+    own = stepped(options)
     program = schedule(batch.compiled.pc, own)
-    steps, rate = int(_plain(program.arguments["steps"])), float(_plain(program.arguments["rate"]))
+    steps, rate = int(plain(program.arguments["steps"])), float(plain(program.arguments["rate"]))
     notes = list[str]()
     if own.algorithm != options.algorithm:
         notes.append(f"{options.algorithm} is compared as {own.algorithm}, whose values it follows on average")
-        steps += int(_plain(schedule(batch.compiled.pc, options).arguments.get("burn_in", 0)))
+        steps += int(plain(schedule(batch.compiled.pc, options).arguments.get("burn_in", 0)))
     found = _gradients(batch, batch.prepared(program), bool(program.state), steps=steps, rate=rate)
     backprop = _gradients(batch, batch.prepared(exact.schedule(batch.compiled.pc, exact.Settings())), False)
     equilibrium, after, settled = _equilibrium(own, batch, spectrum, backprop)
     parameters = tuple(
         Comparison(name, *_compared(g, backprop[name]), *_compared(g, equilibrium[name])) for name, g in found.items()
     )
-    distance = _distance(found, equilibrium)
+    away = apart(found, equilibrium)
     q = rate * steps * (1.0 if spectrum.empty else _largest(own, program, spectrum))
-    notes += _warnings(own.algorithm, steps, q, parameters, distance, batch)
-    return RegimeReport(options.algorithm, steps, rate, q, parameters, distance, after, settled, tuple(notes))
+    notes += _warnings(own.algorithm, steps, q, parameters, away, batch)
+    return RegimeReport(options.algorithm, steps, rate, q, parameters, away, after, settled, tuple(notes))
 
 
-def _own(options: Options) -> Options:
+def stepped(options: Options) -> Options:
     """How the algorithm is compared: step by step, without noise, at parameters that stand."""
     if "lowering" in _settings(options.algorithm):
         return replace(options, settings={**options.settings, "lowering": "relax"})
@@ -138,9 +138,9 @@ def _largest(options: Options, program: Program, spectrum: Spectrum) -> float:
         case "error-optimization":
             return 1 + max(spectrum.curvature().high.value, 0.0)
         case "alm":
-            penalty = float(_plain(program.arguments["penalty"]))
+            penalty = float(plain(program.arguments["penalty"]))
             return (penalty + spectrum.curvature().norm) * spectrum.stiffness().value
-    return spectrum.hessian(float(_plain(program.arguments.get("nudge", 1.0)))).value
+    return spectrum.hessian(float(plain(program.arguments.get("nudge", 1.0)))).value
 
 
 def _gradients(batch: DisplacedBatch, ready: Ready, moving: bool, **arguments: Any) -> dict[str, Tensor]:
@@ -158,20 +158,33 @@ def _equilibrium(
     """The gradients where inference has settled, the steps until then, and whether it has."""
     if not schedule(batch.compiled.pc, options).state:
         return backprop, batch.longest, True
-    automatic: dict[str, Any] = {k: "auto" for k in ("rate", "penalty") if k in _settings(options.algorithm)}
-    if ALGORITHMS[options.algorithm].automatic is not None:
-        free = replace(options, settings={**options.settings, **automatic}, choices=())
-        options = replace(free, choices=chosen_for(free, batch, spectrum))
-    program, steps = schedule(batch.compiled.pc, options), max(16, 2 * batch.longest)
+    program = schedule(batch.compiled.pc, rated_by_measurement(options, batch, spectrum))
     ready, moving = batch.prepared(program), bool(program.state)
-    last = _gradients(batch, ready, moving, steps=steps)
+    return until_settled(lambda steps: _gradients(batch, ready, moving, steps=steps), batch.longest)
+
+
+def until_settled(
+    measure: Callable[[int], dict[str, Tensor]], longest: int, change: float = SETTLED
+) -> tuple[dict[str, Tensor], int, bool]:
+    """What inference ends in, the steps until twice as many change it by `change` at most, and whether they do."""
+    steps = max(16, 2 * longest)
+    last = measure(steps)
     while steps < MOST_STEPS:
         steps *= 2
-        now = _gradients(batch, ready, moving, steps=steps)
-        if _distance(last, now) <= SETTLED:
+        now = measure(steps)
+        if apart(last, now) <= change:
             return now, steps, True
         last = now
     return last, steps, False
+
+
+def rated_by_measurement(options: Options, batch: DisplacedBatch, spectrum: Spectrum) -> Options:
+    """The same algorithm at rates that a batch allows, where it can measure them."""
+    automatic: dict[str, Any] = {k: "auto" for k in ("rate", "penalty") if k in _settings(options.algorithm)}
+    if ALGORITHMS[options.algorithm].automatic is None:
+        return options
+    free = replace(options, settings={**options.settings, **automatic}, choices=())
+    return replace(free, choices=chosen_for(free, batch, spectrum))
 
 
 def _warnings(
@@ -203,16 +216,26 @@ def _compared(found: Tensor, other: Tensor) -> tuple[float, float]:
     return float(torch.dot(a, b)) / (sizes[0] * sizes[1]), sizes[0] / sizes[1]
 
 
-def _distance(found: Gradients, other: Gradients) -> float:
+def apart(found: Gradients, other: Gradients) -> float:
     """‖found − other‖ / ‖other‖ over all parameters."""
-    apart = sum(float((g - other[k]).abs().double().square().sum()) for k, g in found.items())
+    between = sum(float((g - other[k]).abs().double().square().sum()) for k, g in found.items())
     size = sum(float(g.abs().double().square().sum()) for g in other.values())
-    return math.sqrt(apart / size) if size else 0.0 if not apart else math.inf
+    return math.sqrt(between / size) if size else 0.0 if not between else math.inf
 
 
-def _plain(value: Any) -> float:
+def plain(value: Any) -> float:
     """A number, or the largest of a table of numbers."""
     return max(value.values(), default=0.0) if isinstance(value, Mapping) else value
 
 
-__all__ = ["Comparison", "RegimeReport", "has_regime", "regime_report"]
+__all__ = [
+    "Comparison",
+    "RegimeReport",
+    "apart",
+    "has_regime",
+    "plain",
+    "rated_by_measurement",
+    "regime_report",
+    "stepped",
+    "until_settled",
+]

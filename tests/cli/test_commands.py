@@ -370,6 +370,12 @@ def test_certify_locality(run, folder) -> None:
     assert run(*model, "--algorithm", "strict", "--certify-locality", "--spectrum").code == 2
 
 
+def test_convergence(run, folder) -> None:
+    model = ("somemodels:Net", "--shape", "x=4,6", "--algorithm", "fixed-prediction", "--steps", "6")
+    assert "convergence of fixed-prediction" in run(*model, "--convergence").out
+    assert json.loads(run(*model, "--convergence", "--json").out)["convergence"]["steps"] == [1, 2, 4, 6]
+
+
 def test_cost(run, folder) -> None:
     model = ("somemodels:Net", "--shape", "x=4,6", "--algorithm", "strict", "--steps", "5")
     shown = run(*model, "--cost")
