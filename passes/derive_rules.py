@@ -46,4 +46,5 @@ def _derived(
     new = {n.name for n in b.nodes}
     used |= new
     rules = live((*vertex.prediction, *b.nodes), messages.values())
-    return replace(vertex, rules=tuple(n for n in rules if n.name in new), messages=messages, how=backward.how)
+    own_rules = tuple(n for n in rules if n.name in new)
+    return replace(vertex, rules=own_rules, messages=messages, how=backward.how, unsent=frozenset(backward.unsent))

@@ -20,6 +20,7 @@ from pccompile.frontends.exported import import_program
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.frontends.places import Place
 from pccompile.ir import Graph, PCGraph, Program, verify, verify_local, verify_program
+from pccompile.ops import Typer
 from pccompile.passes.canonicalise import canonicalise
 from pccompile.passes.dce import dce
 from pccompile.passes.derive_rules import derive_rules
@@ -27,6 +28,7 @@ from pccompile.passes.energies import Energies, Precision, with_energies
 from pccompile.passes.insert_vertices import insert_vertices
 from pccompile.passes.settle_layouts import settle_layouts
 from pccompile.passes.settle_presence import settle_presence
+from pccompile.passes.stop_unsent import stop_unsent, unsent
 
 Hook = Callable[[str, object, float], None]
 """Called after each stage with its name, its result and the seconds of CPU that it took."""
@@ -153,8 +155,17 @@ def to_vertices(imported: Imported, granularity: str, hook: Hook = silent) -> tu
     graph = stage("dce", lambda: dce(graph))
     graph = stage("settle-layouts", lambda: settle_layouts(graph))
     graph = stage("settle-presence", lambda: settle_presence(graph))
+    return _with_rules(stage, graph, typer, granularity)
+
+
+def _with_rules(stage: Stages, graph: Graph, typer: Typer, granularity: str) -> tuple[Graph, PCGraph]:
+    """`graph` and its vertices with their rules; what no operation sends anything to is cut off, and all derived anew."""
     pc = stage("insert-vertices", lambda: insert_vertices(graph, granularity=granularity))
-    return graph, stage("derive-rules", lambda: derive_rules(pc, typer))
+    derived = stage("derive-rules", lambda: derive_rules(pc, typer))
+    pairs = unsent(derived)
+    if not pairs:
+        return graph, derived
+    return _with_rules(stage, stage("stop-unsent", lambda: stop_unsent(graph, pairs)), typer, granularity)
 
 
 def schedule(pc: PCGraph, options: Options, hook: Hook = silent) -> Program:

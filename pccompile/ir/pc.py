@@ -51,7 +51,7 @@ class Vertex:
 
     `prediction` computes `result` from `parents` (values, parameters, inputs and context) by `nodes`; `rules` are the
     operations that turn `err` into the messages, and may also read what `prediction` computes. `how` says how each
-    operation's rule was derived.
+    operation's rule was derived, `unsent` which operation sends nothing to which argument, as a backward returns None.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Vertex:
     how: Mapping[str, str] = field(default_factory=dict)
     where: Location = NOWHERE
     energy: Energy | None = None
+    unsent: frozenset[tuple[str, str]] = frozenset()
 
     def message(self, parent: str) -> tuple[Node, ...]:
         """The operations that the message to `parent` needs, those of the prediction among them."""

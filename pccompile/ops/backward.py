@@ -16,12 +16,17 @@ from pccompile.ops.typer import Typer
 
 
 class Backward:
-    """What arrives at each value that `b` wants an error for, added up; `how` says how each rule was derived."""
+    """What arrives at each value that `b` wants an error for, added up.
+
+    `how` says how each rule was derived; `unsent` are the operations whose derivative is torch's or the model's own and
+    sends nothing, not even zeros, to an argument that waits, with that argument.
+    """
 
     def __init__(self, b: Builder, arrived: Mapping[str, Any], problems: Collector) -> None:
         self.b, self.problems = b, problems
         self.arrived: dict[str, Any] = dict(arrived)
         self.how: dict[str, str] = {}
+        self.unsent: set[tuple[str, str]] = set()
 
     def run(self, nodes: Iterable[Node]) -> dict[str, Any]:
         """Send on what has arrived at `nodes`, the last of them first."""
@@ -47,8 +52,11 @@ class Backward:
             hint = "detach its result, or compute it outside the model"
             self.problems.add(f"no rule for {node.op}: {first_line(e)}", node.where, hint)
             return
+        sent = set[str]()
         for argument, message in messages.items():
-            self.deliver(node[argument], message)
+            sent |= self.deliver(node[argument], message)
+        if self.how[node.name] == "traced":
+            self.unsent |= {(node.name, a) for a in node.inputs if a in self.b.wants and a not in sent}
 
     def messages(self, node: Node, err: Any) -> Mapping[str, Any]:
         """What the operation's rule sends; torch's own derivative where the rule leaves out an argument that waits."""
@@ -60,16 +68,18 @@ class Backward:
             self.how[node.name] = "traced"
         return traced_rule(self.b, node, err)
 
-    def deliver(self, argument: Arg, message: Any) -> None:
-        """Add a message to what has arrived at an argument; broadcasting and promotion are undone here."""
+    def deliver(self, argument: Arg, message: Any) -> set[str]:
+        """Add a message to what has arrived at an argument, and say at which; broadcasting and promotion are undone."""
         if isinstance(argument, tuple):
-            for a, m in zip(argument, message or (None,) * len(argument), strict=True):
-                self.deliver(a, m)
-        elif isinstance(argument, Ref) and message is not None and argument in self.b.wants:
+            pairs = zip(argument, message or (None,) * len(argument), strict=True)
+            return set[str]().union(*(self.deliver(a, m) for a, m in pairs))
+        if isinstance(argument, Ref) and message is not None and argument in self.b.wants:
             type_ = self.b.types[argument]
             if isinstance(type_, TensorType):
                 message = self.b.reduce_to(message, type_)
             self.arrived[argument] = self.added(self.arrived.get(argument), message)
+            return {argument}
+        return set()
 
     def added(self, old: Ref | None, new: Ref) -> Ref:
         """The sum of two messages."""

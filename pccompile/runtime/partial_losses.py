@@ -11,7 +11,7 @@ from pccompile.driver import capturing, schedule, to_vertices
 from pccompile.runtime.loaded_program import Runtime, load
 
 MANY = 32
-"""How many sets of outputs get functions of their own; for others, the outputs without a loss send zeros."""
+"""How many sets of outputs keep functions of their own; the oldest is compiled anew where it comes back."""
 
 Sweep = Callable[..., Any]
 """Takes parameters, context and the errors of the outputs that have one; returns gradients by key."""
@@ -25,10 +25,14 @@ def partial_sweep(runtime: Runtime, used: frozenset[int]) -> Sweep | None:
     """
     if runtime.source.moving or runtime.compiled is None or len(used) in (0, len(runtime.source.errors)):
         return None
-    if used not in runtime.partial and len(runtime.partial) < MANY:
-        with capturing():
-            runtime.partial[used] = _compiled(runtime, used)
-    return runtime.partial.get(used)
+    if used in runtime.partial:
+        return runtime.partial[used]
+    with capturing():
+        sweep = _compiled(runtime, used)
+        if len(runtime.partial) >= MANY:
+            del runtime.partial[next(iter(runtime.partial))]
+        runtime.partial[used] = sweep
+    return sweep
 
 
 def _compiled(runtime: Runtime, used: frozenset[int]) -> Sweep | None:

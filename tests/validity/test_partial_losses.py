@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, linalg, nn
 
 import pccompile
+from pccompile.runtime import partial_losses
 from validity.test_custom_functions import Pair
 
 SYMMETRIC = torch.diag(torch.tensor([2.0, 2.0, 1.0, 0.5], dtype=torch.float64))
@@ -125,3 +126,66 @@ def test_results_used_in_two_backward_passes_add_up() -> None:
         second.sum().backward()
         found.append(model.w.grad)
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+
+
+class Blocks(torch.autograd.Function):
+    """Sends its first argument nothing at all, where `zeros_like` would be zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return x * y, x + y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        return None, grads[0] + grads[1]
+
+
+def _cut_custom(a: Tensor, b: Tensor) -> Sequence[Tensor]:
+    return Blocks.apply(a.tanh(), b)  # type: ignore[no-any-return]
+
+
+def _cut_sign(a: Tensor, b: Tensor) -> Sequence[Tensor]:
+    return linalg.slogdet(a.tanh())[0] * b, b.sin()
+
+
+def _sign_or_logarithm(a: Tensor, b: Tensor) -> Sequence[Tensor]:
+    sign, logarithm = linalg.slogdet(a)
+    return sign * b, logarithm * b
+
+
+def _cut_once(a: Tensor, b: Tensor) -> Sequence[Tensor]:
+    return Blocks.apply(a, b)[0], a.exp()
+
+
+@pytest.mark.parametrize("algorithm", ["exact", "fixed-prediction"])
+@pytest.mark.parametrize("granularity", ["op", "layer"])
+@pytest.mark.parametrize("results", [_cut_custom, _cut_sign, _sign_or_logarithm, _cut_once])
+def test_what_no_operation_sends_anything_has_no_gradient(results: Any, granularity: str, algorithm: str) -> None:
+    """Neither zeros: weight decay would move a parameter that eager torch leaves alone."""
+    torch.manual_seed(0)
+    model = TwoLayers(results).double()
+    x = torch.randn(3, 3, dtype=torch.float64)
+    options = {"steps": 50, "rate": 1.0} if algorithm == "fixed-prediction" else {}
+    pc = pccompile.compile(model, (x,), algorithm=algorithm, granularity=granularity, **options)
+    for used in ((0,), (1,), (0, 1)):
+        _same(model, pc, x, used)
+
+
+class TwoLayers(nn.Module):
+    """Two layers and what follows from both."""
+
+    def __init__(self, results: Callable[[Tensor, Tensor], Sequence[Tensor]]) -> None:
+        super().__init__()
+        self.a, self.b, self.results = nn.Linear(3, 3), nn.Linear(3, 3), results
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.results(self.a(x), self.b(x)))
+
+
+def test_more_sets_of_results_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partial_losses, "MANY", 2)
+    model = Results(lambda a: (a.tanh(), a.sqrt(), a.exp()), torch.zeros(4, dtype=torch.float64))
+    x = torch.zeros(4, dtype=torch.float64)
+    pc = pccompile.compile(model, (x,))
+    for used in ((0,), (2,), (0, 2), (0,), (2,)):
+        _same(model, pc, x, used)
