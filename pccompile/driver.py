@@ -159,7 +159,7 @@ def to_vertices(imported: Imported, granularity: str, hook: Hook = silent) -> tu
 
 
 def _with_rules(stage: Stages, graph: Graph, typer: Typer, granularity: str) -> tuple[Graph, PCGraph]:
-    """`graph` and its vertices with their rules; what no operation sends anything to is cut off, and all derived anew."""
+    """`graph` and its vertices with their rules; what no operation sends anything to is cut off first."""
     pc = stage("insert-vertices", lambda: insert_vertices(graph, granularity=granularity))
     derived = stage("derive-rules", lambda: derive_rules(pc, typer))
     pairs = unsent(derived)
