@@ -10,6 +10,7 @@ REPORTS = {
     "regime": "tell how far inference goes: gradients against backprop and equilibrium",
     "certify-locality": "prove on the program how far news travels in a step; exit code 3 where it is not local",
     "convergence": "measure how far inference is from its end after 1, 2, 4 … steps, against what is predicted",
+    "asynchronous": "run vertex by vertex in random order, with delays, lost messages and own rates: what that costs",
     "cost": "count products, sequential depth, messages and memory of a step against backprop's",
 }
 """Each option with its help."""

@@ -1,4 +1,7 @@
-"""What can be measured of inference on one batch: its spectrum, the regime that it runs in, and how it converges."""
+"""What can be measured of inference on one batch.
+
+Its spectrum, the regime that it runs in, how it converges, and what becomes of it without a clock.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from pccompile.analysis.asynchronous import Conditions
 from pccompile.analysis.spectrum import Spectrum
 from pccompile.diagnostics import CompileError, printable
+from pccompile.report.asynchronous import CONDITIONS, AsynchronousReport, asynchronous_report
 from pccompile.report.convergence import ConvergenceReport, convergence_report
 from pccompile.report.losses import Criterion
 from pccompile.report.regime import RegimeReport, has_regime, regime_report
@@ -21,7 +26,7 @@ from pccompile.runtime.losses import targets_of
 if TYPE_CHECKING:
     from pccompile.runtime.module import PCModule
 
-KINDS = ("spectrum", "regime", "convergence")
+KINDS = ("spectrum", "regime", "convergence", "asynchronous")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Analysis:
     spectrum: SpectrumReport | None = None
     regime: RegimeReport | None = None
     convergence: ConvergenceReport | None = None
+    asynchronous: AsynchronousReport | None = None
 
     def __str__(self) -> str:
         return str(self._page())
@@ -40,13 +46,15 @@ class Analysis:
         return self._page()
 
     def _page(self) -> Page:
-        pages = [r.page for r in (self.spectrum, self.regime, self.convergence) if r]
+        pages = [r.page for r in self._reports().values()]
         return Page(tuple(p for i, page in enumerate(pages) for p in (*([""] if i else []), *page.parts)))
 
     def as_dict(self) -> dict[str, Any]:
         """All numbers, by kind."""
-        own = {"spectrum": self.spectrum, "regime": self.regime, "convergence": self.convergence}
-        return {"algorithm": self.algorithm, **{k: r.as_dict() for k, r in own.items() if r}}
+        return {"algorithm": self.algorithm, **{k: r.as_dict() for k, r in self._reports().items()}}
+
+    def _reports(self) -> dict[str, Any]:
+        return {k: r for k in KINDS if (r := getattr(self, k)) is not None}
 
     def json(self, indent: int | None = None) -> str:
         """All numbers as JSON; what is not finite is null."""
@@ -61,11 +69,13 @@ def analyse(
     target: Any,
     loss: Criterion | None = None,
     kinds: Sequence[str] | None = None,
+    conditions: Sequence[Conditions] = CONDITIONS,
 ) -> Analysis:
     """Measure inference on one batch; the model's buffers and the random stream stay as they are.
 
     loss: loss(output, target); by default the one that the model was compiled with, or squared error.
-    kinds: some of KINDS; by default the spectrum, and the regime of algorithms that have one. Raises CompileError for
+    kinds: some of KINDS; by default the spectrum, and the regime of algorithms that have one. conditions: those under
+    which "asynchronous" runs vertex by vertex (`pccompile.analysis.asynchronous.Conditions`). Raises CompileError for
     others, and for a model that draws samples which would move.
     """
     if kinds is None:
@@ -83,6 +93,7 @@ def analyse(
         spectrum_report(spectrum) if "spectrum" in kinds else None,
         regime_report(runtime.options, batch, spectrum) if "regime" in kinds else None,
         convergence_report(runtime.options, batch, spectrum) if "convergence" in kinds else None,
+        asynchronous_report(runtime.options, batch, spectrum, conditions) if "asynchronous" in kinds else None,
     )
 
 

@@ -106,13 +106,13 @@ def regime_report(options: Options, batch: DisplacedBatch, spectrum: Spectrum) -
     if own.algorithm != options.algorithm:
         notes.append(f"{options.algorithm} is compared as {own.algorithm}, whose values it follows on average")
         steps += int(plain(schedule(batch.compiled.pc, options).arguments.get("burn_in", 0)))
-    found = _gradients(batch, batch.prepared(program), bool(program.state), steps=steps, rate=rate)
-    backprop = _gradients(batch, batch.prepared(exact.schedule(batch.compiled.pc, exact.Settings())), False)
-    equilibrium, after, settled = _equilibrium(own, batch, spectrum, backprop)
+    found = gradients(batch, batch.prepared(program), bool(program.state), steps=steps, rate=rate)
+    backprop = gradients(batch, batch.prepared(exact.schedule(batch.compiled.pc, exact.Settings())), False)
+    end, after, settled = equilibrium(own, batch, spectrum, backprop)
     parameters = tuple(
-        Comparison(name, *_compared(g, backprop[name]), *_compared(g, equilibrium[name])) for name, g in found.items()
+        Comparison(name, *_compared(g, backprop[name]), *_compared(g, end[name])) for name, g in found.items()
     )
-    away = apart(found, equilibrium)
+    away = apart(found, end)
     q = rate * steps * (1.0 if spectrum.empty else _largest(own, program, spectrum))
     notes += _warnings(own.algorithm, steps, q, parameters, away, batch)
     return RegimeReport(options.algorithm, steps, rate, q, parameters, away, after, settled, tuple(notes))
@@ -143,7 +143,7 @@ def _largest(options: Options, program: Program, spectrum: Spectrum) -> float:
     return spectrum.hessian(float(plain(program.arguments.get("nudge", 1.0)))).value
 
 
-def _gradients(batch: DisplacedBatch, ready: Ready, moving: bool, **arguments: Any) -> dict[str, Tensor]:
+def gradients(batch: DisplacedBatch, ready: Ready, moving: bool, **arguments: Any) -> dict[str, Tensor]:
     """What a program over the vertices of a batch gives its parameters."""
     with torch.random.fork_rng(), batch.plainly():
         torch.manual_seed(SEED)
@@ -152,7 +152,7 @@ def _gradients(batch: DisplacedBatch, ready: Ready, moving: bool, **arguments: A
     return {k: g for k, g in found.items() if k in batch.tables[0] and g is not None}
 
 
-def _equilibrium(
+def equilibrium(
     options: Options, batch: DisplacedBatch, spectrum: Spectrum, backprop: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], int, bool]:
     """The gradients where inference has settled, the steps until then, and whether it has."""
@@ -160,7 +160,7 @@ def _equilibrium(
         return backprop, batch.longest, True
     program = schedule(batch.compiled.pc, rated_by_measurement(options, batch, spectrum))
     ready, moving = batch.prepared(program), bool(program.state)
-    return until_settled(lambda steps: _gradients(batch, ready, moving, steps=steps), batch.longest)
+    return until_settled(lambda steps: gradients(batch, ready, moving, steps=steps), batch.longest)
 
 
 def until_settled(
@@ -232,6 +232,8 @@ __all__ = [
     "Comparison",
     "RegimeReport",
     "apart",
+    "equilibrium",
+    "gradients",
     "has_regime",
     "plain",
     "rated_by_measurement",
