@@ -16,7 +16,7 @@ demo: install  ## a real ONNX network to checked source, then a convolutional ne
 	$(BIN)/pccompile "$$($(LIGHT))" --backend torch --verify -o out/
 	$(BIN)/python examples/digits.py --plot out/digits.png
 
-test: install  ## everything that takes less than half a minute each
+test: install  ## what is quick: of long tables of cases, a fixed part
 	@command -v iverilog > /dev/null || echo "iverilog is absent (apt install iverilog): exported Verilog is not run" >&2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
 

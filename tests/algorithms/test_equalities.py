@@ -153,6 +153,7 @@ def test_a_full_positive_nudge_is_strict(name: str) -> None:
     assert gap(p.gradients("nudged", nudge=1.0, phases="positive", **how), p.gradients("strict", **how)) == 0
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", SMALL)
 def test_one_phase_is_backpropagation_up_to_the_nudge_and_two_up_to_its_square(name: str) -> None:
     p, found = problem(name), {}
@@ -265,6 +266,7 @@ def test_one_incremental_step_moves_the_readout_alone(name: str) -> None:
     assert moved == {n for n in before if n.startswith(("o.", "out.", "4."))}
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", SMALL)
 def test_slow_incremental_learning_sums_the_gradients_of_strict(name: str) -> None:
     """(θ_T − θ_0) / α → −Σ_t g_θ(strict, t), with an error of O(α)."""

@@ -204,6 +204,7 @@ def test_rates_by_vertex(gated: Problem) -> None:
         gated.compile("strict", rate={"nix": 0.1})
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("stepper", ["euler", "heavy-ball", "nesterov", "heun"])
 def test_all_steppers_settle_at_one_equilibrium(gated: Problem, stepper: str) -> None:
     converged = gated.gradients("strict", steps=6000, rate=0.1)

@@ -68,6 +68,7 @@ def test_converged_alm_is_backpropagation(name: str) -> None:
     assert apart(p.gradients("alm", penalty="auto", **AUTO), p.backprop) < 1e-6
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("algorithm", BY_PATHS)
 @pytest.mark.parametrize("name", SMALL)
 def test_automatic_fixed_prediction_is_backpropagation(name: str, algorithm: str) -> None:

@@ -32,6 +32,7 @@ def refused(ending: Ending) -> str:
     return ending.said
 
 
+@pytest.mark.quick(48)
 @pytest.mark.parametrize("name", BOMBS | WRONG)
 def test_a_bomb(name: str, place: Path) -> None:
     (place / "b.onnx").write_bytes((BOMBS | WRONG)[name]().SerializeToString())

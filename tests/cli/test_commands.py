@@ -190,7 +190,7 @@ LONG = ("bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50
 
 
 @pytest.mark.parametrize(
-    "network", ["squeezenet", "shufflenet", *(pytest.param(n, marks=pytest.mark.slow) for n in LONG)]
+    "network", ["squeezenet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("shufflenet", *LONG))]
 )
 def test_networks_with_constant_weights(run, network) -> None:
     result = run(str(LIGHT / f"light_{network}.onnx"), "--verify", "--json")

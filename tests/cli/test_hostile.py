@@ -40,6 +40,7 @@ def renamed(prefix: str) -> onnx.ModelProto:
     return model
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize("kind", NAMES)
 def test_names(kind, run, folder) -> None:
     (folder / "h.onnx").write_bytes(renamed(NAMES[kind]).SerializeToString())

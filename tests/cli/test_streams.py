@@ -31,6 +31,7 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
                           errors="replace", env={**os.environ, **environment}, timeout=300, check=False)  # fmt: skip
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     "line, codes",
     [

@@ -46,6 +46,7 @@ USES: dict[str, Use] = {
 }
 
 
+@pytest.mark.quick(12)
 @pytest.mark.parametrize("algorithm", ["exact", "fixed-prediction"])
 @pytest.mark.parametrize("name", USES)
 def test_gradients_are_those_of_autograd(name: str, algorithm: str) -> None:

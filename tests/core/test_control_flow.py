@@ -238,6 +238,7 @@ def detached_in_a_branch(m: Any, x: Tensor, cond: Any) -> Tensor:
     return cond(x.sum() > 0, lambda z: m.a(z).detach() + m.d(z), lambda z: m.b(z), (x,))
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize("algorithm", ["exact", "fixed-prediction", "strict"])
 @pytest.mark.parametrize(
     "run",
@@ -264,6 +265,7 @@ def test_a_branch_that_is_not_taken_gets_no_gradient(run: Callable[..., Any], al
                 torch.testing.assert_close(found[k].grad, p.grad)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("limit", [-1e6, 0.0, 1e6], ids=["every round", "some rounds", "no round"])
 def test_a_branch_within_a_loop_gets_the_zeros_of_eager_torch(limit: float) -> None:
     def run(m: Any, x: Tensor) -> Tensor:
@@ -295,6 +297,7 @@ def test_decay_leaves_a_branch_alone_that_is_not_taken() -> None:
     assert "else None" in pc.source
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", ["branches", "rounds_by_value", "steps"])
 def test_other_algorithms_take_programs_within_operations(name: str) -> None:
     x = examples(name)[0]

@@ -246,6 +246,7 @@ def twins(run: Callable[..., Any], **options: Any) -> tuple[Program, Any, Progra
     return module, torch.compile(module, backend=backend, **options), copy.deepcopy(module)
 
 
+@pytest.mark.quick(9)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_pieces_learn_as_autograd_does(name: str) -> None:
     module, compiled, plain = twins(PROGRAMS[name])

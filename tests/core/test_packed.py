@@ -37,6 +37,7 @@ class Net(nn.Module):
 BOTH = {"bidirectional": True, "batch_first": True}
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize(
     "kind, options",
     [
@@ -131,6 +132,7 @@ FUNCTIONS = (given_states, cells_and_states, two_in_a_row, joined, joined_rows, 
              numbers_that_were_read, computed, pooled, attended, of_no_features, without_a_layer)  # fmt: skip
 
 
+@pytest.mark.quick(7)
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 def test_what_models_do_with_packed_sequences(function: Callable[..., Any]) -> None:
     check(Layers(function))

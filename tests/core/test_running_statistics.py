@@ -46,6 +46,7 @@ ROADS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
 }
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("road", ROADS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_statistics_are_written_once_a_call(name: str, road: str) -> None:
@@ -128,6 +129,7 @@ def a_slice_beside_a_norm(m: Kept, x: Tensor) -> Tensor:
     return m.norm(h) * (h - m.kept)
 
 
+@pytest.mark.quick(7)
 @pytest.mark.parametrize("road", ROADS)
 @pytest.mark.parametrize(
     "run",

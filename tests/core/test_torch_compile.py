@@ -70,6 +70,7 @@ def learned(run: Callable[[Tensor], Any], module: nn.Module, x: Tensor) -> dict[
     return {**tensors, "input": x.grad, "result": result.detach()}
 
 
+@pytest.mark.quick(7)
 @pytest.mark.parametrize("called", [False, True], ids=["fresh", "called before"])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "pccompile"])
 @pytest.mark.parametrize("place", ["alone", "inside"])

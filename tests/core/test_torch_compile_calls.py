@@ -275,6 +275,7 @@ def step(run: Callable[..., Any], m: Net, args: tuple[Any, ...]) -> dict[str, An
     }
 
 
+@pytest.mark.quick(15)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_each_call_gives_the_result_of_eager_torch(name: str) -> None:
     torch.manual_seed(0)

@@ -107,6 +107,7 @@ def step(run: Callable[[Tensor], Tensor], m: Net) -> dict[str, Any]:
     return {k: p.grad for k, p in m.named_parameters()} | {"x": x.grad, "y": result.detach(), "seen": list(m.seen)}
 
 
+@pytest.mark.quick(12)
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda f: f.__name__)
 def test_a_hook_comes_and_goes(hook: Callable[[Net], RemovableHandle], cut: bool) -> None:

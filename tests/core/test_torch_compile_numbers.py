@@ -116,6 +116,7 @@ def step(run: Callable[[Tensor], Tensor], module: nn.Module) -> list[Any]:
     return [result.detach(), x.grad, *(p.grad for p in module.parameters()), *(b.clone() for b in module.buffers())]
 
 
+@pytest.mark.quick(12)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("changes", ["another model", "a schedule"])
 def test_every_value_gives_the_result_of_eager_torch(changes: str, kind: str) -> None:

@@ -60,6 +60,7 @@ SWITCHES: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_an_adapter_is_what_it_is_now(switch: str, dora: bool) -> None:

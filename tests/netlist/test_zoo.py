@@ -81,6 +81,7 @@ def check(case: Case) -> None:
         assert distance(torch.as_tensor(step), gradient) < TOLERANCE, path
 
 
+@pytest.mark.quick(24)
 @pytest.mark.parametrize("case", cases(ZOO))
 def test_error_units_and_plasticity_are_backpropagation(case: Case) -> None:
     check(case)
@@ -91,6 +92,7 @@ def test_traps(case: Case) -> None:
     check(case)
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize("name", ["mlp_tanh", "siamese", "paper_rnn", "norms", "operations", "attention"])
 @pytest.mark.parametrize("rate, ticks", [(0.4, 9), (0.125, 20), (1.5, 6)])
 def test_errors_follow_the_binomial_law_at_any_tick(name: str, rate: float, ticks: int) -> None:

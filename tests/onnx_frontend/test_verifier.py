@@ -145,6 +145,7 @@ def test_right_files_pass(compiled, kind, tmp_path):
         assert any("in float64 the program differs from onnxruntime in float32 by" in n for n in report.notes)
 
 
+@pytest.mark.quick(18)
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.__name__)
 @pytest.mark.parametrize("kind", KINDS)
 def test_wrong_programs_fail(compiled, kind, mutation, tmp_path):

@@ -201,6 +201,7 @@ IMAGES: dict[str, Function] = {
 }
 
 
+@pytest.mark.quick(36)
 @pytest.mark.parametrize("name", MATRIX)
 def test_of_matrix(name: str) -> None:
     """x is [batch, 5]."""

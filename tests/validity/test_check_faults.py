@@ -88,6 +88,7 @@ def refusal(name: str, dtype: torch.dtype = torch.float32, **how: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.quick(24)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "vertex", "parent", "fault"), ERRORS)
 def test_a_wrong_message_is_found_at_the_vertex_that_receives_it(
@@ -98,6 +99,7 @@ def test_a_wrong_message_is_found_at_the_vertex_that_receives_it(
     assert f"the first vertex whose error differs is {parent}" in text, text
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize(("name", "vertex", "parent", "path", "fault"), MESSAGES)
 def test_a_wrong_message_to_a_parameter_is_found(
     name: str, vertex: str, parent: str, path: str, fault: Break, monkeypatch: pytest.MonkeyPatch

@@ -92,6 +92,7 @@ class Exits(nn.Module):
 FIXED = {"algorithm": "fixed-prediction", "rate": 0.5, "steps": 200}
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("settings", [{}, {"granularity": "layer"}, FIXED, {**FIXED, "lowering": "relax"}], ids=str)
 def test_every_early_exit_trains_alone(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
@@ -157,6 +158,7 @@ def _cut_once(a: Tensor, b: Tensor) -> Sequence[Tensor]:
     return Blocks.apply(a, b)[0], a.exp()
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("algorithm", ["exact", "fixed-prediction"])
 @pytest.mark.parametrize("granularity", ["op", "layer"])
 @pytest.mark.parametrize("results", [_cut_custom, _cut_sign, _sign_or_logarithm, _cut_once])

@@ -13,6 +13,7 @@ from validity.states import agree, data, detached, pair
 Make = Callable[[], nn.Module]
 
 
+@pytest.mark.quick(13)
 @pytest.mark.parametrize("make", CELLS)
 def test_the_gradient_goes_through_all_calls(make: Make) -> None:
     eager, pc = pair(make)
@@ -22,6 +23,7 @@ def test_the_gradient_goes_through_all_calls(make: Make) -> None:
     agree(pc.model, eager)
 
 
+@pytest.mark.quick(13)
 @pytest.mark.parametrize("make", CELLS)
 def test_truncated_backpropagation(make: Make) -> None:
     eager, pc = pair(make)

@@ -48,6 +48,7 @@ def test_a_copy_has_a_state_of_its_own(make: Make) -> None:
     torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.quick(13)
 @pytest.mark.parametrize("make", CELLS)
 def test_compiling_leaves_the_model_as_it_was(make: Make) -> None:
     torch.manual_seed(0)

@@ -88,6 +88,7 @@ WRITES: dict[str, Callable[[Tensor, Tensor], Any]] = {
 }
 
 
+@pytest.mark.quick(15)
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 def test_a_write_through_a_view(write: Callable[[Tensor, Tensor], Any]) -> None:
     compare(then(write))
@@ -109,6 +110,7 @@ def test_a_read_after_a_write(read: Callable[[Tensor, Tensor], Tensor]) -> None:
     compare(read)
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("seed", range(12))
 def test_chains_of_views_that_are_written_into(seed: int) -> None:
     """Random chains of views, then random writes, then a read of what is left."""

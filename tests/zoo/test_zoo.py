@@ -41,6 +41,7 @@ def test_autograd(case: Case, dtype: torch.dtype) -> None:
         assert gradient is None or gradient.isfinite().all()
 
 
+@pytest.mark.quick(50)
 @pytest.mark.parametrize("case", CASES)
 def test_export(case: Case) -> None:
     module, inputs, _ = drawn(case, case.build, torch.float64)
