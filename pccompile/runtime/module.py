@@ -30,7 +30,7 @@ from pccompile.runtime.inspection import Inspection
 from pccompile.runtime.loaded_program import Interface, Mismatch, Runtime, asking, reaching
 from pccompile.runtime.losses import MEAN_LOSS, compile_loss, means_over_batch, targets_of
 from pccompile.runtime.model_state import Tables
-from pccompile.runtime.program_cache import Captured, ProgramCache, learning
+from pccompile.runtime.program_cache import Captured, ProgramCache, learning, offsets
 from pccompile.runtime.self_check import check_loss, self_check
 from pccompile.runtime.states import Writes, fits, refuse_moving
 from pccompile.runtime.uncompiled import Refusals
@@ -160,7 +160,8 @@ class PCModule(Inspection):
         autocast = current(state.device.type if state.device is not None else device_of(model, leaves))
         for captured in self._cache.captures:
             learns = captured.learning is None or captured.learning == learning(model, leaves)
-            if captured.state is state and captured.autocast == autocast and learns:
+            placed = captured.offsets is None or captured.offsets == offsets(model)
+            if captured.state is state and captured.autocast == autocast and learns and placed:
                 reason = captured.interface.mismatch(leaves, spec)
                 if not reason and fits(captured.imported, model):
                     return captured, None
@@ -206,7 +207,8 @@ class PCModule(Inspection):
         leaves, state = pytree.tree_leaves((args, dict(kwargs))), self._cache.state(model)
         autocast = current(state.device.type if state.device is not None else device_of(model, leaves))
         flags = learning(model, leaves) if imported.learning else None
-        captured = Captured(state, autocast, flags, imported, Interface.of(imported, leaves))
+        places = offsets(model) if imported.absolute else None
+        captured = Captured(state, autocast, flags, places, imported, Interface.of(imported, leaves))
         self._cache.add(captured, model)
         return captured
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pccompile.frontends.imported import Imported
 from pccompile.frontends.places import Place
+from pccompile.frontends.tensor_forms import strides
 from pccompile.passes.activity import active
 from pccompile.runtime.loaded_program import Interface, Runtime
 from pccompile.runtime.model_state import ModelState, Tables
@@ -24,13 +25,15 @@ STATES = 8
 class Captured:
     """The model as it was captured in one state for one form of call.
 
-    `learning` says which tensors required a gradient, where that matters. `programs` has one for each set of gradients,
-    loss and record; `recent` leads to them from what a call has at hand.
+    `learning` says which tensors required a gradient, `offsets` where in their memory the model's tensors started; each
+    where it matters. `programs` has one for each set of gradients, loss and record; `recent` leads to them from what a
+    call has at hand.
     """
 
     state: ModelState
     autocast: Any
     learning: tuple[bool, ...] | None
+    offsets: tuple[int, ...] | None
     imported: Imported
     interface: Interface
     programs: dict[Any, Runtime] = field(default_factory=dict)
@@ -62,6 +65,12 @@ class Captured:
 def learning(model: nn.Module, leaves: Sequence[Any]) -> tuple[bool, ...]:
     """Which parameters, and which tensors among the flattened arguments, require a gradient."""
     return tuple(t.requires_grad for t in (*model.parameters(), *leaves) if isinstance(t, Tensor))
+
+
+def offsets(model: nn.Module) -> tuple[int, ...]:
+    """Where in their memory the parameters and buffers of a model start, in entries."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return tuple(int(t.storage_offset()) for t in tensors if strides(t) is not None)
 
 
 class ProgramCache:

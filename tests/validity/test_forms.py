@@ -153,3 +153,31 @@ def test_tensors_without_strides_hold_too() -> None:
     assert state.hold()
     sparse.requires_grad_()
     assert not state.hold()
+
+
+class FromMemory(nn.Module):
+    """Reads two entries of its weight that are counted from where the weight's memory starts."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.w, self.first = nn.Parameter(torch.randn(6, dtype=torch.float64)), first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w.as_strided((2,), (1,), self.first) * x
+
+
+@pytest.mark.parametrize("algorithm", ["exact", "fixed-prediction"])
+def test_a_parameter_that_starts_elsewhere_in_its_memory(algorithm: str) -> None:
+    """As `.data =` a piece of a flat parameter makes it: each start has a program of its own."""
+    x = torch.randn(2, dtype=torch.float64)
+    model = FromMemory(3)
+    pc = pccompile.compile(model, (x,), algorithm=algorithm, **({} if algorithm == "exact" else {"rate": 1.0}))
+    flat = torch.randn(12, dtype=torch.float64)
+    for start in (0, 2, 3, 0):
+        model.w.data = flat[start : start + 6]
+        found, expected = (torch.autograd.grad(m(x).sum(), model.w)[0] for m in (pc, model))
+        torch.testing.assert_close(pc(x), model(x))
+        torch.testing.assert_close(found, expected)
+    model.w.data = flat[4:10]
+    with pytest.raises(pccompile.CompileError, match="as_strided reads memory"):
+        pc(x)
