@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LIGHT := $(BIN)/python -c "import onnx.backend.test, pathlib; print(pathlib.Path(onnx.backend.test.__file__).parent / 'data/light/light_squeezenet.onnx')"
 
-.PHONY: install demo test test-all fuzz lint bench leaderboard coverage clean
+.PHONY: install demo paper test test-all fuzz lint bench leaderboard coverage clean
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt tests/onnx_frontend/packages.txt
@@ -15,6 +15,9 @@ $(VENV)/installed: pyproject.toml constraints.txt tests/onnx_frontend/packages.t
 demo: install  ## a real ONNX network to checked source, then a convolutional network trained both ways on digits
 	$(BIN)/pccompile "$$($(LIGHT))" --backend torch --verify -o out/
 	$(BIN)/python examples/digits.py --plot out/digits.png
+
+paper: install  ## the experiments of arXiv:2006.04182 in their small setting, minutes: docs/paper.md
+	OMP_NUM_THREADS=1 $(BIN)/python examples/reproduce_paper.py --small
 
 test: install  ## what is quick: of long tables of cases, a fixed part
 	@command -v iverilog > /dev/null || echo "iverilog is absent (apt install iverilog): exported Verilog is not run" >&2
