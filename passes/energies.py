@@ -80,7 +80,7 @@ def _by_vertex(pc: PCGraph, given: object, what: str) -> Iterator[tuple[str, Any
     modules = sorted((n for n in given if n not in pc.names), key=len)
     found: dict[str, Any] = {}
     for name in (*modules, *(n for n in given if n in pc.names)):
-        meant = [name] if name in pc.names else [v.name for v in pc.vertices if _is_in(v, name)]
+        meant = [name] if name in pc.names else [v.name for v in pc.vertices if is_in(v, name)]
         if not meant:
             paths = dict.fromkeys(n.where.module for v in pc.latent for n in v.prediction if n.where.module)
             hint = f"hidden vertices: {listing(hidden)}; modules: {listing(list(paths))}"
@@ -91,7 +91,7 @@ def _by_vertex(pc: PCGraph, given: object, what: str) -> Iterator[tuple[str, Any
     yield from found.items()
 
 
-def _is_in(v: Vertex, module: str) -> bool:
+def is_in(v: Vertex, module: str) -> bool:
     """Whether an operation of a vertex is in a module or in one of its parts."""
     return any(f"{n.where.module}.".startswith(f"{module}.") for n in v.prediction if n.where.module)
 
@@ -100,4 +100,4 @@ def _vertex(pc: PCGraph, name: str) -> Vertex:
     return next(v for v in pc.vertices if v.name == name)
 
 
-__all__ = ["Energies", "Precision", "with_energies"]
+__all__ = ["Energies", "Precision", "is_in", "with_energies"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass
 
 from pccompile.diagnostics import CompileError, listing
@@ -15,8 +16,10 @@ from pccompile.passes.decisions import decisions
 GRANULARITIES = ("op", "layer")
 
 
-def insert_vertices(graph: Graph, *, granularity: str = "op") -> PCGraph:
+def insert_vertices(graph: Graph, *, granularity: str = "op", marked: Set[str] | None = None) -> PCGraph:
     """One vertex for each operation ("op"), or for each layer with what follows it pointwise ("layer").
+
+    marked: the values that are vertices, whatever the granularity says of them and of all others.
 
     Wiring has no value of its own: it belongs to the vertices that read it. The same holds for what carries no error
     but depends on values that do, such as a mask computed from them. An output that other vertices read, or that is no
@@ -28,7 +31,9 @@ def insert_vertices(graph: Graph, *, granularity: str = "op") -> PCGraph:
     position = {n.name: i for i, n in enumerate(graph.nodes)}
     plan = _Plan(graph, active(graph), fixed(graph), {n.name: n for n in graph.nodes}, position)
     inner = plan.wired()
-    if granularity == "layer":
+    if marked is not None:
+        inner = {n.name for n in graph.nodes if n.name in plan.carrying and n.name not in marked}
+    elif granularity == "layer":
         inner |= plan.absorbed(inner)
     vertices = [plan.vertex(n, inner) for n in graph.nodes if n.name in plan.carrying and n.name not in inner]
     read = {p for v in vertices for p in v.parents}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pccompile.report.trace import Trace
     from pccompile.report.verify import VerifyReport, verify
     from pccompile.runtime.module import PCModule
+    from pccompile.runtime.settle import Settled
 
 __version__ = "0.1.0"
 _WHERE = {
@@ -28,6 +29,7 @@ _WHERE = {
     "CompileError": "pccompile.diagnostics",
     "Netlist": "pccompile.backends.netlist",
     "PCModule": "pccompile.runtime.module",
+    "Settled": "pccompile.runtime.settle",
     "Trace": "pccompile.report.trace",
     "VerifyReport": "pccompile.report.verify",
     "budget": "pccompile.limits",
@@ -59,6 +61,7 @@ __all__ = [
     "CompileError",
     "Netlist",
     "PCModule",
+    "Settled",
     "Trace",
     "VerifyReport",
     "budget",

@@ -26,6 +26,7 @@ from pccompile.passes.dce import dce
 from pccompile.passes.derive_rules import derive_rules
 from pccompile.passes.energies import Energies, Precision, with_energies
 from pccompile.passes.insert_vertices import insert_vertices
+from pccompile.passes.roles import NO_ROLES, Roles, with_roles
 from pccompile.passes.settle_layouts import settle_layouts
 from pccompile.passes.settle_presence import settle_presence
 from pccompile.passes.stop_unsent import stop_unsent, unsent
@@ -47,6 +48,7 @@ class Options:
     """How a model is compiled. None stands for the algorithm's own default.
 
     energies, precision: what vertices cost instead of half the squared error: see passes.energies.
+    roles: what inference infers besides hidden values, and what it is given: see passes.roles.
     choices: what has been chosen for settings that are "auto".
     outside_loss: what `backward` of a loss does that inference did not see, where it should have: see LOSSES_OUTSIDE.
     on_divergence: what happens where inference ends in what is no number: see DIVERGENCE.
@@ -60,6 +62,7 @@ class Options:
     outside_loss: str = "refuse"
     on_divergence: str = "warn"
     choices: tuple[Choice, ...] = ()
+    roles: Roles = NO_ROLES
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -147,25 +150,29 @@ def import_model(
         return stage("import", lambda: import_program(program, model, locate, still))  # type: ignore[no-any-return]
 
 
-def to_vertices(imported: Imported, granularity: str, hook: Hook = silent) -> tuple[Graph, PCGraph]:
-    """The passes: canonical operations, then vertices, then their local rules."""
+def to_vertices(
+    imported: Imported, granularity: str, hook: Hook = silent, finish: Callable[[PCGraph], PCGraph] | None = None
+) -> tuple[Graph, PCGraph]:
+    """The passes: canonical operations, then vertices, then their local rules, or what `finish` makes of them."""
     stage, typer = Stages(hook), imported.typer
     graph = stage("import-graph", lambda: imported.graph)
     graph = stage("canonicalise", lambda: canonicalise(graph, typer))
     graph = stage("dce", lambda: dce(graph))
     graph = stage("settle-layouts", lambda: settle_layouts(graph))
     graph = stage("settle-presence", lambda: settle_presence(graph))
-    return _with_rules(stage, graph, typer, granularity)
+    return _with_rules(stage, graph, typer, granularity, finish)
 
 
-def _with_rules(stage: Stages, graph: Graph, typer: Typer, granularity: str) -> tuple[Graph, PCGraph]:
+def _with_rules(
+    stage: Stages, graph: Graph, typer: Typer, granularity: str, finish: Callable[[PCGraph], PCGraph] | None
+) -> tuple[Graph, PCGraph]:
     """`graph` and its vertices with their rules; what no operation sends anything to is cut off first."""
     pc = stage("insert-vertices", lambda: insert_vertices(graph, granularity=granularity))
     derived = stage("derive-rules", lambda: derive_rules(pc, typer))
     pairs = unsent(derived)
     if not pairs:
-        return graph, derived
-    return _with_rules(stage, stage("stop-unsent", lambda: stop_unsent(graph, pairs)), typer, granularity)
+        return graph, finish(pc) if finish else derived
+    return _with_rules(stage, stage("stop-unsent", lambda: stop_unsent(graph, pairs)), typer, granularity, finish)
 
 
 def schedule(pc: PCGraph, options: Options, hook: Hook = silent) -> Program:
@@ -192,22 +199,49 @@ def refuse_energies(options: Options, pc: PCGraph | None = None) -> None:
             f"{algorithm.name}: what is automatic is measured for half the squared error, without energies or precision"
         )
         raise CompileError(what, hint="give rate and steps as numbers")
-    for v in pc.vertices if pc and algorithm.energies == "of the error" else ():
+    for v in pc.latent if pc and algorithm.energies == "of the error" else ():
         if v.energy and not v.energy.of_error:
             what = f"{algorithm.name} takes energies of v - vhat alone; the energy of {v.name} is {v.energy}"
             raise CompileError(what, v.where, hint="use strict")
+
+
+def refuse_roles(options: Options) -> None:
+    """Raise CompileError where the algorithm cannot infer inputs, or be given hidden values."""
+    algorithm = ALGORITHMS[options.algorithm]
+    if not algorithm.roles:
+        able = ", ".join(a.name for a in ALGORITHMS.values() if a.roles)
+        what = f"{algorithm.name} infers no inputs and takes no hidden values: its predictions stay"
+        raise CompileError(what, hint=f"algorithms that do: {able}")
+    if algorithm.measures(options.settings):
+        what = f"{algorithm.name}: what is automatic is measured with inputs that are given"
+        raise CompileError(what, hint="give rate and steps as numbers")
 
 
 def compile_imported(
     imported: Imported, options: Options, loss: Loss | None = None, record: bool = False, hook: Hook = silent
 ) -> Compiled:
     """An imported model all the way to source."""
+    stage, roles, own = Stages(hook), options.roles, options.energies is not None or options.precision is not None
+
+    def cost(pc: PCGraph) -> PCGraph:
+        return stage("energies", lambda: with_energies(pc, options.energies, options.precision)) if own else pc
+
+    def play(pc: PCGraph) -> PCGraph:
+        priced = cost(pc)
+        return stage("roles", lambda: with_roles(priced, roles, imported.typer))  # type: ignore[no-any-return]
+
     with capturing():
-        graph, pc = to_vertices(imported, options.vertices, hook)
-        if options.energies is not None or options.precision is not None:
+        if own:
             refuse_energies(options)
-            pc = Stages(hook)("energies", lambda: with_energies(pc, options.energies, options.precision))
+        if roles:
+            refuse_roles(options)
+            wanted = imported.graph.wanted | {n for n in roles.inputs if n in imported.graph.inputs}
+            imported = replace(imported, graph=replace(imported.graph, wanted=wanted))
+        graph, pc = to_vertices(imported, options.vertices, hook, play if roles else None)
+        pc = pc if roles else cost(pc)
+        if own:
             refuse_energies(options, pc)
         program = schedule(pc, options, hook)
-        source = Stages(hook)("emit", lambda: emit(program, loss, record))
+        program = replace(program, also=("prediction",)) if roles.shown else program
+        source = stage("emit", lambda: emit(program, loss, record))
     return Compiled(imported, graph, program.pc, program, source, loss)

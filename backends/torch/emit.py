@@ -235,6 +235,8 @@ class File:
         dims = self.speller.dims & set(self.pc.graph.dims)
         self.dims |= dims
         source = "next(iter(errors.values()))" if name == "learn" else f"{self.given}[0]"
+        if name != "learn" and not self.pc.outputs:
+            source = "next(c for c in (*params.values(), *context) if isinstance(c, torch.Tensor))"
         device = self.device(source)
 
         def build() -> list[str]:
@@ -309,6 +311,8 @@ class File:
             return ""
         if vertex in self.pc.clamped:
             return _heading(v, "ε = −∂L/∂v̂")
+        if vertex in self.pc.observed:
+            return _heading(v, f"ε = −∂E/∂v̂, E = {v.energy}")
         sent = [equations.message(c, vertex) for c in self.children[vertex]]
         text = " + ".join(sent) or "0"
         text = text if len(text) < 90 else f"Σ Jᵀ ε of {len(sent)} children"

@@ -293,6 +293,9 @@ class _Lowering:
             return self.clamp(d)
         if name == "seed":
             return self.w("aten.neg.default", self.w("aten.ones_like.default", self.slots[d.vertex, "prediction"]))
+        if name == "given":
+            leaf = self.pc.observed[d.vertex]
+            return self._forward(Ref(leaf)) if leaf else self.zeros_like(self.slots[d.vertex, "prediction"], d.vertex)
         if name in ("send", "hold"):
             energy = self.vertices[d.vertex].energy
             return self.equations.value(d, parse(getattr(energy, name) if energy else "error"))
@@ -303,6 +306,8 @@ class _Lowering:
     def energy(self, v: Vertex) -> Ref:
         """The energy of each element, where inference last looked: that the value has moved since does not count."""
         assert v.energy is not None
+        if v.name in self.pc.observed:
+            return cast(Ref, self.equations.value(Do(v.name, "energy", v.energy.density), parse(v.energy.density)))
         moved, look = self.slots[v.name, "value"], Do(v.name, "value", "prediction + error")
         self.slots[v.name, "value"] = cast(Ref, self.equations.value(look, parse(look.equation)))
         density = self.equations.value(Do(v.name, "energy", v.energy.density), parse(v.energy.density))
@@ -374,7 +379,14 @@ class _Lowering:
         return functools.reduce(lambda x, y: w("aten.add.Tensor", x, y, label=label), parts)
 
     def clamp(self, d: Do) -> Ref:
-        """Minus the loss gradient at an output: given, or evaluated anew where the predictions move."""
+        """Minus the loss gradient at an output: given, or evaluated anew where the predictions move.
+
+        At an observed vertex, minus the gradient of its energy.
+        """
+        if d.vertex in self.pc.observed:
+            energy = self.vertices[d.vertex].energy
+            assert energy is not None
+            return cast(Ref, self.equations.value(d, parse(energy.send)))
         index, label = self.pc.clamped.index(d.vertex), label_of("error", d.vertex)
         if not self.program.state:
             return self.w.given(f"output_errors[{index}]", label)

@@ -32,8 +32,8 @@ class Settings:
 def schedule(pc: PCGraph, settings: Settings) -> Program:
     """Saddle-point dynamics over values and multipliers. Raises CompileError for samples that move."""
     refuse_draws(pc)
-    dual = each(pc.latent, "dual = dual + dual_rate * error")
-    credit = (*each(pc.clamped, "credit = error"), *each(pc.latent, f"credit = dual + penalty * {sent(pc)}"))
+    dual = each(pc.predicted, "dual = dual + dual_rate * error")
+    credit = (*each(pc.ends, "credit = error"), *each(pc.latent, f"credit = dual + penalty * {sent(pc)}"))
     force = each(pc.latent, "force = pull - credit", at="value", carries="credit")
     body: tuple[Step, ...] = (*look(pc), *dual, *credit, *force, *each(pc.latent, EULER))
     infer: tuple[Step, ...] = (*start(pc), *each(pc.latent, "dual = zero"), Repeat("steps", body), *look(pc), *credit)
@@ -53,5 +53,6 @@ ALGORITHM = Algorithm(
     equals="backprop, where it has converged",
     descends=False,
     energies="of the error",
+    roles=True,
     automatic=saddle,
 )

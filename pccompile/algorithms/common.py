@@ -62,10 +62,10 @@ def start(pc: PCGraph) -> tuple[Do, ...]:
 
 def forwards(pc: PCGraph, value: Callable[[Vertex], str]) -> tuple[Do, ...]:
     """Predictions in the order of the graph, each hidden value set by its equation before its children read it."""
-    clamped, steps = set(pc.clamped), list[Do]()
+    ends, steps = set(pc.ends), list[Do]()
     for v in pc.vertices:
         steps += along([v], "prediction = predict", at="value")
-        steps += [] if v.name in clamped else along([v], f"value = {value(v)}")
+        steps += [] if v.name in ends else along([v], f"value = {value(v)}")
     return tuple(steps)
 
 
@@ -74,6 +74,7 @@ def look(pc: PCGraph, clamp: str = "clamp") -> tuple[Do, ...]:
     return (
         *each(pc.vertices, "prediction = predict", at="value"),
         *each(pc.clamped, f"error = {clamp}"),
+        *each(pc.observed, "error = clamp"),
         *each(pc.latent, "error = value - prediction"),
         *exchange(pc),
     )
@@ -83,7 +84,7 @@ def exchange(pc: PCGraph) -> tuple[Do, ...]:
     """What vertices send and hold at their present errors, where that is not the error itself."""
     if not energetic(pc):
         return ()
-    return (*each(pc.clamped, "sent = error"), *each(pc.latent, "sent = send", "held = hold"))
+    return (*each(pc.ends, "sent = error"), *each(pc.latent, "sent = send", "held = hold"))
 
 
 def forces(pc: PCGraph) -> tuple[Do, ...]:

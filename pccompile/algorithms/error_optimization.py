@@ -30,7 +30,7 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     refuse_draws(pc)
     body: tuple[Step, ...] = (
         *_forwards(pc),
-        *each(pc.clamped, "carried = error"),
+        *each(pc.ends, "carried = error"),
         *along(reversed(pc.latent), "carried = pull", at="value", carries="carried"),
         *each(pc.latent, f"error = error + rate * (carried - {held(pc)})"),
     )
@@ -43,7 +43,7 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
 def _forwards(pc: PCGraph) -> tuple[Do, ...]:
     """Predictions in the order of the graph, each value off its prediction by its error."""
     placed = forwards(pc, lambda v: "prediction + error")
-    return (*placed, *each(pc.clamped, "error = clamp"), *exchange(pc))
+    return (*placed, *each(pc.ends, "error = clamp"), *exchange(pc))
 
 
 ALGORITHM = Algorithm(
@@ -53,5 +53,6 @@ ALGORITHM = Algorithm(
     "arXiv:2505.20137",
     equals="strict, where both converged",
     energies="of the error",
+    roles=True,
     automatic=by_curvature,
 )

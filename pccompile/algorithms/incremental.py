@@ -31,4 +31,6 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     return Program(pc, "incremental", infer, (), arguments=arguments, state="value")
 
 
-ALGORITHM = Algorithm("incremental", schedule, Settings, "arXiv:2212.00720", energies="any", automatic=descent)
+ALGORITHM = Algorithm(
+    "incremental", schedule, Settings, "arXiv:2212.00720", energies="any", roles=True, automatic=descent
+)

@@ -50,5 +50,6 @@ ALGORITHM = Algorithm(
     "doi:10.1371/journal.pcbi.1012532",
     descends=False,
     energies="any",
+    roles=True,
     automatic=sampling,
 )

@@ -21,11 +21,11 @@ class PathLengths:
     """
 
     def __init__(self, pc: PCGraph) -> None:
-        children, clamped = pc.children(), set(pc.clamped)
+        children, ends = pc.children(), set(pc.ends)
         self.sets: dict[str, int] = {}
         for v in reversed(pc.vertices):
             below = [self.sets[c.name] for c in children[v.name]]
-            self.sets[v.name] = 1 if v.name in clamped else functools.reduce(operator.or_, below, 0) << 1
+            self.sets[v.name] = 1 if v.name in ends else functools.reduce(operator.or_, below, 0) << 1
 
     @property
     def all(self) -> int:

@@ -59,5 +59,6 @@ ALGORITHM = Algorithm(
     equals="backprop up to O(nudge²), at equilibrium",
     descends=False,
     energies="any",
+    roles=True,
     automatic=nudged_descent,
 )

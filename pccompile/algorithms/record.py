@@ -43,7 +43,8 @@ class Algorithm:
     granularity: what a vertex is by default, one layer where the answer depends on it.
     equals: what its gradients are: those of "backprop", or in words what they tend to. needs_loss: inference evaluates
     the loss. descends: whether its free energy falls from step to step where the rate is small enough.
-    energies: which energies vertices can have instead of half the squared error.
+    energies: which energies vertices can have instead of half the squared error. roles: whether it moves values, so
+    that inputs can be free and vertices observed: its schedule moves `pc.latent` and sets the errors of `pc.ends`.
     automatic(settings, spectrum): a choice for each setting that is "auto"; None where the schedule itself knows what
     to take. citation: where it is published.
     Raises ValueError where a setting is called like an option of `compile`.
@@ -58,6 +59,7 @@ class Algorithm:
     needs_loss: bool = True
     descends: bool = True
     energies: Literal["none", "of the error", "any"] = "none"
+    roles: bool = False
     automatic: Callable[[Any, Spectrum], tuple[Choice, ...]] | None = None
 
     def __post_init__(self) -> None:

@@ -69,13 +69,13 @@ def by_vertex(pc: PCGraph, given: float | Mapping[str, float], default: float, w
     """
     if not isinstance(given, Mapping):
         return given
-    names = [v.name for v in pc.latent]
-    if unknown := [n for n in given if n not in names]:
+    names, called = [v.name for v in pc.latent], {r.vertex: r.name for r in pc.roles}
+    if unknown := [n for n in given if n not in (*names, *called.values())]:
         hint = f"the vertices that move: {listing(names)}"
         raise CompileError(
             f"{what} names {printable(repr(unknown[0]))}, which is no vertex that inference moves", hint=hint
         )
-    return {n: float(given.get(n, default)) for n in names}
+    return {n: float(given.get(called.get(n, n), default)) for n in names}
 
 
 def settled(pc: PCGraph) -> tuple[tuple[Step, ...], Until]:

@@ -50,7 +50,7 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     }
     arguments |= {"mass": settings.mass} if how.momentum else {}
     turn, until = how.turn, None
-    if settings.tolerance is not None:
+    if settings.tolerance is not None and pc.latent:
         effort, until = settled(pc)
         turn, arguments["tolerance"] = (*turn, *effort), settings.tolerance
     infer: tuple[Step, ...] = (*start(pc), *how.start, Repeat("steps", turn, until), *look(pc))
@@ -59,4 +59,6 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     )
 
 
-ALGORITHM = Algorithm("strict", schedule, Settings, "doi:10.1162/NECO_a_00949", energies="any", automatic=descent)
+ALGORITHM = Algorithm(
+    "strict", schedule, Settings, "doi:10.1162/NECO_a_00949", energies="any", roles=True, automatic=descent
+)

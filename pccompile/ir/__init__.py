@@ -1,6 +1,6 @@
 """Three frozen, name-based data structures: Graph (operations), PCGraph (vertices), Program (a schedule)."""
 
-from pccompile.ir.energy import Energy
+from pccompile.ir.energy import FLAT, Energy
 from pccompile.ir.fragment import Fragment, lengths
 from pccompile.ir.graph import (
     DEVICE,
@@ -17,7 +17,7 @@ from pccompile.ir.graph import (
     refs,
     verify,
 )
-from pccompile.ir.pc import ALWAYS, ERROR, Condition, Decision, Output, PCGraph, Vertex, verify_local
+from pccompile.ir.pc import ALWAYS, ERROR, Condition, Decision, Output, PCGraph, Role, Vertex, verify_local
 from pccompile.ir.program import Argument, Do, ForEach, Program, Repeat, Step, Until, Update, flat, steps_of
 from pccompile.ir.verify_program import verify_program
 
@@ -25,6 +25,7 @@ __all__ = [
     "ALWAYS",
     "DEVICE",
     "ERROR",
+    "FLAT",
     "Arg",
     "Argument",
     "Condition",
@@ -41,6 +42,7 @@ __all__ = [
     "Program",
     "Ref",
     "Repeat",
+    "Role",
     "Source",
     "Step",
     "TensorType",

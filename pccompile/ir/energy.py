@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pccompile.ir.equations import names, parse
+from pccompile.ir.equations import names, parse, substituted
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,23 @@ class Energy:
         """Whether the hold depends on the value. Where it does not, E is linear in v: it falls for ever one way."""
         return bool({"value", "error"} & set(names(parse(self.hold))))
 
+    def observed(self) -> Energy:
+        """E as a function of the prediction of a vertex whose value is `given`."""
+        by = {"value": "given", "error": "given - prediction"}
+        return replace(self, density=substituted(self.density, by), send=substituted(self.send, by), hold="zero")
+
+    def as_prior(self) -> Energy:
+        """E(v, 0) of what a vertex predicts: the price of a value that nothing predicts."""
+        by = {"value": "prediction", "error": "prediction", "prediction": "zero"}
+        send = f"-({substituted(self.hold, by)})"
+        return replace(self, density=substituted(self.density, by), send=send, hold="zero")
+
     def __str__(self) -> str:
         settings = ", ".join(f"{k}={v:g}" for k, v in self.parameters)
         return f"{self.name}({settings})" if settings else self.name
 
 
-__all__ = ["Energy"]
+FLAT = Energy("flat", "zero", "zero", "zero")
+"""No energy: such a vertex may have any value, and sends nothing."""
+
+__all__ = ["FLAT", "Energy"]

@@ -10,14 +10,16 @@
 from __future__ import annotations
 
 import ast
+import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-TERMS = ("predict", "pull", "clamp", "zero", "seed", "noise", "send", "hold")
+TERMS = ("predict", "pull", "clamp", "zero", "seed", "noise", "send", "hold", "given")
 """Names in an equation that stand for what a vertex can do, and for no slot.
 
 predict, pull, clamp: see Do. zero: zeros, seed: minus ones like the vertex's value. noise: a fresh sample of a standard
-normal. send, hold: −∂E/∂v̂ and ∂E/∂v of the vertex's energy, the error where nothing else is said.
+normal. send, hold: −∂E/∂v̂ and ∂E/∂v of the vertex's energy, the error where nothing else is said. given: the value of
+an observed vertex.
 """
 _ROOTS = ("sqrt", "exp", "log", "log1p", "expm1")
 ELEMENTWISE = (*_ROOTS, "sign", "abs", "sin", "cos", "atan", "tanh", "sigmoid", "softplus", "erf")
@@ -55,6 +57,17 @@ def names(tree: ast.expr) -> Iterator[str]:
     yield from (n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called)
 
 
+def substituted(equation: str, by: Mapping[str, str]) -> str:
+    """The equation with these names replaced by expressions."""
+    known = {name: parse(expression) for name, expression in by.items()}
+
+    class Substitution(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.expr:
+            return known.get(node.id, node)
+
+    return ast.unparse(Substitution().visit(copy.deepcopy(parse(equation))))
+
+
 def calls(tree: ast.expr) -> Iterator[ast.Call]:
     """The functions of an equation, but for square roots, which are a power of numbers too."""
     yield from (n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) != "sqrt")
@@ -85,4 +98,4 @@ def _check(e: ast.expr) -> None:
     raise EquationError(f"{ast.unparse(e)} is no sum, product, power or function")
 
 
-__all__ = ["FUNCTIONS", "TERMS", "EquationError", "calls", "names", "parse"]
+__all__ = ["FUNCTIONS", "TERMS", "EquationError", "calls", "names", "parse", "substituted"]

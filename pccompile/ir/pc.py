@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pccompile.diagnostics import NOWHERE, CompileError, Location
-from pccompile.ir.energy import Energy
+from pccompile.ir.energy import FLAT, Energy
 from pccompile.ir.graph import Graph, Node, Ref, TensorType, live
 
 
@@ -88,6 +88,20 @@ ALWAYS: Condition = frozenset((frozenset(),))
 
 
 @dataclass(frozen=True, slots=True)
+class Role:
+    """What became of an input or vertex that inference infers, or of which it is given something, called `name`.
+
+    vertex: which has its value, the one that moves where one does. given: the leaf with the values that it is given, ""
+    for none. mask: the leaf that says which elements these are, "" for all.
+    """
+
+    name: str
+    vertex: str
+    given: str = ""
+    mask: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class PCGraph:
     """A model in predictive-coding form. Its free energy is the sum of its vertices' energies and the loss.
 
@@ -95,6 +109,8 @@ class PCGraph:
     `reached` are the wanted parameters and inputs from which values lead to an output; those that nevertheless get no
     message, because every derivative on the way is 0, have the gradient 0. `decided` says of those that a loss reaches
     through some branches only when it does: where it does not, they have no gradient.
+    `observed` are vertices that do not move, with the leaf that holds the value of each, "" for zeros: their energy is
+    a function of their prediction, like a loss. `roles` say what stands for a name that a user gave a role.
     """
 
     graph: Graph
@@ -103,6 +119,8 @@ class PCGraph:
     outputs: tuple[Output, ...]
     reached: frozenset[str] = frozenset()
     decided: Mapping[str, Condition] = field(default_factory=dict)
+    observed: Mapping[str, str] = field(default_factory=dict)
+    roles: tuple[Role, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,10 +133,20 @@ class PCGraph:
         return tuple(o.vertex for o in self.outputs)
 
     @property
+    def ends(self) -> tuple[str, ...]:
+        """The names of the vertices that do not move: outputs, whose errors the loss sets, and observed ones."""
+        return (*self.clamped, *self.observed)
+
+    @property
     def latent(self) -> tuple[Vertex, ...]:
-        """The vertices that inference may move: all but the outputs."""
-        clamped = set(self.clamped)
-        return tuple(v for v in self.vertices if v.name not in clamped)
+        """The vertices that inference may move: all but the ends."""
+        ends = set(self.ends)
+        return tuple(v for v in self.vertices if v.name not in ends)
+
+    @property
+    def predicted(self) -> tuple[Vertex, ...]:
+        """The vertices that inference may move and that an energy holds to their predictions."""
+        return tuple(v for v in self.latent if v.energy != FLAT)
 
     def children(self) -> dict[str, tuple[Vertex, ...]]:
         """For each value, parameter and input, the vertices that send it a message."""
@@ -139,7 +167,7 @@ class PCGraph:
         lines = ["pc graph {", *(f"  context {n}" for n in self.context)]
         clamped = set(self.clamped)
         for v in self.vertices:
-            kind = "output" if v.name in clamped else "vertex"
+            kind = "output" if v.name in clamped else "observed" if v.name in self.observed else "vertex"
             lines.append(f"  {kind} %{v.name}: {v.type}  parents {', '.join(v.parents)}")
             lines += [f"    energy   {v.energy}"] if v.energy else []
             lines += [f"    predict  {n}" for n in v.prediction]
@@ -202,3 +230,11 @@ def _check_outputs(pc: PCGraph) -> None:
         raise CompileError(f"outputs {sorted(unknown)} are none of the graph")
     if len(set(values)) < len(values) or len(set(pc.clamped)) < len(values):
         raise CompileError("an output is clamped twice")
+    children = pc.children()
+    for name, leaf in pc.observed.items():
+        if name not in pc.names or name in pc.clamped:
+            raise CompileError(f"{name} is observed, and no vertex beside the outputs")
+        if leaf and leaf not in pc.graph.leaves:
+            raise CompileError(f"{name} is observed as {leaf}, which is no input, parameter or buffer")
+        if children[name]:
+            raise CompileError(f"{name} is observed, and {children[name][0].name} sends it a message")

@@ -99,6 +99,7 @@ class Program:
     arguments with their defaults. `state` is the slot in which a trace of inference finds each vertex's value; ''
     means prediction + error, and that predictions do not move. `facts` are lines for the reader, such as the predicted
     gradient error. `tolerance` is how far errors may be from what the algorithm defines, relative to backpropagation's.
+    `also` are slots that inference hands on though learning does not read them.
     """
 
     pc: PCGraph
@@ -110,6 +111,7 @@ class Program:
     state: str = ""
     facts: tuple[str, ...] = ()
     tolerance: float = 0.0
+    also: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         phases = (("infer", self.infer), ("learn", self.learn), ("sweep", self.sweep))

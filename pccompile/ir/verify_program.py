@@ -38,7 +38,7 @@ class _Checker:
         self.program, self.pc = program, program.pc
         self.vertices = {v.name: v for v in self.pc.vertices}
         self.leaves, self.children = set(self.pc.graph.leaves), self.pc.children()
-        self.clamped = set(self.pc.clamped)
+        self.clamped, self.ends = set(self.pc.clamped), set(self.pc.ends)
         self.numbers, self.rows = program.numbers, set[str]()
         self.learners = {n for n in self.leaves & self.pc.reached if n in self.pc.graph.params}
 
@@ -121,8 +121,10 @@ class _Checker:
                 raise self.refuse(d, f"{slot}{of} is no slot that has been assigned, no argument and no term", d.vertex)
 
     def terms(self, d: Do, read: AbstractSet[str]) -> None:
-        if d.vertex not in self.clamped and (found := read & set(OF_OUTPUTS)):
+        if d.vertex not in self.ends and (found := read & set(OF_OUTPUTS)):
             raise self.refuse(d, f"{min(found)} is a term of outputs", d.vertex)
+        if d.vertex not in self.pc.observed and "given" in read:
+            raise self.refuse(d, "given is a term of observed vertices", d.vertex)
         if d.vertex not in self.vertices and (found := read & set(OF_VERTICES)):
             raise self.refuse(d, f"{min(found)} is a term of vertices", d.vertex)
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pccompile.algorithms import ALGORITHMS
 from pccompile.diagnostics import CompileError, printable
 from pccompile.ir import Argument
+from pccompile.passes.roles import Free
 from pccompile.report.losses import Criterion, clamp, cloned
 from pccompile.report.tables import Page, Table, count, number
+from pccompile.runtime.given_values import Given, completed
 
 if TYPE_CHECKING:
     from pccompile.runtime.loaded_program import Runtime
@@ -121,25 +122,31 @@ def infer(
     args: tuple[Any, ...] | Tensor,
     kwargs: Mapping[str, Any] | None = None,
     *,
-    target: Any,
+    target: Any = None,
     loss: Criterion | None = None,
     steps: int | None = None,
     rate: float | None = None,
+    free: Free | str = (),
+    clamped: Mapping[str, Tensor] | None = None,
+    mask: Mapping[str, Tensor] | None = None,
 ) -> Trace:
     """What inference does for one batch; the model's buffers and the random stream stay as they are.
 
     loss: loss(output, target); by default the one that the model was compiled with, or squared error. It clamps the
     outputs at −∂L/∂v̂; where predictions follow the values it is compiled into inference.
-    steps, rate: instead of what the model was compiled with. Raises CompileError.
+    steps, rate: instead of what the model was compiled with. target, free, clamped, mask: as for `settle`, which says
+    where inference ends and keeps no steps. Raises CompileError.
     """
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     loss = loss or pc.criterion
     moving = pc.prepare(args, kwargs).source.moving
-    runtime = pc.prepare(args, kwargs, record=True, loss=loss if moving else None, target=target)
+    given = Given.of(target, loss, free, clamped, mask)
+    asked = loss if moving and target is not None else None
+    runtime = pc.prepare(args, kwargs, record=True, loss=asked, target=target, roles=given.roles)
     assert runtime.compiled is not None
     known = runtime.compiled.program.arguments
-    given = {k: v for k, v in (("steps", steps), ("rate", rate)) if v is not None}
-    if unknown := sorted(set(given) - set(known)):
+    numbers = {k: v for k, v in (("steps", steps), ("rate", rate)) if v is not None}
+    if unknown := sorted(set(numbers) - set(known)):
         raise CompileError(
             f"{pc.options.algorithm} takes no {' and no '.join(unknown)}", hint="its inference is one sweep"
         )
@@ -147,12 +154,12 @@ def infer(
         raise CompileError(
             f"inference cannot take {steps if steps is not None else known['steps']} steps of size {rate or 0}"
         )
-    return _Recorder(pc, runtime, {**known, **given}).run(args, dict(kwargs or {}), loss, target)
+    return _Recorder(pc, runtime, {**known, **numbers}, given).run(args, dict(kwargs or {}), loss, target)
 
 
 class _Recorder:
-    def __init__(self, pc: PCModule, runtime: Runtime, arguments: dict[str, Any]) -> None:
-        self.pc, self.runtime, self.arguments = pc, runtime, arguments
+    def __init__(self, pc: PCModule, runtime: Runtime, arguments: dict[str, Any], given: Given) -> None:
+        self.pc, self.runtime, self.arguments, self.given = pc, runtime, arguments, given
         assert runtime.compiled is not None
         self.graph = runtime.compiled.pc
         self.shown: list[dict[str, Shown]] = []
@@ -162,14 +169,15 @@ class _Recorder:
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Criterion | None, target: Any) -> Trace:
         params, buffers = self.pc.tables(self.runtime)
-        inputs = {k: t.detach() for k, t in self.runtime.interface.bind(args, kwargs).items()}
+        bound = self.given.leaves(self.runtime, self.runtime.interface.bind(args, kwargs))
+        inputs = {k: t.detach() for k, t in bound.items()}
         with torch.random.fork_rng():
             outputs, context = self.runtime.function("predict")(params, cloned(buffers), inputs, record=self.record)
         first = self.shown.pop()["prediction"]
         infer = self.runtime.function("infer")
         if self.runtime.source.moving:
-            targets = [t for t in pytree.tree_leaves(target) if isinstance(t, Tensor)]
-            return self.moving(lambda **how: infer(params, context, targets, **how), outputs, targets)
+            targets = list(self.given.targets)
+            return self.moving(lambda **how: infer(params, context, targets, **how), outputs, targets, inputs)
         value, errors = clamp(self.runtime, outputs, loss, target)
         how = {"record": self.record} if self.arguments else {}
         found = infer(params, context, errors, **self.arguments, **how)
@@ -186,7 +194,9 @@ class _Recorder:
         total = torch.stack(list(energy.values())).sum(0)
         return self.trace(values, errors, energy, loss.double().cpu().expand(len(total)), total)
 
-    def moving(self, infer: Callable[..., Any], outputs: tuple[Tensor, ...], targets: list[Tensor]) -> Trace:
+    def moving(
+        self, infer: Callable[..., Any], outputs: tuple[Tensor, ...], targets: list[Tensor], inputs: Shown
+    ) -> Trace:
         """Predictions follow the values: what a step shows is the state that it starts from, hence one step more."""
         if "steps" not in self.arguments:
             raise CompileError(f"{self.pc.options.algorithm} takes no loop of steps here: there is nothing to trace")
@@ -202,8 +212,13 @@ class _Recorder:
                 present[position] = predictions[name][step]
             losses.append(self.runtime.clamp(present, targets)[0].double().cpu())
         loss = torch.stack(losses)
-        hidden = [energy[v.name] for v in self.graph.latent]
-        return self.trace(values, errors, energy, loss, torch.stack([*hidden, loss]).sum(0))
+        hidden = [energy[name] for name in (*(v.name for v in self.graph.latent), *self.graph.observed)]
+        total = torch.stack([*hidden, loss]).sum(0)
+        names = {r.vertex: r.name for r in self.graph.roles}
+        for role in self.graph.roles:
+            values[role.vertex] = completed(role, values[role.vertex], inputs)
+        shown = [{names.get(n, n): t for n, t in slot.items()} for slot in (values, errors, energy)]
+        return self.trace(shown[0], shown[1], shown[2], loss, total)
 
     def energy(self, vertex: str, errors: Tensor) -> Tensor:
         """What a vertex costs in each step."""

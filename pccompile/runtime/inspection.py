@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pccompile.report.tables import Page
     from pccompile.report.trace import Trace
     from pccompile.runtime.module import PCModule
+    from pccompile.runtime.settle import Settled
 
 
 RELAXED = "these are the steps; the compiled program evaluates what they end in, which gives the same gradients"
@@ -92,6 +93,14 @@ class Inspection(SharedTables):
         from pccompile.report.trace import infer
 
         return infer(cast("PCModule", self), args, kwargs, **settings)
+
+    def settle(
+        self, args: tuple[Any, ...] | Tensor, kwargs: Mapping[str, Any] | None = None, **settings: Any
+    ) -> Settled:
+        """Where inference ends: `runtime.settle` says what can be inferred and what can be given."""
+        from pccompile.runtime.settle import settle
+
+        return settle(cast("PCModule", self), args, kwargs, **settings)
 
     def analyse(
         self, args: tuple[Any, ...] | Tensor, kwargs: Mapping[str, Any] | None = None, **settings: Any

@@ -136,13 +136,13 @@ class Interface:
         return self._leaves(outputs, inputs, self.results)[self.out_spec.num_leaves :]
 
     def _leaves(self, outputs: Sequence[Tensor], inputs: Mapping[str, Tensor], results: Any) -> list[Any]:
-        leaves = [outputs[v] if found else self._length(v, inputs) for found, v in results]
+        leaves = [outputs[v] if found else self.length(v, inputs) for found, v in results]
         for i in self.numbers:
             if i < len(leaves):
                 leaves[i] = leaves[i].item()
         return leaves
 
-    def _length(self, value: Any, inputs: Mapping[str, Tensor]) -> Any:
+    def length(self, value: Any, inputs: Mapping[str, Tensor]) -> Any:
         """`value`, or the number that it is for these inputs where it is an expression over free dimensions."""
         if not isinstance(value, sympy.Expr):
             return value

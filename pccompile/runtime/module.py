@@ -22,6 +22,7 @@ from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of, exported_elsewhere
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.passes.carry_updates import carry_updates
+from pccompile.passes.roles import ALL, NO_ROLES, Roles
 from pccompile.runtime.autograd_function import Bridge
 from pccompile.runtime.automatic_rates import Rates, measures
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
@@ -84,14 +85,11 @@ class PCModule(Inspection):
         record: bool = False,
         loss: Criterion | None = None,
         target: Any = None,
+        roles: Roles = NO_ROLES,
     ) -> Runtime:
         """The program for a call with these arguments, compiled if there is none yet. Raises CompileError."""
-        return self._runtime(args, dict(kwargs or {}), loss, target, record)
-
-    def _runtime(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any = None, target: Any = None, record: bool = False
-    ) -> Runtime:
-        return self._program(self._call(args, kwargs), args, kwargs, loss, target, record)[0]
+        named = dict(kwargs or {})
+        return self._program(self._call(args, named), args, named, loss, target, record, roles)[0]
 
     def _program(
         self,
@@ -101,6 +99,7 @@ class PCModule(Inspection):
         loss: Any = None,
         target: Any = None,
         record: bool = False,
+        roles: Roles = NO_ROLES,
     ) -> tuple[Runtime, Tables, dict[str, Tensor]]:
         """The program for a call, with the model's tensors and those of the call."""
         captured, inputs = call
@@ -110,33 +109,34 @@ class PCModule(Inspection):
             loss,
             tuple((t.dtype, t.dim()) for t in targets_of(target)) if loss is not None else (),
             record,
+            roles,
         )
         runtime = captured.recent.get(key)
         if runtime is None:
             with capturing():
-                captured, runtime = self._compiled(captured, key, args, kwargs, loss, target, record)
+                captured, runtime = self._compiled(captured, key, args, kwargs, loss, target)
             tables = captured.state.tables(captured.imported)
             inputs = captured.interface.bind(args, kwargs)
-        if measures(self.options):
+        if measures(self.options) and not roles:
             runtime = self._rates.program(runtime, tables, inputs, loss, target, record)
         if not record:
             self._last = runtime
         return runtime, tables, inputs
 
     def _compiled(
-        self, captured: Captured, key: tuple[Any, ...], args: Any, kwargs: Any, loss: Any, target: Any, record: bool
+        self, captured: Captured, key: tuple[Any, ...], args: Any, kwargs: Any, loss: Any, target: Any
     ) -> tuple[Captured, Runtime]:
         """The program for these gradients, loss and record, and the capture that it is of."""
         wanted = captured.wanted(*key[:3])
         kind = (wanted, *key[3:])
         if kind not in captured.programs:
             try:
-                captured.programs[kind] = self._compile(captured, wanted, args, kwargs, loss, target, record)
+                captured.programs[kind] = self._compile(captured, wanted, args, kwargs, loss, target, *key[-2:])
             except RuleError:
                 if not self._frees(captured):
                     raise
                 captured = self._fix(captured, args, kwargs)
-                captured.programs[kind] = self._compile(captured, wanted, args, kwargs, loss, target, record)
+                captured.programs[kind] = self._compile(captured, wanted, args, kwargs, loss, target, *key[-2:])
         captured.recent[key] = captured.programs[kind]
         return captured, captured.programs[kind]
 
@@ -221,8 +221,9 @@ class PCModule(Inspection):
         loss: Any,
         target: Any,
         record: bool,
+        roles: Roles,
     ) -> Runtime:
-        options = self.options
+        options = replace(self.options, roles=roles)
         if record and any(f.name == "lowering" for f in fields(ALGORITHMS[options.algorithm].settings)):
             options = replace(options, settings={**options.settings, "lowering": "relax"})
         imported = replace(captured.imported, graph=carry_updates(replace(captured.imported.graph, wanted=wanted)))
@@ -241,7 +242,7 @@ class PCModule(Inspection):
         parts = reaching(compiled), name, Writes.of(imported), compiled
         runtime = Runtime(compiled.source, captured.interface, *parts, options=options, notes=notes)
         runtime.asking = asking(compiled)
-        if not self._check or record:
+        if not self._check or record or roles:
             return runtime
         if loss is None:
             model: nn.Module = self.__dict__["model"]
@@ -339,9 +340,12 @@ class PCModule(Inspection):
         runtime, tables, inputs = self._program(self._call(args, named), args, named, criterion, target)
         return self._step(runtime, tables, inputs, targets_of(target))[0]
 
-    def program_for(self, args: Any, kwargs: dict[str, Any], target: Any) -> tuple[Runtime, Tables, dict[str, Tensor]]:
-        """The program with the compiled-in loss for a call, with the model's tensors and those of the call."""
-        return self._program(self._call(args, kwargs), args, kwargs, self.criterion, target)
+    def program_for(
+        self, args: Any, kwargs: dict[str, Any], target: Any, roles: Roles = NO_ROLES, loss: Criterion | None = None
+    ) -> tuple[Runtime, Tables, dict[str, Tensor]]:
+        """The program with a loss, the compiled-in one as a rule, with the model's tensors and those of the call."""
+        criterion = None if ALL in roles.silent else loss or self.criterion
+        return self._program(self._call(args, kwargs), args, kwargs, criterion, target, roles=roles)
 
     @opaque
     def train_step(
@@ -350,12 +354,15 @@ class PCModule(Inspection):
         target: Any,
         optimizer: torch.optim.Optimizer,
         kwargs: Mapping[str, Any] | None = None,
+        **roles: Any,
     ) -> Tensor:
         """Infer and learn on one batch with any torch optimizer; returns the loss before, detached.
 
         For algorithms that move parameters inside inference (incremental) the optimizer steps once an inference step.
-        For the others this is `loss(...).backward()` and one `optimizer.step()`.
+        For the others this is `loss(...).backward()` and one `optimizer.step()`. roles: free, clamped and mask, as for
+        `settle`: the parameters learn at the values that are inferred.
         """
         from pccompile.runtime.train_step import train_step
 
-        return train_step(self, (args,) if isinstance(args, Tensor) else args, kwargs or {}, target, optimizer)
+        args = (args,) if isinstance(args, Tensor) else args
+        return train_step(self, args, kwargs or {}, target, optimizer, **roles)

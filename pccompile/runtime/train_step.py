@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pccompile.backends.torch import SWEEP
 from pccompile.diagnostics import CompileError
+from pccompile.passes.roles import NO_ROLES, Free
 from pccompile.runtime.divergence import all_finite, hint_for
+from pccompile.runtime.given_values import Given
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.losses import targets_of
 from pccompile.runtime.model_state import Tables
@@ -20,23 +23,56 @@ if TYPE_CHECKING:
 
 
 def train_step(
-    pc: PCModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any, optimizer: torch.optim.Optimizer
+    pc: PCModule,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    target: Any,
+    optimizer: torch.optim.Optimizer,
+    free: Free | str = (),
+    clamped: Mapping[str, Tensor] | None = None,
+    mask: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """The loss before the step. Raises CompileError, and what the optimizer raises."""
-    named = dict(kwargs)
-    runtime, tables, inputs = pc.program_for(args, named, target)
-    if not runtime.source.updates:
+    named, given = dict(kwargs), Given(NO_ROLES, targets=tuple(targets_of(target)))
+    if free or clamped or mask:
+        given = Given.of(target, pc.criterion, free, clamped, mask)
+    runtime, tables, inputs = pc.program_for(args, named, target, given.roles)
+    if not runtime.source.updates and not given.roles:
         optimizer.zero_grad(set_to_none=True)
         loss = pc.loss(*args, target=target, **named)
         loss.backward()
         optimizer.step()
         return loss.detach()
 
+    step = _updating if runtime.source.updates else _settling
+
     def run(runtime: Runtime, inputs: dict[str, Tensor], targets: list[Tensor], tables: Tables) -> Any:
-        return _updating(pc, runtime, tables, inputs, targets, optimizer)
+        return step(pc, runtime, tables, inputs, targets, optimizer)
 
     with torch.no_grad():
-        return pc.step_by(run, runtime, tables, inputs, targets_of(target))[0]
+        return pc.step_by(run, runtime, tables, given.leaves(runtime, inputs), list(given.targets))[0]
+
+
+def _settling(
+    pc: PCModule,
+    runtime: Runtime,
+    tables: Tables,
+    inputs: dict[str, Tensor],
+    targets: list[Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> tuple[Tensor, ...]:
+    """The loss and the outputs, after an optimizer step by the gradients at the settled values."""
+    outputs, context = pc.predict(runtime, tables, {k: t.detach() for k, t in inputs.items()})
+    loss, _ = runtime.clamp(outputs, targets)
+    with torch.autocast(loss.device.type, enabled=False):
+        gradients = runtime.function(SWEEP)(tables[0], context, targets)
+    optimizer.zero_grad(set_to_none=True)
+    for gradient in runtime.source.gradients:
+        if gradient.table == "params":
+            tables[0][gradient.entry].grad = gradients[gradient.key]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return (loss, *outputs)
 
 
 def _updating(
