@@ -77,8 +77,16 @@ def squared(image: Tensor, target: Tensor) -> Tensor:
 def decoder(x: Tensor, epochs: int) -> pccompile.PCModule:
     """A generative network: the codes of its images are inferred, its weights learn at them."""
     torch.manual_seed(0)
-    how = {"loss": squared, "precision": {"hidden": 10.0}, "steps": 20, "rate": 0.01, "check": False}
-    pc = pccompile.compile(Decoder(), (torch.zeros(64, CODES),), algorithm="strict", **how)
+    pc = pccompile.compile(
+        Decoder(),
+        (torch.zeros(64, CODES),),
+        algorithm="strict",
+        loss=squared,
+        precision={"hidden": 10.0},
+        steps=20,
+        rate=0.01,
+        check=False,
+    )
     optimizer = torch.optim.Adam(pc.parameters(), 5e-3)
     for _ in range(epochs):
         for batch in torch.randperm(len(x)).split(64):

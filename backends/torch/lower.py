@@ -287,18 +287,17 @@ class _Lowering:
             nodes = {n.name: n for n in v.prediction}
             return Term(v, v.result, Ref(""), self.parents(v.name, d.at), nodes, self.w).write()
         if name == "zero":
-            like = self.slots.get((d.vertex, "prediction")) or self._forward(Ref(d.vertex))
-            return self.zeros_like(like, d.vertex)
-        if name == "clamp":
+            return self.zeros(d.vertex)
+        if name == "clamp" and d.vertex not in self.pc.observed:
             return self.clamp(d)
         if name == "seed":
             return self.w("aten.neg.default", self.w("aten.ones_like.default", self.slots[d.vertex, "prediction"]))
         if name == "given":
             leaf = self.pc.observed[d.vertex]
-            return self._forward(Ref(leaf)) if leaf else self.zeros_like(self.slots[d.vertex, "prediction"], d.vertex)
-        if name in ("send", "hold"):
+            return self._forward(Ref(leaf)) if leaf else self.zeros(d.vertex)
+        if name in ("send", "hold", "clamp"):  # of an observed vertex, what is clamped is its energy
             energy = self.vertices[d.vertex].energy
-            return self.equations.value(d, parse(getattr(energy, name) if energy else "error"))
+            return self.equations.value(d, parse(getattr(energy, name.replace("clamp", "send")) if energy else "error"))
         if name == "noise":
             return self.w("aten.randn_like.default", self.slots[d.vertex, "prediction"], label=Label("noise"))
         return self.slots[d.vertex, name]
@@ -336,13 +335,11 @@ class _Lowering:
             nodes, read = self.nodes_of(child), self.parents(child.name, d.at)
             written = self.written_of(child.name, err, read)
             terms.append(Term(child, child.messages[d.vertex], err, read, nodes, self.w, gain, d.vertex, written))
-        if not terms:
-            like = self.slots.get((d.vertex, "prediction")) or self._forward(Ref(d.vertex))
-            return self.zeros_like(like, d.vertex)
-        return total(self.w, terms)
+        return total(self.w, terms) if terms else self.zeros(d.vertex)
 
-    def zeros_like(self, like: Ref, name: str) -> Ref:
-        """Zeros where nothing is sent."""
+    def zeros(self, name: str) -> Ref:
+        """Zeros of the shape of a vertex, a parameter or an input."""
+        like = self.slots.get((name, "prediction")) or self._forward(Ref(name))
         return self.w("aten.zeros_like.default", like, label=Label(f"zero_{name}"))
 
     def written_of(self, child: str, err: Ref, read: Mapping[str, Ref]) -> dict[Ref, Ref]:
@@ -379,14 +376,7 @@ class _Lowering:
         return functools.reduce(lambda x, y: w("aten.add.Tensor", x, y, label=label), parts)
 
     def clamp(self, d: Do) -> Ref:
-        """Minus the loss gradient at an output: given, or evaluated anew where the predictions move.
-
-        At an observed vertex, minus the gradient of its energy.
-        """
-        if d.vertex in self.pc.observed:
-            energy = self.vertices[d.vertex].energy
-            assert energy is not None
-            return cast(Ref, self.equations.value(d, parse(energy.send)))
+        """Minus the loss gradient at an output: given, or evaluated anew where the predictions move."""
         index, label = self.pc.clamped.index(d.vertex), label_of("error", d.vertex)
         if not self.program.state:
             return self.w.given(f"output_errors[{index}]", label)
