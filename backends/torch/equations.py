@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
@@ -24,10 +25,21 @@ LINEAR_FROM = 40.0
 
 
 class Equations:
-    """Writes expressions. term: the value of a name in an equation that is no argument."""
+    """Writes expressions.
 
-    def __init__(self, w: Writer, arguments: Mapping[str, Argument], term: Callable[[Do, str], Arg]) -> None:
-        self.w, self.arguments, self.term = w, arguments, term
+    term: the value of a name in an equation that is no argument. everywhere: a slot of all vertices that have it, by
+    vertex. ranks: how many dimensions the value of each vertex has.
+    """
+
+    def __init__(
+        self,
+        w: Writer,
+        arguments: Mapping[str, Argument],
+        term: Callable[[Do, str], Arg],
+        everywhere: Callable[[str], Mapping[str, Ref]],
+        ranks: Mapping[str, int],
+    ) -> None:
+        self.w, self.arguments, self.term, self.everywhere, self.ranks = w, arguments, term, everywhere, ranks
         self.smaller: set[Ref] = set()
         """Values that are stretched to the shape of a vertex's: means and totals."""
 
@@ -72,6 +84,8 @@ class Equations:
                 tensors = self.number(d, left) is None and self.number(d, right) is None
                 kind = "Tensor" if tensors else "Scalar"
                 return self.write(f"aten.{name}.{kind}", first, second)
+            case ast.Call(func=ast.Name(id="across"), args=[ast.Name(id=slot)]):
+                return self.across(d, slot)
             case ast.Call(func=ast.Name(id=name), args=args):
                 return self.function(d, name, [self.value(d, a) for a in args])
         raise AssertionError(f"{d}: verify_program lets nothing else through")
@@ -94,6 +108,17 @@ class Equations:
             case "softplus":
                 return self.write("aten.softplus.default", args[0], 1.0, LINEAR_FROM)
         return self.write(f"aten.{name}.default", *args)
+
+    def across(self, d: Do, slot: str) -> Ref:
+        """The sum of a slot over all vertices that have it, sample by sample, of the rank of this vertex's value."""
+        sums: list[Ref] = []
+        for vertex, value in self.everywhere(slot).items():
+            dims = tuple(range(1, self.ranks[vertex]))
+            sums.append(self.w("aten.sum.dim_IntList", value, dims, False) if dims else value)
+        whole = functools.reduce(lambda x, y: self.w("aten.add.Tensor", x, y), sums)
+        for _ in range(self.ranks[d.vertex] - 1):
+            whole = self.w("aten.unsqueeze.default", whole, -1)
+        return self.reduced(whole)
 
     def reduced(self, value: Ref) -> Ref:
         """`value`, which has the length 1 in a dimension."""

@@ -104,7 +104,9 @@ class _Lowering:
         self.written: dict[tuple[str, Ref], tuple[dict[str, Ref], dict[Ref, Ref]]] = {}
         self.nodes = {n.name: n for n in self.graph.nodes}
         self.depth = 0
-        self.equations = Equations(self.w, program.numbers, self.term)
+        ranks = {v.name: len(v.type.shape) for v in self.pc.vertices}
+        here = lambda slot: {v: self.slots[v, slot] for v in self.pc.names if (v, slot) in self.slots}  # noqa: E731
+        self.equations = Equations(self.w, program.numbers, self.term, here, ranks)
 
     def snapshot(self) -> tuple[dict[tuple[str, str], Ref], dict[object, Ref]]:
         return dict(self.slots), dict(self.w.known)

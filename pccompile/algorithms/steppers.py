@@ -5,6 +5,10 @@ heavy-ball   u ← m u + η f(v),  v ← v + u
 nesterov     u ← m u + η f(v + m u),  v ← v + u
 adam         v ← v + η m̂ / (√ŝ + 10⁻⁸), m̂ and ŝ the bias-corrected means of f and f², decays 0.9 and 0.999
 heun         v ← v + η/2 (f(v) + f(v + η f(v)))
+adaptive     the same with a step η for each sample, taken where e = ‖η/2 (f(v + η f(v)) − f(v))‖ / (a + a ‖v‖) ≤ 1,
+             norms over all vertices, a the accuracy; then η ← η · clip(0.9 / √e, 0.2, 5)
+
+Adaptive steps add up over all vertices, so they are not local.
 """
 
 from __future__ import annotations
@@ -18,17 +22,17 @@ from pccompile.algorithms.law import PathLengths
 from pccompile.diagnostics import CompileError, listing, printable
 from pccompile.ir import Argument, PCGraph, Step, Until
 
-StepperName = Literal["euler", "heavy-ball", "nesterov", "adam", "heun"]
+StepperName = Literal["euler", "heavy-ball", "nesterov", "adam", "heun", "adaptive"]
 DECAYS = "0.9", "0.999"
 
 
 @dataclass(frozen=True)
 class Stepper:
-    """What is done before a loop, and in each of its turns. momentum: whether it reads the argument `mass`."""
+    """What is done before a loop, and in each of its turns. reads: further arguments that it takes."""
 
     start: tuple[Step, ...]
     turn: tuple[Step, ...]
-    momentum: bool = False
+    reads: tuple[str, ...] = ()
 
 
 def stepper(pc: PCGraph, name: StepperName = "euler", clamp: str = "clamp") -> Stepper:
@@ -40,11 +44,11 @@ def stepper(pc: PCGraph, name: StepperName = "euler", clamp: str = "clamp") -> S
             return Stepper((), (*seen, *each(latent, EULER)))
         case "heavy-ball":
             moved = each(latent, "velocity = mass * velocity + rate * force", "value = value + velocity")
-            return Stepper(each(latent, "velocity = zero"), (*seen, *moved), True)
+            return Stepper(each(latent, "velocity = zero"), (*seen, *moved), ("mass",))
         case "nesterov":
             ahead = each(latent, "kept = value", "value = value + mass * velocity")
             moved = each(latent, "velocity = mass * velocity + rate * force", "value = kept + velocity")
-            return Stepper(each(latent, "velocity = zero"), (*ahead, *seen, *moved), True)
+            return Stepper(each(latent, "velocity = zero"), (*ahead, *seen, *moved), ("mass",))
         case "adam":
             first, second = DECAYS
             moved = each(
@@ -59,7 +63,41 @@ def stepper(pc: PCGraph, name: StepperName = "euler", clamp: str = "clamp") -> S
             return Stepper(start, (*seen, *moved))
         case "heun":
             tried = each(latent, "kept = value", "first = force", "value = value + rate * force")
-            return Stepper((), (*seen, *tried, *seen, *each(latent, "value = kept + rate / 2 * (first + force)")))
+            moved = each(latent, "value = kept + rate / 2 * (first + force)")
+            return Stepper((), (*_twice(pc, seen, tried), *moved, *each(pc.vertices, *SHOWN)))
+        case "adaptive":
+            return _adaptive(pc, seen)
+
+
+def _adaptive(pc: PCGraph, seen: tuple[Step, ...]) -> Stepper:
+    """Heun's steps, each sample taking or refusing its own. Raises CompileError where vertices have no samples."""
+    latent = pc.latent
+    for v in latent:
+        if v.type.shape[:1] != latent[0].type.shape[:1]:
+            what = f"adaptive steps are chosen sample by sample, and {v.name} has other samples than {latent[0].name}"
+            raise CompileError(what, v.where, hint="take another stepper")
+    tried = each(latent, "kept = value", "first = force", "value = value + size * force")
+    judged = each(
+        latent,
+        "shift = size / 2 * (force - first)",
+        "shift_squared = abs(shift) * abs(shift)",
+        "kept_squared = abs(kept) * abs(kept)",
+        "excess = zero + sqrt(across(shift_squared)) / (accuracy + accuracy * sqrt(across(kept_squared)))",
+        "value = where(excess <= 1, kept + size / 2 * (first + force), kept)",
+        "size = size * where(excess <= 1e30, clip(0.9 / sqrt(excess + 1e-12), 0.2, 5), 0.2)",
+    )
+    turn = (*_twice(pc, seen, tried), *judged, *each(pc.vertices, *SHOWN))
+    return Stepper(each(latent, "size = zero + rate"), turn, ("accuracy",))
+
+
+SHOWN = "prediction = prediction_before", "error = error_before"
+"""What a trace of a step shows is where the step began, not where it tried."""
+
+
+def _twice(pc: PCGraph, seen: tuple[Step, ...], tried: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Look, move on trial, and look again."""
+    kept = each(pc.vertices, "prediction_before = prediction", "error_before = error")
+    return (*seen, *kept, *tried, *seen)
 
 
 def by_vertex(pc: PCGraph, given: float | Mapping[str, float], default: float, what: str) -> Argument:

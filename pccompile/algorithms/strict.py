@@ -31,9 +31,12 @@ class Settings:
     )
     stepper: StepperName = setting("euler", "how values follow their forces")
     mass: float = setting(0.9, "momentum of the heavy-ball and nesterov steppers", least=0, below=1)
+    accuracy: float = setting(1e-3, "how far an adaptive step may err, relative to the values", above=0)
     tolerance: float | None = setting(None, "stop where each force is so small against what makes it", above=0)
 
     def __post_init__(self) -> None:
+        if self.stepper == "adaptive" and isinstance(self.rate, Mapping):
+            raise CompileError("adaptive steps begin with one rate for all vertices", hint="rate=0.1")
         if self.stepper == "adam" and "auto" in (self.rate, self.steps):
             raise CompileError("adam takes steps of the size of the rate, whatever the forces are", hint="give numbers")
 
@@ -48,7 +51,7 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
         "steps": resolved(settings.steps),
         "rate": by_vertex(pc, rate, RATE, "rate"),
     }
-    arguments |= {"mass": settings.mass} if how.momentum else {}
+    arguments |= {name: getattr(settings, name) for name in how.reads}
     turn, until = how.turn, None
     if settings.tolerance is not None and pc.latent:
         effort, until = settled(pc)

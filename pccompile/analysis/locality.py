@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pccompile.analysis.factors import factors
 from pccompile.ir import Do, ForEach, PCGraph, Program, Repeat, flat, steps_of
-from pccompile.ir.equations import names, parse
+from pccompile.ir.equations import added_up, names, parse
 from pccompile.ir.liveness import Place, reads
 
 WAVE = "inference"
@@ -24,7 +24,8 @@ WAVE = "inference"
 class Hops:
     """How far news comes in one turn, and the chain of updates by which it comes so far, the first one first.
 
-    turn: "a step" of a loop, or "inference" where there is none. sweeps: whether vertices wait for one another.
+    turn: "a step" of a loop, or "inference" where there is none. sweeps: whether vertices wait for one another, or
+    for a sum over all of them.
     """
 
     turn: str
@@ -95,7 +96,7 @@ def farthest(program: Program, steps: Sequence[object]) -> tuple[int, tuple[str,
         neighbours = any(n in ("pull", "predict") for n in names(parse(s.equation)))
         number = times[place] = times.get(place, 0) + 1
         above = frozenset[tuple[str, int]]().union(*(needs[p] for p in news))
-        sweeps |= (s.slot, number) in above
+        sweeps |= (s.slot, number) in above or any(added_up(parse(s.equation)))
         needs[place] = above | {(s.slot, number)}
         hops[place], text[place] = max([int(neighbours), *come.values()]), str(s)
         if last is not None and come[last]:

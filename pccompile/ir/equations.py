@@ -2,7 +2,8 @@
 
     + − * / **  and functions: those of torch by its names for one element (sqrt exp log sign abs sin cos tanh sigmoid
     softplus log1p expm1 erf atan), clip(x, low, high), where(a > b, x, y), mean(x) over the samples, and over the last
-    dimension softmax(x), logsoftmax(x) and total(x), the sum
+    dimension softmax(x), logsoftmax(x) and total(x), the sum; across(slot) for each sample, the sum of all elements
+    of a slot over all vertices that have it, which is not local
 
 `parse` reads one; `names` and `calls` say what it is about. Nothing here knows of graphs or of torch.
 """
@@ -28,6 +29,7 @@ FUNCTIONS = dict.fromkeys(ELEMENTWISE, 1) | {
     "softmax": 1,
     "logsoftmax": 1,
     "total": 1,
+    "across": 1,
     "clip": 3,
     "where": 3,
 }
@@ -73,6 +75,13 @@ def calls(tree: ast.expr) -> Iterator[ast.Call]:
     yield from (n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) != "sqrt")
 
 
+def added_up(tree: ast.expr) -> Iterator[str]:
+    """The slots of all vertices that an equation adds up."""
+    for call in calls(tree):
+        if ast.unparse(call.func) == "across":
+            yield ast.unparse(call.args[0])
+
+
 def _check(e: ast.expr) -> None:
     match e:
         case ast.Name():
@@ -90,6 +99,8 @@ def _check(e: ast.expr) -> None:
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS:
             if len(args) != FUNCTIONS[name]:
                 raise EquationError(f"{name} takes {FUNCTIONS[name]} arguments, not {len(args)}")
+            if name == "across" and not isinstance(args[0], ast.Name):
+                raise EquationError("across takes the name of a slot: assign what it is to add up first")
             for a in args:
                 _check(a)
             return None
@@ -98,4 +109,4 @@ def _check(e: ast.expr) -> None:
     raise EquationError(f"{ast.unparse(e)} is no sum, product, power or function")
 
 
-__all__ = ["FUNCTIONS", "TERMS", "EquationError", "calls", "names", "parse", "substituted"]
+__all__ = ["FUNCTIONS", "TERMS", "EquationError", "added_up", "calls", "names", "parse", "substituted"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
-from pccompile.ir.equations import TERMS, names, parse
+from pccompile.ir.equations import TERMS, added_up, names, parse
 from pccompile.ir.pc import Vertex
 from pccompile.ir.program import Do, Program, flat
 
@@ -30,6 +30,8 @@ def reads(
         return name, d.at if (name, d.at) in made else "prediction"
 
     own = set(names(parse(d.equation)))
+    for slot in added_up(parse(d.equation)):
+        yield from ((v, slot) for v in vertices if (v, slot) in made)
     yield from ((d.vertex, n) for n in own if n not in numbers)
     if own & {"send", "hold"} and d.vertex in vertices:
         yield from ((d.vertex, s) for s in sorted(_of_energy(vertices[d.vertex], own)))
