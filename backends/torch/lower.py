@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -365,17 +364,21 @@ class _Lowering:
         (first, gain), *rest = weights.items()
         value = self.slots[child, first]
         if min(weights.values()) < 0:
-            return self._sum_of_parts(child, weights), 1.0
+            return self._sum_of_parts(child, weights)
         for slot, weight in rest:
             gain += weight
             label = Label(f"mean_{slot}")
             value = self.w("aten.lerp.Scalar", value, self.slots[child, slot], weight / gain, label=label)
         return value, gain
 
-    def _sum_of_parts(self, child: str, weights: Mapping[str, float]) -> Ref:
-        w, label = self.w, Label(f"sum_{child}")
-        parts = [w("aten.mul.Tensor", self.slots[child, s], gain, label=Label(s)) for s, gain in weights.items()]
-        return functools.reduce(lambda x, y: w("aten.add.Tensor", x, y, label=label), parts)
+    def _sum_of_parts(self, child: str, weights: Mapping[str, float]) -> tuple[Ref, float]:
+        """A sum with weights of either sign, in units of the largest one."""
+        (first, gain), *rest = sorted(weights.items(), key=lambda part: -abs(part[1]))
+        value = self.slots[child, first]
+        for slot, weight in rest:
+            part, label = self.slots[child, slot], Label(f"sum_{slot}")
+            value = self.w("aten.add.Tensor", value, part, alpha=weight / gain, label=label)
+        return value, gain
 
     def clamp(self, d: Do) -> Ref:
         """Minus the loss gradient at an output: given, or evaluated anew where the predictions move."""

@@ -41,13 +41,13 @@ def infix(symbol: str) -> Any:
     return lambda t, a: f"{t['self']} {symbol} {t['other']}"
 
 
-def _scaled(symbol: str) -> Any:
+def _scaled(symbol: str, name: str) -> Any:
+    """Spells `self ± alpha other`: where alpha is not 1, as one kernel."""
+
     def spell(t: Mapping[str, Any], a: Mapping[str, Any]) -> str:
-        return (
-            f"{t['self']} {symbol} {t['other']}"
-            if a["alpha"] == 1
-            else f"{t['self']} {symbol} {t['alpha']} * {t['other']}"
-        )
+        if a["alpha"] == 1:
+            return f"{t['self']} {symbol} {t['other']}"
+        return f"torch.{name}({t['self']}, {t['other']}, alpha={t['alpha']})"
 
     return spell
 
@@ -116,8 +116,12 @@ ONE = sp.Integer(1)
 for which, samples in (("Tensor", pairs()), ("Scalar", number(1.5))):
     other = samples if which == "Scalar" else samples + number(1.5)  # torch takes numbers for these
     doubled = number(1.5, 2) if which == "Scalar" else pairs({"alpha": 2})
-    elementwise(f"aten.add.{which}", x + alpha * y, spell=_scaled("+"), samples=other + doubled, equation="x + y")
-    elementwise(f"aten.sub.{which}", x - alpha * y, spell=_scaled("-"), samples=other + doubled, equation="x − y")
+    elementwise(
+        f"aten.add.{which}", x + alpha * y, spell=_scaled("+", "add"), samples=other + doubled, equation="x + y"
+    )
+    elementwise(
+        f"aten.sub.{which}", x - alpha * y, spell=_scaled("-", "sub"), samples=other + doubled, equation="x − y"
+    )
     elementwise(
         f"aten.rsub.{which}",
         y - alpha * x,

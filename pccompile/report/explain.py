@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pccompile.diagnostics import listing, printable
 from pccompile.driver import Compiled
-from pccompile.ir import Vertex
+from pccompile.ir import ForEach, Vertex
 from pccompile.ops import equations
 from pccompile.report.code import lines_of
 from pccompile.report.places import find, source_line
@@ -126,7 +126,7 @@ class _Explainer:
         pull = pull if len(pull) < 90 else f"Σ Jᵀ ε of {count(len(self.children), 'child', 'children')}"
         if self.compiled.source.moving:
             return f"ε = v − v̂, Δv = η ({pull} − ε)"
-        if self.compiled.program.tolerance:
+        if any(isinstance(s, ForEach) for s in self.compiled.program.infer):
             return f"ε = Σ u, u = z ({pull.replace('ε', 'u')})"
         return f"Δε = η ({pull} − ε)" if self.compiled.program.arguments else f"ε = {pull}"
 

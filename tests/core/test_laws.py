@@ -116,7 +116,7 @@ SCHEDULES = [(1, 0.5), (7, 0.2), (12, 1.3), (30, 0.1), (5, 1.9)]
 
 
 @EVERY_MODEL
-@pytest.mark.parametrize("lowering", ["relax", "closed-form"])
+@pytest.mark.parametrize("lowering", ["relax", "closed-form", pytest.param("combinations", marks=pytest.mark.slow)])
 def test_after_t_steps_a_path_of_k_edges_carries_its_binomial_weight(name: str, lowering: str) -> None:
     pc, x, _ = compiled(name, "layer")
     parts = by_path_length(pc, half_squares, x)

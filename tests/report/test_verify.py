@@ -80,10 +80,11 @@ def test_wrong_rules(algorithm, settings, op, monkeypatch) -> None:
 
 
 def test_a_wrong_law(monkeypatch) -> None:
-    from pccompile.algorithms import fixed_prediction
+    from pccompile.algorithms import closed_form, lowerings
 
-    right = fixed_prediction.weight
-    monkeypatch.setattr(fixed_prediction, "weight", lambda steps, rate, k: right(steps, rate, k) * 0.99 ** (k // 2))
+    right = closed_form.weight
+    for lowering in (closed_form, lowerings):
+        monkeypatch.setattr(lowering, "weight", lambda steps, rate, k: right(steps, rate, k) * 0.99 ** (k // 2))
     x, _ = inputs()
     report = pccompile.verify(pccompile.compile(Residual(), (x,), algorithm="fixed-prediction", steps=20), x)
     assert not report.passed

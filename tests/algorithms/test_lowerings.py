@@ -1,19 +1,22 @@
-"""Fixed prediction as a sum of damped sweeps: what it equals, how close it is, and when it is taken."""
+"""Fixed prediction in other forms than its steps: what they equal, how close they are, and when they are taken."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import pccompile
-from algorithms.nets import NETS, Problem, problem
-from pccompile.algorithms import fixed_prediction
+from algorithms.nets import NETS, Gradients, Problem, problem
+from pccompile.algorithms import lowerings
+from pccompile.algorithms.combinations import Combinations
 from pccompile.algorithms.exponentials import Sections, closest
+from pccompile.algorithms.law import PathLengths
+from pccompile.algorithms.lowerings import Lowerings
 from pccompile.diagnostics import CompileError
-from pccompile.ir import ForEach
+from pccompile.ir import ForEach, PCGraph
 from pccompile.ir.law import weight
 
 EPS = 2.0**-52
@@ -47,12 +50,15 @@ def response(found: Sections, count: int) -> list[float]:
     return total
 
 
-def differences(p: Problem, **how: object) -> float:
+def differences(p: Problem, lowering: str, **how: object) -> float:
     """The largest difference of a gradient from that of the steps, relative to backpropagation's above rounding."""
-    waves = p.gradients("fixed-prediction", lowering="exponentials", **how)
-    steps = p.gradients("fixed-prediction", lowering="relax", **how)
+    found = p.gradients("fixed-prediction", lowering=lowering, **how)
+    return from_steps(p, found, p.gradients("fixed-prediction", lowering="relax", **how))
+
+
+def from_steps(p: Problem, found: Gradients, steps: Gradients) -> float:
     least = 1e-5 * max(float(g.norm()) for g in p.backprop.values())
-    return max(float((waves[k] - g).norm()) / max(float(p.backprop[k].norm()), least) for k, g in steps.items())
+    return max(float((found[k] - g).norm()) / max(float(p.backprop[k].norm()), least) for k, g in steps.items())
 
 
 LAWS = [(1, 0.3), (20, 0.1), (2000, 0.1), (60, 1.2)]
@@ -60,9 +66,12 @@ LAWS = [(1, 0.3), (20, 0.1), (2000, 0.1), (60, 1.2)]
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("steps, rate", [(100, 0.1), *(pytest.param(*of, marks=pytest.mark.slow) for of in LAWS)])
-def test_damped_sweeps_are_the_steps(name: str, steps: int, rate: float) -> None:
-    p = problem(name)
-    assert differences(p, steps=steps, rate=rate) < 1e-8
+def test_combinations_and_damped_sweeps_are_the_steps(name: str, steps: int, rate: float) -> None:
+    p, how = problem(name), {"steps": steps, "rate": rate}
+    taken = p.gradients("fixed-prediction", lowering="relax", **how)
+    for lowering in ("combinations", "exponentials"):
+        found = p.gradients("fixed-prediction", lowering=lowering, **how)
+        assert from_steps(p, found, taken) < 1e-8, lowering
 
 
 def test_a_coarse_tolerance_is_kept_and_takes_fewer_sweeps() -> None:
@@ -74,7 +83,7 @@ def test_a_coarse_tolerance_is_kept_and_takes_fewer_sweeps() -> None:
     assert isinstance(fine, ForEach)
     assert isinstance(coarse, ForEach)
     assert len(coarse.rows) < len(fine.rows)
-    assert 1e-9 < differences(p, lowering_tolerance=1e-3) < 1e-2
+    assert 1e-9 < differences(p, "exponentials", lowering_tolerance=1e-3) < 1e-2
 
 
 @given(st.integers(0, 400), st.floats(0.01, 1.9), st.integers(3, 150))
@@ -101,7 +110,7 @@ def test_the_number_of_sections_does_not_grow_with_the_longest_path() -> None:
 
 def test_a_law_that_no_exponentials_meet_is_refused_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     p = Problem(Shortcuts, (2, 4))
-    monkeypatch.setattr(fixed_prediction, "MOST_PARTS", 1)
+    monkeypatch.setattr(lowerings, "MOST_PARTS", 1)
     with pytest.raises(
         CompileError, match=r"no 24 exponentials come within 1e-14 of 100 steps of size 0\.1 in float64"
     ):
@@ -110,18 +119,18 @@ def test_a_law_that_no_exponentials_meet_is_refused_where_they_are_asked_for(mon
     assert not any("exponentials" in f for f in facts)
 
 
-def test_they_are_chosen_where_the_closed_form_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    deep, x = Shortcuts(), torch.randn(2, 4)
-    short = pccompile.compile(deep, (x,), algorithm="fixed-prediction").compiled.program
-    assert not any(isinstance(s, ForEach) for s in short.infer)
-    monkeypatch.setattr(fixed_prediction, "MOST_PARTS", 100)
-    program = pccompile.compile(deep, (x,), algorithm="fixed-prediction").compiled.program
-    assert isinstance(program.infer[-1], ForEach)
-    assert any("exponentials in place of the steps" in f for f in program.facts)
-    few = pccompile.compile(deep, (x,), algorithm="fixed-prediction", steps=2).compiled.program
-    assert not any(isinstance(s, ForEach) for s in few.infer)
-    chain = problem("chain").compile("fixed-prediction").compiled.program
-    assert not any(isinstance(s, ForEach) for s in chain.infer)
+def test_the_lowering_with_the_fewest_messages_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    pc = Problem(Shortcuts, (2, 4)).compile("exact").compiled.pc
+
+    def chosen(steps: int) -> str:
+        return Lowerings(pc, PathLengths(pc), steps, 0.1, 3e-5).cheapest()[0]
+
+    assert chosen(100) == "combinations"
+    assert chosen(1) == "closed-form"
+    monkeypatch.setattr(lowerings, "MOST_PARTS", 10)
+    assert chosen(100) == "exponentials"
+    chain = problem("chain").compile("exact").compiled.pc
+    assert Lowerings(chain, PathLengths(chain), 100, 0.1, None).cheapest()[0] == "closed-form"
 
 
 def test_the_file_does_not_grow_with_the_steps_or_the_sweeps() -> None:
@@ -130,6 +139,49 @@ def test_the_file_does_not_grow_with_the_steps_or_the_sweeps() -> None:
     assert abs(len(texts[0]) - len(texts[1])) < 4
     exact = p.compile("exact").source.splitlines()
     assert len(texts[1]) < 1.25 * len(exact)
+
+
+def effective(pc: PCGraph, chosen: Combinations) -> dict[str, list[tuple[int, float]]]:
+    """For each vertex, every path to an output: its edges, and what it carries in the end, one matrix an edge."""
+    states = {v: [(0, np.ones(1))] for v in pc.clamped}
+    for v in reversed(pc.latent):
+        place = chosen.places[v.name]
+        states[v.name] = [
+            (edges + 1, pull.matrix @ state) for pull in place.pulls for edges, state in states[pull.child]
+        ]
+    return {
+        name: [(edges, (chosen.places[name].at((0,)) @ state).item()) for edges, state in paths]
+        for name, paths in states.items()
+        if name in chosen.wanted
+    }
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-9])
+def test_no_path_is_farther_from_the_law_than_combinations_say(tolerance: float) -> None:
+    pc = Problem(lambda: Shortcuts(9), (2, 4)).compile("exact").compiled.pc
+    paths, wanted = PathLengths(pc), pc.names
+    chosen = Combinations(pc, paths, law(20, 0.3, paths.longest), wanted, tolerance, EPS)
+    found = effective(pc, chosen)
+    assert max(map(len, found.values())) == 2**9
+    worst = max(abs(w - weight(20, 0.3, k)) for of in found.values() for k, w in of)
+    assert worst <= chosen.error <= tolerance
+    full = sum(s.bit_count() for s in paths.sets.values())
+    assert len(chosen.slots) < 0.7 * full
+
+
+def test_inference_and_learning_one_after_the_other_give_what_both_together_give() -> None:
+    p = Problem(lambda: Shortcuts(6), (2, 4))
+    pc = p.compile("fixed-prediction", lowering="combinations")
+    runtime = pc.prepare((p.x,), loss=p.loss, target=p.target)
+    params, buffers = pc.tables(runtime)
+    predict, infer, learn = (runtime.function(name) for name in ("predict", "infer", "learn"))
+    inputs = runtime.interface.bind((p.x,), {})
+    outputs, context = predict(params, buffers, inputs)
+    errors = infer(params, context, [p.target - outputs[0]])
+    apart = learn(params, context, *(errors if isinstance(errors, tuple) else (errors,)))
+    together = p.gradients("fixed-prediction", lowering="combinations")
+    for key, gradient in together.items():
+        assert torch.allclose(apart[key], gradient, rtol=1e-7, atol=1e-9 * float(p.backprop[key].norm()))
 
 
 @pytest.mark.parametrize("algorithm", ["fixed-prediction", "meta-pcn"])
