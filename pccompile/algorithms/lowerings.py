@@ -13,8 +13,9 @@ from pccompile.algorithms.common import clamped, learn, learners, sweep
 from pccompile.algorithms.damped_sweeps import MOST_NODES, DampedSweeps
 from pccompile.algorithms.law import PathLengths
 from pccompile.diagnostics import CompileError
-from pccompile.ir import Do, PCGraph, Program, Repeat
+from pccompile.ir import Do, PCGraph, Program, Repeat, Step
 from pccompile.ir.law import weight
+from pccompile.ir.program import Argument
 
 Lowering = Literal["closed-form", "combinations", "exponentials", "relax"]
 MOST_PARTS = 3000
@@ -65,7 +66,8 @@ class Lowerings:
         """
         within, sets, children = (1 << self.steps) - 1, self.paths.sets, self.pc.children()
         edges = [c.name for v in self.pc.latent for c in children[v.name]]
-        parts, costs = self.paths.parts(self.steps), dict[Lowering, float](relax=self.steps * len(edges))
+        parts = self.paths.parts(self.steps)
+        costs: dict[Lowering, float] = {"relax": self.steps * len(edges)}
         if parts <= MOST_PARTS:
             costs["closed-form"] = sum((sets[c] & within).bit_count() for c in edges) / SHORT
             if costs["closed-form"] <= len(edges):
@@ -75,7 +77,7 @@ class Lowerings:
             costs["combinations"] = self.learning.messages
         if "combinations" not in costs and self.damped.error <= self.tolerance:
             costs["exponentials"] = self.damped.messages
-        found = min(costs, key=costs.__getitem__)
+        found: Lowering = min(costs, key=costs.__getitem__)
         return found, (f"relaxed step by step: the closed form would have {parts} parts",) if found == "relax" else ()
 
     def program(self, lowering: Lowering, facts: tuple[str, ...]) -> Program:
@@ -91,7 +93,8 @@ class Lowerings:
                 return self.damped.program(facts)
         start = (*clamped(self.pc), *(Do(v.name, "error", "zero") for v in self.pc.latent))
         relax = tuple(Do(v.name, "error", "error + rate * (pull - error)") for v in self.pc.latent)
-        arguments, infer = {"steps": self.steps, "rate": self.rate}, (*start, Repeat("steps", relax))
+        arguments: dict[str, Argument] = {"steps": self.steps, "rate": self.rate}
+        infer: tuple[Step, ...] = (*start, Repeat("steps", relax))
         return Program(self.pc, "fixed-prediction", infer, tuple(learn(self.pc)), arguments=arguments, facts=facts)
 
     def _combined(self, facts: tuple[str, ...]) -> Program:
