@@ -1,9 +1,9 @@
 """Time and memory of one training gradient, as a ratio to autograd: interleaved in one run, medians, one thread.
 
-python benchmarks/speed.py [names …] [--compile] [--relax] [--repeats N]
+python benchmarks/speed.py [names …] [--compile] [--exponentials] [--relax] [--repeats N]
 
 exact is the generated file's `step`; "as a module" is `pc(x)` with a loss and autograd around it; fixed prediction is
-in the lowering that is chosen for it, and "lines" is the length of the file with exponentials.
+in the lowering that is chosen for it, which "lowering" names, and "lines" is the length of its file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from models import BENCHES, Bench
 
+from pccompile.algorithms.law import PathLengths
+from pccompile.algorithms.lowerings import Lowerings
 from pccompile.driver import Options
 from pccompile.runtime.losses import targets_of
 from pccompile.runtime.module import PCModule
@@ -57,10 +59,15 @@ def program_step(bench: Bench, model: torch.nn.Module, x: Any, y: Any, compiled:
     return lambda: run(params, buffers, inputs, targets)
 
 
-def lines(bench: Bench, model: torch.nn.Module, x: Any, y: Any, algorithm: str, **settings: Any) -> int:
-    """How long the generated file is."""
-    runtime = PCModule(model, Options(algorithm, None, settings), bench.loss).prepare(x, loss=bench.loss, target=y)
-    return len(runtime.source.text.splitlines())
+def fixed_prediction(bench: Bench, model: torch.nn.Module, x: Any, y: Any) -> tuple[str, str]:
+    """The lowering that is chosen for it, and how long the generated file is."""
+    settings = {"steps": FIXED["steps"], "rate": FIXED["rate"]}
+    runtime = PCModule(model, Options("fixed-prediction", None, settings), bench.loss).prepare(
+        x, loss=bench.loss, target=y
+    )
+    pc = runtime.compiled.pc
+    chosen, _ = Lowerings(pc, PathLengths(pc), settings["steps"], settings["rate"], None).cheapest()
+    return chosen, f"{len(runtime.source.text.splitlines()):,}"
 
 
 def module_step(bench: Bench, model: torch.nn.Module, x: tuple[torch.Tensor, ...], y: torch.Tensor) -> Step:
@@ -102,12 +109,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(BENCHES))
     parser.add_argument("--compile", action="store_true", help="also under torch.compile (minutes of compilation)")
+    parser.add_argument("--exponentials", action="store_true", help="also fixed prediction in damped sweeps")
     parser.add_argument("--relax", action="store_true", help="also the T-step relaxation")
     parser.add_argument("--repeats", type=int, default=60)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    header = "| network | eager autograd ms | exact | as a module | fixed prediction T=100 | exponentials | lines |"
-    header += " relax T=100 |" * options.relax + " compiled autograd ms | compiled exact |" * options.compile
+    header = "| network | eager autograd ms | exact | as a module | fixed prediction T=100 |"
+    header += " exponentials T=100 |" * options.exponentials
+    header += " relax T=100 |" * options.relax + " lowering | lines |"
+    header += " compiled autograd ms | compiled exact |" * options.compile
     header += " peak memory | as a module |"
     print(header)
     print("|---" * (header.count("|") - 1) + "|")
@@ -124,17 +134,16 @@ def row(bench: Bench, options: argparse.Namespace) -> str:
         "exact": program_step(bench, model, x, y),
         "module": module_step(bench, model, x, y),
         "fixed": program_step(bench, model, x, y, **FIXED),
-        "exponentials": program_step(bench, model, x, y, lowering="exponentials", **FIXED),
     }
-    if options.relax:
-        steps["relax"] = program_step(bench, model, x, y, lowering="relax", **FIXED)
+    for lowering in ("exponentials", "relax"):
+        if getattr(options, lowering):
+            steps[lowering] = program_step(bench, model, x, y, lowering=lowering, **FIXED)
     times = interleaved(steps, options.repeats)
     cells = [
         bench.name,
         f"{1e3 * times['eager']:.2f}",
-        *(f"{times[k] / times['eager']:.3f}" for k in steps if k not in ("eager", "relax")),
-        f"{lines(bench, model, x, y, lowering='exponentials', **FIXED):,}",
-        *([f"{times['relax'] / times['eager']:.3f}"] if options.relax else []),
+        *(f"{times[k] / times['eager']:.3f}" for k in steps if k != "eager"),
+        *fixed_prediction(bench, model, x, y),
     ]
     if options.compile:
         forward = torch.compile(lambda x, y: bench.loss(model(*x), y), fullgraph=True, options=INDUCTOR)
