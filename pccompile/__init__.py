@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pccompile.frontends.onnx import load_onnx
     from pccompile.limits import budget
     from pccompile.report.circuit import CircuitReport, verify_circuit
+    from pccompile.report.recorder import Recorder
     from pccompile.report.trace import Trace
     from pccompile.report.verify import VerifyReport, verify
     from pccompile.runtime.module import PCModule
@@ -30,6 +31,7 @@ _WHERE = {
     "Netlist": "pccompile.backends.netlist",
     "PCModule": "pccompile.runtime.module",
     "Settled": "pccompile.runtime.settle",
+    "Recorder": "pccompile.report.recorder",
     "Trace": "pccompile.report.trace",
     "VerifyReport": "pccompile.report.verify",
     "budget": "pccompile.limits",
@@ -61,6 +63,7 @@ __all__ = [
     "CompileError",
     "Netlist",
     "PCModule",
+    "Recorder",
     "Settled",
     "Trace",
     "VerifyReport",

@@ -48,6 +48,7 @@ exit codes: 0 done, 1 the model cannot be compiled, 2 wrong usage, 3 verificatio
   pccompile out/model.pcnet.json --export verilog -o out/   nengo, nir, sana-fe or verilog
   pccompile vad.onnx --constant sr=16000 --data inputs.npz --verify
   pccompile model.onnx --explain fc1           equations, local rules, generated code and the source line
+  pccompile watch log.jsonl                    what a recorder of training has written
 """
 
 
@@ -231,6 +232,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parsed_and_run(argv: Sequence[str] | None) -> int:
     """Read the command line, and run it."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    if given[:1] == ["watch"]:
+        return watched(given[1:])
     try:
         reader, algorithm = parser(), asked_algorithm(argv)
         if algorithm is not None:
@@ -242,6 +246,18 @@ def parsed_and_run(argv: Sequence[str] | None) -> int:
     except UsageError as e:
         return misused(e)
     return guarded(options)
+
+
+def watched(argv: Sequence[str]) -> int:
+    """Show the log of a training."""
+    from pccompile.watch_command import watch
+
+    try:
+        return watch(argv)
+    except SystemExit as e:
+        return int(e.code or 0)
+    except CompileError as e:
+        return report(e, "watch")
 
 
 def guarded(options: argparse.Namespace) -> int:
