@@ -13,11 +13,11 @@ from pccompile.ops import OPS, family_of
 from pccompile.passes.activity import active, fixed, gradient_ends
 from pccompile.passes.decisions import decisions
 
-GRANULARITIES = ("op", "layer")
+GRANULARITIES = ("op", "layer", "output")
 
 
 def insert_vertices(graph: Graph, *, granularity: str = "op", marked: Set[str] | None = None) -> PCGraph:
-    """One vertex for each operation ("op"), or for each layer with what follows it pointwise ("layer").
+    """One vertex for each operation ("op"), each layer with what follows it pointwise ("layer"), or each output.
 
     marked: the values that are vertices, whatever the granularity says of them and of all others.
 
@@ -31,6 +31,7 @@ def insert_vertices(graph: Graph, *, granularity: str = "op", marked: Set[str] |
     position = {n.name: i for i, n in enumerate(graph.nodes)}
     plan = _Plan(graph, active(graph), fixed(graph), {n.name: n for n in graph.nodes}, position)
     inner = plan.wired()
+    marked = set(graph.outputs) if granularity == "output" and marked is None else marked
     if marked is not None:
         inner = {n.name for n in graph.nodes if n.name in plan.carrying and n.name not in marked}
     elif granularity == "layer":

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pccompile.report.verify import VerifyReport, verify
     from pccompile.runtime.module import PCModule
     from pccompile.runtime.settle import Settled
+    from pccompile.temporal_coding import Temporal
 
 __version__ = "0.1.0"
 _WHERE = {
@@ -32,6 +33,7 @@ _WHERE = {
     "PCModule": "pccompile.runtime.module",
     "Settled": "pccompile.runtime.settle",
     "Recorder": "pccompile.report.recorder",
+    "Temporal": "pccompile.temporal_coding",
     "Trace": "pccompile.report.trace",
     "VerifyReport": "pccompile.report.verify",
     "budget": "pccompile.limits",
@@ -65,6 +67,7 @@ __all__ = [
     "PCModule",
     "Recorder",
     "Settled",
+    "Temporal",
     "Trace",
     "VerifyReport",
     "budget",

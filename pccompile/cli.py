@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     group = p.add_argument_group("how it is compiled")
     group.add_argument("--algorithm", default="exact", help="exact (default) or another; with --help, its settings")
     group.add_argument(
-        "--granularity", choices=("op", "layer"), help="what a vertex is; by default what suits the algorithm"
+        "--granularity", choices=("op", "layer", "output"), help="what a vertex is; by default what suits the algorithm"
     )
     group.add_argument(
         "--loss",
