@@ -141,7 +141,7 @@ def _transition(pc: PCModule, args: tuple[Tensor, ...]) -> str:
     if read := sorted(_read(graph, observation, moves) & set(graph.inputs)):
         what = f"the observation reads {read[0]} beside the new state"
         raise CompileError(what, hint="let it be a function of the new state, into which the input can be taken")
-    return moves
+    return str(moves)
 
 
 def _read(graph: Graph, value: str, stop: str) -> set[str]:
