@@ -9,7 +9,7 @@ algorithms see vertices that move and ends that do not, as ever.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +19,7 @@ from pccompile.diagnostics import CompileError, listing, printable
 from pccompile.energies import energy
 from pccompile.ir import FLAT, Energy, Graph, Node, Output, PCGraph, Ref, Role, TensorType, Vertex, live, map_refs
 from pccompile.ir.names import Namer
-from pccompile.ops import Typer, bind
-from pccompile.passes.derive_rules import derive_rules
+from pccompile.ops import bind
 from pccompile.passes.energies import is_in
 from pccompile.passes.insert_vertices import insert_vertices
 
@@ -58,13 +57,17 @@ class Roles:
 NO_ROLES = Roles()
 
 
-def with_roles(pc: PCGraph, roles: Roles, typer: Typer) -> PCGraph:
-    """`pc` with these roles, and its rules derived.
+Derive = Callable[[PCGraph], PCGraph]
+"""Gives vertices their rules."""
+
+
+def with_roles(pc: PCGraph, roles: Roles, derive: Derive) -> PCGraph:
+    """`pc` with these roles, and its rules as `derive` gives them.
 
     Raises CompileError for names that the model does not have, for inputs that carry no gradient, and for a role that
     something has already.
     """
-    return _Rewriting(pc, roles).result(typer)
+    return _Rewriting(pc, roles).result(derive)
 
 
 class _Rewriting:
@@ -85,19 +88,19 @@ class _Rewriting:
         self.silent = {o.value for i, o in enumerate(pc.outputs) if not {i, ALL}.isdisjoint(roles.silent)}
         self.found: list[Role] = []
 
-    def result(self, typer: Typer) -> PCGraph:
+    def result(self, derive: Derive) -> PCGraph:
         for name, prior in self.roles.inputs.items():
             self.free(name, prior)
         for name in sorted(self.roles.given):
             self.given(name)
         graph = self.rewritten()
-        pc = derive_rules(self.parted(insert_vertices(graph, marked=self.marked)), typer)
+        pc = derive(self.parted(insert_vertices(graph, marked=self.marked)))
         values = [self.moved.get(o.value, o.value) for o in self.pc.outputs]
         by = {o.value: o.vertex for o in pc.outputs}
         silent = {by[v]: ("", FLAT) for o, v in zip(self.pc.outputs, values, strict=True) if o.value in self.silent}
         ends = {by[name]: end for name, end in self.ends.items()} | silent
         given = {*self.leaves, *self.roles.inputs}
-        whole = replace(graph, outputs=self.renamed_outputs(), wanted=graph.wanted - given)
+        whole = replace(pc.graph, outputs=self.renamed_outputs(), wanted=pc.graph.wanted - given)
         return replace(
             pc,
             graph=whole,

@@ -43,6 +43,8 @@ def compile(
     loss: Callable[..., Tensor] | None = ...,
     energies: Energies = ...,
     precision: Precision = ...,
+    feedback: str = ...,
+    derivatives: str = ...,
     hook: Hook | None = ...,
     check: bool = ...,
     constants: Mapping[str, Any] | None = ...,
@@ -76,6 +78,8 @@ def compile(
     loss: Any = None,
     energies: Energies = None,
     precision: Precision = None,
+    feedback: str = "transpose",
+    derivatives: str = "exact",
     hook: Hook | None = None,
     check: bool = True,
     constants: Mapping[str, Any] | None = None,
@@ -95,6 +99,8 @@ def compile(
     energies: what hidden values cost against their predictions, instead of half the squared error: one
         `pccompile.energy(...)` for all, or a table of them by vertex or module path. docs/algorithms.md says more.
     precision: the weight of squared errors, a number above 0, or a table of them by vertex or module path.
+    feedback: which weights messages to values read: "transpose" (the model's own), "random", "sign" or "kolen-pollack".
+    derivatives: "dropped" leaves out the slopes of activations in messages. docs/algorithms.md says more of both.
     constants: numbers to which inputs or initializers of an ONNX file are fixed, by name.
     trust_code: open a .pt2 file. torch runs code that such a file contains while it loads it, so that a file from
     somebody else can do whatever you can; an .onnx file holds data only, and what it may ask for is bounded
@@ -118,12 +124,15 @@ def compile(
             raise CompileError("a circuit has fixed shapes and does fixed prediction, operation by operation")
         if energies is not None or precision is not None:
             raise CompileError("a circuit knows no energy but half the squared error, and no precision")
+        if feedback != "transpose" or derivatives != "exact":
+            raise CompileError("a circuit has the weights of its projections in its feedback, and exact derivatives")
         if outside_loss != "refuse" or on_divergence != "warn":
             raise CompileError("a circuit has no outside_loss and no on_divergence")
         return _circuit(model, args, kwargs, loss, settings, hook, trust_code)
     if backend != "torch":
         raise CompileError(f"unknown backend {printable(backend)}", hint="torch or netlist")
-    options = Options(algorithm, granularity, settings, energies, precision, outside_loss, on_divergence)
+    given = energies, precision, outside_loss, on_divergence, feedback, derivatives
+    options = Options(algorithm, granularity, settings, *given)
     if isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2":
         model = load_program(Path(model), trust_code)
     if isinstance(model, ExportedProgram):

@@ -23,6 +23,7 @@ from pccompile.streams import talk
 
 EXIT_INTERRUPTED, EXIT_PIPE = 130, 141
 LOSSES = ("squared-error", "cross-entropy", "none")
+FEEDBACK, DERIVATIVES = ("transpose", "random", "sign", "kolen-pollack"), ("exact", "dropped")
 STAGES = (
     "import",
     "canonicalise",
@@ -78,6 +79,11 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--granularity", choices=("op", "layer", "output"), help="what a vertex is; by default what suits the algorithm"
     )
+    for name, choices, words in (
+        ("--feedback", FEEDBACK, "which weights messages to values read"),
+        ("--derivatives", DERIVATIVES, "dropped leaves out the slopes of activations in messages"),
+    ):
+        group.add_argument(name, choices=choices, default=choices[0], help=f"{words} (default: %(default)s)")
     group.add_argument(
         "--loss",
         choices=LOSSES,
@@ -369,6 +375,8 @@ def circuit_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
         (options.explain is not None, "--explain does not go with circuits"),
         (options.rate == "auto", "--rate auto does not go with circuits: give a number"),
         (options.algorithm not in ("exact", "fixed-prediction"), "a circuit does fixed prediction"),
+        (options.feedback != FEEDBACK[0], "--feedback does not go with circuits"),
+        (options.derivatives != DERIVATIVES[0], "--derivatives does not go with circuits"),
         (options.output == "-", "-o - prints code; a circuit is written to a folder"),
         (ready and options.verify, "--verify compares with a model: name that instead of its circuit"),
         (

@@ -25,6 +25,7 @@ from pccompile.passes.canonicalise import canonicalise
 from pccompile.passes.dce import dce
 from pccompile.passes.derive_rules import derive_rules
 from pccompile.passes.energies import Energies, Precision, with_energies
+from pccompile.passes.feedback import DERIVATIVES, HOME, KINDS, with_feedback
 from pccompile.passes.insert_vertices import insert_vertices
 from pccompile.passes.roles import NO_ROLES, Roles, with_roles
 from pccompile.passes.settle_layouts import settle_layouts
@@ -49,6 +50,8 @@ class Options:
 
     energies, precision: what vertices cost instead of half the squared error: see passes.energies.
     roles: what inference infers besides hidden values, and what it is given: see passes.roles.
+    feedback, derivatives: what messages to values read and leave out: see passes.feedback. home: the path of the
+    weights that they read.
     choices: what has been chosen for settings that are "auto".
     outside_loss: what `backward` of a loss does that inference did not see, where it should have: see LOSSES_OUTSIDE.
     on_divergence: what happens where inference ends in what is no number: see DIVERGENCE.
@@ -61,14 +64,22 @@ class Options:
     precision: Precision = None
     outside_loss: str = "refuse"
     on_divergence: str = "warn"
+    feedback: str = "transpose"
+    derivatives: str = "exact"
+    home: str = HOME
     choices: tuple[Choice, ...] = ()
     roles: Roles = NO_ROLES
 
     def __post_init__(self) -> None:
+        if self.feedback == "dkp":
+            what = "feedback dkp, direct Kolen-Pollack (arXiv:2602.15571), is not supported"
+            raise CompileError(what, hint='feedback="kolen-pollack" learns feedback weights layer by layer')
         for what, value, known in (
             ("algorithm", self.algorithm, ALGORITHMS),
             ("outside_loss", self.outside_loss, LOSSES_OUTSIDE),
             ("on_divergence", self.on_divergence, DIVERGENCE),
+            ("feedback", self.feedback, KINDS),
+            ("derivatives", self.derivatives, DERIVATIVES),
         ):
             if value not in known:
                 raise CompileError(f"unknown {what} {printable(repr(value))}", hint=f"one of {', '.join(known)}")
@@ -78,10 +89,24 @@ class Options:
         """The granularity: the one that was asked for, or the algorithm's own."""
         return self.granularity or ALGORITHMS[self.algorithm].granularity
 
+    @property
+    def transposes(self) -> bool:
+        """Whether messages are those of the free energy, Jᵀ s."""
+        return self.feedback == "transpose" and self.derivatives == "exact"
+
+    @property
+    def messages(self) -> str:
+        """What messages are, for a reader."""
+        dropped = "derivatives dropped" if self.derivatives == "dropped" else ""
+        return ", ".join(filter(None, (f"{self.feedback} feedback", dropped)))
+
 
 @dataclass(frozen=True)
 class Compiled:
-    """Everything that compilation made, stage by stage."""
+    """Everything that compilation made, stage by stage.
+
+    plain: the vertices with messages Jᵀ s, where they have others.
+    """
 
     imported: Imported
     graph: Graph
@@ -89,6 +114,7 @@ class Compiled:
     program: Program
     source: Source
     loss: Loss | None = None
+    plain: PCGraph | None = None
 
 
 def silent(stage: str, result: object, seconds: float) -> None:
@@ -217,18 +243,37 @@ def refuse_roles(options: Options) -> None:
         raise CompileError(what, hint="give rate and steps as numbers")
 
 
+def refuse_feedback(options: Options) -> None:
+    """Raise CompileError where something is to be measured of a free energy that messages do not follow."""
+    if not options.transposes and ALGORITHMS[options.algorithm].measures(options.settings):
+        what = f"{options.algorithm}: what is automatic is measured for messages by transposes, not {options.messages}"
+        raise CompileError(what, hint="give rate and steps as numbers")
+
+
+def fed_back(pc: PCGraph, typer: Typer, options: Options, hook: Hook = silent) -> PCGraph:
+    """`pc` with the messages that `options` name."""
+    if options.transposes:
+        return pc
+    how = options.feedback, options.derivatives, options.home
+    return Stages(hook)("feedback", lambda: with_feedback(pc, typer, *how))  # type: ignore[no-any-return]
+
+
 def compile_imported(
     imported: Imported, options: Options, loss: Loss | None = None, record: bool = False, hook: Hook = silent
 ) -> Compiled:
     """An imported model all the way to source."""
+    refuse_feedback(options)
     stage, roles, own = Stages(hook), options.roles, options.energies is not None or options.precision is not None
 
     def cost(pc: PCGraph) -> PCGraph:
         return stage("energies", lambda: with_energies(pc, options.energies, options.precision)) if own else pc
 
+    def derive(pc: PCGraph) -> PCGraph:
+        return fed_back(derive_rules(pc, imported.typer), imported.typer, options, hook)
+
     def play(pc: PCGraph) -> PCGraph:
         priced = cost(pc)
-        return stage("roles", lambda: with_roles(priced, roles, imported.typer))  # type: ignore[no-any-return]
+        return stage("roles", lambda: with_roles(priced, roles, derive))  # type: ignore[no-any-return]
 
     with capturing():
         if own:
@@ -237,11 +282,13 @@ def compile_imported(
             refuse_roles(options)
             wanted = imported.graph.wanted | {n for n in roles.inputs if n in imported.graph.inputs}
             imported = replace(imported, graph=replace(imported.graph, wanted=wanted))
-        graph, pc = to_vertices(imported, options.vertices, hook, play if roles else None)
-        pc = pc if roles else cost(pc)
+        graph, plain = to_vertices(imported, options.vertices, hook, play if roles else None)
+        pc = plain if roles else fed_back(cost(plain), imported.typer, options, hook)
         if own:
             refuse_energies(options, pc)
         program = schedule(pc, options, hook)
         program = replace(program, also=("prediction",)) if roles.shown else program
+        if not options.transposes:
+            program = replace(program, facts=(*program.facts, f"Messages to values: {options.messages}"))
         source = stage("emit", lambda: emit(program, loss, record))
-    return Compiled(imported, graph, program.pc, program, source, loss)
+    return Compiled(imported, graph, program.pc, program, source, loss, None if options.transposes else plain)

@@ -159,6 +159,8 @@ class _Lowering:
             w.write("copy", {"table": table, "key": key, "of": self._forward(Ref(updated))}, Label(""))
         for path, state in self.graph.states.items():
             w.write("keep", {"table": "buffers", "key": path, "of": self._forward(Ref(state))}, Label(""))
+        for name in self.pc.feedback:  # a buffer among them is handed on by prediction, as all that messages read
+            self.leaf(name)
         results: dict[Key, Ref] = {("output", o): self._forward(Ref(o)) for o in self.graph.outputs}
         return Function(w.take(), results)
 

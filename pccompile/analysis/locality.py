@@ -145,8 +145,8 @@ def _across(program: Program) -> Iterator[str]:
 
 
 def _transported(pc: PCGraph) -> Iterator[str]:
-    """The parameters that learn and that a message to another vertex reads."""
-    learn = pc.graph.wanted & set(pc.graph.params)
+    """The parameters that learn and that a message to another vertex reads, but for feedback weights: they are its."""
+    learn = pc.graph.wanted & set(pc.graph.params) - set(pc.feedback)
     latent = {v.name for v in pc.latent}
     for v in pc.vertices:
         for parent in v.messages:

@@ -17,7 +17,7 @@ from pccompile.ir.graph import (
     refs,
     verify,
 )
-from pccompile.ir.pc import ALWAYS, ERROR, Condition, Decision, Output, PCGraph, Role, Vertex, verify_local
+from pccompile.ir.pc import ALWAYS, ERROR, Condition, Decision, Feedback, Output, PCGraph, Role, Vertex, verify_local
 from pccompile.ir.program import Argument, Do, ForEach, Program, Repeat, Step, Until, Update, flat, steps_of
 from pccompile.ir.verify_program import verify_program
 
@@ -33,6 +33,7 @@ __all__ = [
     "Dim",
     "Do",
     "Energy",
+    "Feedback",
     "ForEach",
     "Fragment",
     "Graph",

@@ -42,6 +42,17 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Feedback:
+    """A leaf that messages read in the place of a parameter: which one, and whether it begins as random numbers.
+
+    Where it is not `drawn` it begins as a copy.
+    """
+
+    of: str
+    drawn: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Vertex:
     r"""A value with its prediction, its error and the rules that need only its neighbours.
 
@@ -52,6 +63,7 @@ class Vertex:
     `prediction` computes `result` from `parents` (values, parameters, inputs and context) by `nodes`; `rules` are the
     operations that turn `err` into the messages, and may also read what `prediction` computes. `how` says how each
     operation's rule was derived, `unsent` which operation sends nothing to which argument, as a backward returns None.
+    `feedback` says for weights what messages have in their place, as readers write it.
     """
 
     name: str
@@ -65,6 +77,7 @@ class Vertex:
     where: Location = NOWHERE
     energy: Energy | None = None
     unsent: frozenset[tuple[str, str]] = frozenset()
+    feedback: Mapping[str, str] = field(default_factory=dict)
 
     def message(self, parent: str) -> tuple[Node, ...]:
         """The operations that the message to `parent` needs, those of the prediction among them."""
@@ -111,6 +124,7 @@ class PCGraph:
     through some branches only when it does: where it does not, they have no gradient.
     `observed` are vertices that do not move, with the leaf that holds the value of each, "" for zeros: their energy is
     a function of their prediction, like a loss. `roles` say what stands for a name that a user gave a role.
+    `feedback` has the leaves that messages read in the place of parameters, by name.
     """
 
     graph: Graph
@@ -121,6 +135,7 @@ class PCGraph:
     decided: Mapping[str, Condition] = field(default_factory=dict)
     observed: Mapping[str, str] = field(default_factory=dict)
     roles: tuple[Role, ...] = ()
+    feedback: Mapping[str, Feedback] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:

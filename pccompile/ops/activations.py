@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ alpha, beta, scale, input_scale = map(option, ("alpha", "beta", "scale", "input_
 threshold, value, slope = map(option, ("threshold", "value", "negative_slope"))
 lambd, low, high = map(option, ("lambd", "min_val", "max_val"))
 ROOT = sp.sqrt(2 / sp.pi)
+activation = functools.partial(elementwise, activation=True)
 
 
 def _backward(name: str, *options: str) -> Kernel:
@@ -35,25 +37,23 @@ def _with(*options: Any) -> tuple[Sample, ...]:
     return (lambda: (normal(4, 3), *options),)
 
 
-elementwise(
-    "aten.relu.default", relu(x), kernel=lambda b, n, e: b("aten.threshold_backward.default", e, Ref(n.name), 0)
-)
-elementwise(
+activation("aten.relu.default", relu(x), kernel=lambda b, n, e: b("aten.threshold_backward.default", e, Ref(n.name), 0))
+activation(
     "aten.tanh.default",
     tanh(x),
     slopes={x: 1 - out**2},
     kernel=lambda b, n, e: b("aten.tanh_backward.default", e, Ref(n.name)),
 )
-elementwise(
+activation(
     "aten.sigmoid.default",
     sigmoid(x),
     slopes={x: out * (1 - out)},
     kernel=lambda b, n, e: b("aten.sigmoid_backward.default", e, Ref(n.name)),
     equation="σ(x)",
 )
-elementwise("aten.silu.default", x * sigmoid(x), kernel=_backward("silu"), equation="x σ(x)")
-elementwise("aten.mish.default", x * tanh(softplus(x)), kernel=_backward("mish"))
-elementwise(
+activation("aten.silu.default", x * sigmoid(x), kernel=_backward("silu"), equation="x σ(x)")
+activation("aten.mish.default", x * tanh(softplus(x)), kernel=_backward("mish"))
+activation(
     "aten.gelu.default",
     lambda n: (
         x * ndtr(x) if n["approximate"] == "none" else x / 2 * (1 + tanh(ROOT * (x + sp.Float("0.044715") * x**3)))
@@ -65,14 +65,14 @@ elementwise(
     samples=_with() + _with({"approximate": "tanh"}),
     equation="x Φ(x)",
 )
-elementwise(
+activation(
     "aten.softplus.default",
     sp.Piecewise((x, x * beta > threshold), (softplus(beta * x) / beta, True)),
     kernel=_backward("softplus", "beta", "threshold"),
     samples=_with() + _with(3, 1.5),
     equation="softplus(x)",
 )
-elementwise(
+activation(
     "aten.log_sigmoid.default", -softplus(-x), spell=lambda t, a: f"F.logsigmoid({t['self']})", equation="log σ(x)"
 )
 rewrite(
@@ -81,7 +81,7 @@ rewrite(
 )
 
 # piecewise: at a kink the slope is the one that the kernel takes
-elementwise(
+activation(
     "aten.leaky_relu.default",
     sp.Piecewise((x, x > 0), (slope * x, True)),
     kernel=lambda b, n, e: b("aten.leaky_relu_backward.default", e, n["self"], n["negative_slope"], False),
@@ -94,14 +94,14 @@ def _prelu(which: int) -> Kernel:
     return lambda b, n, e: b.get(b("aten._prelu_kernel_backward.default", e, n["self"], n["weight"]), which)
 
 
-elementwise(
+activation(
     "aten._prelu_kernel.default",
     sp.Piecewise((x, x > 0), (y * x, True)),
     kernel={x: _prelu(0), y: _prelu(1)},
     samples=(lambda: (normal(4, 3), normal(1, 3)),),
     equation="prelu(x)",
 )
-elementwise(
+activation(
     "aten.elu.default",
     sp.Piecewise((scale * x, x > 0), (scale * alpha * expm1(input_scale * x), True)),
     kernel=lambda b, n, e: b(
@@ -110,46 +110,46 @@ elementwise(
     samples=_with() + _with(1.5, 2.0, 0.5),
     equation="elu(x)",
 )
-elementwise(
+activation(
     "aten.celu.default",
     sp.Piecewise((x, x > 0), (alpha * expm1(x / alpha), True)),
     kernel=lambda b, n, e: b("aten.elu_backward.default", e, n["alpha"], 1, 1 / n["alpha"], False, n["self"]),
     samples=_with() + _with(1.5),
     equation="celu(x)",
 )
-elementwise(
+activation(
     "aten.threshold.default",
     sp.Piecewise((x, x > threshold), (value, True)),
     kernel=_backward("threshold", "threshold"),
     samples=_with(0.3, -1),
     equation="threshold(x)",
 )
-elementwise(
+activation(
     "aten.hardtanh.default",
     sp.Piecewise((low, x <= low), (high, x >= high), (x, True)),
     kernel=_backward("hardtanh", "min_val", "max_val"),
     samples=_with() + _with(0, 0.5),
     equation="hardtanh(x)",
 )
-elementwise(
+activation(
     "aten.hardswish.default",
     sp.Piecewise((0, x <= -3), (x, x >= 3), (x * (x + 3) / 6, True)),
     kernel=_backward("hardswish"),
     equation="hardswish(x)",
 )
-elementwise(
+activation(
     "aten.hardsigmoid.default",
     sp.Piecewise((0, x <= -3), (1, x >= 3), (x / 6 + sp.Rational(1, 2), True)),
     kernel=_backward("hardsigmoid"),
     equation="hardsigmoid(x)",
 )
-elementwise(
+activation(
     "aten.hardshrink.default",
     sp.Piecewise((0, (x >= -lambd) & (x <= lambd)), (x, True)),
     samples=_with() + _with(1.0),
     equation="hardshrink(x)",
 )
-elementwise(
+activation(
     "aten.softshrink.default",
     sp.Piecewise((x - lambd, x > lambd), (x + lambd, x < -lambd), (0, True)),
     samples=_with() + _with(1.0),

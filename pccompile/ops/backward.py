@@ -20,6 +20,7 @@ class Backward:
 
     `how` says how each rule was derived; `unsent` are the operations whose derivative is torch's or the model's own and
     sends nothing, not even zeros, to an argument that waits, with that argument.
+    `feedback` says for weights what messages have in their place: nothing here.
     """
 
     def __init__(self, b: Builder, arrived: Mapping[str, Any], problems: Collector) -> None:
@@ -27,6 +28,7 @@ class Backward:
         self.arrived: dict[str, Any] = dict(arrived)
         self.how: dict[str, str] = {}
         self.unsent: set[tuple[str, str]] = set()
+        self.feedback: dict[str, str] = {}
 
     def run(self, nodes: Iterable[Node]) -> dict[str, Any]:
         """Send on what has arrived at `nodes`, the last of them first."""

@@ -6,6 +6,7 @@ has a kernel for the message, the torch backend calls it instead (`kernel`): the
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ def elementwise(
     spell: Callable[[Mapping[str, Any], Mapping[str, Arg]], str] | None = None,
     samples: tuple[Sample, ...] = (),
     equation: str = "",
+    activation: bool = False,
 ) -> OpDef:
     """Define the operation `name` as `expr`, or as `expr(node)` where an option decides.
 
@@ -69,9 +71,8 @@ def elementwise(
     default = samples or (_sample(sum(s in (x, y) for s, _ in symbols)),)
     formula = expr if callable(expr) and not isinstance(expr, sp.Expr) else lambda node: expr
     rule = rule_of(symbols, formula, slopes or {}, kernel)
-    return define(
-        OpDef(name, "elementwise", rule, spell=spell, samples=default, equation=equation or str(expr), formula=formula)
-    )
+    own = functools.partial(OpDef, equation=equation or str(expr), formula=formula, activation=activation)
+    return define(own(name, "elementwise", rule, spell=spell, samples=default))
 
 
 def rule_of(symbols: Symbols, formula: Formulate, slopes: Mapping[sp.Symbol, sp.Expr], kernel: Any) -> Rule:

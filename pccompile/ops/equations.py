@@ -13,13 +13,15 @@ from pccompile.ops.expressions import x
 from pccompile.ops.registry import OPS, family_of
 
 ADJOINTS = {
-    "aten.linear.default": {"input": "Wᵀ {e}", "weight": "{e} xᵀ", "bias": "{e}"},
-    "aten.convolution.default": {"input": "W ⋆ {e}", "weight": "{e} ⋆ x", "bias": "Σ {e}"},
-    "aten.mm.default": {"self": "{e} yᵀ", "mat2": "xᵀ {e}"},
-    "aten.bmm.default": {"self": "{e} yᵀ", "mat2": "xᵀ {e}"},
-    "aten.matmul.default": {"self": "{e} yᵀ", "other": "xᵀ {e}"},
+    "aten.linear.default": {"input": "{weight}ᵀ {e}", "weight": "{e} xᵀ", "bias": "{e}"},
+    "aten.convolution.default": {"input": "{weight} ⋆ {e}", "weight": "{e} ⋆ x", "bias": "Σ {e}"},
+    "aten.mm.default": {"self": "{e} {mat2}ᵀ", "mat2": "{self}ᵀ {e}"},
+    "aten.bmm.default": {"self": "{e} {mat2}ᵀ", "mat2": "{self}ᵀ {e}"},
+    "aten.matmul.default": {"self": "{e} {other}ᵀ", "other": "{self}ᵀ {e}"},
     "aten._softmax.default": {"self": "v̂ ⊙ ({e} − ⟨v̂, {e}⟩)"},
 }
+LETTERS = {"weight": "W", "self": "x", "mat2": "y", "other": "y"}
+"""What arguments are called there, unless messages read something else in their place."""
 LONGEST = 60
 
 
@@ -70,9 +72,12 @@ def message(child: Vertex, parent: str) -> str:
 
 def _adjoint(n: Node, e: str, child: Vertex, parent: str, last: bool) -> str:
     argument = next((k for k, a in n.args.items() if a == parent), None) if last else None
+    if child.how.get(n.name) == "dropped":
+        return e
     if n.op in ADJOINTS:
         forms = ADJOINTS[n.op]
-        return forms.get(argument or "", next(iter(forms.values()))).format(e=e)
+        letters = {k: child.feedback.get(str(n.args.get(k)), v) for k, v in LETTERS.items()}
+        return forms.get(argument or "", next(iter(forms.values()))).format(e=e, **letters)
     definition = OPS.get(n.op)
     if definition and definition.formula is not None and is_real(n, arguments(n.op), definition.formula, {}):
         slope, text = _slope(_Call(n), argument)

@@ -38,6 +38,8 @@ class OpDef:
     helper                source of functions that the generated file needs to run it
     formula(node)         the sympy expression of an elementwise operation
     ends_layer            ends a layer, as a nonlinearity does, though it is not elementwise
+    activation            a nonlinearity of one value, as torch.nn has them
+    recurrent             a layer over time: errors pass its weights and nonlinearities on their way to these weights
     random                draws numbers: once for each prediction
     misjudged             why eager torch's own gradient through it is no reference; "" where it is one
     """
@@ -57,6 +59,8 @@ class OpDef:
     infer: Callable[[Mapping[str, Arg], Callable[[Ref], TensorType]], Type] | None = None
     helper: str = ""
     ends_layer: bool = False
+    activation: bool = False
+    recurrent: bool = False
     random: bool = False
     misjudged: str = ""
     formula: Callable[[Node], Any] | None = None

@@ -82,6 +82,9 @@ def analyse(
         kinds = ("spectrum", "regime") if has_regime(pc.options.algorithm) else ("spectrum",)
     if unknown := [k for k in kinds if k not in KINDS]:
         raise CompileError(f"unknown kind {printable(repr(unknown[0]), 40)}", hint=f"some of {', '.join(KINDS)}")
+    if not pc.options.transposes:
+        what = f"with {pc.options.messages}, messages follow no free energy whose curvature could be measured"
+        raise CompileError(what, hint='analyse the model with feedback="transpose" and derivatives="exact"')
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     runtime = pc.prepare(args, kwargs, loss=loss or pc.criterion, target=target)
     inputs = runtime.interface.bind(args, dict(kwargs or {}))

@@ -173,6 +173,7 @@ WAYS = {
     "selection": "selection, back to the entries that were chosen",
     "composite": "composite, a fused rule",
     "context": "carries no gradient",
+    "dropped": "the slope is left out, as derivatives are dropped",
     "traced": "traced from torch's derivative when it was compiled",
 }
 

@@ -73,7 +73,7 @@ def consistency(
     checks, notes = [], []
     if sweep * longest < SECONDS:
         limit = bench.gradients_of(bench.other_program(steps=longest, rate=1.0, lowering="relax"))
-        checks.append(_check(f"{longest} steps of size 1 against autograd", limit, wanted, tolerance))
+        checks.append(gradient_check(f"{longest} steps of size 1 against autograd", limit, wanted, tolerance))
     else:
         notes.append(f"{longest} steps of size 1 were not compared with autograd: that takes too long here")
     taken = min(steps, max(1, int(SECONDS / max(sweep, 1e-3))))
@@ -81,15 +81,17 @@ def consistency(
         notes.append(f"steps and closed form were compared for {taken} of the {steps} steps: more take too long here")
     relaxed = bench.gradients_of(bench.other_program(steps=taken, rate=rate, lowering="relax"))
     closed = bench.gradients_of(bench.other_program(steps=taken, rate=rate, lowering="closed-form"))
-    checks.append(_check(f"{taken} steps of size {rate:g} taken against their closed form", relaxed, closed, tolerance))
+    what = f"{taken} steps of size {rate:g} taken against their closed form"
+    checks.append(gradient_check(what, relaxed, closed, tolerance))
     if taken == steps:
         tolerated = compiled.program.tolerance
         allowed = {k: tolerated * float(g.norm()) for k, g in wanted.items() if g is not None}
-        checks.append(_check(f"the compiled program against the {settings}", found, relaxed, tolerance, allowed))
+        what = f"the compiled program against the {settings}"
+        checks.append(gradient_check(what, found, relaxed, tolerance, allowed))
     return tuple(checks), notes
 
 
-def _check(
+def gradient_check(
     what: str,
     found: Mapping[str, Tensor | None],
     expected: Mapping[str, Tensor | None],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from pccompile.algorithms import ALGORITHMS
 from pccompile.report.gradients import Bench
 from pccompile.report.law import Check
 from pccompile.report.tables import number
@@ -18,7 +17,7 @@ def settling(bench: Bench) -> Check:
     what = f"free energy over {trace.steps} steps, {number(first)} → {number(last)}"
     if vertex := trace.first_not_finite():
         what += f": {vertex[0]} is not finite from step {vertex[1]} on"
-    if not ALGORITHMS[trace.algorithm].descends:
+    if not trace.descends:
         return Check(f"{what}, finite throughout", 0.0 if trace.settles else math.inf, RISE, trace.settles)
     risen = (last - first) / abs(first) if first else last
     return Check(what, risen if math.isfinite(risen) else math.inf, RISE, trace.settles)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pccompile.algorithms import ALGORITHMS
 from pccompile.algorithms.law import PathLengths
@@ -26,8 +26,8 @@ OUTSIDE = "a loss of pc(x) clamps the outputs by its linearisation: pc.loss(x, t
 def summary(pc: PCModule) -> Page:
     """Algorithm, size, rules, predicted gradient error and warnings, a line each."""
     compiled, options = pc.compiled, pc.options
-    graph = compiled.pc.graph
-    learned = [compiled.imported.tensors[p] for p in graph.params if p in graph.wanted]
+    graph = compiled.graph
+    learned = [compiled.imported.tensors[p] for p in graph.params if p in compiled.pc.graph.wanted]
     settings = {
         **compiled.program.arguments,
         **{k: v for k, v in options.settings.items() if v is not None and k not in compiled.program.arguments},
@@ -38,6 +38,7 @@ def summary(pc: PCModule) -> Page:
         f"granularity  a vertex is one {GRAINS[granularity]}",
         f"vertices     {len(compiled.pc.vertices):,}, longest path to an output {count(longest(compiled), 'edge')}",
         f"parameters   {size(learned)} learn, of {size([compiled.imported.tensors[p] for p in graph.params])}",
+        *([f"feedback     {feedback(compiled)}"] if compiled.pc.feedback else []),
         f"rules        {rules(compiled.pc.vertices).removeprefix('rules: ')}",
         *(f"facts        {fact}" for fact in compiled.program.facts if fact not in pc.notes),
         *([f"checked      {pc.checked}"] if pc.checked else []),
@@ -49,6 +50,12 @@ def summary(pc: PCModule) -> Page:
 
 
 GRAINS = {"op": "operation", "layer": "layer"}
+
+
+def feedback(compiled: Compiled) -> str:
+    """How many weights messages read in the place of the model's own."""
+    weights = [compiled.imported.tensors[f.of] for f in compiled.pc.feedback.values()]
+    return f"{size(weights)} {'learn' if compiled.pc.feedback.keys() & compiled.pc.graph.params else 'stand still'}"
 
 
 def size(tensors: list[Tensor]) -> str:
@@ -65,8 +72,9 @@ def warnings(pc: PCModule, compiled: Compiled) -> Iterator[str]:
     """What a user would want to know before training."""
     graph, children = compiled.pc.graph, compiled.pc.children()
     unread = [graph.origin[p] for p in sorted(graph.wanted) if p in graph.params and not children[p]]
-    inside = {id(compiled.imported.tensors[p]) for p in graph.params}
-    unread += [n for n, p in pc.named_parameters() if p.requires_grad and id(p) not in inside]
+    model: nn.Module = pc.__dict__["model"]
+    inside = {id(compiled.imported.tensors[p]) for p in compiled.graph.params}
+    unread += [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in inside]
     if unread:
         yield f"no output depends on {listing(dict.fromkeys(unread))}: no gradient"
     flat = [

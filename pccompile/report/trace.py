@@ -49,6 +49,7 @@ class Trace:
     free_energy: Tensor
     energy: Mapping[str, Tensor] = field(default_factory=dict)
     moving: bool = False
+    descends: bool = True
 
     @property
     def steps(self) -> int:
@@ -57,14 +58,14 @@ class Trace:
 
     @property
     def settles(self) -> bool:
-        """Whether free energy is finite throughout and ends no higher than it began, where predictions follow values.
+        """Whether free energy is finite throughout and ends no higher than it began, where inference `descends` it.
 
         Where predictions stay, it is the errors' energy and begins at that of the outputs: only finite is asked.
         """
         energy = self.free_energy
         if not bool(energy.isfinite().all()):
             return False
-        descends = self.moving and ALGORITHMS[self.algorithm].descends
+        descends = self.moving and self.descends
         return not descends or float(energy[-1]) <= float(energy[0]) + RISE * abs(float(energy[0]))
 
     def first_not_finite(self) -> tuple[str, int] | None:
@@ -228,7 +229,9 @@ class _Recorder:
 
     def trace(self, values: Shown, errors: Shown, energy: Shown, loss: Tensor, total: Tensor) -> Trace:
         moving = self.runtime.source.moving
-        return Trace(self.pc.options.algorithm, self.arguments, values, errors, loss, total, energy, moving)
+        options = self.pc.options
+        descends = ALGORITHMS[options.algorithm].descends and options.transposes
+        return Trace(options.algorithm, self.arguments, values, errors, loss, total, energy, moving, descends)
 
 
 def _energy(errors: Tensor) -> Tensor:

@@ -15,10 +15,11 @@ from pccompile.algorithms import ALGORITHMS
 from pccompile.analysis.compare import Difference, agrees, difference, differences, nothing
 from pccompile.diagnostics import EXIT_VERIFY
 from pccompile.report.gradients import Bench, double_bench
-from pccompile.report.law import Check, consistency, predicted_errors
+from pccompile.report.law import Check, consistency, gradient_check, predicted_errors
 from pccompile.report.losses import Criterion
 from pccompile.report.settling import settling
 from pccompile.report.tables import Page, Table, count, number
+from pccompile.runtime.exact_rules import exact
 
 if TYPE_CHECKING:
     from pccompile.runtime.module import PCModule
@@ -167,7 +168,11 @@ def verify(
     checks: tuple[Check, ...] = ()
     said = [*notes, *judged, *said]
     algorithm = ALGORITHMS[pc.options.algorithm]
-    if algorithm.equals == "backprop":
+    if not pc.options.transposes:
+        said.append(f"{pc.options.messages}: gradients differ from backpropagation's by design and are not judged")
+        compared = [d if math.isfinite(d.relative_error) else replace(d, agrees=False) for d in compared]
+        checks = (_mirrored(bench, wanted or bench.autograd(), limit),)
+    elif algorithm.equals == "backprop":
         compared = [replace(d, agrees=agrees(d, limit, largest, bench.dtype)) for d in compared]
     elif pc.options.algorithm == "fixed-prediction":
         predicted, bound, settings = predicted_errors(bench)
@@ -181,6 +186,12 @@ def verify(
         compared = [d if math.isfinite(d.relative_error) else replace(d, agrees=False) for d in compared]
         checks = (settling(bench),)
     return VerifyReport(pc.options.algorithm, forward, tuple(compared), checks, limit, tuple(said), predicted)
+
+
+def _mirrored(bench: Bench, wanted: Mapping[str, Tensor | None], limit: float) -> Check:
+    """Whether the rules are those of backpropagation once messages read the model's own weights and all slopes."""
+    found = bench.gradients_of(exact(bench.pc.prepare(bench.args, bench.kwargs)))
+    return gradient_check("rules with each weight as its own feedback, against autograd", found, wanted, limit)
 
 
 def _by_law(

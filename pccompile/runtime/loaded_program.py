@@ -164,7 +164,8 @@ class Runtime:
     `notes` what else a reader should know. `writes` is what a call leaves behind besides its results. `asking` says
     which clamped outputs are behind the results of custom Functions. `partial` has what takes the place of the backward
     sweep where a loss uses some of the outputs only. `rated` has the program with the choices that were made for
-    automatic settings. `flag` and `warned` belong to `divergence.notice`.
+    automatic settings. `flag` and `warned` belong to `divergence.notice`. `mirrored`: weights stand in the places of
+    their feedback weights, so that the gradients must be those of backpropagation.
     """
 
     source: Source
@@ -178,6 +179,7 @@ class Runtime:
     notes: tuple[str, ...] = ()
     flag: tuple[Tensor, Any] | None = None
     warned: bool = False
+    mirrored: bool = False
     asking: Mapping[str, tuple[frozenset[int], ...]] = field(default_factory=dict)
     rated: dict[tuple[Choice, ...], Runtime] = field(default_factory=dict, init=False)
     partial: dict[frozenset[int], Callable[..., Any] | None] = field(default_factory=dict, init=False)

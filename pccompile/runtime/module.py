@@ -6,6 +6,7 @@ whatever listens to autograd (optimizers, DistributedDataParallel's hooks, clipp
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
@@ -22,10 +23,13 @@ from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of, exported_elsewhere
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.passes.carry_updates import carry_updates
+from pccompile.passes.feedback import LEAVES
 from pccompile.passes.roles import ALL, NO_ROLES, Roles
 from pccompile.runtime.autograd_function import Bridge
 from pccompile.runtime.automatic_rates import Rates, measures
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
+from pccompile.runtime.exact_rules import MIRRORED
+from pccompile.runtime.feedback_weights import FeedbackWeights, JoinedModules, unused
 from pccompile.runtime.hook_calls import run_hooks
 from pccompile.runtime.inspection import Inspection
 from pccompile.runtime.loaded_program import Interface, Mismatch, Runtime, asking, reaching
@@ -59,8 +63,9 @@ class PCModule(Inspection):
         check: bool = True,
     ) -> None:
         super().__init__()
+        self.__dict__["_feedback"] = FeedbackWeights()
+        self.options = options if options.transposes else replace(options, home=unused(options.home, model))
         self._share(model)
-        self.options = options
         self.__dict__["criterion"] = loss  # a loss that is a module is none of the model's, whose table this one shares
         self._dynamic_shapes, self._locate, self._recapture = dynamic_shapes, locate, recapture
         self._hook: Hook = hook or silent
@@ -70,8 +75,15 @@ class PCModule(Inspection):
         self._rates = Rates()
         self._refusals = Refusals()
 
+    def _share(self, model: nn.Module) -> None:
+        super()._share(model)
+        if self.options.feedback in LEAVES:
+            modules = JoinedModules(model._modules, self.options.home, self.__dict__["_feedback"])
+            self.__dict__["_modules"] = modules
+
     def _anew(self) -> dict[str, Any]:
-        return {"_cache": ProgramCache(), "_last": None, "_refusals": Refusals()}
+        feedback = copy.deepcopy(self.__dict__["_feedback"])
+        return {"_cache": ProgramCache(), "_last": None, "_refusals": Refusals(), "_feedback": feedback}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_hook": silent}
@@ -121,7 +133,14 @@ class PCModule(Inspection):
             runtime = self._rates.program(runtime, tables, inputs, loss, target, record)
         if not record:
             self._last = runtime
-        return runtime, tables, inputs
+        return runtime, self._with_feedback(runtime, tables), inputs
+
+    def _with_feedback(self, runtime: Runtime, tables: Tables) -> Tables:
+        """`tables` with what a program reads besides the model's own."""
+        if runtime.compiled is None or not runtime.compiled.pc.feedback:
+            return tables
+        found: Tables = self.__dict__["_feedback"].tables(runtime.compiled, tables, runtime.mirrored)
+        return found
 
     def _compiled(
         self, captured: Captured, key: tuple[Any, ...], args: Any, kwargs: Any, loss: Any, target: Any
@@ -236,6 +255,10 @@ class PCModule(Inspection):
             if plain.source.moving and means_over_batch(loss, captured.interface, outputs, target):
                 notes = (MEAN_LOSS,)
         compiled = compile_imported(imported, options, compiled_loss, record, self._hook)
+        if compiled.pc.feedback:
+            self.__dict__["_feedback"].grow(compiled, captured.state.tables(captured.imported))
+        if self._check and not (record or roles or options.transposes):
+            notes += (MIRRORED,)
         name = f"{type(self.__dict__['model']).__name__} {options.algorithm}"
         if compiled.source.moving:
             refuse_moving(imported, [imported.graph.outputs[i] for i in compiled.source.errors])
@@ -258,7 +281,7 @@ class PCModule(Inspection):
     def tables(self, runtime: Runtime) -> Tables:
         """The model's parameters and buffers as the generated functions take them."""
         assert runtime.compiled is not None
-        return self._cache.look(self.__dict__["model"]).tables(runtime.compiled.imported)
+        return self._with_feedback(runtime, self._cache.look(self.__dict__["model"]).tables(runtime.compiled.imported))
 
     def predict(
         self, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], probe: bool = False

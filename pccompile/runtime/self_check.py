@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pccompile.analysis.compare import Checked, Difference, difference
-from pccompile.backends.torch import emit
 from pccompile.diagnostics import NOWHERE, CompileError, first_line, listing, printable
-from pccompile.driver import Compiled, Options, schedule
+from pccompile.driver import Compiled
 from pccompile.frontends.model_tensors import tensor_at
 from pccompile.ir import TensorType
 from pccompile.ops import OPS
+from pccompile.runtime.exact_rules import exact
 from pccompile.runtime.fault_location import Fault, first_fault, reference_values
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.losses import targets_of
@@ -105,22 +105,12 @@ def check_loss(runtime: Runtime, criterion: Callable[..., Tensor], outputs: Sequ
         raise refusal(differing, None)
 
 
-def exact(runtime: Runtime) -> Runtime:
-    """The exact program over the vertices of `runtime`; itself where it is that."""
-    compiled = runtime.compiled
-    assert compiled is not None
-    if compiled.program.algorithm == "exact":
-        return runtime
-    program = schedule(compiled.pc, Options("exact"))
-    options = replace(runtime.options, on_divergence="ignore")
-    return replace(runtime, source=emit(program), name=f"{runtime.name} rules", options=options, _scope={})
-
-
 class _Check:
     def __init__(self, model: nn.Module, runtime: Runtime, example: Example, execute: Run) -> None:
         assert runtime.compiled is not None
         self.model, self.example, self.execute = model, example, execute
-        self.compiled: Compiled = runtime.compiled
+        whole: Compiled = runtime.compiled
+        self.compiled = replace(whole, pc=whole.plain or whole.pc)
         self.runtime = exact(runtime)
         self.dtype = coarsest(self.compiled)
         self.random = any(n.op in OPS and OPS[n.op].random for n in self.compiled.graph.nodes)

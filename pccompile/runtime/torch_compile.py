@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from pccompile.driver import Options, import_model
 from pccompile.frontends.dynamo import Exportable, exportable
 from pccompile.frontends.imported import Imported
 from pccompile.passes.activity import active
+from pccompile.passes.feedback import LEAVES
 from pccompile.runtime.dynamo_notes import (
     guard_hooks,
     guard_methods,
@@ -112,8 +113,11 @@ class _Piece(PCModule):
 
     def __init__(self, piece: Exportable, options: Mapping[str, Any]) -> None:
         settings = dict(options)
-        names = ("algorithm", "granularity", "energies", "precision", "outside_loss", "on_divergence")
+        names = [f.name for f in fields(Options) if f.name not in ("settings", "home", "choices")]
         named = {k: settings.pop(k) for k in names if k in settings}
+        if named.get("feedback") in LEAVES:
+            what = f"torch.compile has no place for the weights of {named['feedback']} feedback"
+            raise CompileError(what, hint=f'pccompile.compile(model, args, feedback="{named["feedback"]}") has')
         hook, check = settings.pop("hook", None), settings.pop("check", True)
         super().__init__(piece.module, Options(**named, settings=settings), hook=hook, check=check)
         self.taken, self.numbers = piece.arguments, piece.numbers

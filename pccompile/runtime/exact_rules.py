@@ -1,0 +1,33 @@
+"""The rules of a compiled program under backpropagation's own schedule: what can be compared with autograd."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pccompile.backends.torch import emit
+from pccompile.driver import Options, schedule
+from pccompile.passes.feedback import RANDOM, with_feedback
+from pccompile.runtime.loaded_program import Runtime
+
+MIRRORED = "gradients were compared with each weight as its own feedback and with all derivatives, not as they are"
+
+
+def exact(runtime: Runtime) -> Runtime:
+    """The exact program over the vertices of `runtime`; itself where it is that.
+
+    Where messages read other weights, that program reads the model's in their place, and no derivative is left out.
+    """
+    compiled = runtime.compiled
+    assert compiled is not None
+    if compiled.plain is not None:
+        mirror = with_feedback(compiled.plain, compiled.imported.typer, RANDOM, home=runtime.options.home)
+        compiled = replace(compiled, pc=mirror)
+    elif compiled.program.algorithm == "exact":
+        return runtime
+    program = schedule(compiled.pc, Options("exact"))
+    options = replace(runtime.options, on_divergence="ignore", feedback="transpose", derivatives="exact")
+    rules = replace(runtime, source=emit(program), name=f"{runtime.name} rules", options=options, _scope={})
+    return replace(rules, compiled=compiled, mirrored=compiled.plain is not None)
+
+
+__all__ = ["MIRRORED", "exact"]

@@ -1,0 +1,141 @@
+"""The weights that messages read in the place of a model's own: tensors of the compiled module, and none of the model.
+
+They have the paths of their weights under one name, `feedback.fc1.weight`, and the dtype and device of these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pccompile.diagnostics import CompileError
+from pccompile.driver import Compiled
+from pccompile.runtime.model_state import Tables
+
+
+class FeedbackWeights(nn.Module):
+    """Feedback weights as a tree of modules like the one that their weights are in.
+
+    Buffers where they stand still, parameters where they learn.
+    """
+
+    def grow(self, compiled: Compiled, tables: Tables) -> None:
+        """Make what `compiled` reads and is not there yet, by torch's own random stream. Raises CompileError."""
+        graph = compiled.pc.graph
+        for leaf, feedback in compiled.pc.feedback.items():
+            path, weight = graph.origin[feedback.of], tables[0][graph.origin[feedback.of]]
+            there = self.get(path)
+            if there is not None and there.shape != weight.shape:
+                what = f"{path} has the shape {list(weight.shape)}, and its feedback weight {list(there.shape)}"
+                raise CompileError(what, hint="compile the model anew")
+            if there is None:
+                self._put(path, _drawn(weight) if feedback.drawn else weight.detach().clone(), leaf in graph.params)
+
+    def tables(self, compiled: Compiled, tables: Tables, mirrored: bool) -> Tables:
+        """`tables` with what a program reads of this. mirrored: the weights themselves in the place of theirs."""
+        graph, own = compiled.pc.graph, (dict(tables[0]), dict(tables[1]))
+        for leaf, feedback in compiled.pc.feedback.items():
+            path = graph.origin[feedback.of]
+            weight = tables[0][path]
+            found = weight.detach() if mirrored else self.get(path)
+            assert found is not None, path
+            if found.dtype != weight.dtype or found.device != weight.device:
+                found.data = found.data.to(weight)
+            own[leaf not in graph.params][graph.origin[leaf]] = found
+        return own
+
+    def get(self, path: str) -> Tensor | None:
+        """The feedback weight of a parameter; None where there is none."""
+        module: Any = self
+        *above, name = path.split(".")
+        for part in above:
+            module = module._modules.get(part)
+            if module is None:
+                return None
+        found: Tensor | None = module._parameters.get(name)
+        return module._buffers.get(name) if found is None else found
+
+    def _put(self, path: str, tensor: Tensor, learns: bool) -> None:
+        """Written into the tables themselves: a path may have names that a module has attributes of."""
+        module: nn.Module = self
+        *above, name = path.split(".")
+        for part in above:
+            module = module._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+        if learns:
+            module._parameters[name] = nn.Parameter(tensor)
+        else:
+            module._buffers[name] = tensor
+
+
+def _drawn(weight: Tensor) -> Tensor:
+    """Normal numbers with the root mean square of `weight`, or 1/√(fan-in) where that is 0."""
+    if weight.is_meta:
+        return torch.empty_like(weight)
+    size = float(torch.linalg.vector_norm(weight.detach())) / math.sqrt(max(weight.numel(), 1))
+    fan_in = weight[0].numel() if weight.dim() > 1 else weight.numel()
+    scale = size or 1 / math.sqrt(max(fan_in, 1))
+    kind = torch.complex64 if weight.is_complex() else torch.float32
+    return (torch.randn(weight.shape, dtype=kind) * scale).to(weight)
+
+
+class JoinedModules(dict[str, Any]):
+    """A model's table of submodules with one more at its end, which the model does not have. What is set, it has."""
+
+    def __init__(self, table: dict[str, Any], name: str, module: nn.Module) -> None:
+        super().__init__()
+        self.table, self.more = table, {name: module}
+
+    def _all(self) -> dict[str, Any]:
+        return {**self.table, **self.more}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.table or name in self.more
+
+    def __getitem__(self, name: str) -> Any:
+        return self.more[name] if name in self.more else self.table[name]
+
+    def __setitem__(self, name: str, module: Any) -> None:
+        self.table[name] = module
+
+    def __delitem__(self, name: str) -> None:
+        del self.table[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The module of that name."""
+        return self._all().get(name, default)
+
+    def keys(self) -> KeysView[str]:  # type: ignore[override]
+        """All names."""
+        return self._all().keys()
+
+    def values(self) -> ValuesView[Any]:  # type: ignore[override]
+        """All modules."""
+        return self._all().values()
+
+    def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
+        """All modules by name."""
+        return self._all().items()
+
+
+def unused(name: str, model: nn.Module) -> str:
+    """`name`, or with a number behind it where `model` has that at its top."""
+    tables: tuple[Mapping[str, Any], ...] = (model._modules, model._parameters, model._buffers)
+    taken = {k for table in tables for k in table} | {k for k in vars(model) if not k.startswith("_")}
+    found, count = name, 0
+    while found in taken:
+        count += 1
+        found = f"{name}_{count}"
+    return found
+
+
+__all__ = ["FeedbackWeights", "JoinedModules", "unused"]
