@@ -16,7 +16,7 @@ from algorithms.nets import Gradients, Problem, apart, linear, problem, squared
 
 KINDS = ("random", "sign", "kolen-pollack")
 QUICK = {("chain", "random", True), ("dag", "sign", True), ("dag", "kolen-pollack", False)}
-QUICK |= {(net, "random", True) for net in ("cnn", "lstm", "transformer")} | {("gated", "transpose", True)}
+QUICK |= {(net, "random", True) for net in ("cnn", "lstm")} | {("gated", "transpose", True)}
 CASES = [
     pytest.param(net, kind, dropped, marks=() if (net, kind, dropped) in QUICK else slow)
     for slow in [pytest.mark.slow]
@@ -104,8 +104,8 @@ def test_strict_inference_is_a_loop_by_hand(kind: str, dropped: bool) -> None:
     "algorithm, settings",
     [
         ("alm", {"penalty": 1.0, "dual_rate": 0.0}),
-        ("nudged", {"nudge": 1.0, "phases": "positive"}),
-        ("langevin", {"temperature": 0.0, "burn_in": 8, "steps": 1}),
+        pytest.param("nudged", {"nudge": 1.0, "phases": "positive"}, marks=pytest.mark.slow),
+        pytest.param("langevin", {"temperature": 0.0, "burn_in": 8, "steps": 1}, marks=pytest.mark.slow),
     ],
 )
 def test_what_equals_strict_does_so_through_other_weights(algorithm: str, settings: dict[str, Any]) -> None:
@@ -168,7 +168,7 @@ def _distance(pc: pccompile.PCModule, path: str) -> Tensor:
     return (pc.get_parameter(path) - pc.get_parameter(f"feedback.{path}")).detach().clone()
 
 
-@pytest.mark.parametrize("name", ["gated", pytest.param("dag", marks=pytest.mark.slow), "cnn"])
+@pytest.mark.parametrize("name", ["gated", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dag", "cnn"))])
 def test_no_weight_is_transported(name: str) -> None:
     p = problem(name)
     assert p.compile("exact").locality().found.transported
