@@ -27,7 +27,7 @@ from pccompile.ir import Do, PCGraph
 Matrix = npt.NDArray[np.float64]
 NEARLY = 4.0
 """A row that is carried at the children too is taken where the best one is not so many times as telling."""
-FINER, TRIES = 4.0, 8
+FINER, TRIES = 4.0, 9
 """Each time that errors add up to more than is tolerated, rows are told apart so many times finer; so often."""
 
 
@@ -96,7 +96,7 @@ class Combinations:
         self.behind = {v: np.array(lengths_in(s)) for v, s in paths.sets.items()}
         self.ahead = {v: np.array(lengths_in(s)) for v, s in _ahead(pc, self.wanted).items()}
         self.places: dict[str, Place] = {}
-        least = tolerance / FINER
+        least = tolerance
         for _ in range(TRIES):
             self._choose(least)
             self.error = max((self._far(v) for v in self.wanted), default=0.0)
