@@ -280,7 +280,8 @@ def compile_imported(
             refuse_energies(options)
         if roles:
             refuse_roles(options)
-            wanted = imported.graph.wanted | {n for n in roles.inputs if n in imported.graph.inputs}
+            can_move = {n for n, t in imported.graph.inputs.items() if t.differentiable}
+            wanted = imported.graph.wanted | (can_move & roles.inputs.keys())
             imported = replace(imported, graph=replace(imported.graph, wanted=wanted))
         graph, plain = to_vertices(imported, options.vertices, hook, play if roles else None)
         pc = plain if roles else fed_back(cost(plain), imported.typer, options, hook)
