@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pccompile.report.trace import Trace
     from pccompile.report.verify import VerifyReport, verify
     from pccompile.runtime.module import PCModule
+    from pccompile.runtime.mupc import mupc
     from pccompile.runtime.settle import Settled
     from pccompile.temporal_coding import Temporal
 
@@ -40,6 +41,7 @@ _WHERE = {
     "compile": "pccompile.api",
     "energy": "pccompile.energies",
     "load_onnx": "pccompile.frontends.onnx",
+    "mupc": "pccompile.runtime.mupc",
     "normalise_weights": "pccompile.algorithms.meta_pcn",
     "register_elementwise": "pccompile.api",
     "register_linear": "pccompile.api",
@@ -74,6 +76,7 @@ __all__ = [
     "compile",
     "energy",
     "load_onnx",
+    "mupc",
     "normalise_weights",
     "register_elementwise",
     "register_linear",
