@@ -16,7 +16,7 @@ from pccompile.backends.torch.printer import Printer, recorded
 from pccompile.backends.torch.spell import Speller, quoted
 from pccompile.backends.torch.statements import Function, Key
 from pccompile.diagnostics import listing, printable
-from pccompile.ir import ForEach, PCGraph, Program, Ref, Vertex, flat
+from pccompile.ir import Argument, ForEach, PCGraph, Program, Ref, Vertex, flat
 from pccompile.ir.equations import names, parse
 from pccompile.ir.liveness import handed
 from pccompile.ir.names import Namer
@@ -98,7 +98,7 @@ class File:
         self.moving = bool(program.state)
         self.given = "targets" if self.moving else "output_errors"
         update = {"update": "lambda gradients: None"} if program.updates else {}
-        defaults = {k: repr(v) for k, v in program.arguments.items()} | update
+        defaults = {k: _literal(v) for k, v in program.arguments.items()} | update
         self.defaults = "".join(f", {k}={v}" for k, v in defaults.items())
         self.passed = "".join(f", {k}" for k in defaults)
         read = {n for d in flat(program.learn) for n in names(parse(d.equation))}
@@ -338,3 +338,8 @@ DOC = {
 }
 
 __all__ = ["MARK", "SWEEP", "File", "Gradient", "Loss", "Source", "emit"]
+
+
+def _literal(argument: Argument) -> str:
+    """An argument of a program as Python text; in a table by vertex the names may be Refs, whose repr is none."""
+    return repr(argument if isinstance(argument, int | float) else {str(k): v for k, v in argument.items()})

@@ -331,6 +331,34 @@ def test_a_trace_with_rates_by_vertex(gated: Problem) -> None:
     assert "rate=by vertex" in repr(trace)
 
 
+class _Attention(torch.nn.Module):
+    """Attention, whose composition has vertices that no line of the model names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.out = torch.nn.Linear(4, 12), torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.mix(x).chunk(3, -1)
+        return self.out(torch.nn.functional.scaled_dot_product_attention(q, k, v))
+
+
+def test_rates_by_vertex_where_a_composition_has_vertices_of_its_own() -> None:
+    torch.manual_seed(0)
+    model, x, y = _Attention(), torch.randn(2, 3, 4), torch.zeros(2, 3, 2)
+    found = []
+    for rate in (0.1, {"mix": 0.1}):
+        pc = pccompile.compile(model, (x,), algorithm="strict", steps=3, rate=rate, loss=squared, check=False)
+        found.append(torch.autograd.grad(pc.loss(x, target=y), list(model.parameters())))
+    for plain, table in zip(*found, strict=True):
+        torch.testing.assert_close(table, plain)
+
+
+def squared(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The summed square."""
+    return (output - target).pow(2).sum()
+
+
 def test_dynamics_without_a_loop_have_no_trace(gated: Problem) -> None:
     with pytest.raises(CompileError, match="zil takes no loop of steps here"):
         gated.compile("zil", dynamics="full").infer((gated.x,), target=gated.target)
