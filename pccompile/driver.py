@@ -21,6 +21,7 @@ from pccompile.frontends.imported import Imported, Locate
 from pccompile.frontends.places import Place
 from pccompile.ir import Graph, PCGraph, Program, verify, verify_local, verify_program
 from pccompile.ops import Typer
+from pccompile.passes.activity import active
 from pccompile.passes.canonicalise import canonicalise
 from pccompile.passes.dce import dce
 from pccompile.passes.derive_rules import derive_rules
@@ -198,7 +199,10 @@ def _with_rules(
     pairs = unsent(derived)
     if not pairs:
         return graph, finish(pc) if finish else derived
-    return _with_rules(stage, stage("stop-unsent", lambda: stop_unsent(graph, pairs)), typer, granularity, finish)
+    stopped = stage("stop-unsent", lambda: stop_unsent(graph, pairs))
+    if active(stopped).isdisjoint(stopped.outputs):  # no gradient is left: the vertices say so by what they do not send
+        return graph, finish(pc) if finish else derived
+    return _with_rules(stage, stopped, typer, granularity, finish)
 
 
 def schedule(pc: PCGraph, options: Options, hook: Hook = silent) -> Program:

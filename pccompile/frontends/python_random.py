@@ -1,19 +1,26 @@
-"""Numbers that forward draws from Python's or NumPy's generators: a program would keep those of its capture."""
+"""What forward does to generators and no program repeats: draws of Python's and NumPy's, seeds of torch's."""
 
 from __future__ import annotations
 
+import functools
 import random
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import torch
 from torch import nn
 
 from pccompile.diagnostics import Collector
 from pccompile.frontends.places import SKIPPED, leaves_of
 
+SEEDS = ("manual_seed", "seed", "set_rng_state")
+"""Functions of torch that set the state of its generator; fork_rng calls the last of them."""
 GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, np.random.BitGenerator)
 
 
@@ -28,21 +35,51 @@ class _Generator:
 
 @contextmanager
 def refuse_draws(model: nn.Module) -> Iterator[None]:
-    """Within, `model` is traced. Raises CompileError where forward has drawn; the generators are then put back."""
+    """Within, `model` is traced. Raises CompileError where forward has drawn; the generators are then put back.
+
+    So it does where forward has seeded torch's own generator: tracing draws nothing from that.
+    """
     generators = list(_generators(model))
     before = [g.read() for g in generators]
     drawn: list[str] = []
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, before, strict=True):
-            if not _same(generator.read(), state):
-                generator.write(state)
-                drawn.append(generator.name)
+    with torch.random.fork_rng(devices=()), _seeds() as seeded:
+        try:
+            yield
+        finally:
+            for generator, state in zip(generators, before, strict=True):
+                if not _same(generator.read(), state):
+                    generator.write(state)
+                    drawn.append(generator.name)
     problems, hint = Collector(), "draw it by torch (torch.rand, torch.randint), or pass it as an argument"
     for name in drawn:
         problems.add(f"forward draws a number from {name}, which would be the same at each call", hint=hint)
+    for name in dict.fromkeys(seeded):
+        what = f"forward calls torch.{name}, so that it draws the same at each call, which the program would not"
+        problems.add(what, hint="seed before the call, or make what is drawn a buffer")
     problems.raise_if_any()
+
+
+@contextmanager
+def _seeds() -> Iterator[list[str]]:
+    """Within, the functions that set the state of torch's generator are listed where others than torch call them."""
+    called: list[str] = []
+    with ExitStack() as patches:
+        for module, name in ((m, n) for m in (torch, torch.random) for n in SEEDS if hasattr(m, n)):
+            patches.enter_context(patch.object(module, name, _noticed(getattr(module, name), called)))
+        yield called
+
+
+def _noticed(function: Callable[..., Any], called: list[str]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def noticed(*args: Any, **kwargs: Any) -> Any:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_globals.get("__name__") in ("torch.random", "contextlib", __name__):
+            frame = frame.f_back
+        if frame is not None and not str(frame.f_globals.get("__name__")).startswith("torch."):
+            called.append(function.__name__)
+        return function(*args, **kwargs)
+
+    return noticed
 
 
 def _generators(model: nn.Module) -> Iterator[_Generator]:

@@ -22,6 +22,7 @@ from pccompile.ir import Node, Ref, TensorType
 from pccompile.ops.functions import Saved
 from pccompile.passes.activity import passes_on
 from pccompile.passes.settle_presence import FUNCTION, parts
+from pccompile.passes.stop_unsent import unsent
 from pccompile.runtime.states import Writes
 
 
@@ -216,8 +217,10 @@ class Runtime:
 
 
 def reaching(compiled: Compiled) -> dict[str, frozenset[int]]:
-    """For each gradient, the clamped outputs that it depends on; all of them where it is 0 for any."""
+    """For each gradient, the clamped outputs that it depends on; all where it is 0 for any, none for no gradient."""
     pc = compiled.pc
+    if unsent(pc):
+        return dict.fromkeys((g.key for g in compiled.source.gradients), frozenset())
     children, clamped = pc.children(), {name: frozenset((i,)) for i, name in enumerate(pc.clamped)}
     found: dict[str, frozenset[int]] = {}
     for v in reversed(pc.vertices):

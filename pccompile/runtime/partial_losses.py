@@ -8,6 +8,7 @@ from typing import Any
 
 from pccompile.backends.torch import SWEEP, emit_partial
 from pccompile.driver import capturing, fed_back, schedule, to_vertices
+from pccompile.passes.stop_unsent import unsent
 from pccompile.runtime.loaded_program import Runtime, load
 
 MANY = 32
@@ -41,6 +42,8 @@ def _compiled(runtime: Runtime, used: frozenset[int]) -> Sweep | None:
     values = tuple(o.value for i, o in enumerate(whole.pc.outputs) if i in used)
     graph = replace(whole.graph, outputs=values, further=0)
     pc = to_vertices(replace(whole.imported, graph=graph), runtime.options.vertices)[1]
+    if unsent(pc):
+        return lambda *_: {}
     pc = fed_back(pc, whole.imported.typer, runtime.options)
     text = emit_partial(whole.program, schedule(pc, runtime.options))
     if text is None:

@@ -138,7 +138,7 @@ class _Piece(PCModule):
             return None
         if flags not in self.carrying:
             self.carrying[flags] = self._carries(given)
-        return self._runtime(given, {}) if self.carrying[flags] else None
+        return self.prepare(given) if self.carrying[flags] else None
 
     def _carries(self, given: tuple[Any, ...]) -> bool:
         """Whether an error can flow from a result to what learns."""

@@ -1,4 +1,4 @@
-"""Numbers that forward draws outside torch are refused by name, and no generator moves."""
+"""Draws outside torch, and seeds of torch's generator, within forward are refused by name; no generator moves."""
 
 from __future__ import annotations
 
@@ -58,3 +58,45 @@ def test_where_nothing_is_drawn_nothing_is_refused() -> None:
     model.train()
     with pytest.raises(CompileError, match="Python's random"):
         pc(x)
+
+
+def _forked(m: nn.Module) -> float:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+    return 1.0
+
+
+def _held_state(m: nn.Module) -> float:
+    torch.set_rng_state(torch.Generator().manual_seed(4).get_state())
+    return 1.0
+
+
+SEEDS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "manual_seed": (lambda m: bool(torch.manual_seed(42)), "manual_seed"),
+    "seed": (lambda m: bool(torch.seed()), "seed"),
+    "state": (_held_state, "set_rng_state"),
+    "fork": (_forked, "manual_seed"),
+    "module": (lambda m: bool(torch.random.manual_seed(0)), "manual_seed"),
+}
+
+
+@pytest.mark.parametrize(("seed", "name"), SEEDS.values(), ids=SEEDS)
+def test_a_seed_within_forward_is_refused_by_name(seed: Callable[[Any], float], name: str) -> None:
+    """The draws behind it are the same at each call of eager torch; a program draws on."""
+    model = Draws(seed)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    with pytest.raises(CompileError, match=rf"forward calls torch\.{name}, "):
+        pccompile.compile(model, (torch.ones(2, 3),))
+    torch.testing.assert_close(torch.rand(2), expected)
+
+
+def test_torch_itself_may_seed() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
+    pc = pccompile.compile(model, (torch.ones(2, 3),))
+    results = []
+    for m in (model, pc):
+        torch.manual_seed(0)
+        results.append((m(torch.ones(2, 3)), torch.rand(2)))
+    torch.testing.assert_close(*results)
