@@ -60,12 +60,12 @@ def unit(pc: PCGraph, name: str, algorithm: str) -> Program:
 
 
 def learned(pc: PCGraph) -> Program:
-    """The gradients where hidden values are `offset` off the forward pass and every vertex sends `given`."""
+    """The gradients where hidden values are `offset` off the forward pass and every vertex sends `message`."""
     infer: tuple[Do, ...] = each(pc.latent, "value = prediction + offset")
-    infer += each(pc.vertices, "error = zero + given")
+    infer += each(pc.vertices, "error = zero + message")
     arguments: dict[str, Argument] = {
         "offset": {str(v.name): 0.0 for v in pc.latent},
-        "given": {str(v.name): 0.0 for v in pc.vertices},
+        "message": {str(v.name): 0.0 for v in pc.vertices},
     }
     learning = tuple(learn(pc, at="value")) if learners(pc) else ()
     return Program(pc, "learned", infer, learning, arguments=arguments, state="value")

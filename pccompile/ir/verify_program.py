@@ -26,6 +26,8 @@ def verify_program(program: Program) -> Program:
     violation.
     """
     checker = _Checker(program)
+    if taken := sorted({*TERMS, *FUNCTIONS} & program.arguments.keys()):
+        raise checker.refuse("its arguments", f"none can be called {taken[0]}, which equations have a meaning for")
     start = {(v.name, "prediction") for v in program.pc.vertices}
     known = checker.steps(program.infer, start)
     checker.steps(program.learn, known)

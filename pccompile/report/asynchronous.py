@@ -120,7 +120,7 @@ class CompiledUnits:
         moving = self.algorithm != "fixed-prediction"
         sent = run.look()
         offset = {v: run.own[v] - self.batch.start[v] if moving else 0.0 * run.own[v] for v in self.hidden}
-        return gradients(self.batch, self.batch.ready(learned), True, offset=offset, given=sent)
+        return gradients(self.batch, self.batch.ready(learned), True, offset=offset, message=sent)
 
 
 def asynchronous_report(

@@ -86,6 +86,12 @@ def test_a_wrong_equation_of_a_vertex_says_where_the_vertex_comes_from(strict: P
     assert caught.value.problems[0].where.file == "nets.py"
 
 
+@pytest.mark.parametrize("name", ["given", "pull", "sqrt"])
+def test_an_argument_is_not_called_as_a_term_or_function(strict: Program, name: str) -> None:
+    with pytest.raises(CompileError, match=f"strict: its arguments: none can be called {name}"):
+        verify_program(replace(strict, arguments={**strict.arguments, name: 1.0}))
+
+
 def test_a_number_of_a_row_is_read_in_its_loop_only(strict: Program) -> None:
     loop = ForEach(("z",), ((1.0,),), (Do("tanh", "trace", "z * value"),))
     verify_program(replace(strict, infer=(*strict.infer, loop)))
