@@ -106,7 +106,8 @@ def gradient_check(
     largest = max((d.norm for d in compared), default=0.0)
     worst = 0.0
     for d in compared:
-        absolute = max(0.0, (d.relative_error * d.norm if d.norm else d.max_abs) - allowed.get(d.name, 0.0))
+        absolute = (d.relative_error * d.norm if d.norm else d.max_abs) - allowed.get(d.name, 0.0)
+        absolute = max(absolute, 0.0)  # in this order: what is no number stays so
         scale = max(d.norm, 1e-3 * largest)
         missing = math.isinf(d.relative_error) and d.norm == 0 and d.note
         relative = math.inf if missing or not math.isfinite(absolute) else absolute / scale if scale else absolute

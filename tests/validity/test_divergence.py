@@ -18,7 +18,7 @@ import pccompile
 from pccompile import CompileError, PCModule
 from pccompile.analysis.compare import agrees, difference
 from pccompile.cli import main
-from pccompile.report.law import _check
+from pccompile.report.law import gradient_check
 from pccompile.runtime.divergence import all_finite
 
 WILD = {"algorithm": "strict", "steps": 300, "rate": 60.0}
@@ -149,8 +149,8 @@ def test_what_is_no_number_agrees_with_nothing_finite(bad: float, norm: float) -
     assert d.relative_error == math.inf
     for largest in (0.0, 1.0, 1e30):
         assert not agrees(d, 1e-2, largest, torch.float32)
-    assert not _check("x", {"x": found}, {"x": expected}, 1e-2).passed
-    assert not _check("x", {"x": found, "y": expected}, {"x": expected, "y": expected}, 1e-2).passed
+    assert not gradient_check("x", {"x": found}, {"x": expected}, 1e-2).passed
+    assert not gradient_check("x", {"x": found, "y": expected}, {"x": expected, "y": expected}, 1e-2).passed
 
 
 def test_finite_or_not_is_one_number() -> None:
