@@ -14,6 +14,8 @@ from pccompile.passes.activity import active, fixed, gradient_ends
 from pccompile.passes.decisions import decisions
 
 GRANULARITIES = ("op", "layer", "output")
+SCALED = "aten.mul.Tensor"
+"""A parameter times what stands still is no value that inference could move: it belongs to what reads it."""
 
 
 def insert_vertices(graph: Graph, *, granularity: str = "op", marked: Set[str] | None = None) -> PCGraph:
@@ -78,8 +80,12 @@ class _Plan:
 
     def wired(self) -> set[str]:
         """Nodes without a value of their own."""
-        found = set()
+        found, moved = set(), set(self.graph.inputs)
         for n in self.graph.nodes:
+            moved |= {n.name} if any(i in moved for i in n.inputs) else set()
+            scaled = n.op == SCALED and n.name not in moved and sum(i in self.carrying for i in n.inputs) == 1
+            if n.name in self.carrying and scaled and n.name not in self.graph.outputs:
+                found.add(n.name)
             wiring = n.op in OPS and OPS[n.op].wiring and n.name not in self.graph.outputs
             if n.name in self.carrying and (wiring or isinstance(n.type, tuple)):
                 found.add(n.name)

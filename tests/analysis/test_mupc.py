@@ -68,13 +68,13 @@ def _stiffness(depth: int) -> float:
 
 def test_errors_are_as_stiff_at_any_depth() -> None:
     found = [_stiffness(depth) for depth in (4, 12)]
-    assert max(found) < 1.2 * min(found)
+    assert max(found) < 1.1 * min(found)
 
 
 @pytest.mark.slow
 def test_errors_are_as_stiff_in_deep_networks() -> None:
     found = [_stiffness(depth) for depth in (4, 16, 32)]
-    assert max(found) < 1.25 * min(found)
+    assert max(found) < 1.1 * min(found)
 
 
 def test_it_is_the_network_scaled_by_hand() -> None:
@@ -241,3 +241,10 @@ def test_a_weight_is_scaled_once() -> None:
         pccompile.mupc(model, (x,))
     with pytest.raises(pccompile.CompileError, match="unknown attention 'none'"):
         pccompile.mupc(model, (x,), attention="none")
+
+
+def test_a_scaled_weight_is_no_value_that_inference_moves() -> None:
+    model = pccompile.mupc(Attention(False), (torch.randn(4, 5, 8),))
+    pc = pccompile.compile(model, (torch.randn(4, 5, 8),), algorithm="strict", loss=squared, check=False)
+    parameters = set(pc.compiled.pc.graph.params)
+    assert not [v.name for v in pc.graph.vertices if v.prediction and set(v.parents) <= parameters]
