@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError, Location
 from pccompile.frontends.code_reads import CodeReads, functions_in, functions_of, names_in
-from pccompile.frontends.snapshots import CONSTANT, Describer, Snapshots, is_foreign
+from pccompile.frontends.snapshots import CONSTANT, Describer, Snapshots, is_foreign, is_own_code
 from pccompile.ops.functions import stop_gradient
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")
@@ -118,7 +118,7 @@ class HookRecord:
         return run
 
     def _run(self, hook: Callable[..., Any], module: nn.Module, given: tuple[Any, ...]) -> Any:
-        if is_foreign(hook if hasattr(hook, "__qualname__") else type(hook)):
+        if is_foreign(hook if hasattr(hook, "__qualname__") else type(hook)) or is_part_of(hook, module):
             return hook(module, *given)
         if looks_on(hook):
             return self._record(hook, module, given)
@@ -220,6 +220,12 @@ class Effects:
             else:
                 del m.__dict__[name]
         return changed
+
+
+def is_part_of(hook: Any, module: nn.Module) -> bool:
+    """Whether hook and module are of one installed package: forward may read what such a hook collects in the call."""
+    packages = {str(getattr(v, "__module__", "")).partition(".")[0] for v in (hook, type(module))}
+    return len(packages) == 1 and not is_own_code(hook if hasattr(hook, "__qualname__") else type(hook))
 
 
 def looks_on(hook: Any) -> bool:

@@ -83,3 +83,29 @@ def test_averaged_weights_and_their_statistics() -> None:
     for (name, a), b in zip(averages[0].state_dict().items(), averages[1].state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
     torch.testing.assert_close(averages[0](X), averages[1](X))
+
+
+def test_hooks_by_which_a_package_collects_its_own_hidden_states() -> None:
+    """transformers hooks its modules at the first call, and forward returns what the hooks have seen in that call."""
+    from transformers import BertConfig, BertModel  # slow to import
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+    model = BertModel(
+        BertConfig(vocab_size=11, hidden_dropout_prob=0, attention_probs_dropout_prob=0, **sizes)
+    ).double()
+    ids = torch.arange(6).view(2, 3)
+
+    def hidden(m: nn.Module) -> tuple[torch.Tensor, ...]:
+        return tuple(m(ids, output_hidden_states=True, return_dict=False)[2])
+
+    eager = hidden(model)
+    assert len(eager) == 3
+    pc = pccompile.compile(model, (ids,), {"output_hidden_states": True, "return_dict": False})
+    torch.testing.assert_close(hidden(pc), eager)
+    gradients = []
+    for m in (model, pc):
+        model.zero_grad()
+        sum(h.square().sum() * (i + 1) for i, h in enumerate(hidden(m))).backward()
+        gradients.append([None if p.grad is None else p.grad.clone() for p in model.parameters()])
+    torch.testing.assert_close(*gradients)
