@@ -59,8 +59,17 @@ def _down(runtime: Runtime, finite: Tensor) -> bool:
 def all_finite(tensors: Sequence[Tensor | None]) -> Tensor | None:
     """Whether all numbers are finite, as a tensor where they are; None where there are none."""
     strided = [t for t in tensors if t is not None and t.numel() and t.layout is torch.strided]
-    largest = torch._foreach_norm(strided, float("inf")) if strided else []
-    return torch.stack([n.float() for n in largest]).isfinite().all() if largest else None
+    if not strided:
+        return None
+    if all(t.device.type == "cpu" for t in strided):
+        finite = _finite(torch._foreach_norm(strided))  # many times as fast as the largest number, but may overflow
+        if finite:
+            return finite
+    return _finite(torch._foreach_norm(strided, float("inf")))
+
+
+def _finite(norms: Sequence[Tensor]) -> Tensor:
+    return torch.stack([n.float() for n in norms]).isfinite().all()
 
 
 def diagnosis(runtime: Runtime, params: Any, context: Any, clamped: Sequence[Tensor]) -> str:

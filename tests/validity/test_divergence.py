@@ -161,3 +161,10 @@ def test_finite_or_not_is_one_number() -> None:
     for value in (math.nan, math.inf, -math.inf):
         assert not all_finite([good, torch.tensor([value, 1.0])])
     assert not all_finite([bad, good])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.complex64])
+def test_large_numbers_whose_squares_overflow_are_finite(dtype: torch.dtype) -> None:
+    large = torch.full((5,), 0.9 * torch.finfo(dtype).max).to(dtype)
+    assert bool(all_finite([torch.ones(2), large]))
+    assert not all_finite([large, torch.tensor([math.inf]).to(dtype)])
