@@ -196,13 +196,11 @@ def _with_rules(
     """`graph` and its vertices with their rules; what no operation sends anything to is cut off first."""
     pc = stage("insert-vertices", lambda: insert_vertices(graph, granularity=granularity))
     derived = stage("derive-rules", lambda: derive_rules(pc, typer))
-    pairs = unsent(derived)
-    if not pairs:
-        return graph, finish(pc) if finish else derived
-    stopped = stage("stop-unsent", lambda: stop_unsent(graph, pairs))
-    if active(stopped).isdisjoint(stopped.outputs):  # no gradient is left: the vertices say so by what they do not send
-        return graph, finish(pc) if finish else derived
-    return _with_rules(stage, stopped, typer, granularity, finish)
+    if pairs := unsent(derived):
+        stopped = stage("stop-unsent", lambda: stop_unsent(graph, pairs))
+        if not active(stopped).isdisjoint(stopped.outputs):
+            return _with_rules(stage, stopped, typer, granularity, finish)
+    return graph, finish(pc) if finish else derived  # where no gradient is left, the vertices say so: they are `unsent`
 
 
 def schedule(pc: PCGraph, options: Options, hook: Hook = silent) -> Program:

@@ -3,7 +3,8 @@
 A hook that only looks on (an activation recorder) must run at each call, with the module and with what it would see in
 eager torch. While a model is captured, such a hook is not run; what it would see becomes outputs of the program,
 without a gradient. One that changes values is traced with the model; where it does anything besides, it runs again
-afterwards for that, and what it returns then is dropped.
+afterwards for that, and what it returns then is dropped. So does one of an installed package that forward tells
+something in the call, as transformers tells its hooks where to collect hidden states: forward reads what they collect.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import inspect
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,14 +70,19 @@ def hook_name(hook: Any) -> str:
     return str(getattr(hook, "__qualname__", type(hook).__qualname__))
 
 
+def _code_of(hook: Any) -> Any:
+    """The function that a hook is, or the class of an object that is called."""
+    return hook if hasattr(hook, "__qualname__") else type(hook)
+
+
 class HookRecord:
     """What the hooks of a model did while it was captured.
 
     `observers` are the hooks that run after the program, `written` the attributes (path, name) that only they write.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, hooks: Sequence[Any]) -> None:
+        self.model, self._installed = model, [h for h in hooks if not is_own_code(_code_of(h))]
         self.paths: dict[int, str] = {}
         for path, module in model.named_modules():
             self.paths.setdefault(id(module), path)
@@ -86,6 +93,7 @@ class HookRecord:
         self._versions: list[tuple[Observation, int, Tensor, int]] = []
         self._read: frozenset[str] | None = None
         self._inside = False
+        self._spoken: dict[int, dict[int, tuple[Any, dict[str, Any]]]] = {}
         self._thread = threading.get_ident()
 
     def call(self, forward: Callable[..., Any], tables: dict[str, Any], args: Any, kwargs: Any) -> Any:
@@ -95,6 +103,7 @@ class HookRecord:
         outer = {k: own.get(k) for k in ("forward", *tables)}
         own.update(tables)
         own["forward"] = forward
+        self._spoken = {id(h): spoken_through(h) for h in self._installed}
         try:
             result = nn.Module._call_impl(self.model, *args, **kwargs)
         finally:
@@ -118,8 +127,12 @@ class HookRecord:
         return run
 
     def _run(self, hook: Callable[..., Any], module: nn.Module, given: tuple[Any, ...]) -> Any:
-        if is_foreign(hook if hasattr(hook, "__qualname__") else type(hook)) or is_part_of(hook, module):
+        if is_foreign(_code_of(hook)):
             return hook(module, *given)
+        if self._told(hook):
+            result = hook(module, *given)
+            self._record(hook, module, given, traced=True)
+            return result
         if looks_on(hook):
             return self._record(hook, module, given)
         effects = Effects(self.model, hook)
@@ -148,6 +161,12 @@ class HookRecord:
         self.written.update((self.paths.get(id(m), ""), name) for m, name in written if name not in self._reads())
         self._record(hook, module, given, traced=True)
         return result
+
+    def _told(self, hook: Any) -> bool:
+        """Whether forward has set, in this call, what a hook of a package reads: it may read what the hook collects."""
+        before = self._spoken.get(id(hook), {})
+        now = spoken_through(hook) if before else {}
+        return any(table[k] is not before[i][1].get(k) for i, (_, table) in now.items() if i in before for k in table)
 
     def _reads(self) -> frozenset[str]:
         """The names that the code of the model reads."""
@@ -222,10 +241,18 @@ class Effects:
         return changed
 
 
-def is_part_of(hook: Any, module: nn.Module) -> bool:
-    """Whether hook and module are of one installed package: forward may read what such a hook collects in the call."""
-    packages = {str(getattr(v, "__module__", "")).partition(".")[0] for v in (hook, type(module))}
-    return len(packages) == 1 and not is_own_code(hook if hasattr(hook, "__qualname__") else type(hook))
+def spoken_through(hook: Any) -> dict[int, tuple[Any, dict[str, Any]]]:
+    """The objects by which others may tell a hook something: those that its code reads by name, and what they hold."""
+    found: dict[int, tuple[Any, dict[str, Any]]] = {}
+    for function in functions_in(hook):
+        cells = [c.cell_contents for c in function.__closure__ or () if c != types.CellType()]
+        named = [function.__globals__.get(n) for n in names_in(function.__code__)[0]]
+        for value in (*cells, *named):
+            table = getattr(value, "__dict__", None)
+            if isinstance(table, dict) and not isinstance(value, nn.Module | types.FunctionType):
+                variables = {k: v.get(None) for k, v in table.items() if isinstance(v, ContextVar)}
+                found[id(value)] = value, {**table, **variables}
+    return found
 
 
 def looks_on(hook: Any) -> bool:
@@ -271,7 +298,7 @@ def recorded_hooks(model: nn.Module) -> Iterator[HookRecord | None]:
     if not any(tables):
         yield None
         return
-    recorder = HookRecord(model)
+    recorder = HookRecord(model, [h for t in tables for h in t.values()])
     before = [dict(t) for t in tables]
     own, forward = {t: model.__dict__[t] for t in HOOKS}, model.forward
     instance = model.__dict__.get("forward")

@@ -21,6 +21,8 @@ from pccompile.frontends.places import SKIPPED, leaves_of
 
 SEEDS = ("manual_seed", "seed", "set_rng_state")
 """Functions of torch that set the state of its generator; fork_rng calls the last of them."""
+UNLIKELY = 0x70CC0111E5EED
+"""A seed that no model sets: where torch's generator has another one afterwards, forward has called its methods."""
 GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, np.random.BitGenerator)
 
 
@@ -43,9 +45,12 @@ def refuse_draws(model: nn.Module) -> Iterator[None]:
     before = [g.read() for g in generators]
     drawn: list[str] = []
     with torch.random.fork_rng(devices=()), _seeds() as seeded:
+        torch.default_generator.manual_seed(UNLIKELY)
         try:
             yield
         finally:
+            if not seeded and torch.default_generator.initial_seed() != UNLIKELY:
+                seeded.append("default_generator.manual_seed or set_state")
             for generator, state in zip(generators, before, strict=True):
                 if not _same(generator.read(), state):
                     generator.write(state)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pccompile.frontends.imported import Imported
-from pccompile.frontends.places import Place
+from pccompile.frontends.places import SKIPPED, Place, leaves_of
 from pccompile.frontends.tensor_forms import strides
 from pccompile.passes.activity import active
 from pccompile.runtime.loaded_program import Interface, Runtime
@@ -68,8 +68,10 @@ def learning(model: nn.Module, leaves: Sequence[Any]) -> tuple[bool, ...]:
 
 
 def offsets(model: nn.Module) -> tuple[int, ...]:
-    """Where in their memory the parameters and buffers of a model start, in entries."""
-    tensors = itertools.chain(model.parameters(), model.buffers())
+    """Where in their memory the parameters, the buffers and the tensors in attributes of a model start, in entries."""
+    attributes = (v for m in model.modules() for k, v in m.__dict__.items() if k not in SKIPPED)
+    held = (leaf for v in attributes for leaf in leaves_of(v)[0] if isinstance(leaf, Tensor))
+    tensors = itertools.chain(model.parameters(), model.buffers(), held)
     return tuple(int(t.storage_offset()) for t in tensors if strides(t) is not None)
 
 

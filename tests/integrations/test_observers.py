@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,3 +111,29 @@ def test_hooks_by_which_a_package_collects_its_own_hidden_states() -> None:
         sum(h.square().sum() * (i + 1) for i, h in enumerate(hidden(m))).backward()
         gradients.append([None if p.grad is None else p.grad.clone() for p in model.parameters()])
     torch.testing.assert_close(*gradients)
+
+
+def test_a_recorder_of_the_package_of_its_model_runs_at_each_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That a hook is installed beside the model does not make it a part of forward."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "a_wheel.py").write_text(
+        "from torch import nn\n"
+        "SEEN = []\n"
+        "def record(module, args, result):\n    SEEN.append(result.detach().clone())\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.fc = nn.Linear(3, 2)\n"
+        "    def forward(self, x):\n        return self.fc(x).tanh()\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    package = importlib.import_module("a_wheel")
+    model = package.Net().double()
+    model.fc.register_forward_hook(package.record)
+    pc = pccompile.compile(model, (X,))
+    package.SEEN.clear()
+    pc(X)
+    pc(2 * X)
+    torch.testing.assert_close(package.SEEN, [model.fc.forward(X), model.fc.forward(2 * X)])

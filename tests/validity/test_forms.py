@@ -161,9 +161,10 @@ class FromMemory(nn.Module):
     def __init__(self, first: int) -> None:
         super().__init__()
         self.w, self.first = nn.Parameter(torch.randn(6, dtype=torch.float64)), first
+        self.held = [torch.randn(6, dtype=torch.float64)]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w.as_strided((2,), (1,), self.first) * x
+        return self.w.as_strided((2,), (1,), self.first) * x * self.held[0].as_strided((2,), (1,), self.first)
 
 
 @pytest.mark.parametrize("algorithm", ["exact", "fixed-prediction"])
@@ -175,6 +176,7 @@ def test_a_parameter_that_starts_elsewhere_in_its_memory(algorithm: str) -> None
     flat = torch.randn(12, dtype=torch.float64)
     for start in (0, 2, 3, 0):
         model.w.data = flat[start : start + 6]
+        model.held[0].data = flat[3 - start : 9 - start]
         found, expected = (torch.autograd.grad(m(x).sum(), model.w)[0] for m in (pc, model))
         torch.testing.assert_close(pc(x), model(x))
         torch.testing.assert_close(found, expected)
