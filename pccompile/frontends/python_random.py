@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,8 +22,6 @@ from pccompile.frontends.places import SKIPPED, leaves_of
 
 SEEDS = ("manual_seed", "seed", "set_rng_state")
 """Functions of torch that set the state of its generator; fork_rng calls the last of them."""
-UNLIKELY = 0x70CC0111E5EED
-"""A seed that no model sets: where torch's generator has another one afterwards, forward has called its methods."""
 GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, np.random.BitGenerator)
 
 
@@ -44,13 +43,13 @@ def refuse_draws(model: nn.Module) -> Iterator[None]:
     generators = list(_generators(model))
     before = [g.read() for g in generators]
     drawn: list[str] = []
-    with torch.random.fork_rng(devices=()), _seeds() as seeded:
-        torch.default_generator.manual_seed(UNLIKELY)
+    stream = torch.get_rng_state()
+    with _seeds() as seeded:
         try:
             yield
         finally:
-            if not seeded and torch.default_generator.initial_seed() != UNLIKELY:
-                seeded.append("default_generator.manual_seed or set_state")
+            if seeded:
+                torch.default_generator.set_state(stream)
             for generator, state in zip(generators, before, strict=True):
                 if not _same(generator.read(), state):
                     generator.write(state)
@@ -66,22 +65,38 @@ def refuse_draws(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _seeds() -> Iterator[list[str]]:
-    """Within, the functions that set the state of torch's generator are listed where others than torch call them."""
+    """Within, what sets the state of torch's generator is listed where others than torch call it, in this thread."""
     called: list[str] = []
+    noticed = functools.partial(_noticed, called, threading.get_ident())
     with ExitStack() as patches:
         for module, name in ((m, n) for m in (torch, torch.random) for n in SEEDS if hasattr(m, n)):
-            patches.enter_context(patch.object(module, name, _noticed(getattr(module, name), called)))
+            patches.enter_context(patch.object(module, name, noticed(name, getattr(module, name))))
+        patches.enter_context(patch.object(torch, "default_generator", _Watched(torch.default_generator, noticed)))
         yield called
 
 
-def _noticed(function: Callable[..., Any], called: list[str]) -> Callable[..., Any]:
-    @functools.wraps(function)
+class _Watched:
+    """torch's generator, for those who call its methods by themselves."""
+
+    def __init__(self, generator: torch.Generator, noticed: Callable[[str, Any], Any]) -> None:
+        self._generator, self._noticed = generator, noticed
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._generator, name)
+        is_seed = name in ("manual_seed", "seed", "set_state")
+        return self._noticed(f"default_generator.{name}", found) if is_seed else found
+
+
+def _noticed(called: list[str], thread: int, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which says in `called` that others than torch have called it in this thread."""
+
     def noticed(*args: Any, **kwargs: Any) -> Any:
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_globals.get("__name__") in ("torch.random", "contextlib", __name__):
             frame = frame.f_back
-        if frame is not None and not str(frame.f_globals.get("__name__")).startswith("torch."):
-            called.append(function.__name__)
+        by_others = frame is not None and not str(frame.f_globals.get("__name__")).startswith("torch.")
+        if by_others and threading.get_ident() == thread:
+            called.append(name)
         return function(*args, **kwargs)
 
     return noticed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -76,10 +77,10 @@ SEEDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "seed": (lambda m: bool(torch.seed()), "seed"),
     "state": (_held_state, "set_rng_state"),
     "fork": (_forked, "manual_seed"),
-    "generator": (lambda m: bool(torch.default_generator.manual_seed(0)), "default_generator"),
+    "generator": (lambda m: bool(torch.default_generator.manual_seed(0)), "default_generator.manual_seed"),
     "state of the generator": (
         lambda m: bool(torch.default_generator.set_state(torch.Generator().manual_seed(4).get_state())),
-        "default_generator",
+        "default_generator.set_state",
     ),
     "module": (lambda m: bool(torch.random.manual_seed(0)), "manual_seed"),
 }
@@ -95,6 +96,23 @@ def test_a_seed_within_forward_is_refused_by_name(seed: Callable[[Any], float], 
     with pytest.raises(CompileError, match=rf"forward calls torch\.{name}"):
         pccompile.compile(model, (torch.ones(2, 3),))
     torch.testing.assert_close(torch.rand(2), expected)
+
+
+def test_a_seed_of_another_thread_is_none_of_this_one() -> None:
+    stop = threading.Event()
+
+    def seeds() -> None:
+        while not stop.is_set():
+            torch.manual_seed(0)
+            torch.default_generator.manual_seed(1)
+
+    other = threading.Thread(target=seeds)
+    other.start()
+    try:
+        pccompile.compile(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), (torch.ones(2, 3),))
+    finally:
+        stop.set()
+        other.join()
 
 
 def test_torch_itself_may_seed() -> None:
