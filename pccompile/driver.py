@@ -19,7 +19,7 @@ from pccompile.frontends.capture import export
 from pccompile.frontends.exported import import_program
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.frontends.places import Place
-from pccompile.ir import Graph, PCGraph, Program, verify, verify_local, verify_program
+from pccompile.ir import LASTING, Graph, PCGraph, Program, verify, verify_local, verify_program
 from pccompile.ops import Typer
 from pccompile.passes.activity import active
 from pccompile.passes.canonicalise import canonicalise
@@ -52,7 +52,7 @@ class Options:
     energies, precision: what vertices cost instead of half the squared error: see passes.energies.
     roles: what inference infers besides hidden values, and what it is given: see passes.roles.
     feedback, derivatives: what messages to values read and leave out: see passes.feedback. home: the path of the
-    weights that they read.
+    weights that they read. kept: the path of what lasts between calls.
     choices: what has been chosen for settings that are "auto".
     outside_loss: what `backward` of a loss does that inference did not see, where it should have: see LOSSES_OUTSIDE.
     on_divergence: what happens where inference ends in what is no number: see DIVERGENCE.
@@ -68,6 +68,7 @@ class Options:
     feedback: str = "transpose"
     derivatives: str = "exact"
     home: str = HOME
+    kept: str = LASTING
     choices: tuple[Choice, ...] = ()
     roles: Roles = NO_ROLES
 
@@ -289,6 +290,7 @@ def compile_imported(
         pc = plain if roles else fed_back(cost(plain), imported.typer, options, hook)
         if own:
             refuse_energies(options, pc)
+        pc = replace(pc, home=options.kept)
         program = schedule(pc, options, hook)
         program = replace(program, also=("prediction",)) if roles.shown else program
         if not options.transposes:

@@ -26,6 +26,7 @@ ARGUMENTS = (
     *("params", "buffers", "inputs", "outputs", "context", "output_errors", "errors", "values", "targets", "gradients"),
     *(
         "loss",
+        "lasting",
         "device",
         "record",
         "predict",
@@ -55,7 +56,8 @@ class Source:
 
     `outputs` are the model's outputs in the order of `predict`, `errors` the positions among them of those whose error
     the loss sets. `gradients` are what `learn` returns. `moving` says that predictions follow the values, so that
-    inference takes targets instead of output errors, `updates` that inference itself changes the parameters.
+    inference takes targets instead of output errors, `updates` that inference itself changes the parameters. `lasting`
+    are the paths of what lasts between calls and changes, which `learn` returns behind the gradients.
     """
 
     text: str
@@ -64,6 +66,7 @@ class Source:
     gradients: tuple[Gradient, ...]
     moving: bool
     updates: bool = False
+    lasting: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class File:
         self.tables = tuple(map(table_of, self.slots))
         self.vertices = {v.name: v for v in self.pc.vertices}
         self.children = self.pc.children()
+        self.lasting = {(slot, o): kept.path(self.pc.home) for (o, slot), kept in program.moved.items()}
         self.moving = bool(program.state)
         self.given = "targets" if self.moving else "output_errors"
         update = {"update": "lambda gradients: None"} if program.updates else {}
@@ -131,7 +135,8 @@ class File:
         text = "\n\n\n".join([self.head(), *("\n".join(lines) for lines in parts)]) + "\n"
         outputs = self.pc.graph.outputs
         errors = tuple(outputs.index(o.value) for o in self.pc.outputs)
-        return Source(text, outputs, errors, tuple(self.gradients.values()), self.moving, self.program.updates)
+        more = self.moving, self.program.updates, tuple(self.lasting.values())
+        return Source(text, outputs, errors, tuple(self.gradients.values()), *more)
 
     def bodies(self) -> list[Callable[[], list[str]]]:
         """The functions behind prediction but for one that only calls others."""
@@ -176,6 +181,12 @@ class File:
         if paths:
             names = ", ".join(printable(p, 60) for p in paths)
             said += f"`predict` puts the new states in the places of the old ones in `buffers`: {names}.\n"
+        if self.lasting:
+            names = listing([*self.lasting.values()], 8)
+            said += (
+                "`learn` returns, behind the gradients, what lasts between calls, and `step` puts it into `buffers`:\n"
+            )
+            said += f"{names}.\n"
         if graph.further:
             said += (
                 f"The last {graph.further} of its outputs are not the model's results but what it writes elsewhere.\n"
@@ -252,7 +263,9 @@ class File:
     def returned(self, name: str, results: Mapping[Key, str]) -> str:
         """The dictionary of results; `infer` returns one for each slot that it hands on."""
         if name != "infer":
-            return dictionary({self.gradients[leaf].key: v for (_, leaf), v in results.items()})
+            learned = {self.gradients[leaf].key: v for (s, leaf), v in results.items() if s == "gradient"}
+            lasting = {path: results[key] for key, path in self.lasting.items()}
+            return ", ".join(map(dictionary, (learned, lasting) if lasting else (learned,)))
         keys = gradient_keys(self.pc.graph)
         tables = (
             {keys[o].key if slot == "gradient" else o: v for (s, o), v in results.items() if s == slot}
@@ -291,12 +304,14 @@ class File:
         """One training step up to the gradients."""
         errors = "" if self.moving else "loss, output_errors"
         clamp = [f"    {errors or 'loss, _'} = clamp(outputs, targets)"]
+        call = f"{SWEEP}(params, context, {self.given}{self.passed})"
+        learned = [f"    gradients, lasting = {call}", "    buffers.update(lasting)", "    return loss, gradients"]
         return [
             f"def step(params, buffers, inputs, targets{self.defaults}):",
             '    """Predict, clamp the outputs, infer and learn. Returns the loss and the gradients."""',
             "    outputs, context = predict(params, buffers, inputs)",
             *clamp,
-            f"    return loss, {SWEEP}(params, context, {self.given}{self.passed})",
+            *(learned if self.lasting else [f"    return loss, {call}"]),
         ]
 
     def forward_heading(self, vertex: str) -> str:

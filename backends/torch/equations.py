@@ -41,12 +41,12 @@ class Equations:
     ) -> None:
         self.w, self.arguments, self.term, self.everywhere, self.ranks = w, arguments, term, everywhere, ranks
         self.smaller: set[Ref] = set()
-        """Values that are stretched to the shape of a vertex's: means and totals."""
+        """Values that are stretched to the shape of a vertex's: means, totals, and what lasts between calls."""
+        self.numbers: set[Ref] = set()
 
     def write(self, op: str, *args: Arg) -> Ref:
         """The value of an operation, of one shape unless a smaller one takes part."""
-        made = self.w.made
-        tensors = [a for a in args if isinstance(a, Ref) and not (a in made and made[a].op == "given")]
+        tensors = [a for a in args if isinstance(a, Ref) and a not in self.numbers]
         smaller = [a for a in tensors if a in self.smaller]
         value = self.w.call(op, bind(op, args, {}), Label(op.split(".")[1]), even=not smaller)
         if smaller and len(smaller) == len(tensors):
@@ -101,6 +101,8 @@ class Equations:
                 return self.write(f"aten.where.{kind}", *args)
             case "mean":
                 return self.reduced(self.w("aten.mean.dim", args[0], (0,), True))
+            case "average":
+                return self.reduced(self.w("aten.mean.dim", args[0], tuple(range(self.ranks[d.vertex])), True))
             case "total":
                 return self.reduced(self.w("aten.sum.dim_IntList", args[0], (-1,), True))
             case "softmax" | "logsoftmax":
@@ -136,7 +138,9 @@ class Equations:
             return None
         text = number_text(e, self.arguments, d.vertex)
         words = [*names(e), *([d.vertex] if "[" in text else [])]
-        return self.w.given(text, Label("_".join(words) or "number"), tuple(names(e)))
+        value = self.w.given(text, Label("_".join(words) or "number"), tuple(names(e)))
+        self.numbers.add(value)
+        return value
 
     def negative(self, value: Arg) -> Ref:
         """−value; a factor that it was just multiplied by takes the sign."""
@@ -144,7 +148,7 @@ class Equations:
         made = self.w.made.get(value)
         if made and made.op == "aten.mul.Tensor" and isinstance(made.args["other"], float):
             return self.w("aten.mul.Tensor", made.args["self"], -made.args["other"])
-        return self.w("aten.neg.default", value)
+        return self.write("aten.neg.default", value)
 
 
 def number_text(e: ast.expr, arguments: Mapping[str, Argument], vertex: str) -> str:

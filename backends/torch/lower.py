@@ -9,7 +9,7 @@ from typing import cast
 
 from pccompile.backends.torch.equations import Equations
 from pccompile.backends.torch.keys import gradient_keys
-from pccompile.backends.torch.pulls import Term, total
+from pccompile.backends.torch.pulls import Term, total, weighed
 from pccompile.backends.torch.spell import quoted
 from pccompile.backends.torch.statements import Function, Key, Label, Stop, Turns, label_of
 from pccompile.backends.torch.writer import Writer
@@ -103,7 +103,8 @@ class _Lowering:
         self.written: dict[tuple[str, Ref], tuple[dict[str, Ref], dict[Ref, Ref]]] = {}
         self.nodes = {n.name: n for n in self.graph.nodes}
         self.depth = 0
-        ranks = {v.name: len(v.type.shape) for v in self.pc.vertices}
+        ranks = {name: len(t.shape) for name, t in {**self.graph.params, **self.graph.inputs}.items()}
+        ranks |= {v.name: len(v.type.shape) for v in self.pc.vertices}
         here = lambda slot: {v: self.slots[v, slot] for v in self.pc.names if (v, slot) in self.slots}  # noqa: E731
         self.equations = Equations(self.w, program.numbers, self.term, here, ranks)
 
@@ -159,6 +160,9 @@ class _Lowering:
             w.write("copy", {"table": table, "key": key, "of": self._forward(Ref(updated))}, Label(""))
         for path, state in self.graph.states.items():
             w.write("keep", {"table": "buffers", "key": path, "of": self._forward(Ref(state))}, Label(""))
+        for kept, lasting in self.program.kept.items():
+            path, label = lasting.path(self.pc.home), label_of(lasting.slot, lasting.owner)
+            self.slots[kept] = self.of_one_sample(kept, self.w.leaf("buffers", path, label))
         for name in self.pc.feedback:  # a buffer among them is handed on by prediction, as all that messages read
             self.leaf(name)
         results: dict[Key, Ref] = {("output", o): self._forward(Ref(o)) for o in self.graph.outputs}
@@ -179,7 +183,8 @@ class _Lowering:
         keys = gradient_keys(self.graph)
         for slot, owner in found:
             key = keys[owner].key if slot == "gradient" else owner
-            self.slots[owner, slot] = self.w.given(f"{table_of(slot)}[{quoted(key)}]", label_of(slot, owner))
+            value = self.w.given(f"{table_of(slot)}[{quoted(key)}]", label_of(slot, owner))
+            self.slots[owner, slot] = self.of_one_sample((owner, slot), value)
         return self.decided(self.gradients(program.learn))
 
     def sweep(self, steps: Sequence[Step]) -> Function:
@@ -208,7 +213,12 @@ class _Lowering:
     def gradients(self, steps: Sequence[Step]) -> Function:
         self.run(steps)
         results = {(slot, name): value for (name, slot), value in self.slots.items() if slot == "gradient"}
+        results |= {(slot, owner): self.slots[owner, slot] for owner, slot in self.program.moved}
         return Function(self.w.take(), results)
+
+    def of_one_sample(self, place: tuple[str, str], value: Ref) -> Ref:
+        """`value` of a slot, which stretches over the samples where the slot is one that lasts."""
+        return self.equations.reduced(value) if place in self.program.kept else value
 
     def run(self, steps: Sequence[Step]) -> None:
         for s in steps:
@@ -231,7 +241,8 @@ class _Lowering:
         self.written.clear()
         self.depth += 1
         with self.w.loop(turns, starts, learns) as state:
-            self.slots |= {(vertex, slot): value for (slot, vertex), value in state.values.items()}
+            for (slot, vertex), value in state.values.items():
+                self.slots[vertex, slot] = self.of_one_sample((vertex, slot), value)
             phis = dict(state.values)
             self.run(loop.body)
             state.values.update({(slot, vertex): self.slots[vertex, slot] for slot, vertex in phis})
@@ -334,7 +345,7 @@ class _Lowering:
             weights = {d.carries: 1.0} if isinstance(d.carries, str) else d.carries.get(child.name, {})
             if not weights:
                 continue
-            err, gain = self.sent(child.name, weights)
+            err, gain = weighed(self.w, {slot: self.slots[child.name, slot] for slot in weights}, weights)
             nodes, read = self.nodes_of(child), self.parents(child.name, d.at)
             written = self.written_of(child.name, err, read)
             terms.append(Term(child, child.messages[d.vertex], err, read, nodes, self.w, gain, d.vertex, written))
@@ -357,30 +368,6 @@ class _Lowering:
         if vertex.name not in self.by_name:
             self.by_name[vertex.name] = {n.name: n for n in (*vertex.prediction, *vertex.rules)}
         return self.by_name[vertex.name]
-
-    def sent(self, child: str, weights: Mapping[str, float]) -> tuple[Ref, float]:
-        """The error that a child's message is made of, and a factor that is left for later.
-
-        A weighted sum of parts is taken as a weighted mean, one kernel a part; the sum of the weights is the factor.
-        """
-        (first, gain), *rest = weights.items()
-        value = self.slots[child, first]
-        if min(weights.values()) < 0:
-            return self._sum_of_parts(child, weights)
-        for slot, weight in rest:
-            gain += weight
-            label = Label(f"mean_{slot}")
-            value = self.w("aten.lerp.Scalar", value, self.slots[child, slot], weight / gain, label=label)
-        return value, gain
-
-    def _sum_of_parts(self, child: str, weights: Mapping[str, float]) -> tuple[Ref, float]:
-        """A sum with weights of either sign, in units of the largest one."""
-        (first, gain), *rest = sorted(weights.items(), key=lambda part: -abs(part[1]))
-        value = self.slots[child, first]
-        for slot, weight in rest:
-            part, label = self.slots[child, slot], Label(f"sum_{slot}")
-            value = self.w("aten.add.Tensor", value, part, alpha=weight / gain, label=label)
-        return value, gain
 
     def clamp(self, d: Do) -> Ref:
         """Minus the loss gradient at an output: given, or evaluated anew where the predictions move."""

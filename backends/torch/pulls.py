@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -105,6 +105,26 @@ class Term:
         if name == ERROR:
             return self.vertex.type
         return self.nodes[name].type if name in self.nodes else None
+
+
+def weighed(w: Writer, parts: Mapping[str, Ref], weights: Mapping[str, float]) -> tuple[Ref, float]:
+    """The sum of a vertex's slots with weights, and a factor that is left for later.
+
+    It is taken as a weighted mean, one kernel a part, the sum of the weights being the factor; where a weight is below
+    0, in units of the largest one.
+    """
+    if min(weights.values()) < 0:
+        (first, gain), *rest = sorted(weights.items(), key=lambda part: -abs(part[1]))
+        value = parts[first]
+        for slot, weight in rest:
+            value = w("aten.add.Tensor", value, parts[slot], alpha=weight / gain, label=Label(f"sum_{slot}"))
+        return value, gain
+    (first, gain), *rest = weights.items()
+    value = parts[first]
+    for slot, weight in rest:
+        gain += weight
+        value = w("aten.lerp.Scalar", value, parts[slot], weight / gain, label=Label(f"mean_{slot}"))
+    return value, gain
 
 
 def total(w: Writer, terms: Sequence[Term]) -> Ref:

@@ -42,7 +42,8 @@ class Locality:
     own vertex, its children and their parents alone, which the language guarantees. kept: slots that outlive a step,
     `prediction` where those of the forward pass are stored. across: slots that outlive a whole relaxation, because
     what comes after it reads what was assigned before it. transported: parameters that messages read though they
-    learn: their weights are needed at both ends. learns: when parameters learn.
+    learn: their weights are needed at both ends. learns: when parameters learn. lasting: slots that are kept between
+    calls.
     """
 
     turns: tuple[Hops, ...]
@@ -51,6 +52,7 @@ class Locality:
     across: tuple[str, ...]
     transported: tuple[str, ...]
     learns: str
+    lasting: tuple[str, ...] = ()
 
     @property
     def wave(self) -> bool:
@@ -76,6 +78,7 @@ def locality(program: Program) -> Locality:
         tuple(_across(program)),
         tuple(sorted(_transported(pc))),
         "inside inference, at every step" if program.updates else _learns(program),
+        tuple(sorted({slot for _, slot in program.kept})),
     )
 
 

@@ -17,6 +17,7 @@ from pccompile.ir.graph import (
     refs,
     verify,
 )
+from pccompile.ir.lasting import LASTING, Lasting
 from pccompile.ir.pc import ALWAYS, ERROR, Condition, Decision, Feedback, Output, PCGraph, Role, Vertex, verify_local
 from pccompile.ir.program import Argument, Do, ForEach, Program, Repeat, Step, Until, Update, flat, steps_of
 from pccompile.ir.verify_program import verify_program
@@ -26,6 +27,7 @@ __all__ = [
     "DEVICE",
     "ERROR",
     "FLAT",
+    "LASTING",
     "Arg",
     "Argument",
     "Condition",
@@ -37,6 +39,7 @@ __all__ = [
     "ForEach",
     "Fragment",
     "Graph",
+    "Lasting",
     "Node",
     "Output",
     "PCGraph",

@@ -1,9 +1,10 @@
 """The right-hand sides of update equations: Python arithmetic over slots, arguments and terms.
 
     + − * / **  and functions: those of torch by its names for one element (sqrt exp log sign abs sin cos tanh sigmoid
-    softplus log1p expm1 erf atan), clip(x, low, high), where(a > b, x, y), mean(x) over the samples, and over the last
-    dimension softmax(x), logsoftmax(x) and total(x), the sum; across(slot) for each sample, the sum of all elements
-    of a slot over all vertices that have it, which is not local
+    softplus log1p expm1 erf atan), clip(x, low, high), where(a > b, x, y), mean(x) over the samples,
+    average(x) over the samples and all elements of the owner, and over the last dimension softmax(x), logsoftmax(x)
+    and total(x), the sum; across(slot) for each sample, the sum of all elements of a slot over all vertices that have
+    it, which is not local
 
 `parse` reads one; `names` and `calls` say what it is about. Nothing here knows of graphs or of torch.
 """
@@ -26,6 +27,7 @@ _ROOTS = ("sqrt", "exp", "log", "log1p", "expm1")
 ELEMENTWISE = (*_ROOTS, "sign", "abs", "sin", "cos", "atan", "tanh", "sigmoid", "softplus", "erf")
 FUNCTIONS = dict.fromkeys(ELEMENTWISE, 1) | {
     "mean": 1,
+    "average": 1,
     "softmax": 1,
     "logsoftmax": 1,
     "total": 1,
@@ -75,6 +77,22 @@ def calls(tree: ast.expr) -> Iterator[ast.Call]:
     yield from (n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) != "sqrt")
 
 
+def outside(tree: ast.expr, *functions: str) -> Iterator[str]:
+    """The slots, arguments and terms that an equation reads other than as arguments of these functions."""
+    match tree:
+        case ast.Call(func=ast.Name(id=name)) if name in functions:
+            return
+        case ast.Call(args=args):
+            for argument in args:
+                yield from outside(argument, *functions)
+        case ast.Name(id=name):
+            yield name
+        case _:
+            for part in ast.iter_child_nodes(tree):
+                if isinstance(part, ast.expr):
+                    yield from outside(part, *functions)
+
+
 def added_up(tree: ast.expr) -> Iterator[str]:
     """The slots of all vertices that an equation adds up."""
     for call in calls(tree):
@@ -109,4 +127,4 @@ def _check(e: ast.expr) -> None:
     raise EquationError(f"{ast.unparse(e)} is no sum, product, power or function")
 
 
-__all__ = ["FUNCTIONS", "TERMS", "EquationError", "added_up", "calls", "names", "parse", "substituted"]
+__all__ = ["FUNCTIONS", "TERMS", "EquationError", "added_up", "calls", "names", "outside", "parse", "substituted"]

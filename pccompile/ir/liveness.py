@@ -58,7 +58,7 @@ def handed(program: Program) -> tuple[str, ...]:
     """The slots that `infer` returns: the error, then the state, then what else `learn` reads and does not make.
 
     Gradients that inference has assigned are handed on as well: learning adds to them, or returns them as they are.
-    At last what the program shows `also`.
+    At last what is kept between calls, where inference moves it, and what the program shows `also`.
     """
     assigned = {(d.vertex, d.slot) for d in flat(program.infer)}
     children, vertices, made = program.pc.children(), {v.name: v for v in program.pc.vertices}, set[Place]()
@@ -71,6 +71,7 @@ def handed(program: Program) -> tuple[str, ...]:
         there.add((d.vertex, d.slot))
     if any(slot == "gradient" and (owner, slot) not in made for owner, slot in assigned):
         live["gradient"] = None
+    live |= dict.fromkeys(slot for owner, slot in program.kept if (owner, slot) in assigned)
     live |= dict.fromkeys(program.also)
     return tuple(live)
 

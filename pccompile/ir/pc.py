@@ -9,6 +9,7 @@ from typing import NamedTuple
 from pccompile.diagnostics import NOWHERE, CompileError, Location
 from pccompile.ir.energy import FLAT, Energy
 from pccompile.ir.graph import Graph, Node, Ref, TensorType, live
+from pccompile.ir.lasting import LASTING, Lasting
 
 
 class _OwnError(Ref):
@@ -125,6 +126,7 @@ class PCGraph:
     `observed` are vertices that do not move, with the leaf that holds the value of each, "" for zeros: their energy is
     a function of their prediction, like a loss. `roles` say what stands for a name that a user gave a role.
     `feedback` has the leaves that messages read in the place of parameters, by name.
+    `lasting` are slots that energies read and that are kept between calls, by buffers whose paths begin with `home`.
     """
 
     graph: Graph
@@ -136,6 +138,8 @@ class PCGraph:
     observed: Mapping[str, str] = field(default_factory=dict)
     roles: tuple[Role, ...] = ()
     feedback: Mapping[str, Feedback] = field(default_factory=dict)
+    lasting: tuple[Lasting, ...] = ()
+    home: str = LASTING
 
     @property
     def names(self) -> tuple[str, ...]:

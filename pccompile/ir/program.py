@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pccompile.ir.lasting import Lasting
 from pccompile.ir.pc import PCGraph
 
 
@@ -99,7 +100,8 @@ class Program:
     arguments with their defaults. `state` is the slot in which a trace of inference finds each vertex's value; ''
     means prediction + error, and that predictions do not move. `facts` are lines for the reader, such as the predicted
     gradient error. `tolerance` is how far errors may be from what the algorithm defines, relative to backpropagation's.
-    `also` are slots that inference hands on though learning does not read them.
+    `also` are slots that inference hands on though learning does not read them. `lasting` are slots that are kept
+    between calls: each has a value from the start, and what it is assigned at last is what the next call begins with.
     """
 
     pc: PCGraph
@@ -112,10 +114,11 @@ class Program:
     facts: tuple[str, ...] = ()
     tolerance: float = 0.0
     also: tuple[str, ...] = ()
+    lasting: tuple[Lasting, ...] = ()
 
     def __str__(self) -> str:
         phases = (("infer", self.infer), ("learn", self.learn), ("sweep", self.sweep))
-        lines = [f"program {self.algorithm} {{"]
+        lines = [f"program {self.algorithm} {{", *(f"  lasting: {kept}" for kept in self.kept.values())]
         for name, steps in phases:
             lines += [f"  {name}:", *(f"    {line}" for s in steps for line in str(s).splitlines())]
         return "\n".join([*lines, "}"])
@@ -126,6 +129,17 @@ class Program:
         loops = (s for phase in (self.infer, self.learn, self.sweep) for s in steps_of(phase))
         rows = {n: 0.0 for s in loops if isinstance(s, ForEach) for n in s.names}
         return {**self.arguments, **rows}
+
+    @property
+    def kept(self) -> Mapping[tuple[str, str], Lasting]:
+        """What is kept between calls, by owner and slot: for the algorithm, and for the energies of vertices."""
+        return {kept.place: kept for kept in (*self.pc.lasting, *self.lasting)}
+
+    @property
+    def moved(self) -> Mapping[tuple[str, str], Lasting]:
+        """What of that a call changes."""
+        assigned = {(d.vertex, d.slot) for phase in (self.infer, self.learn) for d in flat(phase)}
+        return {place: kept for place, kept in self.kept.items() if place in assigned}
 
     @property
     def updates(self) -> bool:

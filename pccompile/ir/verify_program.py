@@ -7,12 +7,16 @@ import math
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
+from torch import Tensor
+
 from pccompile.diagnostics import NOWHERE, CompileError
-from pccompile.ir.equations import FUNCTIONS, TERMS, EquationError, calls, names, parse
+from pccompile.ir.equations import FUNCTIONS, TERMS, EquationError, calls, names, outside, parse
 from pccompile.ir.liveness import Place, reads
 from pccompile.ir.program import Do, ForEach, Program, Repeat, Step, Until, Update
 
 OF_OUTPUTS = ("clamp", "seed")
+MADE = ("prediction", "error", "gradient")
+"""Slots that every call makes."""
 OF_VERTICES = ("predict", "noise", "send", "hold")
 
 
@@ -22,13 +26,14 @@ def verify_program(program: Program) -> Program:
     Every equation concerns a vertex, a parameter or an input of the graph and is arithmetic; every slot that it reads
     has been assigned on every way there, where a loop may run no time at all; no slot has the name of an argument or of
     a term; tables give a number for each vertex that reads them; loops take arguments, or rows whose numbers are read
-    inside only. Raises CompileError at the first
-    violation.
+    inside only; what is kept between calls belongs to a vertex or a parameter and is assigned what has no samples.
+    Raises CompileError at the first violation.
     """
     checker = _Checker(program)
     if taken := sorted({*TERMS, *FUNCTIONS} & program.arguments.keys()):
         raise checker.refuse("its arguments", f"none can be called {taken[0]}, which equations have a meaning for")
-    start = {(v.name, "prediction") for v in program.pc.vertices}
+    checker.lasting()
+    start = {(v.name, "prediction") for v in program.pc.vertices} | program.kept.keys()
     known = checker.steps(program.infer, start)
     checker.steps(program.learn, known)
     checker.steps(program.sweep, start)
@@ -115,6 +120,7 @@ class _Checker:
             raise self.refuse(d, f"{name} is a function of numbers alone: give its value as a setting", d.vertex)
         self.terms(d, read)
         self.tables(d, read)
+        self.without_samples(d)
         if outside := read & (self.numbers.keys() - self.program.arguments.keys() - self.rows):
             raise self.refuse(d, f"{min(outside)} is a number of a loop that this is not in", d.vertex)
         for owner, slot in sorted(set(reads(d, self.numbers, self.children, self.vertices, known)) - known):
@@ -129,6 +135,40 @@ class _Checker:
             raise self.refuse(d, "given is a term of observed vertices", d.vertex)
         if d.vertex not in self.vertices and (found := read & set(OF_VERTICES)):
             raise self.refuse(d, f"{min(found)} is a term of vertices", d.vertex)
+
+    def lasting(self) -> None:
+        """Raise CompileError unless everything that is kept between calls can be."""
+        declared = [kept.place for kept in (*self.pc.lasting, *self.program.lasting)]
+        for kept in self.program.kept.values():
+            owner, slot = kept.place
+            if owner not in self.vertices and owner not in self.pc.graph.params:
+                raise self.refuse(f"lasting {kept}", f"{owner} is no vertex and no parameter")
+            if slot in (*TERMS, *FUNCTIONS, *self.numbers, *MADE) or not slot.isidentifier():
+                raise self.refuse(f"lasting {kept}", f"what is kept between calls cannot be called {slot}", owner)
+            if declared.count(kept.place) > 1:
+                raise self.refuse(f"lasting {kept}", "it is kept twice", owner)
+            shape = self.vertices[owner].type.shape[1:] if owner in self.vertices else ()
+            if not (kept.single or isinstance(kept.start, Tensor) or all(isinstance(d, int) for d in shape)):
+                why = f"a sample of {owner} has no fixed shape: {self.vertices[owner].type}"
+                raise self.refuse(f"lasting {kept}", why, owner)
+
+    def without_samples(self, d: Do) -> None:
+        """Raise CompileError where what outlives a batch would be assigned something of each of its samples."""
+        kept = self.program.kept.get((d.vertex, d.slot))
+        if kept is None:
+            return
+        equation = parse(d.equation)
+        if set(names(equation)) <= self.numbers.keys():
+            raise self.refuse(d, f"{d.slot} is kept between calls, and a number alone has no shape", d.vertex)
+        if d.vertex not in self.vertices:
+            return
+        by = ("average",) if kept.single else ("average", "mean")
+        for name in outside(equation, *by):
+            other = self.program.kept.get((d.vertex, name))
+            if name not in self.numbers and (other is None or (kept.single and not other.single)):
+                of = "numbers of the whole vertex" if kept.single and other else "samples"
+                hint = " or ".join(f"{f}({name})" for f in by)
+                raise self.refuse(d, f"{d.slot} is kept between calls, and {name} is of {of}: take {hint}", d.vertex)
 
     def tables(self, d: Do, read: AbstractSet[str]) -> None:
         for name in read & set(self.program.arguments):

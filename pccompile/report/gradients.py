@@ -15,7 +15,7 @@ from pccompile.diagnostics import printable
 from pccompile.driver import compile_imported
 from pccompile.frontends.places import change_attributes
 from pccompile.report.losses import Criterion, cast, clamp, cloned, random_target, squared_error
-from pccompile.runtime.loaded_program import Runtime, reaching
+from pccompile.runtime.loaded_program import Runtime, parted, reaching
 from pccompile.runtime.trial_run import untouched
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Bench:
     def predictive_coding(self) -> Gradients:
         """The gradients of the compiled model; where predictions follow the values, the loss is in inference."""
         target = self.target
-        with self._still():
+        with self._still(), self.pc.lasting_still():
             runtime = self.pc.prepare(self.args, self.kwargs)
             if runtime.source.moving:
                 criterion = self.pc.criterion if self.own else self.loss
@@ -107,7 +107,7 @@ class Bench:
         with self._still():
             outputs, context = runtime.function("predict")(params, cloned(buffers), inputs)
         _, errors = clamp(runtime, outputs, self.loss, target)
-        found = runtime.function("infer_and_learn")(params, context, errors)
+        found, _ = parted(runtime.function("infer_and_learn")(params, context, errors))
         names = {id(p): k for k, p in self.parameters().items()}
         return {names[id(params[k])]: g for k, g in found.items() if k in params and id(params[k]) in names}
 

@@ -41,6 +41,7 @@ class LocalityReport:
             f"depth        {count(f.longest, 'edge')} on the longest path to an output",
             f"kept         {listing(f.kept) or 'nothing'}, from one step to the next",
             *([f"kept         {listing(f.across)}, over a whole relaxation"] if f.across else []),
+            *([f"kept         {listing(f.lasting)}, from one call to the next"] if f.lasting else []),
             f"learns       {f.learns}",
             f"transport    {_transport(f)}",
             f"evaluated    {', '.join(f'{n:,} {what}' for what, n in self.work.items())}, for one batch",

@@ -18,6 +18,7 @@ from pccompile.ir import Program
 from pccompile.report.tables import Page, Table, count, number
 from pccompile.runtime.automatic_rates import chosen_for
 from pccompile.runtime.displaced_batch import SEED, DisplacedBatch, Ready
+from pccompile.runtime.loaded_program import parted
 
 Gradients = Mapping[str, Tensor]
 MEAN = {"incremental": "strict", "langevin": "strict"}
@@ -148,7 +149,7 @@ def gradients(batch: DisplacedBatch, ready: Ready, moving: bool, **arguments: An
     with torch.random.fork_rng(), batch.plainly():
         torch.manual_seed(SEED)
         given = batch.targets if moving else ready.scope["clamp"](ready.outputs, batch.targets)[1]
-        found = ready.scope["infer_and_learn"](batch.tables[0], ready.context, given, **arguments)
+        found, _ = parted(ready.scope["infer_and_learn"](batch.tables[0], ready.context, given, **arguments))
     return {k: g for k, g in found.items() if k in batch.tables[0] and g is not None}
 
 

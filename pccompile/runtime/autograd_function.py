@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,13 +14,15 @@ from pccompile.backends.torch import SWEEP
 from pccompile.diagnostics import CompileError
 from pccompile.runtime.derivative_guards import refuse_second_order
 from pccompile.runtime.divergence import notice
-from pccompile.runtime.loaded_program import Runtime
+from pccompile.runtime.loaded_program import Runtime, parted
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.partial_losses import partial_sweep
 from pccompile.runtime.value_hooks import refuse_value_hooks
 
 Predict = Callable[[Runtime, Tables, dict[str, Tensor]], tuple[tuple[Tensor, ...], list[Any]]]
 """The outputs of a program for these inputs, and its context."""
+Keep = Callable[[Runtime, Mapping[str, Tensor]], None]
+"""Takes what a program has found that lasts between calls, by its path."""
 
 OUTSIDE = "inference needs the loss, and that of this backward() was taken of the model's outputs afterwards"
 INSIDE = (
@@ -37,6 +39,7 @@ class Bridge(torch.autograd.Function):
     def forward(
         ctx: Any,
         predict: Predict,
+        keep: Keep | None,
         runtime: Runtime,
         tables: Tables,
         inputs: dict[str, Tensor],
@@ -46,7 +49,7 @@ class Bridge(torch.autograd.Function):
         """The outputs; before them the loss of `targets`, where they are given."""
         detached = {k: t.detach() for k, t in inputs.items()}
         outputs, context = predict(runtime, tables, detached)
-        ctx.runtime, ctx.targets = runtime, targets
+        ctx.runtime, ctx.targets, ctx.keep = runtime, targets, keep
         ctx.is_tensor = [isinstance(c, Tensor) for c in context]
         ctx.rest = [c for c in context if not isinstance(c, Tensor)]
         ctx.set_materialize_grads(False)
@@ -72,7 +75,7 @@ class Bridge(torch.autograd.Function):
         """The gradients of what was given as `_`, from what the loss sends to the outputs."""
         refuse_second_order()
         runtime: Runtime = ctx.runtime
-        none = (None,) * 5
+        none = (None,) * 6
         if all(g is None for g in grads):
             return (*none, *(None for _ in runtime.source.gradients))
         tensors, rest = iter(ctx.saved_tensors), iter(ctx.rest)
@@ -107,12 +110,14 @@ class Bridge(torch.autograd.Function):
         with torch.autocast(given[0].device.type, enabled=False):
             partial = partial_sweep(runtime, frozenset(used))
             if partial:
-                gradients = partial(params, context, [given[i] for i in sorted(used)])
+                gradients, lasting = parted(partial(params, context, [given[i] for i in sorted(used)]))
             else:
                 refuse_parts(runtime, used)
-                gradients = runtime.function(SWEEP)(params, context, given)
+                gradients, lasting = parted(runtime.function(SWEEP)(params, context, given))
             if runtime.iterates:
                 notice(runtime, gradients, params, context, given)
+        if ctx.keep is not None:
+            ctx.keep(runtime, lasting)
         found: list[Tensor | None] = []
         for gradient in runtime.source.gradients:
             g = gradients.get(gradient.key) if runtime.reaching[gradient.key] & used else None

@@ -83,11 +83,11 @@ def _drawn(weight: Tensor) -> Tensor:
 
 
 class JoinedModules(dict[str, Any]):
-    """A model's table of submodules with one more at its end, which the model does not have. What is set, it has."""
+    """A model's table of submodules with more at its end, which the model does not have. What is set, it has."""
 
-    def __init__(self, table: dict[str, Any], name: str, module: nn.Module) -> None:
+    def __init__(self, table: dict[str, Any], more: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.table, self.more = table, {name: module}
+        self.table, self.more = table, dict(more)
 
     def _all(self) -> dict[str, Any]:
         return {**self.table, **self.more}

@@ -35,6 +35,11 @@ def load(source: str, name: str) -> dict[str, Any]:
     return scope
 
 
+def parted(learned: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What learning returns: the gradients by key, and what lasts between calls by path."""
+    return learned if isinstance(learned, tuple) else (learned, {})
+
+
 def layout(tensor: Tensor, absolute: bool) -> tuple[int, ...]:
     """The strides of a tensor, nothing for one whose entries lie side by side in their order.
 
@@ -253,4 +258,4 @@ def _materializes(node: Node) -> bool:
     return saved.materialize
 
 
-__all__ = ["Interface", "Runtime", "asking", "load", "reaching"]
+__all__ = ["Interface", "Runtime", "asking", "load", "parted", "reaching"]

@@ -6,7 +6,7 @@ whatever listens to autograd (optimizers, DistributedDataParallel's hooks, clipp
 
 from __future__ import annotations
 
-import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
@@ -23,18 +23,17 @@ from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of, exported_elsewhere
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.passes.carry_updates import carry_updates
-from pccompile.passes.feedback import LEAVES
 from pccompile.passes.roles import ALL, NO_ROLES, Roles
-from pccompile.runtime.autograd_function import Bridge
+from pccompile.runtime.autograd_function import Bridge, Keep
 from pccompile.runtime.automatic_rates import Rates, measures
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
 from pccompile.runtime.exact_rules import MIRRORED
-from pccompile.runtime.feedback_weights import FeedbackWeights, JoinedModules, unused
+from pccompile.runtime.feedback_weights import unused
 from pccompile.runtime.hook_calls import run_hooks
-from pccompile.runtime.inspection import Inspection
 from pccompile.runtime.loaded_program import Interface, Mismatch, Runtime, asking, reaching
 from pccompile.runtime.losses import MEAN_LOSS, compile_loss, means_over_batch, targets_of
 from pccompile.runtime.model_state import Tables
+from pccompile.runtime.own_tensors import OwnTensors
 from pccompile.runtime.program_cache import Captured, ProgramCache, learning, offsets
 from pccompile.runtime.self_check import check_loss, self_check
 from pccompile.runtime.states import Writes, fits, refuse_moving
@@ -44,7 +43,7 @@ Criterion = Callable[..., Tensor]
 _Call = tuple[Captured, dict[str, Tensor]]
 
 
-class PCModule(Inspection):
+class PCModule(OwnTensors):
     """`model` with predictive-coding gradients: the same Parameter objects, the same state_dict.
 
     A call in a new form (another shape where dimensions are fixed, another dtype, train instead of eval mode) compiles
@@ -63,8 +62,7 @@ class PCModule(Inspection):
         check: bool = True,
     ) -> None:
         super().__init__()
-        self.__dict__["_feedback"] = FeedbackWeights()
-        self.options = options if options.transposes else replace(options, home=unused(options.home, model))
+        self.options = replace(options, home=unused(options.home, model), kept=unused(options.kept, model))
         self._share(model)
         self.__dict__["criterion"] = loss  # a loss that is a module is none of the model's, whose table this one shares
         self._dynamic_shapes, self._locate, self._recapture = dynamic_shapes, locate, recapture
@@ -75,15 +73,8 @@ class PCModule(Inspection):
         self._rates = Rates()
         self._refusals = Refusals()
 
-    def _share(self, model: nn.Module) -> None:
-        super()._share(model)
-        if self.options.feedback in LEAVES:
-            modules = JoinedModules(model._modules, self.options.home, self.__dict__["_feedback"])
-            self.__dict__["_modules"] = modules
-
     def _anew(self) -> dict[str, Any]:
-        feedback = copy.deepcopy(self.__dict__["_feedback"])
-        return {"_cache": ProgramCache(), "_last": None, "_refusals": Refusals(), "_feedback": feedback}
+        return {**super()._anew(), "_cache": ProgramCache(), "_last": None, "_refusals": Refusals()}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_hook": silent}
@@ -133,14 +124,7 @@ class PCModule(Inspection):
             runtime = self._rates.program(runtime, tables, inputs, loss, target, record)
         if not record:
             self._last = runtime
-        return runtime, self._with_feedback(runtime, tables), inputs
-
-    def _with_feedback(self, runtime: Runtime, tables: Tables) -> Tables:
-        """`tables` with what a program reads besides the model's own."""
-        if runtime.compiled is None or not runtime.compiled.pc.feedback:
-            return tables
-        found: Tables = self.__dict__["_feedback"].tables(runtime.compiled, tables, runtime.mirrored)
-        return found
+        return runtime, self._with_own(runtime, tables, inputs), inputs
 
     def _compiled(
         self, captured: Captured, key: tuple[Any, ...], args: Any, kwargs: Any, loss: Any, target: Any
@@ -255,8 +239,8 @@ class PCModule(Inspection):
             if plain.source.moving and means_over_batch(loss, captured.interface, outputs, target):
                 notes = (MEAN_LOSS,)
         compiled = compile_imported(imported, options, compiled_loss, record, self._hook)
-        if compiled.pc.feedback:
-            self.__dict__["_feedback"].grow(compiled, captured.state.tables(captured.imported))
+        own = captured.state.tables(captured.imported), captured.interface.named(pytree.tree_leaves((args, kwargs)))
+        self._grow(compiled, *own)
         if self._check and not (record or roles or options.transposes):
             notes += (MIRRORED,)
         name = f"{type(self.__dict__['model']).__name__} {options.algorithm}"
@@ -281,7 +265,7 @@ class PCModule(Inspection):
     def tables(self, runtime: Runtime) -> Tables:
         """The model's parameters and buffers as the generated functions take them."""
         assert runtime.compiled is not None
-        return self._with_feedback(runtime, self._cache.look(self.__dict__["model"]).tables(runtime.compiled.imported))
+        return self._with_own(runtime, self._cache.look(self.__dict__["model"]).tables(runtime.compiled.imported))
 
     def predict(
         self, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], probe: bool = False
@@ -315,7 +299,7 @@ class PCModule(Inspection):
         self, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], targets: list[Tensor] | None = None
     ) -> Sequence[Tensor]:
         """The outputs of a call, before them its loss; states and arguments are moved on, and hooks have run."""
-        return self.step_by(self._run, runtime, tables, inputs, targets)
+        return self.step_by(functools.partial(self._run, keep=self.keep), runtime, tables, inputs, targets)
 
     def step_by(
         self, run: Any, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], targets: list[Tensor] | None
@@ -337,12 +321,16 @@ class PCModule(Inspection):
         inputs: dict[str, Tensor],
         targets: list[Tensor] | None = None,
         tables: Tables | None = None,
+        keep: Keep | None = None,
     ) -> tuple[Tensor, ...]:
-        """The outputs of a call, before them its loss where there are targets, as autograd knows them."""
+        """The outputs of a call, before them its loss where there are targets, as autograd knows them.
+
+        keep: what the backward pass does with what lasts between calls; without it, nothing.
+        """
         tables = tables or self.tables(runtime)
         by_name = dict(zip(("params", "buffers", "inputs"), (*tables, inputs), strict=True))
         sources = [by_name[g.table].get(g.entry) for g in runtime.source.gradients]
-        result: tuple[Tensor, ...] = Bridge.apply(self.predict, runtime, tables, inputs, targets, *sources)  # type: ignore[no-untyped-call]
+        result: tuple[Tensor, ...] = Bridge.apply(self.predict, keep, runtime, tables, inputs, targets, *sources)  # type: ignore[no-untyped-call]
         return result
 
     @opaque

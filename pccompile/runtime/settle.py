@@ -15,7 +15,7 @@ from pccompile.ir.equations import names, parse
 from pccompile.ir.liveness import handed
 from pccompile.passes.roles import Free
 from pccompile.runtime.given_values import Given, completed
-from pccompile.runtime.loaded_program import Runtime
+from pccompile.runtime.loaded_program import Runtime, parted
 
 if TYPE_CHECKING:
     from pccompile.runtime.module import PCModule
@@ -77,7 +77,7 @@ def settle(
         with torch.autocast(kind, enabled=False), torch.random.fork_rng():
             result = runtime.function("infer")(tables[0], context, list(given.targets), **numbers)
             found: dict[str, dict[str, Tensor]] = dict(zip(handed(runtime.compiled.program), result, strict=True))
-            gradients = learned(runtime, tables[0], context, result, numbers)
+            gradients, _ = learned(runtime, tables[0], context, result, numbers)
     present = outputs_of(runtime, found, inputs, outputs)
     known, values = runtime.compiled.pc, values_of(runtime, found, inputs)
     called = {r.vertex: r.name for r in known.roles}
@@ -104,13 +104,12 @@ def changed(runtime: Runtime, steps: int | None, rate: float | None) -> dict[str
 
 def learned(
     runtime: Runtime, params: Any, context: Any, settled: tuple[Any, ...], numbers: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    """The gradients at the settled values."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The gradients at the settled values, and what lasts between calls."""
     assert runtime.compiled is not None
     read = {n for d in flat(runtime.compiled.program.learn) for n in names(parse(d.equation))}
     arguments = {k: numbers.get(k, v) for k, v in runtime.compiled.program.arguments.items() if k in read}
-    found: dict[str, Tensor] = runtime.function("learn")(params, context, *settled, **arguments)
-    return found
+    return parted(runtime.function("learn")(params, context, *settled, **arguments))
 
 
 def values_of(
@@ -143,4 +142,4 @@ def outputs_of(
     return [known.get(o, tensor) for o, tensor in zip(pc.graph.outputs, forward, strict=True)]
 
 
-__all__ = ["Settled", "changed", "settle", "values_of"]
+__all__ = ["Settled", "changed", "learned", "settle", "values_of"]

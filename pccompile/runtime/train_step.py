@@ -14,9 +14,10 @@ from pccompile.diagnostics import CompileError
 from pccompile.passes.roles import NO_ROLES, Free
 from pccompile.runtime.divergence import all_finite, hint_for
 from pccompile.runtime.given_values import Given
-from pccompile.runtime.loaded_program import Runtime
+from pccompile.runtime.loaded_program import Runtime, parted
 from pccompile.runtime.losses import targets_of
 from pccompile.runtime.model_state import Tables
+from pccompile.runtime.settle import learned
 
 if TYPE_CHECKING:
     from pccompile.runtime.module import PCModule
@@ -65,7 +66,8 @@ def _settling(
     outputs, context = pc.predict(runtime, tables, {k: t.detach() for k, t in inputs.items()})
     loss, _ = runtime.clamp(outputs, targets)
     with torch.autocast(loss.device.type, enabled=False):
-        gradients = runtime.function(SWEEP)(tables[0], context, targets)
+        gradients, lasting = parted(runtime.function(SWEEP)(tables[0], context, targets))
+    pc.keep(runtime, lasting)
     optimizer.zero_grad(set_to_none=True)
     for gradient in runtime.source.gradients:
         if gradient.table == "params":
@@ -95,7 +97,10 @@ def _updating(
     outputs, context = pc.predict(runtime, tables, {k: t.detach() for k, t in inputs.items()})
     loss, _ = runtime.clamp(outputs, targets)
     with torch.autocast(loss.device.type, enabled=False):
-        errors = runtime.function("infer")(params, context, targets, update=update)[0]
+        settled = runtime.function("infer")(params, context, targets, update=update)
+        lasting = learned(runtime, params, context, settled, {})[1] if runtime.source.lasting else {}
+    pc.keep(runtime, lasting)
+    errors = settled[0]
     optimizer.zero_grad(set_to_none=True)
     _notice(runtime, errors)
     return (loss, *outputs)
