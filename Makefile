@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LIGHT := $(BIN)/python -c "import onnx.backend.test, pathlib; print(pathlib.Path(onnx.backend.test.__file__).parent / 'data/light/light_squeezenet.onnx')"
 
-.PHONY: install demo paper test test-all fuzz lint bench leaderboard coverage clean
+.PHONY: install demo paper test test-all fuzz lint bench leaderboard peers coverage clean
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt tests/onnx_frontend/packages.txt
@@ -41,6 +41,9 @@ bench: install  ## time and memory of a training gradient, as ratios to autograd
 
 leaderboard: install  ## all algorithms on the same networks, rows that are missing, for an hour: docs/leaderboard.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/leaderboard.py --time-limit 3600
+
+peers: install  ## strict inference of other libraries on the same weights, each in an environment of its own: docs/peers.md
+	$(BIN)/python benchmarks/peers.py
 
 coverage: install  ## all suites of docs/coverage.md, anew
 	for suite in torch onnx models; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/coverage.py $$suite --jobs 2 || exit 1; done
