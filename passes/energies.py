@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from pccompile.diagnostics import CompileError, listing, printable
-from pccompile.energies import ENERGIES, energy
-from pccompile.ir import Energy, PCGraph, Vertex
+from pccompile.energies import ENERGIES
+from pccompile.ir import Energy, Lasting, PCGraph, Vertex
+from pccompile.passes.precisions import Precision, weighted
 
 Energies = Energy | Mapping[str, Energy] | None
 """One energy for all hidden vertices, or a table by vertex or module path."""
-Precision = float | Mapping[str, float] | None
-"""One precision for all hidden vertices, or a table by vertex or module path."""
 
 
 def with_energies(pc: PCGraph, energies: Energies, precision: Precision) -> PCGraph:
     """`pc` with energies at its hidden vertices; those that are not named keep half the squared error.
 
-    A precision Π makes the energy of a vertex ½ Π ε² − ½ log Π. Raises CompileError for names that are neither a
-    vertex nor a module, for outputs, whose energy is the loss, for an energy that falls for ever along a value, for a
-    precision that is not above 0, and for one beside another energy.
+    A precision Π makes the energy of a vertex ½ Π ε² − ½ log Π; that of an output, where it is named, weighs its
+    squared error. Raises CompileError for names that are neither a vertex nor a module, for energies of outputs, which
+    are the loss, for an energy that falls for ever along a value, for a precision that is not above 0 or does not fit,
+    for one that learns without a prior where a value is free, and for one beside another energy.
     """
     chosen: dict[str, Energy] = dict(_by_vertex(pc, energies, "energies"))
     for name, one in chosen.items():
@@ -35,14 +34,17 @@ def with_energies(pc: PCGraph, energies: Energies, precision: Precision) -> PCGr
         if one.of_rows and len(v.type.shape) < 2:
             what = f"the energy {one} is over the last dimension, and {name} has none beside the samples"
             raise CompileError(what, v.where, hint="bernoulli is elementwise")
-    given = dict(_by_vertex(pc, precision, "precision"))
+    given, lasting, outputs = dict(_by_vertex(pc, precision, "precision", outputs=True)), list[Lasting](), pc.clamped
     for name, weight in given.items():
         if name in chosen and isinstance(precision, Mapping):
             what = f"{name} has both an energy and a precision"
             raise CompileError(what, hint=f"a precision belongs to squared errors; {chosen[name]} has its own scale")
         if name not in chosen:
-            chosen[name] = _weighted(_vertex(pc, name), weight)
-    return replace(pc, vertices=tuple(replace(v, energy=chosen.get(v.name)) for v in pc.vertices))
+            chosen[name], slot = weighted(_vertex(pc, name), weight, free=name not in outputs)
+            lasting += [slot] if slot else []
+    return replace(
+        pc, lasting=tuple(lasting), vertices=tuple(replace(v, energy=chosen.get(v.name)) for v in pc.vertices)
+    )
 
 
 def _refuse_unbounded(v: Vertex, one: Energy) -> None:
@@ -53,23 +55,10 @@ def _refuse_unbounded(v: Vertex, one: Energy) -> None:
     raise CompileError(what, v.where, hint=hint)
 
 
-def _weighted(v: Vertex, weight: Any) -> Energy:
-    """The energy of a vertex with a precision."""
-    if isinstance(weight, int | float) and not isinstance(weight, bool):
-        if not (math.isfinite(weight) and weight > 0):
-            raise CompileError(f"precision of {v.name} is {weight}", v.where, hint="above 0")
-        return energy("gaussian", precision=weight)
-    raise CompileError(
-        f"precision of {v.name} is {printable(repr(weight), 60)}",
-        v.where,
-        hint="a number above 0; tensors and learned precisions are not supported",
-    )
-
-
-def _by_vertex(pc: PCGraph, given: object, what: str) -> Iterator[tuple[str, Any]]:
+def _by_vertex(pc: PCGraph, given: object, what: str, outputs: bool = False) -> Iterator[tuple[str, Any]]:
     """For each hidden vertex that `given` is about, what it says of it. A vertex's own name goes before its module's.
 
-    Raises CompileError for names that there are not.
+    outputs: whether it may be about those, too, where it names them. Raises CompileError for names that there are not.
     """
     if given is None:
         return
@@ -85,9 +74,10 @@ def _by_vertex(pc: PCGraph, given: object, what: str) -> Iterator[tuple[str, Any
             paths = dict.fromkeys(n.where.module for v in pc.latent for n in v.prediction if n.where.module)
             hint = f"hidden vertices: {listing(hidden)}; modules: {listing(list(paths))}"
             raise CompileError(f"{what} names {printable(repr(name))}, which is no vertex and no module", hint=hint)
-        if not set(meant) & set(hidden):
+        may = hidden if set(meant) & set(hidden) else list(pc.clamped) if outputs else []
+        if not may:
             raise CompileError(f"{what} names {name}, an output, whose energy is the loss", hint="give it as loss=")
-        found |= {n: given[name] for n in meant if n in hidden}
+        found |= {n: given[name] for n in meant if n in may}
     yield from found.items()
 
 

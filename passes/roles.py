@@ -104,6 +104,7 @@ class _Rewriting:
         return replace(
             pc,
             graph=whole,
+            lasting=self.pc.lasting,
             vertices=tuple(self.finished(v, ends, given, set(silent)) for v in pc.vertices),
             outputs=tuple(Output(v, by[v]) for v in values if v in by and by[v] not in ends),
             reached=pc.reached - given,
@@ -206,6 +207,11 @@ class _Rewriting:
             raise CompileError(f"the value of {name} is that of a vertex which others read", hint=f"name {value}")
         own, free = vertex.energy or energy("gaussian"), vertex.name not in self.outputs
         leaf, mask = self.leaf(f"{value}_given", vertex.type), self.mask(name, vertex.type)
+        if mask and any(k.owner == vertex.name for k in self.pc.lasting):
+            what = (
+                f"a mask of {name} divides its elements between two vertices, and its precision is a tensor or learned"
+            )
+            raise CompileError(what, vertex.where, hint="give it a precision that is a number")
         if not mask:
             self.ends[value] = leaf, own.observed()
             self.readers[value], role = leaf, Role(name, value, leaf)

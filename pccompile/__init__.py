@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pccompile.api import compile, register_elementwise, register_linear, register_onnx
     from pccompile.backends.netlist import Netlist
     from pccompile.diagnostics import CompileError
-    from pccompile.energies import energy
+    from pccompile.energies import energy, learned_precision
     from pccompile.frontends.onnx import load_onnx
     from pccompile.limits import budget
     from pccompile.report.circuit import CircuitReport, verify_circuit
@@ -40,6 +40,7 @@ _WHERE = {
     "budget": "pccompile.limits",
     "compile": "pccompile.api",
     "energy": "pccompile.energies",
+    "learned_precision": "pccompile.energies",
     "load_onnx": "pccompile.frontends.onnx",
     "mupc": "pccompile.runtime.mupc",
     "normalise_weights": "pccompile.algorithms.meta_pcn",
@@ -75,6 +76,7 @@ __all__ = [
     "budget",
     "compile",
     "energy",
+    "learned_precision",
     "load_onnx",
     "mupc",
     "normalise_weights",

@@ -24,7 +24,8 @@ from pccompile.frontends.onnx import location_of as onnx_location
 from pccompile.frontends.onnx.examples import try_inputs
 from pccompile.frontends.onnx.registry import operator
 from pccompile.ops import user_elementwise, user_linear
-from pccompile.passes.energies import Energies, Precision
+from pccompile.passes.energies import Energies
+from pccompile.passes.precisions import Precision
 from pccompile.reading import open_file
 from pccompile.runtime.losses import SQUARED_ERROR
 from pccompile.runtime.module import PCModule
@@ -98,7 +99,8 @@ def compile(
     loss: loss(output, target), a scalar, for `pc.loss(...)`.
     energies: what hidden values cost against their predictions, instead of half the squared error: one
         `pccompile.energy(...)` for all, or a table of them by vertex or module path. docs/algorithms.md says more.
-    precision: the weight of squared errors, a number above 0, or a table of them by vertex or module path.
+    precision: the weight of squared errors: a number above 0, a tensor of them for the elements of one sample, or
+        `pccompile.learned_precision(...)`, or a table of these by vertex or module path, outputs among them.
     feedback: which weights messages to values read: "transpose" (the model's own), "random", "sign" or "kolen-pollack".
     derivatives: "dropped" leaves out the slopes of activations in messages. docs/algorithms.md says more of both.
     constants: numbers to which inputs or initializers of an ONNX file are fixed, by name.

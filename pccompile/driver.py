@@ -19,15 +19,17 @@ from pccompile.frontends.capture import export
 from pccompile.frontends.exported import import_program
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.frontends.places import Place
-from pccompile.ir import LASTING, Graph, PCGraph, Program, verify, verify_local, verify_program
+from pccompile.ir import FLAT, LASTING, Do, Graph, PCGraph, Program, verify, verify_local, verify_program
+from pccompile.ir.equations import substituted
 from pccompile.ops import Typer
 from pccompile.passes.activity import active
 from pccompile.passes.canonicalise import canonicalise
 from pccompile.passes.dce import dce
 from pccompile.passes.derive_rules import derive_rules
-from pccompile.passes.energies import Energies, Precision, with_energies
+from pccompile.passes.energies import Energies, with_energies
 from pccompile.passes.feedback import DERIVATIVES, HOME, KINDS, with_feedback
 from pccompile.passes.insert_vertices import insert_vertices
+from pccompile.passes.precisions import Precision
 from pccompile.passes.roles import NO_ROLES, Roles, with_roles
 from pccompile.passes.settle_layouts import settle_layouts
 from pccompile.passes.settle_presence import settle_presence
@@ -211,9 +213,21 @@ def schedule(pc: PCGraph, options: Options, hook: Hook = silent) -> Program:
 
     def scheduled() -> Program:
         program = algorithm.schedule(pc, settings)
+        if algorithm.energies != "none":
+            program = replace(program, learn=(*program.learn, *learned_slots(program.pc)))
         return replace(program, facts=(*facts, *program.facts)) if facts else program
 
     return Stages(hook)("schedule", scheduled)  # type: ignore[no-any-return]
+
+
+def learned_slots(pc: PCGraph) -> Iterator[Do]:
+    """How the slots of energies learn, where inference has ended; those of outputs that are silent stay."""
+    energies = {v.name: v.energy for v in pc.vertices}
+    for kept in pc.lasting:
+        if kept.learned and energies.get(kept.owner) != FLAT:
+            # the error of a vertex that is given is what it sends, Π ε
+            by = {"error": f"error / {kept.slot}"} if kept.owner in pc.observed else {}
+            yield Do(kept.owner, kept.slot, substituted(kept.learned, by))
 
 
 def refuse_energies(options: Options, pc: PCGraph | None = None) -> None:
@@ -228,6 +242,10 @@ def refuse_energies(options: Options, pc: PCGraph | None = None) -> None:
             f"{algorithm.name}: what is automatic is measured for half the squared error, without energies or precision"
         )
         raise CompileError(what, hint="give rate and steps as numbers")
+    if pc and not algorithm.estimates and (learned := [k for k in pc.lasting if k.learned]):
+        able = ", ".join(a.name for a in ALGORITHMS.values() if a.energies != "none" and a.estimates)
+        what = f"{algorithm.name}: the precision of {learned[0].owner} cannot learn by errors that tend to 0"
+        raise CompileError(what, hint=f"algorithms whose errors are those where free energy is least: {able}")
     for v in pc.latent if pc and algorithm.energies == "of the error" else ():
         if v.energy and not v.energy.of_error:
             what = f"{algorithm.name} takes energies of v - vhat alone; the energy of {v.name} is {v.energy}"

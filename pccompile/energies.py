@@ -69,6 +69,45 @@ ENERGIES: Mapping[str, Named] = {
 """All energies by name. Predictions are logits (bernoulli; categorical, over the last dimension) or log-rates."""
 
 
+@dataclass(frozen=True)
+class LearnedPrecision:
+    """A precision Π that learns where inference has ended, under the prior Π ~ Gamma(shape, rate).
+
+    log Π ← log Π + step · (shape + ½ − Π (rate + ½⟨ε²⟩)), ⟨⟩ the mean over a batch; single: over all elements, too.
+    """
+
+    shape: float = 0.0
+    rate: float = 0.0
+    step: float = 0.1
+    single: bool = False
+
+    def __str__(self) -> str:
+        return f"learned:{self.shape:g},{self.rate:g},{self.step:g}"
+
+
+def learned_precision(
+    shape: float = 0.0, rate: float = 0.0, *, step: float = 0.1, each: str = "element"
+) -> LearnedPrecision:
+    """A precision that learns beside the parameters, for `precision=`.
+
+    shape, rate: of its prior, Gamma(shape, rate), which weighs as much as 2·shape samples do beside the mean over a
+    batch; it begins at shape / rate and ends at Π = (shape + ½) / (rate + ½⟨ε²⟩), the maximum of the posterior in
+    log Π. Without a prior (0 and 0) that is 1 / ⟨ε²⟩, which is for outputs: where a value is free, F has no minimum.
+    step: how fast log Π follows, once for each training step. each: "element" of a sample, or "vertex".
+    Raises CompileError for other numbers and words.
+    """
+    for name, number, least in (("shape", shape, 0.0), ("rate", rate, 0.0), ("step", step, None)):
+        if not _finite(number) or number < 0 or (least is None and number == 0):
+            what = f"{name} of a learned precision is {printable(repr(number))}"
+            raise CompileError(what, hint="above 0" if least is None else "0 or more")
+    if bool(shape) != bool(rate):
+        what = f"a learned precision has the prior Gamma({shape:g}, {rate:g})"
+        raise CompileError(what, hint="shape and rate are both above 0, or both 0 for no prior")
+    if each not in ("element", "vertex"):
+        raise CompileError(f"each of a learned precision is {printable(repr(each))}", hint='"element" or "vertex"')
+    return LearnedPrecision(float(shape), float(rate), float(step), each == "vertex")
+
+
 def energy(name: str | sp.Expr, *, entropy: bool = False, rest: sp.Expr | None = None, **parameters: float) -> Energy:
     """An energy by its name, or a sympy expression of your own over the symbols v, vhat and those of `parameters`.
 
@@ -229,4 +268,4 @@ class _Printer(StrPrinter):
         raise ValueError(f"has {type(expr).__name__}, which equations do not have")
 
 
-__all__ = ["ENERGIES", "energy", "logsoftmax"]
+__all__ = ["ENERGIES", "LearnedPrecision", "energy", "learned_precision", "logsoftmax"]

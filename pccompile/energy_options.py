@@ -20,8 +20,9 @@ def energy_options(parser: argparse.ArgumentParser) -> None:
         help="huber:0.5, fc1=student-t:4,1 or fc1=bernoulli:entropy; without a name, of all hidden vertices",
     )  # fmt: skip
     group.add_argument(
-        "--precision", action="append", default=[], metavar="[NAME=]NUMBER", help="the weight of squared errors"
-    )
+        "--precision", action="append", default=[], metavar="[NAME=]NUMBER",
+        help="the weight of squared errors; learned:SHAPE,RATE[,STEP] for one that learns under a Gamma prior",
+    )  # fmt: skip
 
 
 def energy_checks(options: argparse.Namespace, circuit: bool) -> list[tuple[Any, str]]:
@@ -35,7 +36,7 @@ def energy_settings(options: argparse.Namespace) -> dict[str, Any]:
     if options.energy:
         found["energies"] = _table("--energy", [(name, _energy(text)) for name, text in _named(options.energy)])
     if options.precision:
-        precisions = [(name, _number("--precision", text)) for name, text in _named(options.precision)]
+        precisions = [(name, _precision(text)) for name, text in _named(options.precision)]
         found["precision"] = _table("--precision", precisions)
     return found
 
@@ -82,6 +83,22 @@ def _energy(text: str) -> Any:
         return energy(name, entropy=entropy, **settings)
     except CompileError as e:
         raise UsageError(f"--energy {printable(text, 60)}: {e.problems[0].what} ({e.problems[0].hint})") from None
+
+
+def _precision(text: str) -> Any:
+    """A number, or a precision that learns."""
+    from pccompile.energies import learned_precision
+
+    word, _, rest = text.partition(":")
+    if word != "learned":
+        return _number("--precision", text)
+    numbers = [_number("--precision", part) for part in filter(None, rest.split(","))]
+    if len(numbers) not in (0, 2, 3):
+        raise UsageError(f"--precision {printable(text, 60)}: learned takes SHAPE,RATE or SHAPE,RATE,STEP")
+    try:
+        return learned_precision(*numbers[:2], step=[*numbers, 0.1][2 if len(numbers) > 2 else -1])
+    except CompileError as e:
+        raise UsageError(f"--precision {printable(text, 60)}: {e.problems[0].what} ({e.problems[0].hint})") from None
 
 
 def _number(option: str, text: str) -> float:

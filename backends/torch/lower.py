@@ -319,6 +319,12 @@ class _Lowering:
     def energy(self, v: Vertex) -> Ref:
         """The energy of each element, where inference last looked: that the value has moved since does not count."""
         assert v.energy is not None
+        if v.name in self.pc.clamped:  # whatever weight inference gives the loss
+            error, look = self.slots[v.name, "error"], Do(v.name, "error", "clamp")
+            self.slots[v.name, "error"] = self.clamp(look)
+            density = cast(Ref, self.equations.value(look, parse(v.energy.density)))
+            self.slots[v.name, "error"] = error
+            return density
         if v.name in self.pc.observed:
             return cast(Ref, self.equations.value(Do(v.name, "energy", v.energy.density), parse(v.energy.density)))
         moved, look = self.slots[v.name, "value"], Do(v.name, "value", "prediction + error")

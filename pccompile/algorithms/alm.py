@@ -33,7 +33,7 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     """Saddle-point dynamics over values and multipliers. Raises CompileError for samples that move."""
     refuse_draws(pc)
     dual = each(pc.predicted, "dual = dual + dual_rate * error")
-    credit = (*each(pc.ends, "credit = error"), *each(pc.latent, f"credit = dual + penalty * {sent(pc)}"))
+    credit = (*each(pc.ends, f"credit = {sent(pc)}"), *each(pc.latent, f"credit = dual + penalty * {sent(pc)}"))
     force = each(pc.latent, "force = pull - credit", at="value", carries="credit")
     body: tuple[Step, ...] = (*look(pc), *dual, *credit, *force, *each(pc.latent, EULER))
     infer: tuple[Step, ...] = (*start(pc), *each(pc.latent, "dual = zero"), Repeat("steps", body), *look(pc), *credit)
@@ -55,4 +55,5 @@ ALGORITHM = Algorithm(
     energies="of the error",
     roles=True,
     automatic=saddle,
+    estimates=False,
 )

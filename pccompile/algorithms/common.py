@@ -84,7 +84,13 @@ def exchange(pc: PCGraph) -> tuple[Do, ...]:
     """What vertices send and hold at their present errors, where that is not the error itself."""
     if not energetic(pc):
         return ()
-    return (*each(pc.ends, "sent = error"), *each(pc.latent, "sent = send", "held = hold"))
+    weighted = [v.name for v in pc.vertices if v.name in pc.clamped and v.energy]
+    plain = [name for name in pc.ends if name not in weighted]
+    return (
+        *each(plain, "sent = error"),
+        *each(weighted, "sent = send"),
+        *each(pc.latent, "sent = send", "held = hold"),
+    )
 
 
 def forces(pc: PCGraph) -> tuple[Do, ...]:

@@ -30,7 +30,7 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     refuse_draws(pc)
     body: tuple[Step, ...] = (
         *_forwards(pc),
-        *each(pc.ends, "carried = error"),
+        *each(pc.ends, f"carried = {sent(pc)}"),
         *along(reversed(pc.latent), "carried = pull", at="value", carries="carried"),
         *each(pc.latent, f"error = error + rate * (carried - {held(pc)})"),
     )

@@ -61,4 +61,5 @@ ALGORITHM = Algorithm(
     energies="any",
     roles=True,
     automatic=nudged_descent,
+    estimates=False,
 )

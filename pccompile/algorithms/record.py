@@ -45,6 +45,7 @@ class Algorithm:
     the loss. descends: whether its free energy falls from step to step where the rate is small enough.
     energies: which energies vertices can have instead of half the squared error. roles: whether it moves values, so
     that inputs can be free and vertices observed: its schedule moves `pc.latent` and sets the errors of `pc.ends`.
+    estimates: whether the errors that it ends in are those where free energy is least, by which precisions learn.
     automatic(settings, spectrum): a choice for each setting that is "auto"; None where the schedule itself knows what
     to take. citation: where it is published.
     Raises ValueError where a setting is called like an option of `compile`.
@@ -60,6 +61,7 @@ class Algorithm:
     descends: bool = True
     energies: Literal["none", "of the error", "any"] = "none"
     roles: bool = False
+    estimates: bool = True
     automatic: Callable[[Any, Spectrum], tuple[Choice, ...]] | None = None
 
     def __post_init__(self) -> None:

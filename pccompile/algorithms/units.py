@@ -40,7 +40,7 @@ def unit(pc: PCGraph, name: str, algorithm: str) -> Program:
         else:
             steps += each([v], "error = clamp")
     if name not in latent:
-        steps += each([v], "sent = error")
+        steps += each([v], "sent = send" if v.energy and name in pc.clamped else "sent = error")
     elif algorithm == "strict":
         steps += each([v], "sent = send", "held = hold") if energetic(pc) else each([v], "sent = error", "held = error")
     elif algorithm == "alm":

@@ -17,12 +17,14 @@ class Lasting:
     It has no samples, since batches come and go. That of a vertex is [1, …] and stretches over them: a number for each
     element of one sample, or one for all where it is `single`. That of a parameter has the parameter's shape.
     start: the number that it begins as; or of a vertex a tensor that broadcasts to one sample, whose shape it keeps.
+    learned: the equation by which learning moves it where inference has ended, "" where only an algorithm does.
     """
 
     owner: str
     slot: str
     start: float | Tensor = field(default=0.0, compare=False)
     single: bool = False
+    learned: str = ""
 
     @property
     def place(self) -> tuple[str, str]:

@@ -206,15 +206,19 @@ class _Recorder:
         predictions = {n: torch.stack([s["prediction"][n] for s in self.shown]) for n in self.graph.names}
         values = {n: predictions[n] + errors[n] for n in self.graph.names}
         energy = {n: self.energy(n, errors[n]) for n in errors}
-        losses = []
+        losses, unweighted = [], []
+        weighted = [v.name for v in self.graph.vertices if v.name in self.graph.clamped and v.energy]
         for step in range(len(self.shown)):
             present = list(outputs)
             for position, name in zip(self.runtime.source.errors, self.graph.clamped, strict=True):
                 present[position] = predictions[name][step]
-            losses.append(self.runtime.clamp(present, targets)[0].double().cpu())
+            value, clamped = self.runtime.clamp(present, targets)
+            losses.append(value.double().cpu())
+            errors_of = dict(zip(self.graph.clamped, clamped, strict=True))
+            unweighted.append(sum((_energy(errors_of[name][None])[0] for name in weighted), torch.zeros(())))
         loss = torch.stack(losses)
-        hidden = [energy[name] for name in (*(v.name for v in self.graph.latent), *self.graph.observed)]
-        total = torch.stack([*hidden, loss]).sum(0)
+        priced = [energy[name] for name in (*(v.name for v in self.graph.latent), *self.graph.observed, *weighted)]
+        total = torch.stack([*priced, loss]).sum(0) - torch.stack(unweighted)
         names = {r.vertex: r.name for r in self.graph.roles}
         for role in self.graph.roles:
             values[role.vertex] = completed(role, values[role.vertex], inputs)

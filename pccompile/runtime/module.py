@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.algorithms import ALGORITHMS
 from pccompile.diagnostics import CompileError, ModelValueError, RuleError
-from pccompile.driver import Hook, Options, Stages, capturing, compile_imported, import_model, silent
+from pccompile.driver import Compiled, Hook, Options, Stages, capturing, compile_imported, import_model, silent
 from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of, exported_elsewhere
 from pccompile.frontends.imported import Imported, Locate
@@ -239,6 +239,7 @@ class PCModule(OwnTensors):
             if plain.source.moving and means_over_batch(loss, captured.interface, outputs, target):
                 notes = (MEAN_LOSS,)
         compiled = compile_imported(imported, options, compiled_loss, record, self._hook)
+        self._refuse_weighted_losses(compiled, loss)
         own = captured.state.tables(captured.imported), captured.interface.named(pytree.tree_leaves((args, kwargs)))
         self._grow(compiled, *own)
         if self._check and not (record or roles or options.transposes):
@@ -259,6 +260,14 @@ class PCModule(OwnTensors):
             runtime.checked = plain.checked
             check_loss(runtime, loss, outputs, target)
         return runtime
+
+    def _refuse_weighted_losses(self, compiled: Compiled, loss: Criterion | None) -> None:
+        """Raise CompileError where an output has a precision beside a loss that is no squared error of a target."""
+        weighted = [v for v in compiled.pc.vertices if v.name in compiled.pc.clamped and v.energy]
+        if weighted and (loss or self.criterion or self.options.outside_loss != "refuse"):
+            what = f"precision names {weighted[0].name}, an output, whose energy is the loss that is given"
+            hint = "weigh it in loss=, or leave loss= out: a precision weighs half the squared error of a target"
+            raise CompileError(what, weighted[0].where, hint)
 
     # running
 

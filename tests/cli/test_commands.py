@@ -394,6 +394,7 @@ def test_energies(run, folder) -> None:
     assert "energy   huber(delta=0.5)" in run(*model, "--energy", "huber:0.5", "--emit", "pc").out
     assert "bernoulli" in run(*model, "--energy", "bernoulli:entropy", "--emit", "pc").out
     assert "energy   gaussian(precision=4)" in run(*model, "--precision", "a=4", "--emit", "pc").out
+    assert "energy   gaussian, learned precision" in run(*model, "--precision", "a=learned:2,2", "--emit", "pc").out
 
 
 @pytest.mark.parametrize(
@@ -410,6 +411,9 @@ def test_energies(run, folder) -> None:
         (("--energy", "a=bernoulli"), 1, "falls for ever"),
         (("--precision", "a=none"), 2, "is not a number"),
         (("--precision", "-2"), 1, "is -2"),
+        (("--precision", "learned"), 1, "has no prior"),
+        (("--precision", "learned:1"), 2, "learned takes SHAPE,RATE or SHAPE,RATE,STEP"),
+        (("--precision", "a=learned:2,0"), 2, "shape and rate are both above 0"),
         (("--precision", "2", "--backend", "netlist"), 2, "--precision does not go with circuits"),
     ],
 )
