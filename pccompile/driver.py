@@ -34,6 +34,7 @@ from pccompile.passes.roles import NO_ROLES, Roles, with_roles
 from pccompile.passes.settle_layouts import settle_layouts
 from pccompile.passes.settle_presence import settle_presence
 from pccompile.passes.stop_unsent import stop_unsent, unsent
+from pccompile.passes.wavefront import wavefront
 
 Hook = Callable[[str, object, float], None]
 """Called after each stage with its name, its result and the seconds of CPU that it took."""
@@ -215,6 +216,7 @@ def schedule(pc: PCGraph, options: Options, hook: Hook = silent) -> Program:
         program = algorithm.schedule(pc, settings)
         if algorithm.energies != "none":
             program = replace(program, learn=(*program.learn, *learned_slots(program.pc)))
+        program = wavefront(verify_program(program))
         return replace(program, facts=(*facts, *program.facts)) if facts else program
 
     return Stages(hook)("schedule", scheduled)  # type: ignore[no-any-return]

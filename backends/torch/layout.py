@@ -39,6 +39,15 @@ def filled(items: Sequence[str], indent: str) -> list[str]:
     return [row.rstrip() for row in rows if row != indent]
 
 
+def recorded(shown: Mapping[tuple[str, str], str]) -> str:
+    """The call that shows a trace of inference these values, slot by slot and vertex by vertex."""
+    slots: dict[str, list[str]] = {}
+    for (slot, name), text in shown.items():
+        slots.setdefault(slot, []).append(f"{quoted(name)}: {text}")
+    entries = [f"{quoted(slot)}: {{{', '.join(parts)}}}" for slot, parts in slots.items()]
+    return f"record({{{', '.join(entries)}}})"
+
+
 def folded(line: str) -> list[str]:
     """`line` as it is, or where it is too long, a call's arguments or an assignment's value on lines of their own."""
     indent = line[: len(line) - len(line.lstrip())]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import cast
 
 from pccompile.backends.torch.equations import Equations
 from pccompile.backends.torch.keys import gradient_keys
 from pccompile.backends.torch.pulls import Term, total, weighed
 from pccompile.backends.torch.spell import quoted
-from pccompile.backends.torch.statements import Function, Key, Label, Stop, Turns, label_of
+from pccompile.backends.torch.statements import Function, Key, Label, Lowered, Stop, Turns, label_of
 from pccompile.backends.torch.writer import Writer
 from pccompile.ir import (
     Arg,
@@ -36,28 +35,16 @@ from pccompile.ir.equations import TERMS, parse
 from pccompile.ir.liveness import handed
 from pccompile.ops import OPS, result_name
 
+LATE = 2**31
+"""The turn from which on a value is computed that nothing reads."""
 
-@dataclass
-class Lowered:
-    """The functions of a generated file.
 
-    `labels` says what values are called, `made` where prediction has the values of the graph, `context` what it hands
-    on.
+def lower(program: Program, record: bool = False, loss_constants: bool = False) -> Lowered:
+    """All phases of `program`; with `record`, prediction and loops show what they compute.
+
+    loss_constants: part of the errors of outputs is computed once, before inference.
     """
-
-    program: Program
-    predict: Function
-    infer: Function
-    learn: Function
-    sweep: Function
-    labels: dict[Ref, Label]
-    made: dict[str, Ref] = field(default_factory=dict)
-    context: list[Ref] = field(default_factory=list)
-
-
-def lower(program: Program, record: bool = False) -> Lowered:
-    """All phases of `program`; with `record`, prediction and loops show what they compute."""
-    lowering = _Lowering(program, record)
+    lowering = _Lowering(program, record, loss_constants)
     predict = lowering.predict()
     if record:
         predict.results |= {("prediction", v): lowering.slots[v, "prediction"] for v in program.pc.names}
@@ -89,8 +76,8 @@ def lower_loss(
 
 
 class _Lowering:
-    def __init__(self, program: Program, record: bool = False) -> None:
-        self.program, self.pc, self.record = program, program.pc, record
+    def __init__(self, program: Program, record: bool = False, loss_constants: bool = False) -> None:
+        self.program, self.pc, self.record, self.loss_constants = program, program.pc, record, loss_constants
         self.graph: Graph = program.pc.graph
         self.children = self.pc.children()
         self.vertices = {v.name: v for v in self.pc.vertices}
@@ -244,7 +231,10 @@ class _Lowering:
             for (slot, vertex), value in state.values.items():
                 self.slots[vertex, slot] = self.of_one_sample((vertex, slot), value)
             phis = dict(state.values)
-            self.run(loop.body)
+            if isinstance(loop, Repeat) and loop.still and not self.record:
+                self.waiting(loop, phis)
+            else:
+                self.run(loop.body)
             state.values.update({(slot, vertex): self.slots[vertex, slot] for slot, vertex in phis})
             if self.record and outermost:
                 kinds = ("error", "prediction", self.program.state) if self.program.state else ("error",)
@@ -258,6 +248,14 @@ class _Lowering:
         for place in assigned:
             self.slots.pop(place, None)
         self.slots |= {(vertex, slot): value for (slot, vertex), value in phis.items()}
+
+    def waiting(self, loop: Repeat, phis: Mapping[Key, Ref]) -> None:
+        """A loop's body, each slot from the turn on in which it moves; what has no value before, as soon as read."""
+        for d in flat(loop.body):
+            start = phis.get((d.slot, d.vertex))
+            self.w.since = loop.still.get((d.vertex, d.slot), 0) if start else LATE
+            self.do(d, start if self.w.since else None)
+        self.w.since = 0
 
     def stop(self, until: Until) -> Stop:
         """When a loop ends early."""
@@ -278,15 +276,16 @@ class _Lowering:
         self.w.forget_parameters()
         self.written.clear()
 
-    def do(self, d: Do) -> None:
-        """One update equation."""
+    def do(self, d: Do, old: Ref | None = None) -> None:
+        """One update equation. old: what the slot is until it moves."""
         if d.vertex in self.vertices:
             self.w.vertex = d.vertex
         equation = parse(d.equation)
         value = self.equations.value(d, equation)
         assert isinstance(value, Ref), d
         bare = isinstance(equation, ast.Name) and (equation.id not in TERMS or self.plain(d.vertex, equation.id))
-        self.slots[d.vertex, d.slot] = value if bare else self.w.name(value, label_of(d.slot, d.vertex))
+        value = value if bare else self.w.name(value, label_of(d.slot, d.vertex))
+        self.slots[d.vertex, d.slot] = self.w.keep(value, old, label_of(d.slot, d.vertex)) if old else value
 
     def plain(self, vertex: str, term: str) -> bool:
         """Whether a term is the vertex's error."""
@@ -385,7 +384,11 @@ class _Lowering:
             self.slots[vertices[o], "prediction"] if o in vertices else self._forward(Ref(o))
             for o in self.graph.outputs
         )
-        call = self.w.call("clamp", {"outputs": predictions}, Label("output_errors"))
+        args: dict[str, Arg] = {"outputs": predictions}
+        if self.loss_constants:
+            first = tuple(self._forward(Ref(o)) for o in self.graph.outputs)
+            args["constants"] = self.w.call("clamp_constants", {"outputs": first}, Label("loss_constants"))
+        call = self.w.call("clamp", args, Label("output_errors"))
         return self.w.call("getitem", {"of": call, "index": index}, label)
 
 

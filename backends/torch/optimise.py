@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from pccompile.backends.torch.lower import Lowered
-from pccompile.backends.torch.statements import EFFECTS, Function, Line, Loop, fresh, made_in
+from pccompile.backends.torch.in_place import moved_in_place
+from pccompile.backends.torch.statements import EFFECTS, Function, Line, Loop, Lowered, fresh, made_in
 from pccompile.backends.torch.writer import is_parameter
 from pccompile.ir import Ref
 
@@ -31,6 +31,7 @@ def optimise(lowered: Lowered) -> Lowered:
     read_before_written(predict, needed)
     for f in (predict, *later):
         mask_unread(f)
+    later = [moved_in_place(f, lowered.program.numbers) for f in later]
     return replace(lowered, predict=predict, infer=later[0], learn=later[1], sweep=later[2], context=list(needed))
 
 

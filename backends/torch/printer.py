@@ -9,26 +9,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pccompile.backends.torch.layout import STEP, WIDTH, folded, listed
-from pccompile.backends.torch.spell import Speller, atom, quoted
-from pccompile.backends.torch.statements import EFFECTS, Function, Key, Label, Line, Loop, Role, Statement, Stop, fresh
+from pccompile.backends.torch.in_place import METHODS, OVERWRITING
+from pccompile.backends.torch.layout import STEP, WIDTH, folded, listed, recorded
+from pccompile.backends.torch.spell import SETTLED, Speller, atom, quoted, result_count
+from pccompile.backends.torch.statements import EFFECTS, Function, Label, Line, Loop, Role, Statement, Stop, fresh
 from pccompile.ir import Ref
 from pccompile.ir.names import Namer
-from pccompile.ops import OPS, overload
+from pccompile.ops import OPS
 
 Heading = Callable[[str], str]
 
-OVERWRITING = {f"aten.{name}.default": f"torch.{name}_" for name in ("relu", "tanh", "sigmoid", "exp")}
-"""Functions whose derivative is read off their result, so that nothing wants their argument afterwards."""
+KEPT = ("alias", "clamp", "clamp_constants")
+"""Statements that always have a line of their own."""
 
 DEEPEST = 16
 """So many statements are written inside one another at most: Python's own parser gives up at some hundred."""
-SETTLED = '''
-def settled(moves, against, below):
-    """Whether each of `moves` is small against what stands beside it in `against`."""
-    lengths, limits = (torch.stack([n.double() for n in torch._foreach_norm(t)]) for t in (moves, against))
-    return bool((lengths <= below * limits).all())
-'''
 
 
 class Printer:
@@ -64,6 +59,7 @@ class Printer:
         self.inlined: dict[Ref, str] = {}
         self.unpacked: set[Ref] = set()
         self.vertex = ""
+        self.since = 0
 
     def scan(self, lines: Sequence[Line], block: int) -> None:
         """Note who reads what, and in which block each value is made."""
@@ -111,7 +107,7 @@ class Printer:
             ending.setdefault(i, []).append(r)
         dead: list[Ref] = []
         for i, line in enumerate(lines):
-            self.free(dead, depth)
+            self.free(dead, depth + bool(self.since))
             if isinstance(line, Loop):
                 self.loop(line, depth)
             else:
@@ -128,7 +124,7 @@ class Printer:
                 found.setdefault(line.target, i)
         for i in reversed(range(len(lines))):
             line = lines[i]
-            if isinstance(line, Statement) and self.inlines(line):
+            if isinstance(line, Statement) and line.target in self.nested:
                 for r in line.reads:
                     found[r] = max(found[r], found[line.target])
         return found
@@ -141,12 +137,8 @@ class Printer:
             if depth[s.target] <= DEEPEST and self._reads_well_inside(s):
                 self.nested.add(s.target)
 
-    def inlines(self, s: Statement) -> bool:
-        """Whether a statement is written where it is read."""
-        return s.target in self.nested
-
     def _reads_well_inside(self, s: Statement) -> bool:
-        if s.target in self.kept or s.target in self.late_dims or s.op in ("alias", "clamp", *EFFECTS):
+        if s.target in self.kept or s.target in self.late_dims or s.keeps or s.op in (*KEPT, *EFFECTS):
             return False
         readers = self.readers.get(s.target, [])
         if s.op == "leaf" and s.args["table"] == "params":
@@ -197,17 +189,38 @@ class Printer:
         if s.op == "copy":
             self.line(depth, f"{s.args['table']}[{quoted(s.args['key'])}].copy_({self.spell(s.args['of'])})")
             return
-        if self.inlines(s):
+        if s.target in self.nested:
             self.inlined[s.target] = self.expression(s)
             return
-        self.comment(s.vertex, depth)
-        if self.unpack(s, depth):
+        depth = self.turn(s, depth)
+        if s.into:
+            self.write_over(s, s.into, depth)
+        elif not s.keeps and self.unpack(s, depth):
             return
-        if not self.in_place(s, i, depth, last, kept) and not self.overwrites(s, i, depth, last, kept):
+        elif s.keeps or not (self.in_place(s, i, depth, last, kept) or self.overwrites(s, i, depth, last, kept)):
             expression = self.expression(s)
             self.line(depth, f"{self.own_name(s.target)} = {expression}")
         for name, axis in self.late_dims.get(s.target, ()):
             self.line(depth, f"{name} = {self.names[s.target]}.shape[{axis}]")
+
+    def turn(self, s: Statement, depth: int) -> int:
+        """Open the condition of a statement of a loop that waits for its turn; the depth that it is printed at."""
+        if s.keeps and self.own_name(s.target) != self.names[s.keeps]:
+            self.since = 0
+            self.line(depth, f"{self.names[s.target]} = {self.names[s.keeps]}")
+        opens = s.since != self.since
+        self.comment(s.vertex, depth + bool(s.since and not opens))
+        if s.since and opens:
+            self.line(depth, f"if turn >= {s.since}:")
+        self.since = s.since
+        return depth + bool(s.since)
+
+    def write_over(self, s: Statement, operand: Ref, depth: int) -> None:
+        """Print a statement whose result takes the place of an operand."""
+        name = self.names[s.target] = self.names[operand]
+        self.owner[name] = s.target
+        arguments = self.speller.arguments(s.op, s.args, self.spell)[1:]
+        self.line(depth, f"{name}.{METHODS[s.op]}({', '.join(arguments)})")
 
     def own_name(self, value: Ref) -> str:
         """What a value is called from here on; the first term of a sum is called what the sum is."""
@@ -234,9 +247,11 @@ class Printer:
                 return str(s.args["text"])
             case "alias":
                 return self.spell(s.args["of"])
-            case "clamp":
+            case "clamp" | "clamp_constants":
                 outputs = ", ".join(self.spell(o) for o in s.args["outputs"])
-                return f"clamp(({outputs},), targets)[1]"
+                constants = f", {self.spell(s.args['constants'])}" if "constants" in s.args else ""
+                name = "clamp_errors" if s.op == "clamp" else s.op
+                return f"{name}(({outputs},), targets{constants})"
         if self.labels[s.target].role is Role.GRADIENT and s.op in ("aten.neg.default", "aten.mul.Tensor"):
             source = s.args["self"]
             if source in self.inlined and fresh(self.made[source], self.made):
@@ -324,8 +339,9 @@ class Printer:
     def loop(self, loop: Loop, depth: int) -> None:
         """Print a loop; a carried value keeps its name where nothing reads the old one after the new one is made."""
         for c in loop.carried:
-            self.line(depth, f"{self.names[c.phi]} = {self.spell(c.start)}")
-        counter = "done" if loop.stop else "_"
+            self.line(depth, f"{self.names[c.phi]} = {self.spell(c.start)}{'.clone()' if c.copied else ''}")
+        waits = any(isinstance(s, Statement) and s.since for s in loop.body)
+        counter = "done" if loop.stop else "turn" if waits else "_"
         for text in loop.turns.head(counter):
             self.line(depth, text)
         late = []
@@ -340,7 +356,9 @@ class Printer:
                 late.append(c)
         length = len(self.text)
         read_late = {c.next for c in loop.carried} | set(loop.shown)
+        self.since = 0
         self.block(loop.body, depth + 1, self.kept | read_late)
+        self.since = 0
         if loop.stop:
             self.line(depth + 1, f"calm = {self.settled(loop.stop)}")
         for c in late:
@@ -380,20 +398,3 @@ class Printer:
         """Print one line, over several where it is too long."""
         *first, last = (STEP * depth + text).split("\n")
         self.text += [*first, *folded(last)]
-
-
-def recorded(shown: Mapping[Key, str]) -> str:
-    """The call that shows a trace of inference these values, slot by slot and vertex by vertex."""
-    slots: dict[str, list[str]] = {}
-    for (slot, name), text in shown.items():
-        slots.setdefault(slot, []).append(f"{quoted(name)}: {text}")
-    entries = [f"{quoted(slot)}: {{{', '.join(parts)}}}" for slot, parts in slots.items()]
-    return f"record({{{', '.join(entries)}}})"
-
-
-def result_count(op: str) -> int | None:
-    """How many results an operation has; None where that is one, or not fixed."""
-    if not op.startswith(("aten.", "pccompile.")) or (op in OPS and OPS[op].infer):
-        return None
-    returns = overload(op)._schema.returns
-    return len(returns) if len(returns) > 1 else None

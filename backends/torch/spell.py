@@ -26,6 +26,13 @@ def quoted(text: str) -> str:
     return json.dumps(str(text))
 
 
+SETTLED = '''
+def settled(moves, against, below):
+    """Whether each of `moves` is small against what stands beside it in `against`."""
+    lengths, limits = (torch.stack([n.double() for n in torch._foreach_norm(t)]) for t in (moves, against))
+    return bool((lengths <= below * limits).all())
+'''
+
 Text = Callable[[Ref], str]
 
 
@@ -81,7 +88,7 @@ class Speller:
             return spelled
         if op == "getitem":
             return f"{text(args['of'])}[{args['index']}]"
-        return f"{self.kernel(op)}({', '.join(self._arguments(op, args, text))})"
+        return f"{self.kernel(op)}({', '.join(self.arguments(op, args, text))})"
 
     def kernel(self, op: str) -> str:
         """The function that runs `op`: torch's own name for it, or a name given at the top of the file."""
@@ -103,7 +110,8 @@ class Speller:
         names = {name for op in called for name in (*kernel_names(op), self._kernel_name(op))}
         return names.union(BUILTINS, _helper_names(), self.fragments.values())
 
-    def _arguments(self, op: str, args: Mapping[str, Arg], text: Text) -> list[str]:
+    def arguments(self, op: str, args: Mapping[str, Arg], text: Text) -> list[str]:
+        """The arguments of a call of an operator, those left out that are as its schema has them."""
         declared = overload(op)._schema.arguments
         dense = OPS[op].dense if op in OPS else ()
         positional = [a for a in declared if not a.kwarg_only]
@@ -139,6 +147,14 @@ def kernel_names(op: str) -> tuple[str, ...]:
     """What the file may call an operator, without and with the name of its overload."""
     _, *parts = op.split(".")
     return (identifier(parts[0]), identifier("_".join(parts))) if parts else ()
+
+
+def result_count(op: str) -> int | None:
+    """How many results an operation has; None where that is one, or not fixed."""
+    if not op.startswith(("aten.", "pccompile.")) or (op in OPS and OPS[op].infer):
+        return None
+    returns = overload(op)._schema.returns
+    return len(returns) if len(returns) > 1 else None
 
 
 def _equal(value: Arg, default: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from pccompile.ir import Arg, Ref, lengths, refs
+from pccompile.ir import Arg, Program, Ref, lengths, refs
 from pccompile.ops import OPS, overload
 
 Key = tuple[str, str]
@@ -59,6 +59,9 @@ class Statement:
     update     args: paths, gradients: calls the function that changes the parameters; has no target
 
     even: every tensor that it reads is known to have the result's shape, so that the result fits in its memory
+    into: the argument whose memory the result is written to
+    since: the turn of its loop from which on it is computed
+    keeps: what the target is before that turn; without it, nothing reads the target then
     """
 
     target: Ref
@@ -66,11 +69,14 @@ class Statement:
     args: Mapping[str, Arg]
     vertex: str = ""
     even: bool = False
+    into: Ref | None = None
+    since: int = 0
+    keeps: Ref | None = None
 
     @property
     def reads(self) -> tuple[Ref, ...]:
         """The values that the statement needs."""
-        return tuple(refs(self.args.values()))
+        return (*refs(self.args.values()), *([self.keeps] if self.keeps else []))
 
     @property
     def lengths(self) -> tuple[str, ...]:
@@ -80,11 +86,15 @@ class Statement:
 
 @dataclass(eq=False)
 class Carried:
-    """A value that a loop hands from step to step: `phi` is `start` in the first step and `next` afterwards."""
+    """A value that a loop hands from step to step: `phi` is `start` in the first step and `next` afterwards.
+
+    copied: the loop writes over it, so that it begins with a copy of `start`.
+    """
 
     phi: Ref
     start: Ref
     next: Ref
+    copied: bool = False
 
 
 @dataclass(eq=False)
@@ -176,6 +186,24 @@ class Function:
         """The values that the function reads and does not make."""
         wanted = {r for line in self.lines for r in line.reads} | set(self.results.values())
         return wanted - made_in(self.lines)
+
+
+@dataclass
+class Lowered:
+    """The functions of a generated file.
+
+    `labels` says what values are called, `made` where prediction has the values of the graph, `context` what it hands
+    on.
+    """
+
+    program: Program
+    predict: Function
+    infer: Function
+    learn: Function
+    sweep: Function
+    labels: dict[Ref, Label]
+    made: dict[str, Ref] = field(default_factory=dict)
+    context: list[Ref] = field(default_factory=list)
 
 
 def fresh(s: Statement, made: Mapping[Ref, Statement]) -> bool:

@@ -56,6 +56,8 @@ class Writer:
         self.known: dict[object, Ref] = {}
         self.made: dict[Ref, Statement] = {}
         self.vertex = ""
+        self.since = 0
+        """The turn from which on what is written in a loop is needed."""
         self._levels: list[_Level] = []
         self._count = 0
 
@@ -87,6 +89,7 @@ class Writer:
         if depth < len(self._levels):
             self._levels[depth].outer.append(statement)
         else:
+            statement.since = self.since
             self.lines.append(statement)
         if depth:
             self._levels[depth - 1].moving.add(statement.target)
@@ -102,6 +105,17 @@ class Writer:
             if statement.op == "given" and set(statement.args["names"]) & set(level.numbers):
                 return depth
         return 0
+
+    def keep(self, value: Ref, old: Ref, label: Label) -> Ref:
+        """`value` from the turn `since` on, and before that turn `old`, which is the same then."""
+        last = self.lines[-1] if self.lines else None
+        if not (isinstance(last, Statement) and last.target == value and last.since == self.since and not last.keeps):
+            last = Statement(self.fresh(label), "alias", {"of": value}, self.vertex, since=self.since)
+            self.made[last.target] = last
+            self.lines.append(last)
+            self._levels[-1].moving.add(last.target)
+        last.keeps = old
+        return last.target
 
     def leaf(self, table: str, key: str, label: Label) -> Ref:
         """An entry of one of the model's tables."""
@@ -142,6 +156,7 @@ class Writer:
         state = LoopState(dict(phis))
         yield state
         carried = [Carried(phis[k], starts[k], state.values[k]) for k in starts]
+        compute_in_time(self.lines, [*state.values.values(), *state.record.values()])
         self.known = {k: v for k, v in self.known.items() if v not in level.moving}
         body, self.lines = self.lines, level.outer
         self._levels.pop()
@@ -168,3 +183,16 @@ class Writer:
         """The lines written so far; writing goes on in another function."""
         lines, self.lines = self.lines, []
         return lines
+
+
+def compute_in_time(body: list[Line], shown: Sequence[Ref]) -> None:
+    """Let each statement of a loop be computed as soon as one that reads it, or what is `shown` behind the turn."""
+    made = {s.target: s for s in body if isinstance(s, Statement)}
+    for r in shown:
+        if r in made and not made[r].keeps:
+            made[r].since = 0
+    for line in reversed(body):
+        since = line.since if isinstance(line, Statement) else 0
+        for r in line.reads:
+            if r in made and not made[r].keeps:
+                made[r].since = min(made[r].since, since)

@@ -48,7 +48,7 @@ def infer(params, context, output_errors, steps=5, rate=0.3):
     readout_mm = error_readout @ params["readout.weight"]
     error_tanh = error_tanh_1
     for _ in range(steps):
-        error_tanh = torch.lerp(error_tanh, readout_mm, rate)
+        error_tanh.lerp_(readout_mm, rate)
 
     return {
         "tanh": error_tanh,

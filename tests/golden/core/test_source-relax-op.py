@@ -52,15 +52,16 @@ def infer(params, context, output_errors, steps=5, rate=0.3):
     readout_mm = error_readout @ params["readout.weight"]
     error_hidden = error_hidden_1
     error_tanh = error_tanh_1
-    for _ in range(steps):
+    for turn in range(steps):
 
         # hidden · linear    Δε = η ((1 - tanh(x)**2) ⊙ ε[tanh] − ε)    tiny.py:15
-        tanh_tanh_backward = tanh_backward(error_tanh, prediction_tanh)
-        error_hidden = torch.lerp(error_hidden, tanh_tanh_backward, rate)
-        del tanh_tanh_backward
+        if turn >= 1:
+            tanh_tanh_backward = tanh_backward(error_tanh, prediction_tanh)
+            error_hidden.lerp_(tanh_tanh_backward, rate)
+            del tanh_tanh_backward
 
         # tanh · tanh    Δε = η (Wᵀ ε[readout] − ε)    tiny.py:15
-        error_tanh = torch.lerp(error_tanh, readout_mm, rate)
+        error_tanh.lerp_(readout_mm, rate)
 
     return {
         "hidden": error_hidden,

@@ -24,44 +24,47 @@ def predict(params, buffers, inputs):
     # readout · linear    v̂ = W x + b    tiny.py:15
     prediction_readout = F.linear(prediction_tanh, params["readout.weight"], params["readout.bias"])
 
-    return (prediction_readout,), [prediction_tanh, x]
+    return (prediction_readout,), [prediction_tanh, prediction_readout, x]
+
+
+def clamp_errors(outputs, targets):
+    """Minus the gradient of the squared error at each output, t − v̂."""
+    return [targets[0] - outputs[0]]
 
 
 @torch.no_grad()
 def clamp(outputs, targets):
     """Squared error ½‖t − v̂‖², summed. Returns it and minus its gradient at each output, t − v̂."""
-    output_errors = [targets[0] - outputs[0]]
+    output_errors = clamp_errors(outputs, targets)
     return 0.5 * output_errors[0].square().sum(), output_errors
 
 
 @torch.no_grad()
 def infer(params, context, targets, steps=5, rate=0.3):
     """Settle the errors. Returns the error of each vertex."""
-    [prediction_tanh, _] = context
-    value_tanh = prediction_tanh
-    for _ in range(steps):
+    [prediction_tanh, prediction_readout, _] = context
+    value_tanh = prediction_tanh.clone()
+    prediction_readout_1 = prediction_readout
+    for turn in range(steps):
 
         # readout · linear    ε = −∂L/∂v̂    tiny.py:15
-        prediction_readout = F.linear(value_tanh, params["readout.weight"], params["readout.bias"])
-        output_errors_1 = clamp((prediction_readout,), targets)[1]
-        del prediction_readout
+        if turn >= 1:
+            prediction_readout_1 = F.linear(value_tanh, params["readout.weight"], params["readout.bias"])
+        output_errors_1 = clamp_errors((prediction_readout_1,), targets)
         error_readout = output_errors_1[0]
         del output_errors_1
 
         # tanh · linear · tanh    ε = v − v̂, Δv = η (Wᵀ ε[readout] − ε)    tiny.py:15
         error_tanh = value_tanh - prediction_tanh
-        readout_mm = error_readout @ params["readout.weight"]
-        del error_readout
-        force_tanh = readout_mm - error_tanh
-        del error_tanh, readout_mm
-        mul_1 = rate * force_tanh
-        del force_tanh
-        value_tanh = value_tanh + mul_1
+        value_tanh.sub_(error_tanh, alpha=rate)
+        del error_tanh
+        value_tanh.addmm_(error_readout, params["readout.weight"], alpha=rate)
+    del prediction_readout
 
     # readout · linear    ε = −∂L/∂v̂    tiny.py:15
-    prediction_readout_1 = F.linear(value_tanh, params["readout.weight"], params["readout.bias"])
-    output_errors_2 = clamp((prediction_readout_1,), targets)[1]
-    del prediction_readout_1
+    prediction_readout_2 = F.linear(value_tanh, params["readout.weight"], params["readout.bias"])
+    output_errors_2 = clamp_errors((prediction_readout_2,), targets)
+    del prediction_readout_2
     error_readout_1 = output_errors_2[0]
     del output_errors_2
 
@@ -79,7 +82,7 @@ def infer(params, context, targets, steps=5, rate=0.3):
 @torch.no_grad()
 def learn(params, context, errors, values):
     """The local weight updates. Returns the free-energy gradient of each parameter."""
-    [prediction_tanh, x] = context
+    [prediction_tanh, _, x] = context
     error_tanh = errors["tanh"]
     error_readout = errors["readout"]
     value_tanh = values["tanh"]
