@@ -145,6 +145,9 @@ class _Symbols:
                 return self.arithmetic(op, self.value(d, left), self.value(d, right))
             case ast.Compare(left=left, ops=[op], comparators=[right]):
                 return self.made(type(op).__name__, self.value(d, left), self.value(d, right))
+            case ast.Call(func=ast.Name(id="across"), args=[ast.Name(id=slot)]):
+                everywhere = [(v, self.slots[v, slot]) for v in self.vertices if (v, slot) in self.slots]
+                return self.tensor("across", d.vertex, *everywhere)
             case ast.Call(func=ast.Name(id=name), args=args):
                 return self.function(name, [self.value(d, a) for a in args])
         raise AssertionError(f"{d}: verify_program lets nothing else through")
@@ -192,6 +195,11 @@ class _Symbols:
                 return self.pull(d)
             case "zero":
                 return 0.0
+            case "given":
+                return self.tensor("given", d.vertex)
+            case "clamp" if d.vertex in self.pc.observed:
+                energy = self.vertices[d.vertex].energy
+                return self.value(d, parse(energy.send if energy else "error"))
             case "clamp":
                 return self.tensor("clamp", d.vertex, *(self.slots[o.vertex, "prediction"] for o in self.pc.outputs))
             case "noise":

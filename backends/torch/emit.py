@@ -6,10 +6,10 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from pccompile.backends.torch.keys import Gradient, gradient_keys
+from pccompile.backends.torch.keys import Gradient, gradient_keys, table_of
 from pccompile.backends.torch.layout import dictionary, folded, listed, recorded
 from pccompile.backends.torch.loss import Clamp
-from pccompile.backends.torch.lower import lower, table_of
+from pccompile.backends.torch.lower import lower
 from pccompile.backends.torch.nested import fragments_of, print_fragments
 from pccompile.backends.torch.optimise import optimise
 from pccompile.backends.torch.printer import Printer

@@ -39,4 +39,9 @@ def gradient_keys(graph: Graph) -> dict[str, Gradient]:
     return found
 
 
-__all__ = ["Gradient", "gradient_keys"]
+def table_of(slot: str) -> str:
+    """What the dictionary of a slot is called that inference hands to learning."""
+    return f"{slot}s"
+
+
+__all__ = ["Gradient", "gradient_keys", "table_of"]

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 from pccompile.backends.torch.equations import Equations
-from pccompile.backends.torch.keys import gradient_keys
+from pccompile.backends.torch.keys import gradient_keys, table_of
 from pccompile.backends.torch.pulls import Term, total, weighed
 from pccompile.backends.torch.spell import quoted
 from pccompile.backends.torch.statements import Function, Key, Label, Lowered, Stop, Turns, label_of
-from pccompile.backends.torch.writer import Writer
+from pccompile.backends.torch.writer import LATE, Writer
 from pccompile.ir import (
     Arg,
     Decision,
@@ -35,14 +35,11 @@ from pccompile.ir.equations import TERMS, parse
 from pccompile.ir.liveness import handed
 from pccompile.ops import OPS, result_name
 
-LATE = 2**31
-"""The turn from which on a value is computed that nothing reads."""
-
 
 def lower(program: Program, record: bool = False, loss_constants: bool = False) -> Lowered:
     """All phases of `program`; with `record`, prediction and loops show what they compute.
 
-    loss_constants: part of the errors of outputs is computed once, before inference.
+    loss_constants: part of the errors of outputs is computed once.
     """
     lowering = _Lowering(program, record, loss_constants)
     predict = lowering.predict()
@@ -390,11 +387,6 @@ class _Lowering:
             args["constants"] = self.w.call("clamp_constants", {"outputs": first}, Label("loss_constants"))
         call = self.w.call("clamp", args, Label("output_errors"))
         return self.w.call("getitem", {"of": call, "index": index}, label)
-
-
-def table_of(slot: str) -> str:
-    """What the dictionary of a slot is called that inference hands to learning."""
-    return f"{slot}s"
 
 
 __all__ = ["Lowered", "lower", "lower_loss"]

@@ -22,6 +22,9 @@ from pccompile.backends.torch.statements import (
 from pccompile.ir import Arg, Ref
 from pccompile.ops import OPS, bind
 
+LATE = 2**31
+"""The turn from which on a value is computed that nothing reads."""
+
 
 @dataclass
 class _Level:

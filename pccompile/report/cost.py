@@ -8,15 +8,15 @@ from typing import Any
 
 from pccompile.algorithms import exact
 from pccompile.analysis.cost import at, depth, products, size_in_bytes, traffic
-from pccompile.backends.torch.keys import gradient_keys
-from pccompile.backends.torch.lower import Lowered, lower, table_of
+from pccompile.backends.torch.keys import gradient_keys, table_of
+from pccompile.backends.torch.lower import Lowered, lower
 from pccompile.backends.torch.optimise import optimise
 from pccompile.backends.torch.spell import quoted
 from pccompile.backends.torch.statements import Carried, Function, Line, Loop
 from pccompile.diagnostics import CompileError, listing
 from pccompile.driver import Compiled
 from pccompile.frontends.imported import Imported
-from pccompile.ir import Dim, Program, Ref, Type, map_refs
+from pccompile.ir import Dim, Program, Ref, Type, map_refs, refs
 from pccompile.ops import OPS
 from pccompile.report.tables import Page, Table, as_json, number
 
@@ -140,18 +140,19 @@ class Count:
             self._open(f)
         return self._lines(f.lines)
 
-    def _lines(self, lines: list[Line]) -> Dim:
+    def _lines(self, lines: list[Line], times: int = 1) -> Dim:
+        """The products of lines that run so often; a statement that waits for its turn, as often as is left."""
         total: Dim = 0
         for line in lines:
             if isinstance(line, Loop):
                 self.types |= {c.phi: self.types[c.start] for c in line.carried}
                 turns = line.turns
-                times = len(turns.rows) if turns.names else self.program.arguments[turns.times]
-                assert isinstance(times, int)
-                total += times * self._lines(line.body)
+                within = len(turns.rows) if turns.names else self.program.arguments[turns.times]
+                assert isinstance(within, int)
+                total += times * self._lines(line.body, within)
             elif line.op not in UNTYPED:
                 result = self.types[line.target] = self._type(line.op, line.args)
-                total += products(line.op, line.args, _known(self.types), result)
+                total += max(times - line.since, 0) * products(line.op, line.args, _known(self.types), result)
                 if line.op in OPS and OPS[line.op].helper and not OPS[line.op].wiring:
                     self.unknown.add(line.op)
         return total
@@ -166,6 +167,8 @@ class Count:
                 return self.types[args["of"]]
             case "clamp":
                 return tuple(self.outputs)
+            case "clamp_constants":
+                return None
             case "pcc.when":
                 return self.types[args["self"]]
         numbers = {k: map_refs(a, lambda r: r if self.types[r] is not None else 0.5) for k, a in args.items()}
@@ -196,9 +199,11 @@ def _known(types: Mapping[Ref, Type | None]) -> Mapping[str, Type]:
 
 
 def _carried(lines: list[Line]) -> Iterator[Carried]:
+    """What loops hand from turn to turn; what they compute anew in each, once it moves, is nothing that they keep."""
     for line in lines:
         if isinstance(line, Loop):
-            yield from line.carried
+            read = {r for x in line.body for r in (x.reads if isinstance(x, Loop) else refs(x.args.values()))}
+            yield from (c for c in line.carried if c.phi in read)
             yield from _carried(line.body)
 
 
