@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pccompile.backends.torch.statements import EFFECTS, Carried, Function, Line, Loop, Statement, fresh
+from pccompile.backends.torch.statements import EFFECTS, Carried, Function, Line, Loop, Statement, fresh, statements_of
 from pccompile.ir import Arg, Ref, refs
 
 ADD, SUB, MUL = "aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor"
 MM, ADDMM = "aten.mm.default", "aten.addmm.default"
-METHODS = {ADD: "add_", SUB: "sub_", MUL: "mul_", ADDMM: "addmm_", "aten.lerp.Scalar": "lerp_"}
+LERP = "aten.lerp.Scalar"
+METHODS = {ADD: "add_", SUB: "sub_", MUL: "mul_", ADDMM: "addmm_", LERP: "lerp_"}
 """What an operation is called that writes its result over its argument `self`."""
 OVERWRITING = {f"aten.{name}.default": f"torch.{name}_" for name in ("relu", "tanh", "sigmoid", "exp")}
 """Functions whose derivative is read off their result, so that nothing wants their argument afterwards."""
@@ -39,20 +40,22 @@ class _InPlace:
 
     def lines(self, lines: Sequence[Line]) -> list[Line]:
         """`lines`, with every loop changed, those inside first."""
+        beside = {s.target for s in lines if isinstance(s, Statement)}
         changed = (isinstance(x, Loop) and bool(x.turns.times) and not x.record for x in lines)
-        return [self.loop(x) if c and isinstance(x, Loop) else x for x, c in zip(lines, changed, strict=True)]
+        return [self.loop(x, beside) if c and isinstance(x, Loop) else x for x, c in zip(lines, changed, strict=True)]
 
-    def loop(self, loop: Loop) -> Loop:
+    def loop(self, loop: Loop, beside: Collection[Ref]) -> Loop:
+        """A loop, changed. beside: what is made anew whenever the loop is run."""
         body = self.lines(self.fused(loop.body))
         loop = replace(loop, body=body)
         uses = _Uses(loop, self.made)
-        carried = [self.carried(c, uses) for c in loop.carried]
+        carried = [self.carried(c, uses, beside) for c in loop.carried]
         return replace(loop, carried=carried)
 
     # fewer kernels
 
     def fused(self, body: Sequence[Line]) -> list[Line]:
-        """`body` with v + r x as one operation, and v + r (A B − e) as two."""
+        """`body` with v + r x as one operation, and v + r (A B − e) as two, also where e = v − p is read there only."""
         places = {s.target: i for i, s in enumerate(body) if isinstance(s, Statement)}
         barriers = [i for i, s in enumerate(body) if isinstance(s, Loop) or s.op in EFFECTS]
         dropped: set[Statement] = set()
@@ -79,9 +82,12 @@ class _InPlace:
         if force is None or product is None or not force.even or not isinstance(force.args["other"], Ref):
             return [whole]
         dropped |= {force, product}
-        first = Statement(
-            force.target, SUB, {**whole.args, "other": force.args["other"]}, s.vertex, True, None, s.since
-        )
+        op, args = SUB, {**whole.args, "other": force.args["other"]}
+        error = self.once(force.args["other"], SUB, inside)
+        if error and error.even and error.args["self"] == s.args["self"] and error.args["alpha"] == 1:
+            dropped.add(error)
+            op, args = LERP, {"self": s.args["self"], "end": error.args["other"], "weight": whole.args["alpha"]}
+        first = Statement(force.target, op, args, s.vertex, True, since=s.since)
         matrices = {"mat1": product.args["self"], "mat2": product.args["mat2"]}
         args = {"self": first.target, **matrices, "beta": 1, "alpha": whole.args["alpha"]}
         last = Statement(s.target, ADDMM, args, s.vertex, True, since=s.since, keeps=s.keeps)
@@ -110,7 +116,7 @@ class _InPlace:
 
     # no memory of their own
 
-    def carried(self, c: Carried, uses: _Uses) -> Carried:
+    def carried(self, c: Carried, uses: _Uses, beside: Collection[Ref]) -> Carried:
         """A carried value; where it can be overwritten, the statements on its way do so."""
         chain = uses.chain(c)
         if not chain or not uses.overwritten(c, chain):
@@ -118,7 +124,7 @@ class _InPlace:
         for s in chain:
             s.into, s.keeps = s.args["self"], None
         start = self.made.get(c.start)
-        own = start is not None and fresh(start, self.made) and self.readers[c.start] == 1
+        own = c.start in beside and start is not None and fresh(start, self.made) and self.readers[c.start] == 1
         return replace(c, copied=not own)
 
 
@@ -136,7 +142,11 @@ class _Uses:
         self.last: dict[Ref, int] = {}
         self.count: Counter[Ref] = Counter()
         self.place: dict[Ref, int] = {}
+        self.handed: set[Ref] = set()
+        """What others may keep: they are handed gradients within the loop."""
         for i, line in enumerate(body):
+            if any(s.op in EFFECTS for s in statements_of([line])):
+                self.handed.update(line.reads)
             for r in line.reads if isinstance(line, Loop) else refs(line.args.values()):
                 self.last[r] = i
                 self.count[r] += 1
@@ -175,6 +185,8 @@ class _Uses:
     def overwritten(self, c: Carried, chain: Sequence[Statement]) -> bool:
         """Whether nothing needs the old value, or another that may lie in its memory, once the first step writes."""
         first, own = self.place[chain[0].target], {s.target for s in chain}
+        if any(self.of(r) & {c.phi, *own} for r in self.handed):
+            return False
         kept = ((i, s) for i, s in enumerate(self.loop.body) if isinstance(s, Statement) and s.keeps)
         if any(i > first and s.target not in own and c.phi in self.of(s.keeps) for i, s in kept if s.keeps):
             return False

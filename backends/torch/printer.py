@@ -11,19 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pccompile.backends.torch.in_place import METHODS, OVERWRITING
 from pccompile.backends.torch.layout import STEP, WIDTH, folded, listed, recorded
+from pccompile.backends.torch.nesting import Nesting
 from pccompile.backends.torch.spell import SETTLED, Speller, atom, quoted, result_count
-from pccompile.backends.torch.statements import EFFECTS, Function, Label, Line, Loop, Role, Statement, Stop, fresh
+from pccompile.backends.torch.statements import Function, Label, Line, Loop, Role, Statement, Stop, fresh
 from pccompile.ir import Ref
 from pccompile.ir.names import Namer
 from pccompile.ops import OPS
 
 Heading = Callable[[str], str]
-
-KEPT = ("alias", "clamp", "clamp_constants")
-"""Statements that always have a line of their own."""
-
-DEEPEST = 16
-"""So many statements are written inside one another at most: Python's own parser gives up at some hundred."""
 
 
 class Printer:
@@ -80,7 +75,7 @@ class Printer:
     def run(self, late_dims: Mapping[Ref, Sequence[tuple[str, int]]]) -> list[str]:
         """The body, without the return statement. late_dims: lengths to read off a value once it is there."""
         self.late_dims = late_dims
-        self.nest()
+        self.nested = Nesting(self.f, self.labels, self.readers, self.block_of, {*self.kept, *late_dims}).nested()
         self.block(self.f.lines, 1, self.kept)
         return self.text
 
@@ -128,50 +123,6 @@ class Printer:
                 for r in line.reads:
                     found[r] = max(found[r], found[line.target])
         return found
-
-    def nest(self) -> None:
-        """Decide which statements are written where they are read, none inside more than DEEPEST others."""
-        depth: dict[Ref, int] = {}
-        for s in self.f.statements():
-            depth[s.target] = 1 + max((depth[r] for r in s.reads if r in self.nested), default=0)
-            if depth[s.target] <= DEEPEST and self._reads_well_inside(s):
-                self.nested.add(s.target)
-
-    def _reads_well_inside(self, s: Statement) -> bool:
-        if s.target in self.kept or s.target in self.late_dims or s.keeps or s.op in (*KEPT, *EFFECTS):
-            return False
-        readers = self.readers.get(s.target, [])
-        if s.op == "leaf" and s.args["table"] == "params":
-            return True
-        if len(readers) != 1:
-            return s.op == "given" and str(s.args["text"]).isidentifier()
-        if s.args.get("clone"):
-            return False
-        reader = readers[0]
-        if reader is None or (s.op == "given" and "[" in str(s.args["text"])):
-            return False
-        if s.op in ("given", "leaf"):
-            return True
-        if self.block_of[reader.target] != self.block_of[s.target] or reader.op in ("alias", *EFFECTS):
-            return False
-        if self.labels[s.target].role in (Role.ERROR, Role.PREDICTION, Role.VALUE):
-            return False
-        wired = s.op in OPS and OPS[s.op].wiring
-        single = reader.op == "getitem" and s.op != "getitem"
-        return wired or single or s.op == "getitem" or self._absorbed(s, reader) or self._scaled(s)
-
-    def _scaled(self, s: Statement) -> bool:
-        """Whether a statement is a product with a number of a loop."""
-        factor = self.made.get(s.args["self"]) if s.op == "aten.mul.Tensor" else None
-        return factor is not None and bool(factor.args.get("names"))
-
-    def _absorbed(self, s: Statement, reader: Statement) -> bool:
-        """Whether the reader is an in-place step that takes a fresh operand as it is."""
-        if reader.op == "aten.neg.default" or (
-            reader.op == "aten.mul.Tensor" and isinstance(reader.args["other"], float)
-        ):
-            return fresh(s, self.made) and self.labels[reader.target].role is Role.GRADIENT
-        return s.op == "aten.mm.default" and reader.op == "aten.add.Tensor" and reader.args["other"] == s.target
 
     def statement(self, s: Statement, i: int, depth: int, last: Mapping[Ref, int], kept: set[Ref]) -> None:
         """Print a statement, unless it is written where it is read."""
@@ -325,6 +276,8 @@ class Printer:
         measured = any(p.target in self.late_dims for p in parts)
         here = all(self.block_of[p.target] == self.block_of[s.target] for p in parts)
         if len(parts) < 2 or count is None or not here or measured or len(self.readers[s.target]) != len(parts):
+            return False
+        if any(p.keeps and self.own_name(p.target) != self.names[p.keeps] for p in parts):
             return False
         names = ["_"] * count
         for p in parts:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+import torch
+
 from pccompile.ir import Arg, Program, Ref, lengths, refs
 from pccompile.ops import OPS, overload
 
@@ -207,10 +209,15 @@ class Lowered:
 
 
 def fresh(s: Statement, made: Mapping[Ref, Statement]) -> bool:
-    """Whether a statement makes memory of its own."""
+    """Whether a statement makes memory of its own.
+
+    torch does not say it of functions that are made of others: `atleast_1d` may return what it is given.
+    """
     if s.op == "getitem":
         source = made.get(s.args["of"])
         return source is not None and source.op.startswith("aten.") and fresh(source, made)
     if not s.op.startswith("aten.") or (s.op in OPS and OPS[s.op].wiring):
+        return False
+    if s.op not in OPS and overload(s.op).has_kernel_for_dispatch_key(torch.DispatchKey.CompositeImplicitAutograd):
         return False
     return all(r.alias_info is None for r in overload(s.op)._schema.returns)

@@ -197,7 +197,7 @@ def test_a_loop_ends_when_every_vertex_has_settled(gated: Problem) -> None:
 def test_no_loop_ends_before_news_from_the_loss_has_reached_every_vertex(gated: Problem) -> None:
     longest = 5
     loose = gated.gradients("strict", steps=100, tolerance=10.0)
-    assert gap(loose, gated.gradients("strict", steps=longest)) == 0
+    assert gap(loose, gated.gradients("strict", steps=longest)) < 1e-14
 
 
 def test_rates_by_vertex(gated: Problem) -> None:
@@ -219,7 +219,7 @@ def test_all_steppers_settle_at_one_equilibrium(gated: Problem, stepper: str) ->
 
 @pytest.mark.parametrize("stepper", ["heavy-ball", "nesterov"])
 def test_without_momentum_a_stepper_is_euler(gated: Problem, stepper: str) -> None:
-    assert gap(gated.gradients("strict", stepper=stepper, mass=0.0), gated.gradients("strict")) == 0
+    assert gap(gated.gradients("strict", stepper=stepper, mass=0.0), gated.gradients("strict")) < 1e-14
 
 
 def test_the_first_step_of_adam_is_the_sign_of_the_force(gated: Problem) -> None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pccompile
 from algorithms.nets import NETS, Problem, problem
+from algorithms.programs import agree, captured, full, gradients, loops, plain, program_of
 from pccompile import energy
 from pccompile.backends.torch import emit
-from pccompile.driver import Options, schedule
-from pccompile.ir import Do, PCGraph, Program, Repeat, Update
+from pccompile.ir import Do, Program, Repeat, Update
 from pccompile.passes.wavefront import wavefront
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
@@ -32,49 +31,6 @@ WAITING = {k: v for k, v in ALGORITHMS.items() if k != "relax"}
 SLOW = ("cnn", "lstm", "transformer")
 
 
-def loops(program: Program) -> list[Repeat]:
-    return [s for s in program.infer if isinstance(s, Repeat)]
-
-
-def full(program: Program) -> Program:
-    """The same, with every vertex computed at every step."""
-    return replace(program, infer=tuple(replace(s, still={}) if isinstance(s, Repeat) else s for s in program.infer))
-
-
-def captured(p: Problem) -> PCGraph:
-    compiled = p.compile("strict", steps=1).compiled
-    assert compiled is not None
-    return compiled.pc
-
-
-def program_of(pc: PCGraph, algorithm: str, **settings: Any) -> Program:
-    return schedule(pc, Options(algorithm, None, settings))
-
-
-def gradients(program: Program, p: Problem, *counts: int) -> list[dict[str, Tensor]]:
-    """What the file for `program` gives after so many steps, with the loss."""
-    scope: dict[str, Any] = {}
-    exec(emit(program).text, scope)
-    model = copy.deepcopy(p.model)
-    params, buffers = {k: t.detach() for k, t in model.named_parameters()}, dict(model.named_buffers())
-    results = []
-    for steps in counts:
-        outputs, context = scope["predict"](params, buffers, dict.fromkeys(program.pc.graph.inputs, p.x))
-        loss, errors = scope["clamp"](outputs, [p.target])
-        given = [p.target] if program.state else errors
-        results.append({**scope["infer_and_learn"](params, context, given, steps=steps), "the loss": loss})
-    return results
-
-
-def agree(program: Program, p: Problem, *counts: int) -> bool:
-    """Whether the wavefront gives what the full dynamics gives."""
-    return all(map(same, gradients(program, p, *counts), gradients(full(program), p, *counts)))
-
-
-def same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in expected)
-
-
 @pytest.mark.parametrize("net", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NETS])
 def test_the_wavefront_gives_the_full_dynamics(net: str) -> None:
     p = problem(net)
@@ -83,6 +39,8 @@ def test_the_wavefront_gives_the_full_dynamics(net: str) -> None:
         program = program_of(pc, **how)
         assert any(s.still for s in loops(program)), how
         assert agree(program, p, 0, 1, 2, 3, 12), how
+        found, expected = gradients(program, p, 1, 12), gradients(program, p, 1, 12, text=plain(program))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)  # fused steps round otherwise
 
 
 @pytest.mark.parametrize("seed", range(1, 3))

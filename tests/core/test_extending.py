@@ -158,7 +158,7 @@ def test_an_inference_algorithm(code: Any) -> None:
                 p.copy_(torch.linspace(-1, 1, p.numel()).reshape(p.shape))
         pccompile.compile(model, (x,), loss=nn.MSELoss(reduction="sum"), **how).loss(x, target=y).backward()
         found.append([p.grad for p in model.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-13, atol=1e-13)  # one rounds as a fused step does
     assert not torch.allclose(found[0][0], found[2][0])
 
 

@@ -55,9 +55,7 @@ def infer(params, context, targets, steps=5, rate=0.3):
         del output_errors_1
 
         # tanh · linear · tanh    ε = v − v̂, Δv = η (Wᵀ ε[readout] − ε)    tiny.py:15
-        error_tanh = value_tanh - prediction_tanh
-        value_tanh.sub_(error_tanh, alpha=rate)
-        del error_tanh
+        value_tanh.lerp_(prediction_tanh, rate)
         value_tanh.addmm_(error_readout, params["readout.weight"], alpha=rate)
     del prediction_readout
 
@@ -69,10 +67,10 @@ def infer(params, context, targets, steps=5, rate=0.3):
     del output_errors_2
 
     # tanh · linear · tanh    ε = v − v̂, Δv = η (Wᵀ ε[readout] − ε)    tiny.py:15
-    error_tanh_1 = value_tanh - prediction_tanh
+    error_tanh = value_tanh - prediction_tanh
 
     return {
-        "tanh": error_tanh_1,
+        "tanh": error_tanh,
         "readout": error_readout_1,
     }, {
         "tanh": value_tanh,
