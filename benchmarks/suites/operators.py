@@ -206,12 +206,14 @@ def _largest(result: _Result) -> float:
 
 
 def uncapturable(sample: Sample) -> str:
-    """Why torch.export itself refuses a sample; empty where it does not."""
+    """Why torch.export itself refuses a sample, or gives no functional program of it; empty where it does."""
     try:
-        torch.export.export(copy.deepcopy(sample.model), sample.args, sample.kwargs, strict=False)
+        program = torch.export.export(copy.deepcopy(sample.model), sample.args, sample.kwargs, strict=False)
     except Exception as e:
         return _line(e)
-    return ""
+    values = {n.name: n.meta.get("val") for n in program.graph.nodes}
+    sparse = [k for k, v in values.items() if isinstance(v, Tensor) and v.layout is not torch.strided]
+    return f"{sparse[0]} is sparse: torch.export has no functional form of it" if sparse else ""
 
 
 def _line(error: Exception) -> str:
@@ -249,8 +251,9 @@ Each entry of torch's own test databases that supports autograd on the CPU: `op_
 complex numbers where they take them) and `module_db` (modules). Every sample is wrapped as a module, compiled with the
 exact algorithm, and its outputs and all gradients are compared with eager autograd's for random cotangents, to a
 relative error of 1e-9 in float64; the first sample also in float32. An entry passes if all samples agree that
-torch.export can capture: at most {most}, spread over torch's list. Random operators are compared under the same draws;
-where eager autograd and we differ, central differences decide.
+torch.export can capture: at most {most}, spread over torch's list. Sparse values count as not capturable: torch's own
+`run_decompositions` takes none. Random operators are compared under the same draws; where eager autograd and we differ,
+central differences decide.
 """
 
 

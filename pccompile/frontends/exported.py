@@ -304,7 +304,10 @@ class _Importer:
         except NotImplementedError as e:
             self.problems.add(str(e), self._where(n), "write it with slices, reshape or unfold")
             return n.args
-        if isinstance(arguments[-1], torch.SymInt) and self._unknown(arguments[-1]):
+        *others, offset = arguments
+        if isinstance(offset, torch.SymInt) and self._unknown(offset):
+            if offset.node.has_hint():  # an input starts there: each place in memory has a program of its own
+                return *others, int(offset.node.hint)
             what = "as_strided counts from where the memory of a tensor starts, which is within that of another"
             self.problems.add(what, self._where(n), "leave out storage_offset, or give the model a clone of its input")
         return arguments

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError, Location, first_line
 from pccompile.ops.functions import overwritten, stop_gradient
@@ -70,7 +71,11 @@ def twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
 
 def storage(n: fx.Node) -> int | None:
     """The memory that the value of `n` lies in; None where it is no tensor or has no memory."""
-    value = n.meta.get("val")
+    return memory_of(n.meta.get("val"))
+
+
+def memory_of(value: Any) -> int | None:
+    """The memory that a value lies in; None where it is no tensor or has no memory."""
     if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
         return None
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
@@ -82,6 +87,15 @@ def sharing(n: fx.Node) -> list[fx.Node]:
     """The arguments that lie in the same memory as the result of `n`."""
     own = storage(n)
     return [] if own is None else [i for i in n.all_input_nodes if storage(i) == own]
+
+
+def sources_of(n: fx.Node) -> list[fx.Node]:
+    """The values that torch's own operators made the view `n` of."""
+    call = n.args[0] if n.target is operator.getitem else n
+    if not isinstance(call, fx.Node) or not isinstance(call.target, torch._ops.OpOverload):
+        return []
+    own = storage(n)
+    return [i for i in call.all_input_nodes if storage(i) == own] if call.target.namespace == "aten" else []
 
 
 def viewed(node: fx.Node) -> list[fx.Node]:
@@ -117,7 +131,8 @@ def rename_in_place(graph: fx.Graph) -> tuple[bool, dict[fx.Node, fx.Node]]:
             continue
         (target,) = mutated(n)
         n.target = twin(n.target)
-        value = _keeping_gradient(graph, target, n) if n.meta.get(NO_GRAD) else n
+        value = _in_type(graph, n)
+        value = _keeping_gradient(graph, target, value) if n.meta.get(NO_GRAD) else value
         root[value] = root.get(target, target)
         for user in list(target.users):
             if user in position and position[user] > position[n]:
@@ -125,6 +140,22 @@ def rename_in_place(graph: fx.Graph) -> tuple[bool, dict[fx.Node, fx.Node]]:
         if root[value].op == "placeholder":
             written[root[value]] = value
     return True, written
+
+
+def _in_type(graph: fx.Graph, n: fx.Node) -> fx.Node:
+    """What the twin `n` of an in-place operator computes, in the type of the value that it was written into."""
+    wanted = n.meta["val"].dtype
+    args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda a: a.meta["val"])
+    if {t.dtype for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)} == {wanted}:
+        return n
+    computed = n.target(*args, **kwargs)  # type: ignore[operator]
+    if computed.dtype == wanted:
+        return n
+    with graph.inserting_after(n):
+        value = graph.call_function(torch.ops.aten.to.dtype, (n, wanted))
+    value.meta, n.meta = n.meta, {**n.meta, "val": computed}
+    n.replace_all_uses_with(value, delete_user_cb=lambda u: u is not value)
+    return value
 
 
 def _keeping_gradient(graph: fx.Graph, old: fx.Node, new: fx.Node) -> fx.Node:
@@ -194,24 +225,43 @@ def _changed_leaves(n: fx.Node) -> set[str]:
     return found
 
 
-def _refuse_partial_changes(program: ExportedProgram, still: frozenset[int]) -> None:
-    """Raise CompileError where a part of what may carry a gradient is changed in place while gradients are off."""
+def _keep_gradients(program: ExportedProgram, still: frozenset[int]) -> None:
+    """Write what is changed in place where gradients are off as a change that has the gradient of what was there.
+
+    Raises CompileError where a parameter is changed, or what is written cannot be computed apart.
+    """
     specs = program.graph_signature.input_specs
     params = {s.arg.name: str(s.target) for s in specs if s.kind == InputKind.PARAMETER}
     plain = {s.arg.name for s in specs if s.kind == InputKind.BUFFER}
     plain |= {str(name) for i, name in enumerate(program.graph_signature.user_inputs) if i in still}
-    for n in program.graph.nodes:
-        if not n.meta.get(NO_GRAD):
-            continue
+    for n in [n for n in program.graph.nodes if n.meta.get(NO_GRAD) and mutated(n)]:
         changed = _changed_leaves(n)
         for name in changed & params.keys():
             hint = "change it outside the model"
             raise CompileError("a parameter is changed in place", Location(params[name]), hint)
-        if changed - plain:
+        (target, *others), functional = mutated(n), twin(n.target)
+        if others or functional is None:
+            if not changed - plain:
+                continue
             raise CompileError(
                 f"{op_name(n.target)} changes a part of a value in place where gradients are off",
                 hint="make a new tensor there instead, for example with torch.where",
             )
+        meta = {k: v for k, v in n.meta.items() if k != NO_GRAD} | {"val": target.meta["val"]}
+        with program.graph.inserting_before(n):
+            value = _in_type(program.graph, _call(program.graph, functional, n.args, n.kwargs, meta))
+        with program.graph.inserting_before(n):
+            value = _call(program.graph, overwritten(), (target, value), {}, meta)
+            value = _call(program.graph, torch.ops.aten.copy_.default, (target, value), {}, meta)
+        n.replace_all_uses_with(value)
+        program.graph.erase_node(n)
+
+
+def _call(graph: fx.Graph, function: Any, args: Any, kwargs: Any, meta: dict[str, Any]) -> fx.Node:
+    """Append a call whose result is like what `meta` tells."""
+    n = graph.call_function(function, args, kwargs)
+    n.meta = dict(meta)
+    return n
 
 
 def name_dtypes(graph: fx.Graph) -> None:
@@ -247,7 +297,7 @@ def functionalise(
                 f"what {op_name(n.target)} returns as a view of its argument is changed in place, or its argument",
                 hint="use permute, or clone it",
             )
-    _refuse_partial_changes(program, still)
+    _keep_gradients(program, still)
     try:
         decomposed = program.run_decompositions({})
     except RuntimeError as e:

@@ -1,13 +1,12 @@
 """Which values of an exported program are one memory, and what is said about memory made plain.
 
-A value that is detached, or read where gradients are off, is the same memory as its source. So is what `as_strided`
-reads, which counts from where that memory starts, whatever lies between.
+A value that is detached, or read where gradients are off, is the same memory as its source (`detached.py`). So is what
+`as_strided` reads, which counts from where that memory starts, whatever lies between.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +14,9 @@ import torch
 from torch import fx
 
 from pccompile.diagnostics import CompileError
-from pccompile.frontends.functional import NO_GRAD, mutated, sharing, storage
-from pccompile.ops.functions import overwritten, stop_gradient
+from pccompile.frontends.detached import follow_detached
+from pccompile.frontends.functional import sources_of, storage
+from pccompile.ops.functions import overwritten
 from pccompile.ops.trace import AS_STRIDED, own_strides
 
 DIAGONAL, FILL = torch.ops.aten.diagonal.default, torch.ops.aten.fill_.Scalar
@@ -172,102 +172,3 @@ def _is_view(n: fx.Node, base: fx.Node) -> bool:
             return False
         (n,) = sources
     return True
-
-
-def sources_of(n: fx.Node) -> list[fx.Node]:
-    """The values that torch's own operators made the view `n` of."""
-    call = n.args[0] if n.target is operator.getitem else n
-    if not isinstance(call, fx.Node) or not isinstance(call.target, torch._ops.OpOverload):
-        return []
-    own = storage(n)
-    return [i for i in call.all_input_nodes if storage(i) == own] if call.target.namespace == "aten" else []
-
-
-def follow_detached(graph: fx.Graph) -> None:
-    """Let what reads a detached value, or a view of one, see what was written into its memory by then.
-
-    Writing through a detached value is writing into its source where gradients are off.
-    """
-    waiting = list(reversed(graph.nodes))
-    while waiting:
-        n = waiting.pop()
-        if n.target is stop_gradient() and storage(n) == storage(_source(n)) is not None and not _only_reader(n):
-            waiting += reversed(_write_through(graph, n))
-    position = {n: i for i, n in enumerate(graph.nodes)}
-    writes: dict[int | None, list[int]] = {}
-    for n in graph.nodes:
-        for target in mutated(n):
-            writes.setdefault(storage(target), []).append(position[n])
-    for n in [n for n in graph.nodes if n.target is stop_gradient() and storage(n) == storage(_source(n))]:
-        later = [w for w in writes.get(storage(n), ()) if w > position[n]]
-        for seen in _behind(n) if later else ():
-            for reader in [u for u in seen.users if u in position and not sources_of(u)]:
-                if later[0] < position[reader]:
-                    with graph.inserting_before(reader):
-                        reader.replace_input_with(seen, _anew(graph, seen, n))
-
-
-def _source(detached: fx.Node) -> fx.Node:
-    """What a value was detached from."""
-    source = detached.args[0]
-    assert isinstance(source, fx.Node)
-    return source
-
-
-def _only_reader(detached: fx.Node) -> bool:
-    """Whether a value is new and read by nothing but what detaches it, as where a layer is made in `forward`."""
-    source = _source(detached)
-    return source.op == "call_function" and len(source.users) == 1 and not sharing(source)
-
-
-def _write_through(graph: fx.Graph, detached: fx.Node) -> list[fx.Node]:
-    """Let what changes a detached value or a view of it in place change its source, without its gradient.
-
-    Returns the detached values that stand for what those writes return.
-    """
-    source, returned = _source(detached), []
-    for seen in _behind(detached):
-        for writer in [u for u in seen.users if seen in mutated(u)]:
-            with graph.inserting_before(writer):
-                target = source if seen is detached else _view_of(graph, seen, detached, source)
-            others = [a for a in writer.args[1:] if a is not seen]
-            writer.args = (target, *others)
-            writer.meta[NO_GRAD] = True
-            with graph.inserting_after(writer):
-                after = graph.call_function(stop_gradient(), (target,))
-            after.meta = dict(seen.meta)
-            writer.replace_all_uses_with(after, delete_user_cb=lambda u, own=after: u is not own)  # type: ignore[misc]
-            returned.append(after)
-    return returned
-
-
-def _view_of(graph: fx.Graph, seen: fx.Node, detached: fx.Node, source: fx.Node) -> fx.Node:
-    """The view of `source` that `seen` is of what was detached from it."""
-    if seen is detached:
-        return source
-    before = seen.all_input_nodes if seen.target is operator.getitem else sources_of(seen)
-    known = {b: _view_of(graph, b, detached, source) for b in before}
-    return graph.node_copy(seen, lambda a: known.get(a, a))
-
-
-def _behind(detached: fx.Node) -> list[fx.Node]:
-    """A detached value and the views of it."""
-    chain = [detached]
-    for n in chain:
-        users = [g for u in n.users for g in ([u] if storage(u) is not None else u.users)]
-        chain += [u for u in users if n in sources_of(u) and not mutated(u) and u not in chain]
-    return chain
-
-
-def _anew(graph: fx.Graph, seen: fx.Node, detached: fx.Node) -> fx.Node:
-    """`seen`, a view of a detached value, of what its memory holds at the place where nodes are being inserted."""
-
-    def again(argument: fx.Node) -> fx.Node:
-        return _anew(graph, argument, detached) if storage(argument) == storage(seen) else argument
-
-    if seen is detached:
-        return graph.node_copy(seen, lambda a: a)
-    if seen.target is operator.getitem:
-        call = graph.node_copy(_source(seen), again)
-        return graph.node_copy(seen, lambda a: call)
-    return graph.node_copy(seen, again)

@@ -182,7 +182,7 @@ class PCModule(OwnTensors):
         except CompileError as e:
             if isinstance(e, ModelValueError) or reason is None or not reason.of_input:
                 raise
-            why = f"the model does not take this call either: {e.problems[0].what}"
+            why = f"captured anew for this call: {e.problems[0].what}"
             raise CompileError(reason.what, e.problems[0].where, why) from e
         return self.adopt(imported, args, kwargs)
 

@@ -6,6 +6,7 @@ differs from backpropagation by design, the exact program over the same vertices
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -55,6 +56,7 @@ ELSEWHERE = 1e-2
 DRAWS, TIMES = 3, 10.0
 """What so many changes of the last bit of every number make, so many times over, is rounding too."""
 REPORT = "please report it, or change the model there; check=False compiles without this comparison"
+OTHERWISE = "forward may run otherwise while it is captured (torch.compiler.is_compiling()); check=False compiles that"
 
 Run = Callable[[Runtime, dict[str, Tensor]], Sequence[Tensor]]
 """Runs a program on tensors by name, as a part of autograd."""
@@ -291,7 +293,7 @@ class _Check:
         """Everything that was computed against what it should be."""
         enough = TOLERANCE[self.dtype] / 2
         pairs = zip(found.outputs, expected.outputs, strict=True)
-        outputs = [difference(f"output {i}", a, b, enough) for i, (a, b) in enumerate(pairs)]
+        outputs = [_typed(difference(f"output {i}", a, b, enough), a, b) for i, (a, b) in enumerate(pairs)]
         gradients = []
         for key, theirs in expected.gradients.items():
             ours = found.gradients.get(key)
@@ -318,7 +320,7 @@ class _Check:
         if beyond:
             fault, reason = self.fault()
             if fault is not None or reason or self.differs_elsewhere():
-                raise refusal(beyond, fault)
+                raise refusal(beyond, fault, captured_otherwise=fault is None and not reason)
         worst = max(d.relative_error for d in differing)
         kind = str(self.dtype).removeprefix("torch.")
         why = "in float64 they are not there" if beyond else "a last bit of the weights changes as much"
@@ -353,8 +355,8 @@ class _Check:
             return None, first_line(e)
 
 
-def refusal(differing: Sequence[Difference], fault: Fault | None) -> CompileError:
-    """The error that names what differs."""
+def refusal(differing: Sequence[Difference], fault: Fault | None, captured_otherwise: bool = False) -> CompileError:
+    """The error that names what differs. captured_otherwise: the program is what was captured, vertex by vertex."""
     worst = max(differing, key=lambda d: d.relative_error)
     named = [d.name if d.name.startswith(("output ", "input ")) else printable(d.name, 80) for d in differing]
     much = f"{printable(worst.name, 80)} {worst.note or f'by {worst.relative_error:.2g}'}"
@@ -363,7 +365,17 @@ def refusal(differing: Sequence[Difference], fault: Fault | None) -> CompileErro
     where = NOWHERE
     if fault is not None:
         what, where = f"{what}; {fault}", fault.vertex.where
+    elif captured_otherwise:
+        return CompileError(f"{what}; so does what was captured of it", hint=OTHERWISE)
     return CompileError(what, where, REPORT)
+
+
+def _typed(d: Difference, found: Tensor, expected: Tensor) -> Difference:
+    """A difference, of another type too where two tensors have two."""
+    if found.dtype == expected.dtype:
+        return d
+    ours, theirs = (str(t.dtype).removeprefix("torch.") for t in (found, expected))
+    return replace(d, relative_error=math.inf, max_abs=math.inf, note=f"is {ours} for {theirs}")
 
 
 def error(d: Difference) -> float:

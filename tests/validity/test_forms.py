@@ -183,3 +183,21 @@ def test_a_parameter_that_starts_elsewhere_in_its_memory(algorithm: str) -> None
     model.w.data = flat[4:10]
     with pytest.raises(pccompile.CompileError, match="as_strided reads memory"):
         pc(x)
+
+
+def test_an_input_that_starts_elsewhere_in_its_memory() -> None:
+    """What is counted from where the memory of an input starts is read from there at each start."""
+
+    class Counted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.as_strided((2, 2), (1, 2), 10))
+
+    model, memory = Counted(2, 2).double(), torch.randn(40, dtype=torch.float64)
+    pc = pccompile.compile(model, (memory[5:15],))
+    for start, length in ((5, 10), (8, 10), (10, 10), (6, 12), (0, 20), (5, 10)):
+        x = memory[start : start + length]
+        found, expected = (torch.autograd.grad(m(x).square().sum(), model.weight)[0] for m in (pc, model))
+        torch.testing.assert_close(pc(x), model(x))
+        torch.testing.assert_close(found, expected)
+    with pytest.raises(pccompile.CompileError, match="input x: it lies in memory in another order"):
+        pc(memory[2:12])

@@ -85,6 +85,7 @@ WRITES: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "renorm": lambda h, x: h[:, 1:].renorm_(2, 0, 0.5),
     "lerp": lambda h, x: h[::2].lerp_(x[::2], 0.3),
     "detached": lambda h, x: h.detach().mul_(2),
+    "part of detached": lambda h, x: h.detach()[:, 1:].mul_(2),
 }
 
 
@@ -162,10 +163,6 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Any], str]] = {
     "between entries": (lambda h, x: h[:, 1:3].as_strided((3, 3), (6, 1)), "as_strided reads memory between"),
     "before entries": (lambda h, x: h[1:].as_strided((3, 3), (6, 1), 0), "as_strided reads memory between"),
     "view of einsum": (lambda h, x: (torch.einsum("ij->ji", h)[1].mul_(2), h)[1], "returns as a view"),
-    "part of detached": (
-        lambda h, x: (h.detach()[:, 1:].mul_(2), h)[1],
-        "changes a part of a value in place where gradients are off",
-    ),
 }
 
 
