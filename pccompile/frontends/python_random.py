@@ -22,7 +22,7 @@ from pccompile.frontends.places import SKIPPED, leaves_of
 
 SEEDS = ("manual_seed", "seed", "set_rng_state")
 """Functions of torch that set the state of its generator; fork_rng calls the last of them."""
-GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, np.random.BitGenerator)
+GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, np.random.BitGenerator, torch.Generator)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def refuse_draws(model: nn.Module) -> Iterator[None]:
                     drawn.append(generator.name)
     problems, hint = Collector(), "draw it by torch (torch.rand, torch.randint), or pass it as an argument"
     for name in drawn:
-        problems.add(f"forward draws a number from {name}, which would be the same at each call", hint=hint)
+        problems.add(f"forward draws a number from {name}, or seeds it: it would be the same at each call", hint=hint)
     for name in dict.fromkeys(seeded):
         what = f"forward calls torch.{name}, so that it draws the same at each call, which the program would not"
         problems.add(what, hint="seed before the call, or make what is drawn a buffer")
@@ -103,7 +103,7 @@ def _noticed(called: list[str], thread: int, name: str, function: Callable[..., 
 
 
 def _generators(model: nn.Module) -> Iterator[_Generator]:
-    """The generators of Python and NumPy, and those that modules have as attributes."""
+    """The generators of Python and NumPy, and those that modules have as attributes, torch's own among them."""
     yield _Generator("Python's random", random.getstate, random.setstate)
     yield _Generator("numpy.random", lambda: np.random.get_state(legacy=False), np.random.set_state)
     seen: set[int] = set()
@@ -122,6 +122,10 @@ def _held(generator: Any, name: str) -> _Generator:
             return _Generator(label, generator.getstate, generator.setstate)
         case np.random.RandomState():
             return _Generator(label, lambda: generator.get_state(legacy=False), generator.set_state)
+        case torch.Generator():
+            return _Generator(
+                label, lambda: generator.get_state().numpy(), lambda s: generator.set_state(torch.from_numpy(s))
+            )
     bits = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
     return _Generator(label, lambda: bits.state, lambda state: setattr(bits, "state", state))
 

@@ -123,3 +123,23 @@ def test_torch_itself_may_seed() -> None:
         torch.manual_seed(0)
         results.append((m(torch.ones(2, 3)), torch.rand(2)))
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_seed_of_a_generator_that_the_model_holds_is_refused(own: bool) -> None:
+    class Holder(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 3)
+            self.generator = torch.Generator() if own else torch.default_generator
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.generator.manual_seed(5)
+            return nn.functional.dropout(super().forward(x), 0.5)
+
+    torch.manual_seed(3)
+    model, before = Holder(), torch.get_rng_state()
+    held = model.generator.get_state()
+    with pytest.raises(CompileError, match="from generator, a Generator, or seeds it"):
+        pccompile.compile(model, (torch.ones(2, 3),))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(model.generator.get_state(), held)
