@@ -43,7 +43,7 @@ def with_energies(pc: PCGraph, energies: Energies, precision: Precision) -> PCGr
             chosen[name], slot = weighted(_vertex(pc, name), weight, free=name not in outputs)
             lasting += [slot] if slot else []
     return replace(
-        pc, lasting=tuple(lasting), vertices=tuple(replace(v, energy=chosen.get(v.name)) for v in pc.vertices)
+        pc, lasting=tuple(lasting), vertices=tuple(replace(v, energy=chosen.get(v.name, v.energy)) for v in pc.vertices)
     )
 
 

@@ -81,7 +81,7 @@ class _Rewriting:
         self.behind: dict[str, list[Node]] = {}
         self.readers: dict[str, str] = {}
         self.moved: dict[str, str] = {}
-        self.ends: dict[str, tuple[str, Energy]] = {}
+        self.ends = {v.name: (pc.observed[v.name], v.energy) for v in pc.vertices if v.name in pc.observed and v.energy}
         self.energies = {v.name: v.energy for v in pc.vertices if v.energy}
         self.halves: dict[str, str] = {}
         """For each output of which some elements are given, the vertex that stands for these."""
@@ -105,6 +105,7 @@ class _Rewriting:
             pc,
             graph=whole,
             lasting=self.pc.lasting,
+            feedback=self.pc.feedback,
             vertices=tuple(self.finished(v, ends, given, set(silent)) for v in pc.vertices),
             outputs=tuple(Output(v, by[v]) for v in values if v in by and by[v] not in ends),
             reached=pc.reached - given,

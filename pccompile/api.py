@@ -95,7 +95,8 @@ def compile(
     args, kwargs: example arguments; an exported program and an ONNX file bring their own.
     dynamic_shapes: as torch.export takes it; by default dimension 0 of every input is free.
     algorithm: "exact", "fixed-prediction", "meta-pcn", "zil", "strict", "incremental", "error-optimization", "alm",
-        "nudged" or "langevin" (docs/algorithms.md). granularity: what a vertex is, "op", "layer" or "output".
+        "nudged", "langevin" or "bidirectional" (docs/algorithms.md).
+    granularity: what a vertex is, "op", "layer" or "output".
     loss: loss(output, target), a scalar, for `pc.loss(...)`.
     energies: what hidden values cost against their predictions, instead of half the squared error: one
         `pccompile.energy(...)` for all, or a table of them by vertex or module path. docs/algorithms.md says more.

@@ -29,6 +29,7 @@ from pccompile.passes.derive_rules import derive_rules
 from pccompile.passes.energies import Energies, with_energies
 from pccompile.passes.feedback import DERIVATIVES, HOME, KINDS, with_feedback
 from pccompile.passes.insert_vertices import insert_vertices
+from pccompile.passes.mirror import mirrored
 from pccompile.passes.precisions import Precision
 from pccompile.passes.roles import NO_ROLES, Roles, with_roles
 from pccompile.passes.settle_layouts import settle_layouts
@@ -110,7 +111,7 @@ class Options:
 class Compiled:
     """Everything that compilation made, stage by stage.
 
-    plain: the vertices with messages Jᵀ s, where they have others.
+    plain: the vertices with messages Jᵀ s, where they have others, or as the model has them, where they have mirrors.
     """
 
     imported: Imported
@@ -273,6 +274,17 @@ def refuse_feedback(options: Options) -> None:
         raise CompileError(what, hint="give rate and steps as numbers")
 
 
+def with_mirrors(pc: PCGraph, typer: Typer, options: Options, hook: Hook = silent) -> PCGraph:
+    """`pc` with mirrored layers, where the algorithm has them."""
+    algorithm = ALGORITHMS[options.algorithm]
+    if algorithm.mirrors is None:
+        return pc
+    if not options.transposes:
+        raise CompileError(f"{algorithm.name} sends its messages by transposes, not with {options.messages}")
+    weights = algorithm.mirrors(algorithm.choose(options.settings))
+    return Stages(hook)("mirror", lambda: mirrored(pc, typer, weights, options.home))  # type: ignore[no-any-return]
+
+
 def fed_back(pc: PCGraph, typer: Typer, options: Options, hook: Hook = silent) -> PCGraph:
     """`pc` with the messages that `options` name."""
     if options.transposes:
@@ -295,7 +307,7 @@ def compile_imported(
         return fed_back(derive_rules(pc, imported.typer), imported.typer, options, hook)
 
     def play(pc: PCGraph) -> PCGraph:
-        priced = cost(pc)
+        priced = cost(with_mirrors(pc, imported.typer, options, hook))
         return stage("roles", lambda: with_roles(priced, roles, derive))  # type: ignore[no-any-return]
 
     with capturing():
@@ -307,7 +319,9 @@ def compile_imported(
             wanted = imported.graph.wanted | (can_move & roles.inputs.keys())
             imported = replace(imported, graph=replace(imported.graph, wanted=wanted))
         graph, plain = to_vertices(imported, options.vertices, hook, play if roles else None)
-        pc = plain if roles else fed_back(cost(plain), imported.typer, options, hook)
+        pc = plain
+        if not roles:
+            pc = fed_back(cost(with_mirrors(plain, imported.typer, options, hook)), imported.typer, options, hook)
         if own:
             refuse_energies(options, pc)
         pc = replace(pc, home=options.kept)
@@ -316,4 +330,5 @@ def compile_imported(
         if not options.transposes:
             program = replace(program, facts=(*program.facts, f"Messages to values: {options.messages}"))
         source = stage("emit", lambda: emit(program, loss, record))
-    return Compiled(imported, graph, program.pc, program, source, loss, None if options.transposes else plain)
+    own = options.transposes and ALGORITHMS[options.algorithm].mirrors is None
+    return Compiled(imported, graph, program.pc, program, source, loss, None if own else plain)

@@ -46,6 +46,7 @@ class Algorithm:
     energies: which energies vertices can have instead of half the squared error. roles: whether it moves values, so
     that inputs can be free and vertices observed: its schedule moves `pc.latent` and sets the errors of `pc.ends`.
     estimates: whether the errors that it ends in are those where free energy is least, by which precisions learn.
+    mirrors(settings): where every layer is mirrored, how much its own prediction weighs, and that of its mirror.
     automatic(settings, spectrum): a choice for each setting that is "auto"; None where the schedule itself knows what
     to take. citation: where it is published.
     Raises ValueError where a setting is called like an option of `compile`.
@@ -62,6 +63,7 @@ class Algorithm:
     energies: Literal["none", "of the error", "any"] = "none"
     roles: bool = False
     estimates: bool = True
+    mirrors: Callable[[Any], tuple[float, float]] | None = None
     automatic: Callable[[Any, Spectrum], tuple[Choice, ...]] | None = None
 
     def __post_init__(self) -> None:

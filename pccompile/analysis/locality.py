@@ -149,7 +149,7 @@ def _across(program: Program) -> Iterator[str]:
 
 def _transported(pc: PCGraph) -> Iterator[str]:
     """The parameters that learn and that a message to another vertex reads, but for feedback weights: they are its."""
-    learn = pc.graph.wanted & set(pc.graph.params) - set(pc.feedback)
+    learn = pc.graph.wanted & set(pc.graph.params) - {leaf for leaf, f in pc.feedback.items() if not f.mirror}
     latent = {v.name for v in pc.latent}
     for v in pc.vertices:
         for parent in v.messages:

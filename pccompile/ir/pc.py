@@ -44,13 +44,15 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """A leaf that messages read in the place of a parameter: which one, and whether it begins as random numbers.
+    """A leaf of the compiled module's own: which parameter messages read it instead of, and how it begins.
 
-    Where it is not `drawn` it begins as a copy.
+    drawn: as random numbers of the size of that parameter's; else as a copy of it, or as zeros where there is none.
+    mirror: it belongs to a mirrored layer, and stands for no other.
     """
 
     of: str
     drawn: bool
+    mirror: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ class PCGraph:
     through some branches only when it does: where it does not, they have no gradient.
     `observed` are vertices that do not move, with the leaf that holds the value of each, "" for zeros: their energy is
     a function of their prediction, like a loss. `roles` say what stands for a name that a user gave a role.
-    `feedback` has the leaves that messages read in the place of parameters, by name.
+    `feedback` has the leaves that messages read in the place of parameters, and those of mirrored layers, by name.
     `lasting` are slots that energies read and that are kept between calls, by buffers whose paths begin with `home`.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ def summary(pc: PCModule) -> Page:
         f"granularity  a vertex is one {GRAINS[granularity]}",
         f"vertices     {len(compiled.pc.vertices):,}, longest path to an output {count(longest(compiled), 'edge')}",
         f"parameters   {size(learned)} learn, of {size([compiled.imported.tensors[p] for p in graph.params])}",
-        *([f"feedback     {feedback(compiled)}"] if compiled.pc.feedback else []),
+        *own_leaves(compiled),
         f"rules        {rules(compiled.pc.vertices).removeprefix('rules: ')}",
         *(f"facts        {fact}" for fact in compiled.program.facts if fact not in pc.notes),
         *([f"checked      {pc.checked}"] if pc.checked else []),
@@ -52,10 +53,16 @@ def summary(pc: PCModule) -> Page:
 GRAINS = {"op": "operation", "layer": "layer"}
 
 
-def feedback(compiled: Compiled) -> str:
-    """How many weights messages read in the place of the model's own."""
-    weights = [compiled.imported.tensors[f.of] for f in compiled.pc.feedback.values()]
-    return f"{size(weights)} {'learn' if compiled.pc.feedback.keys() & compiled.pc.graph.params else 'stand still'}"
+def own_leaves(compiled: Compiled) -> Iterator[str]:
+    """How many weights messages read in the place of the model's own, and mirrored layers have."""
+    graph = compiled.pc.graph
+    for title, mirror in (("feedback     ", False), ("mirrors      ", True)):
+        leaves = [leaf for leaf, f in compiled.pc.feedback.items() if f.mirror is mirror]
+        types = [graph.params.get(leaf) or graph.buffers[leaf] for leaf in leaves]
+        if types:
+            entries = sum(math.prod(map(int, t.shape)) for t in types)
+            moving = "learn" if graph.params.keys() & set(leaves) else "stand still"
+            yield f"{title}{count(len(types), 'tensor')} with {entries:,} entries {moving}"
 
 
 def size(tensors: list[Tensor]) -> str:

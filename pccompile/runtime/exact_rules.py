@@ -19,7 +19,10 @@ def exact(runtime: Runtime) -> Runtime:
     """
     compiled = runtime.compiled
     assert compiled is not None
-    if compiled.plain is not None:
+    swapped = compiled.plain is not None and not runtime.options.transposes
+    if compiled.plain is not None and not swapped:
+        compiled = replace(compiled, pc=compiled.plain)
+    elif compiled.plain is not None:
         mirror = with_feedback(compiled.plain, compiled.imported.typer, RANDOM, home=runtime.options.home)
         compiled = replace(compiled, pc=mirror)
     elif compiled.program.algorithm == "exact":
@@ -27,7 +30,7 @@ def exact(runtime: Runtime) -> Runtime:
     program = schedule(compiled.pc, Options("exact"))
     options = replace(runtime.options, on_divergence="ignore", feedback="transpose", derivatives="exact")
     rules = replace(runtime, source=emit(program), name=f"{runtime.name} rules", options=options, _scope={})
-    return replace(rules, compiled=compiled, mirrored=compiled.plain is not None)
+    return replace(rules, compiled=compiled, mirrored=swapped)
 
 
 __all__ = ["MIRRORED", "exact"]

@@ -6,7 +6,7 @@ They have the paths of their weights under one name, `feedback.fc1.weight`, and 
 from __future__ import annotations
 
 import math
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pccompile.diagnostics import CompileError
 from pccompile.driver import Compiled
+from pccompile.ir import Graph
 from pccompile.runtime.model_state import Tables
 
 
@@ -27,26 +28,32 @@ class FeedbackWeights(nn.Module):
         """Make what `compiled` reads and is not there yet, by torch's own random stream. Raises CompileError."""
         graph = compiled.pc.graph
         for leaf, feedback in compiled.pc.feedback.items():
-            path, weight = graph.origin[feedback.of], tables[0][graph.origin[feedback.of]]
-            there = self.get(path)
-            if there is not None and there.shape != weight.shape:
-                what = f"{path} has the shape {list(weight.shape)}, and its feedback weight {list(there.shape)}"
+            path, like = _path(graph, leaf), self._like(compiled, tables, leaf)
+            there, shape = self.get(path), {**graph.params, **graph.buffers}[leaf].shape
+            if there is not None and tuple(there.shape) != tuple(shape):
+                what = f"{feedback.of or path} has another shape than its weight {path}, {list(there.shape)}"
                 raise CompileError(what, hint="compile the model anew")
             if there is None:
-                self._put(path, _drawn(weight) if feedback.drawn else weight.detach().clone(), leaf in graph.params)
+                start = _drawn(like, shape) if feedback.drawn else like.detach().clone()
+                self._put(path, start if feedback.of else torch.zeros(shape).to(like), leaf in graph.params)
 
     def tables(self, compiled: Compiled, tables: Tables, mirrored: bool) -> Tables:
         """`tables` with what a program reads of this. mirrored: the weights themselves in the place of theirs."""
         graph, own = compiled.pc.graph, (dict(tables[0]), dict(tables[1]))
-        for leaf, feedback in compiled.pc.feedback.items():
-            path = graph.origin[feedback.of]
-            weight = tables[0][path]
-            found = weight.detach() if mirrored else self.get(path)
+        for leaf in compiled.pc.feedback:
+            path, like = _path(graph, leaf), self._like(compiled, tables, leaf)
+            found = like.detach() if mirrored else self.get(path)
             assert found is not None, path
-            if found.dtype != weight.dtype or found.device != weight.device:
-                found.data = found.data.to(weight)
+            if found.dtype != like.dtype or found.device != like.device:
+                found.data = found.data.to(like)
             own[leaf not in graph.params][graph.origin[leaf]] = found
         return own
+
+    @staticmethod
+    def _like(compiled: Compiled, tables: Tables, leaf: str) -> Tensor:
+        """The parameter that a leaf stands for; for one of its own, some parameter of its type and device."""
+        graph, of = compiled.pc.graph, compiled.pc.feedback[leaf].of
+        return tables[0][graph.origin[of]] if of else next(iter(tables[0].values()))
 
     def get(self, path: str) -> Tensor | None:
         """The feedback weight of a parameter; None where there is none."""
@@ -71,15 +78,20 @@ class FeedbackWeights(nn.Module):
             module._buffers[name] = tensor
 
 
-def _drawn(weight: Tensor) -> Tensor:
+def _path(graph: Graph, leaf: str) -> str:
+    """Where a leaf is in the tree."""
+    return graph.origin[leaf].partition(".")[2]
+
+
+def _drawn(weight: Tensor, shape: Sequence[Any]) -> Tensor:
     """Normal numbers with the root mean square of `weight`, or 1/√(fan-in) where that is 0."""
     if weight.is_meta:
-        return torch.empty_like(weight)
+        return weight.new_empty(tuple(shape))
     size = float(torch.linalg.vector_norm(weight.detach())) / math.sqrt(max(weight.numel(), 1))
     fan_in = weight[0].numel() if weight.dim() > 1 else weight.numel()
     scale = size or 1 / math.sqrt(max(fan_in, 1))
     kind = torch.complex64 if weight.is_complex() else torch.float32
-    return (torch.randn(weight.shape, dtype=kind) * scale).to(weight)
+    return (torch.randn(tuple(shape), dtype=kind) * scale).to(weight)
 
 
 class JoinedModules(dict[str, Any]):

@@ -23,6 +23,7 @@ from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of, exported_elsewhere
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.passes.carry_updates import carry_updates
+from pccompile.passes.mirror import MIRROR
 from pccompile.passes.roles import ALL, NO_ROLES, Roles
 from pccompile.runtime.autograd_function import Bridge, Keep
 from pccompile.runtime.automatic_rates import Rates, measures
@@ -62,7 +63,8 @@ class PCModule(OwnTensors):
         check: bool = True,
     ) -> None:
         super().__init__()
-        self.options = replace(options, home=unused(options.home, model), kept=unused(options.kept, model))
+        home = MIRROR if ALGORITHMS[options.algorithm].mirrors else options.home
+        self.options = replace(options, home=unused(home, model), kept=unused(options.kept, model))
         self._share(model)
         self.__dict__["criterion"] = loss  # a loss that is a module is none of the model's, whose table this one shares
         self._dynamic_shapes, self._locate, self._recapture = dynamic_shapes, locate, recapture
@@ -239,7 +241,7 @@ class PCModule(OwnTensors):
             if plain.source.moving and means_over_batch(loss, captured.interface, outputs, target):
                 notes = (MEAN_LOSS,)
         compiled = compile_imported(imported, options, compiled_loss, record, self._hook)
-        self._refuse_weighted_losses(compiled, loss)
+        self._refuse_losses(compiled, loss)
         own = captured.state.tables(captured.imported), captured.interface.named(pytree.tree_leaves((args, kwargs)))
         self._grow(compiled, *own)
         if self._check and not (record or roles or options.transposes):
@@ -261,10 +263,15 @@ class PCModule(OwnTensors):
             check_loss(runtime, loss, outputs, target)
         return runtime
 
-    def _refuse_weighted_losses(self, compiled: Compiled, loss: Criterion | None) -> None:
-        """Raise CompileError where an output has a precision beside a loss that is no squared error of a target."""
+    def _refuse_losses(self, compiled: Compiled, loss: Criterion | None) -> None:
+        """Raise CompileError for a loss where an output has a precision or its target is its value."""
+        if not (loss or self.criterion or self.options.outside_loss != "refuse"):
+            return
+        if ALGORITHMS[self.options.algorithm].mirrors:
+            what = f"{self.options.algorithm}: a target is the value of the output, and no loss is taken of it"
+            raise CompileError(what, hint="leave loss= and outside_loss= out; a class is a row of 0 and 1")
         weighted = [v for v in compiled.pc.vertices if v.name in compiled.pc.clamped and v.energy]
-        if weighted and (loss or self.criterion or self.options.outside_loss != "refuse"):
+        if weighted:
             what = f"precision names {weighted[0].name}, an output, whose energy is the loss that is given"
             hint = "weigh it in loss=, or leave loss= out: a precision weighs half the squared error of a target"
             raise CompileError(what, weighted[0].where, hint)

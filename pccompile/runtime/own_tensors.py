@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pccompile.algorithms import ALGORITHMS
 from pccompile.driver import Compiled
 from pccompile.passes.feedback import LEAVES
 from pccompile.runtime.feedback_weights import FeedbackWeights, JoinedModules
@@ -32,7 +33,8 @@ class OwnTensors(Inspection):
 
     def _join(self) -> None:
         """Put what there is beside the model's submodules."""
-        own = {self.options.home: self.__dict__["_feedback"]} if self.options.feedback in LEAVES else {}
+        brings = self.options.feedback in LEAVES or ALGORITHMS[self.options.algorithm].mirrors
+        own = {self.options.home: self.__dict__["_feedback"]} if brings else {}
         if self.__dict__["_lasting"]._modules:
             own[self.options.kept] = self.__dict__["_lasting"]
         if own:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from zoo import ZOO, Case
 
 import pccompile
 from pccompile import PCModule
+from pccompile.algorithms import ALGORITHMS
 from pccompile.backends.torch import emit
-from pccompile.driver import Options, schedule
+from pccompile.diagnostics import CompileError
+from pccompile.driver import Compiled, Options, compile_imported, schedule
 from pccompile.runtime.loaded_program import load
 
 QUICK = {
@@ -82,3 +85,19 @@ def test_every_algorithm_on_every_model(case: Case) -> None:
     compiled = bench.runtime.compiled
     assert compiled is not None
     load(emit(schedule(compiled.pc, Options("incremental", None, {"steps": STEPS}))).text, case.name)
+    for name, algorithm in ALGORITHMS.items():
+        if algorithm.mirrors:
+            mirrors_or_says_why_not(compiled, name)
+
+
+def mirrors_or_says_why_not(compiled: Compiled, algorithm: str) -> None:
+    """A file that can be loaded; or which vertex has no mirror, or that there is no chain of vertices."""
+    try:
+        source, why = compile_imported(compiled.imported, Options(algorithm)).source, ""
+    except CompileError as e:
+        source, why = None, e.problems[0].what
+    if source is not None:
+        load(source.text, algorithm)
+        return
+    reasons = (r"vertex \w+ cannot be mirrored: \w+", r"\d+ outputs that carry", "what no vertex predicts", "a sample")
+    assert any(re.search(words, why) for words in reasons), why
