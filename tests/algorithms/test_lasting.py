@@ -19,7 +19,7 @@ from pccompile.algorithms import Algorithm, incremental, register, setting, stri
 from pccompile.algorithms import _known as known
 from pccompile.algorithms.common import each
 from pccompile.diagnostics import CompileError
-from pccompile.ir import Do, Lasting, PCGraph, Program, verify_program
+from pccompile.ir import Do, Lasting, PCGraph, Program, Repeat, verify_program
 
 DECAY = 0.75
 
@@ -55,12 +55,21 @@ def together(pc: PCGraph, settings: Settings) -> Program:
     return traced(pc, settings, incremental, incremental.Settings(steps=3))
 
 
+def at_every_step(pc: PCGraph, settings: Settings) -> Program:
+    """Strict inference that moves what it keeps inside its loop."""
+    program = strict.schedule(pc, settings)
+    moves = each(pc.latent, "spread = decay * spread + (1 - decay) * mean(error ** 2)")
+    infer = tuple(replace(s, body=(*s.body, *moves)) if isinstance(s, Repeat) else s for s in program.infer)
+    lasting = tuple(Lasting(v.name, "spread", 1.0) for v in pc.latent)
+    return replace(program, infer=infer, arguments={**program.arguments, "decay": DECAY}, lasting=lasting)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _registered() -> Iterator[None]:
-    for name, schedule in (("traced", traced), ("traced together", together)):
+    for name, schedule in (("traced", traced), ("traced together", together), ("traced inside", at_every_step)):
         register(Algorithm(name, schedule, Settings, "none", energies="any", roles=True))
     yield
-    del known["traced"], known["traced together"]
+    del known["traced"], known["traced together"], known["traced inside"]
 
 
 @pytest.fixture
@@ -161,6 +170,27 @@ def test_the_generated_file_takes_and_returns_it(p: Problem) -> None:
         functions["step"](params, buffers, {"input": p.x}, [p.target])
     assert all(torch.equal(buffers[f"lasting.{k}"], t) for k, t in lasting(pc).items())
     assert "`step` puts it into `buffers`:\nlasting.spread.n1" in pc.source
+
+
+def test_what_moves_inside_a_loop_moves_at_every_step(p: Problem) -> None:
+    """The buffers that a file is given stay as they are until `step` replaces them."""
+    pc, plain = p.compile("traced inside", steps=4), p.compile("strict", steps=4)
+    functions: dict[str, Any] = {}
+    exec(pc.source, functions)
+    params = dict(p.model.named_parameters())
+    first = {k: t for k, t in pc.state().items() if k.startswith("lasting.")}
+    buffers, spread = dict(first), {k: torch.ones(1, 6, dtype=torch.float64) for k in ("n1", "n3")}
+    for _ in range(2):
+        pc.loss(p.x, target=p.target).backward()
+        functions["step"](params, buffers, {"input": p.x}, [p.target])
+        for count in range(4):
+            errors = plain.settle(p.x, target=p.target, steps=count).errors
+            for k in spread:
+                spread[k] = DECAY * spread[k] + (1 - DECAY) * errors[k].square().mean(0, keepdim=True)
+    for k, expected in spread.items():
+        torch.testing.assert_close(lasting(pc)[f"spread.{k}"], expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(buffers[f"lasting.spread.{k}"], expected, rtol=1e-12, atol=0)
+    assert all(bool((t == 1).all()) for t in first.values())
 
 
 def test_a_model_may_have_something_of_that_name() -> None:

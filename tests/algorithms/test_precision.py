@@ -291,7 +291,7 @@ def test_what_is_given_learns_by_its_own_errors() -> None:
         ("strict", {"precision": {"n1": learned_precision()}}, "the learned precision of n1 has no prior"),
         ("strict", {"precision": learned_precision()}, "falls for ever as Π rises and ε goes to 0"),
         ("alm", {"precision": learned_precision(1.0, 1.0)}, "alm: the precision of n1 cannot learn by errors that"),
-        ("nudged", {"precision": learned_precision(1.0, 1.0)}, "free energy is least: error-optimization, incremental"),
+        ("nudged", {"precision": learned_precision(1.0, 1.0)}, "where free energy is least: bidirectional, error-opt"),
         ("exact", {"precision": learned_precision(1.0, 1.0)}, "exact knows no energy but half the squared error"),
         ("strict", {"precision": {"n1": torch.ones(5)}}, "precision of n1 is a tensor [5], and a sample of n1 is [6]"),
         ("strict", {"precision": {"n1": torch.ones(4, 6)}}, "its shape stretches to that of one sample"),
