@@ -123,11 +123,13 @@ def _held(generator: Any, name: str) -> _Generator:
         case np.random.RandomState():
             return _Generator(label, lambda: generator.get_state(legacy=False), generator.set_state)
         case torch.Generator():
-            return _Generator(
-                label, lambda: generator.get_state().numpy(), lambda s: generator.set_state(torch.from_numpy(s))
-            )
+            return _Generator(label, lambda: generator.get_state().numpy(), functools.partial(_set_state, generator))
     bits = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
     return _Generator(label, lambda: bits.state, lambda state: setattr(bits, "state", state))
+
+
+def _set_state(generator: torch.Generator, state: Any) -> None:
+    generator.set_state(torch.from_numpy(state))
 
 
 def _same(a: Any, b: Any) -> bool:
