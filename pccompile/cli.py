@@ -35,6 +35,8 @@ STAGES = (
     "schedule",
     "emit",
 )
+SOME_STAGES = ("stop-unsent", "energies", "mirror", "feedback", "roles")
+"""Stages that run where there is something for them to do."""
 CIRCUIT_STAGES = ("import", "canonicalise", "every-place", "simplify", "netlist")
 EMITS = ("graph", "pc", "program", "code")
 
@@ -109,7 +111,11 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--doctor", action="store_true", help="list everything that is unsupported")
     group.add_argument("--json", action="store_true", help="with a report such as --verify: as JSON")
     group.add_argument(
-        "--print-after", action="append", default=[], metavar="PASS", help=f"print to stderr: {', '.join(STAGES)}"
+        "--print-after",
+        action="append",
+        default=[],
+        metavar="PASS",
+        help=f"print to stderr: {', '.join((*STAGES, *SOME_STAGES))}",
     )
     group.add_argument("--dump-dir", metavar="DIR", help="write each stage's result to a file there")
     group.add_argument("--time-passes", action="store_true", help="print what each stage took")
@@ -319,7 +325,7 @@ def report(error: CompileError, shown: str) -> int:
 
 def check(options: argparse.Namespace) -> None:
     """Reject what cannot be meant. Raises CompileError or UsageError."""
-    stages = CIRCUIT_STAGES if circuit(options) else STAGES
+    stages = CIRCUIT_STAGES if circuit(options) else (*STAGES, *SOME_STAGES)
     wrong: list[tuple[Any, str]] = [
         *(circuit_checks(options) if circuit(options) else torch_checks(options)),
         *input_checks(options),

@@ -299,6 +299,8 @@ class Watch:
     def finish(self) -> None:
         """Compiling is over: what is compiled from now on, for comparisons, is not shown."""
         self.active = False
+        for stage in {*self.options.print_after} - {name for name, _ in self.times}:
+            print(f"# {stage} had nothing to do", file=sys.stderr)
         if self.options.time_passes:
             total = sum(s for _, s in self.times)
             rows = [*((stage, f"{s:.3f}") for stage, s in self.times if stage not in HIDDEN), ("total", f"{total:.3f}")]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pccompile.diagnostics import EXIT_DONE, CompileError, printable
+from pccompile.report.figures import figure
 from pccompile.report.tables import Page, Table, as_json, number, show
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -94,15 +95,11 @@ def bars(values: Sequence[float]) -> str:
 
 def draw(curves: Curves, path: Path) -> Path:
     """A panel for each kind of number, what stands before a slash. Raises CompileError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise CompileError("matplotlib is not installed", hint='pip install "pccompile[demo]"') from None
     kinds: dict[str, list[str]] = {}
     for name in curves:
         kinds.setdefault(name.partition("/")[0], []).append(name)
-    figure = Figure(figsize=(7, 2.2 * len(kinds)), layout="constrained")
-    for axes, (kind, names) in zip(figure.subplots(len(kinds), squeeze=False)[:, 0], kinds.items(), strict=True):
+    picture = figure(7, 2.2 * len(kinds))
+    for axes, (kind, names) in zip(picture.subplots(len(kinds), squeeze=False)[:, 0], kinds.items(), strict=True):
         for name in names[:LINES]:
             label = printable(name.partition("/")[2] or name, 40).replace("$", r"\$")
             axes.plot(*zip(*curves[name], strict=True), linewidth=1, marker=".", label=label)
@@ -111,7 +108,7 @@ def draw(curves: Curves, path: Path) -> Path:
             axes.legend(fontsize="x-small", ncols=2)
     axes.set_xlabel("training step")
     try:
-        figure.savefig(path)
+        picture.savefig(path)
     except (OSError, ValueError) as e:
         raise CompileError(f"cannot draw {printable(str(path))}: {printable(str(e), 100)}") from None
     return path

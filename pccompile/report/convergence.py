@@ -20,6 +20,7 @@ from pccompile.driver import Options, schedule
 from pccompile.ir import Program
 from pccompile.ir.law import weight
 from pccompile.ir.liveness import handed
+from pccompile.report.figures import figure
 from pccompile.report.regime import has_regime, plain, rated_by_measurement, stepped, until_settled
 from pccompile.report.tables import Page, Table, count, number
 from pccompile.runtime.displaced_batch import SEED, DisplacedBatch, Ready
@@ -69,12 +70,8 @@ class ConvergenceReport:
 
     def plot(self, path: str | Path) -> Path:
         """Draw both over the steps; `path` ends with the format. Raises CompileError without matplotlib."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise CompileError("matplotlib is not installed", hint='pip install "pccompile[demo]"') from None
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.subplots()
+        picture = figure(7, 4.5)
+        axes = picture.subplots()
         slowest = sorted(self.measured, key=lambda name: (name != WHOLE, -self.measured[name][-1]))[:LINES]
         for name in slowest:
             how: dict[str, Any] = {"color": "black", "linewidth": 2} if name == WHOLE else {"linewidth": 1}
@@ -85,7 +82,7 @@ class ConvergenceReport:
         axes.set(xscale="log", yscale="log", xlabel="inference steps", ylabel="distance from its end, relative")
         axes.set_title(f"{self.algorithm}: measured, and predicted (dashed)")
         axes.legend(fontsize="x-small", ncols=2)
-        figure.savefig(path)
+        picture.savefig(path)
         return Path(path)
 
 

@@ -14,6 +14,7 @@ from pccompile.algorithms import ALGORITHMS
 from pccompile.diagnostics import CompileError, printable
 from pccompile.ir import Argument
 from pccompile.passes.roles import Free
+from pccompile.report.figures import figure
 from pccompile.report.losses import Criterion, clamp, cloned
 from pccompile.report.tables import Page, Table, count, number
 from pccompile.runtime.given_values import Given, completed
@@ -99,12 +100,8 @@ class Trace:
 
     def plot(self, path: str | Path) -> Path:
         """Draw the energies over the steps; `path` ends with the format. Raises CompileError without matplotlib."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise CompileError("matplotlib is not installed", hint='pip install "pccompile[demo]"') from None
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.subplots()
+        picture = figure(7, 4.5)
+        axes = picture.subplots()
         steps = range(self.steps + 1)
         largest = sorted(self.energy, key=lambda name: -float(self.energy[name].max()))[:LINES]
         for name in self.energy:
@@ -114,7 +111,7 @@ class Trace:
         axes.set_yscale("symlog", linthresh=max(float(self.free_energy.abs().max()) * 1e-6, 1e-30))
         axes.set(xlabel="inference step", ylabel="energy", title=self.algorithm)
         axes.legend(fontsize="x-small", ncols=2)
-        figure.savefig(path)
+        picture.savefig(path)
         return Path(path)
 
 

@@ -255,6 +255,16 @@ def test_emit_is_code(run) -> None:
     compile(without, "generated", "exec")
 
 
+def test_stages_that_run_where_there_is_something_to_do(run) -> None:
+    for stage, options in (("energies", ("--precision", "2")), ("feedback", ("--feedback", "random"))):
+        done = run("model.onnx", "--algorithm", "strict", *options, "--print-after", stage)
+        assert done.code == 0
+        assert f"# after {stage}\n" in done.err
+        idle = run("model.onnx", "--print-after", stage)
+        assert idle.code == 0
+        assert f"# {stage} had nothing to do\n" in idle.err
+
+
 def test_stages_are_the_drivers(run, folder) -> None:
     result = run(
         "model.onnx",
