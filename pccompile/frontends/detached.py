@@ -25,9 +25,11 @@ def follow_detached(graph: fx.Graph) -> None:
 
     Raises CompileError where a part is written that does not lie side by side in memory.
     """
-    nodes, learning = list(graph.nodes), _with_gradient(graph)
-    position = {n: i for i, n in enumerate(nodes)}
-    shared = [n for n in nodes if _shares_memory(n)]
+    position = {n: i for i, n in enumerate(graph.nodes)}
+    shared = [n for n in graph.nodes if _shares_memory(n)]
+    if not shared:
+        return
+    learning = _with_gradient(graph)
     alone = {n for n in shared if _only_reader(n)}
     apart = [n for n in shared if n not in alone and _learns(n, learning, position)]
     if apart:
