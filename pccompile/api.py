@@ -113,9 +113,11 @@ def compile(
         `pc.notes` what could not be: docs/checking.md says what it costs and cannot see. With False, nothing is.
     outside_loss: what `backward()` of a loss taken of `pc(x)` does where inference needs the loss (strict): "refuse",
         since `pc.loss(x, target=y)` has another gradient, or "linearise", which clamps the outputs by its derivative.
-    on_divergence: "warn" once, "raise" or "ignore" where inference ends in what is no number.
+    on_divergence: "warn", "raise" or "ignore" where inference ends in what is no number. "ignore" is also silent where
+        a rate leaves its bound (docs/algorithms.md).
     settings: what the algorithm takes, such as steps and rate; `pccompile --algorithm NAME --help` lists them;
-        "auto" lets the first batch with a target choose rate and steps.
+        "auto" lets the first batch with a target choose rate and steps, and chooses anew where weights that learn have
+        moved the bound. A number never changes.
     A circuit has the shapes of `args`; its algorithm is fixed prediction, its loss "squared-error" (by default),
     "cross-entropy" or "none", and its settings those of NetlistOptions: rate, eta, ticks, input_errors.
     Raises CompileError with every reason why the model cannot be compiled.

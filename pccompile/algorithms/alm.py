@@ -56,4 +56,5 @@ ALGORITHM = Algorithm(
     roles=True,
     automatic=saddle,
     estimates=False,
+    most_energy=lambda arguments, loss, entries: loss / arguments["penalty"],  # L + ρ/2 ‖ε‖² starts at the loss
 )

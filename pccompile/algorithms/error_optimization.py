@@ -55,4 +55,5 @@ ALGORITHM = Algorithm(
     energies="of the error",
     roles=True,
     automatic=by_curvature,
+    most_energy=lambda _, loss, entries: loss,  # F = ½‖ε‖² + L starts there and falls
 )

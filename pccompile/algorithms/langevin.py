@@ -8,7 +8,11 @@ doi:10.1371/journal.pcbi.1012532; Zahid et al. 2024, arXiv:2311.10300).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from pccompile.algorithms.common import learn, look, move, refuse_draws, sent, start
 from pccompile.algorithms.rates import sampling
@@ -43,6 +47,12 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
     return Program(pc, "langevin", infer, (), arguments=arguments, state="value")
 
 
+def most_energy(arguments: Mapping[str, Any], loss: Tensor, entries: int) -> Tensor:
+    """The loss, and twice what samples at half of the bound have on average, τ a dimension at most."""
+    spread: float = 2 * arguments["temperature"] * entries
+    return loss + spread
+
+
 ALGORITHM = Algorithm(
     "langevin",
     schedule,
@@ -52,4 +62,5 @@ ALGORITHM = Algorithm(
     energies="any",
     roles=True,
     automatic=sampling,
+    most_energy=most_energy,
 )

@@ -62,4 +62,5 @@ ALGORITHM = Algorithm(
     roles=True,
     automatic=nudged_descent,
     estimates=False,
+    most_energy=lambda arguments, loss, entries: arguments["nudge"] * loss,  # F = ½‖ε‖² + β L starts there and falls
 )

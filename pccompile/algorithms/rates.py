@@ -1,6 +1,7 @@
 """Rates and steps that follow from the spectrum of a batch: what an algorithm's `automatic` is made of.
 
-Bounds hold near the forward pass, and curvature moves along a run, so each rate is half of its bound.
+Bounds hold near the forward pass, and curvature moves along a run, so each rate is half of its bound. While weights
+learn the bound moves as well: a rate is chosen anew when it is above three quarters of it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ RELAXED, CONVERGED = 1e-3, 1e-8
 MOST_STEPS = 1000
 MOST_CONVERGING_STEPS = 20_000
 """The most steps that are chosen, in the two cases."""
+NEAR = 1.5
+"""So many times half of the bound is too near to it."""
 STILL = "no hidden vertex moves: any will do"
 
 
@@ -40,7 +43,7 @@ def nudged_descent(settings: Any, spectrum: Spectrum) -> tuple[Choice, ...]:
     if strength < 1 or settings.phases == "positive":
         return found
     warning = f"; nudge ‖S‖ = {strength:.3g}, and from 1 on a negative phase diverges"
-    return tuple(Choice(c.name, c.value, c.reason + warning) for c in found)
+    return tuple(c._replace(reason=c.reason + warning) for c in found)
 
 
 def _descent(settings: Any, spectrum: Spectrum, nudge: float, factor: float) -> tuple[Choice, ...]:
@@ -49,7 +52,7 @@ def _descent(settings: Any, spectrum: Spectrum, nudge: float, factor: float) -> 
         hessian = spectrum.hessian(nudge)
         rate = factor / hessian.value
         bound = "2 / λmax(H)" if factor == 1 else f"{2 * factor:.3g} / λmax(H)"
-        found.append(Choice("rate", rate, f"half of {bound}, λmax(H) = {hessian}"))
+        found.append(Choice("rate", rate, f"half of {bound}, λmax(H) = {hessian}", NEAR * rate))
     if settings.steps == "auto":
         slow = spectrum.softness()
         found.append(_steps(spectrum, _number(rate) * slow.value, f"σmin(A)² = {slow}"))
@@ -70,7 +73,7 @@ def by_curvature(settings: Any, spectrum: Spectrum) -> tuple[Choice, ...]:
     found, rate, ends = [], settings.rate, spectrum.curvature()
     if rate == "auto":
         rate = 1 / (1 + max(ends.high.value, 0.0))
-        found.append(Choice("rate", rate, f"half of 2 / λmax(I + S), λmax(S) = {ends.high}"))
+        found.append(Choice("rate", rate, f"half of 2 / λmax(I + S), λmax(S) = {ends.high}", NEAR * rate))
     if settings.steps == "auto":
         found.append(_steps(spectrum, rate * (1 + min(ends.low.value, 0.0)), f"λmin(S) = {ends.low}"))
     return tuple(found)
@@ -92,11 +95,12 @@ def saddle(settings: Any, spectrum: Spectrum) -> tuple[Choice, ...]:
     if rate == "auto":
         stiffness = spectrum.stiffness()
         rate = 3.6 / ((2 * (penalty + ends.norm) + dual) * stiffness.value)
-        reason = f"0.9 of its bound, ‖A‖² = {stiffness}, ‖S‖ = {ends.norm:.4g}"
+        reason, limit = f"0.9 of its bound, ‖A‖² = {stiffness}, ‖S‖ = {ends.norm:.4g}", rate / 0.9
         if penalty <= -ends.low.value:
             least = -ends.low.value
             reason += f"; a penalty of {penalty:.3g} does not exceed -λmin(S) = {least:.3g}: penalty auto does"
-        found.append(Choice("rate", rate, reason))
+            limit = 0.0
+        found.append(Choice("rate", rate, reason, limit))
     if settings.steps == "auto":
         slow = spectrum.softness()
         decay = 0.5 * rate * (penalty + min(ends.low.value, 0.0)) * slow.value
@@ -113,7 +117,7 @@ def _steps(spectrum: Spectrum, decay: float, why: str, left: float = RELAXED, mo
     if not wanted <= most:
         needed = f"{wanted:.3g} steps" if math.isfinite(wanted) else "more steps than can be told"
         reason = f"the most that are chosen; {needed} would leave {left:g} of the slowest mode, {why}"
-    return Choice("steps", steps, reason)
+    return Choice("steps", steps, reason, paced=left == RELAXED)
 
 
 def _number(rate: Any) -> float:

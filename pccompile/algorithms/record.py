@@ -11,6 +11,8 @@ from pccompile.diagnostics import CompileError, printable
 from pccompile.ir import PCGraph, Program
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pccompile.analysis.spectrum import Spectrum
 
 Auto = Literal["auto"]
@@ -24,11 +26,17 @@ COMPILE_OPTIONS = (
 
 
 class Choice(NamedTuple):
-    """A setting that was chosen by measuring a batch, and why it has this value."""
+    """A setting that was chosen by measuring a batch, and why it has this value.
+
+    limit: above it, what has been chosen before is chosen anew. paced: so many steps belong to the rate; where that is
+    chosen anew while weights learn, rate · steps stays, and with it how far along its flow inference goes.
+    """
 
     name: str
     value: float
     reason: str
+    limit: float = math.inf
+    paced: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} {self.value:.4g} was chosen: {self.reason}"
@@ -48,7 +56,10 @@ class Algorithm:
     estimates: whether the errors that it ends in are those where free energy is least, by which precisions learn.
     mirrors(settings): where every layer is mirrored, how much its own prediction weighs, and that of its mirror.
     automatic(settings, spectrum): a choice for each setting that is "auto"; None where the schedule itself knows what
-    to take. citation: where it is published.
+    to take. most_energy(arguments, loss, entries): what ½‖ε‖² over so many entries of hidden vertices comes to at
+    most where inference keeps its bound and the loss, this large at the start, is nowhere negative; None where no such
+    number is known.
+    citation: where it is published.
     Raises ValueError where a setting is called like an option of `compile`.
     """
 
@@ -65,6 +76,7 @@ class Algorithm:
     estimates: bool = True
     mirrors: Callable[[Any], tuple[float, float]] | None = None
     automatic: Callable[[Any, Spectrum], tuple[Choice, ...]] | None = None
+    most_energy: Callable[[Mapping[str, Any], Tensor, int], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if taken := [f.name for f in fields(self.settings) if f.name in COMPILE_OPTIONS]:

@@ -63,5 +63,12 @@ def schedule(pc: PCGraph, settings: Settings) -> Program:
 
 
 ALGORITHM = Algorithm(
-    "strict", schedule, Settings, "doi:10.1162/NECO_a_00949", energies="any", roles=True, automatic=descent
+    "strict",
+    schedule,
+    Settings,
+    "doi:10.1162/NECO_a_00949",
+    energies="any",
+    roles=True,
+    automatic=descent,
+    most_energy=lambda _, loss, entries: loss,  # F = ½‖ε‖² + L starts there and falls
 )

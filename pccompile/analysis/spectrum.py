@@ -12,7 +12,7 @@ network is curved.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,6 +25,8 @@ FEWEST_STEPS, MOST_STEPS = 10, 40
 """Lanczos steps. A few stand still at the extreme of one sample where another has one slightly further out."""
 ACCURACY = 0.02
 """A measurement ends where its estimated error is this part of it."""
+CHANCE = 0.5
+"""The part of a random vector in a start that has been found before."""
 SURE = 0.1
 """A smallest eigenvalue is believed up to this part of itself."""
 
@@ -71,6 +73,8 @@ class Ends:
 
     low: Measured
     high: Measured
+    direction: Tensor | None = field(default=None, compare=False, repr=False)
+    """A flat vector along both eigenvectors, from which Lanczos steps find them again when weights have moved."""
 
     @property
     def both(self) -> tuple[Measured, Measured]:
@@ -83,12 +87,14 @@ class Ends:
         return max(abs(self.low.value), abs(self.high.value))
 
 
-def lanczos(apply: Callable[[Tensor], Tensor], start: Tensor, cost: int, both: bool = False) -> Ends:
+def lanczos(
+    apply: Callable[[Tensor], Tensor], start: Tensor, cost: int, both: bool = False, most: int = MOST_STEPS
+) -> Ends:
     """The extreme eigenvalues of a symmetric operator on flat vectors, by Lanczos steps from `start`.
 
     cost: sweeps that `apply` takes. both: go on until the lower end is as certain as the upper one; otherwise it is
-    a by-product. Vectors are kept orthogonal to all before them. An eigenvalue's error is estimated from its residual
-    r as min(r, r² / gap), or as what the last two steps changed where that is more.
+    a by-product. most: the most steps. Vectors are kept orthogonal to all before them. An eigenvalue's error is
+    estimated from its residual r as min(r, r² / gap), or as what the last two steps changed where that is more.
     """
     basis, diagonal, beside = [start / start.norm()], list[float](), list[float]()
     seen: list[Ends] = []
@@ -102,9 +108,10 @@ def lanczos(apply: Callable[[Tensor], Tensor], start: Tensor, cost: int, both: b
         low, high = (_unsettled(end, before) for end, before in zip(seen[-1].both, seen[-3:][0].both, strict=True))
         scale = max(abs(low.value), abs(high.value))
         sure = high.error <= ACCURACY * scale and (not both or low.error <= ACCURACY * scale)
-        exhausted = len(diagonal) >= min(MOST_STEPS, len(start)) or not rest > 1e-5 * scale
+        exhausted = len(diagonal) >= min(most, len(start)) or not rest > 1e-5 * scale
         if exhausted or not math.isfinite(scale) or (sure and len(diagonal) >= FEWEST_STEPS):
-            return seen[-1] if exhausted and len(diagonal) < MOST_STEPS else Ends(low, high)
+            low, high = seen[-1].both if exhausted and len(diagonal) < most else (low, high)
+            return Ends(low, high, _direction(basis, diagonal, beside) if math.isfinite(scale) else None)
         beside.append(rest)
         basis.append(image / rest)
 
@@ -119,10 +126,7 @@ def _ritz(diagonal: list[float], beside: list[float], rest: float, cost: int) ->
     if not all(map(math.isfinite, (*diagonal, rest))):
         unknown = Measured(math.nan, math.nan, sweeps)
         return Ends(unknown, unknown)
-    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    for i, b in enumerate(beside):
-        matrix[i, i + 1] = matrix[i + 1, i] = b
-    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = torch.linalg.eigh(_tridiagonal(diagonal, beside))
     residuals = (rest * vectors[-1]).abs().tolist()
     found = values.tolist()
     gaps = (found[1] - found[0], found[-1] - found[-2]) if len(found) > 1 else (0.0, 0.0)
@@ -134,18 +138,46 @@ def _ritz(diagonal: list[float], beside: list[float], rest: float, cost: int) ->
     return Ends(measured(0, gaps[0]), measured(-1, gaps[1]))
 
 
+def _tridiagonal(diagonal: Sequence[float], beside: Sequence[float]) -> Tensor:
+    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    for i, b in enumerate(beside):
+        matrix[i, i + 1] = matrix[i + 1, i] = b
+    return matrix
+
+
+def _direction(basis: Sequence[Tensor], diagonal: Sequence[float], beside: Sequence[float]) -> Tensor:
+    """The sum of the lowest and the highest Ritz vector."""
+    vectors = torch.linalg.eigh(_tridiagonal(diagonal, beside)).eigenvectors
+    return torch.mv(torch.stack(list(basis), 1), (vectors[:, 0] + vectors[:, -1]).to(basis[0]))
+
+
 @dataclass
 class Spectrum:
-    """What has been measured on one batch; each number is taken when it is first asked for."""
+    """What has been measured on one batch; each number is taken when it is first asked for.
+
+    starts: directions that were found when weights were a little different. most: the most Lanczos steps.
+    """
 
     operators: Operators
     seed: int = 0
+    starts: Mapping[object, Tensor] = field(default_factory=dict)
+    most: int = MOST_STEPS
     _known: dict[object, Ends] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
         """Whether there is no hidden vertex, and so nothing that inference could move."""
         return not self.operators.start
+
+    @property
+    def directions(self) -> dict[object, Tensor]:
+        """What a later measurement can start from."""
+        return {name: ends.direction for name, ends in self._known.items() if ends.direction is not None}
+
+    @property
+    def sweeps(self) -> int:
+        """The sweeps over the network that all measurements have taken so far."""
+        return sum(ends.high.sweeps for ends in self._known.values())
 
     @property
     def longest(self) -> int:
@@ -209,7 +241,9 @@ class Spectrum:
             generator = torch.Generator().manual_seed(self.seed)
             first = torch.randn(_flat(like).numel(), generator=generator, dtype=torch.float64)
             first = first.to(_flat(like))
-            self._known[name] = lanczos(lambda u: _flat(apply(_unflat(u, like))), first, cost, both)
+            if name in self.starts:  # chance stays in it, since another sample may have become the most extreme one
+                first = self.starts[name] / self.starts[name].norm() + CHANCE * first / first.norm()
+            self._known[name] = lanczos(lambda u: _flat(apply(_unflat(u, like))), first, cost, both, self.most)
         return self._known[name]
 
     def _displaced(self, u: Vector) -> tuple[Vector, Vector, float]:

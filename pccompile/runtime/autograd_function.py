@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pccompile.backends.torch import SWEEP
 from pccompile.diagnostics import CompileError
 from pccompile.runtime.derivative_guards import refuse_second_order
 from pccompile.runtime.divergence import notice
+from pccompile.runtime.energy_alarm import gradients_of, watched
 from pccompile.runtime.loaded_program import Runtime, parted
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.partial_losses import partial_sweep
@@ -49,7 +49,7 @@ class Bridge(torch.autograd.Function):
         """The outputs; before them the loss of `targets`, where they are given."""
         detached = {k: t.detach() for k, t in inputs.items()}
         outputs, context = predict(runtime, tables, detached)
-        ctx.runtime, ctx.targets, ctx.keep = runtime, targets, keep
+        ctx.runtime, ctx.targets, ctx.keep, ctx.loss, ctx.call = runtime, targets, keep, None, None
         ctx.is_tensor = [isinstance(c, Tensor) for c in context]
         ctx.rest = [c for c in context if not isinstance(c, Tensor)]
         ctx.set_materialize_grads(False)
@@ -67,6 +67,8 @@ class Bridge(torch.autograd.Function):
             ctx.save_for_backward(*kept, *(o.detach() for o in clamped if runtime.source.moving))
             return results
         loss, errors = runtime.clamp(outputs, targets)
+        if watched(runtime):
+            ctx.loss, ctx.call = loss.detach(), (tables, detached)
         ctx.save_for_backward(*kept, *errors)
         return (loss, *results)
 
@@ -113,7 +115,7 @@ class Bridge(torch.autograd.Function):
                 gradients, lasting = parted(partial(params, context, [given[i] for i in sorted(used)]))
             else:
                 refuse_parts(runtime, used)
-                gradients, lasting = parted(runtime.function(SWEEP)(params, context, given))
+                gradients, lasting = gradients_of(runtime, params, context, given, ctx.loss, ctx.call)
             if runtime.iterates:
                 notice(runtime, gradients, params, context, given)
         if ctx.keep is not None:

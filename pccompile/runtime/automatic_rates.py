@@ -1,12 +1,17 @@
-"""Settings that are "auto": chosen on the first batch with a target, tried on it, and kept."""
+"""Settings that are "auto": chosen on the first batch with a target, tried on it, and followed through training.
+
+Weights learn, and the bound of a rate moves with them. It is measured again now and then on the batch that it was
+chosen for, by a few Lanczos steps from what was found before, as often as costs a small part of inference. Where the
+rate has come too near to it, everything that is automatic is chosen anew.
+"""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +22,9 @@ from pccompile.analysis.spectrum import Spectrum
 from pccompile.backends.torch import emit
 from pccompile.diagnostics import CompileError
 from pccompile.driver import Options, capturing, schedule
+from pccompile.ir import Program, Repeat, steps_of
 from pccompile.runtime.displaced_batch import SEED, DisplacedBatch, Ready
+from pccompile.runtime.energy_alarm import bound_now
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.losses import targets_of
 from pccompile.runtime.model_state import Tables
@@ -27,6 +34,10 @@ RISE = 1e-6
 HALVINGS = 20
 TRIAL = 1000
 """A trial takes so many of the chosen steps at most."""
+TOLL = 0.04
+"""The part of inference that following its bound may cost, in sweeps over the network."""
+FOLLOWING = 5
+"""Lanczos steps of a measurement that starts from what was found before."""
 
 
 def measures(options: Options) -> bool:
@@ -34,61 +45,159 @@ def measures(options: Options) -> bool:
     return ALGORITHMS[options.algorithm].measures(options.settings)
 
 
+@dataclass
+class Held:
+    """What has been chosen for one loss, and the batch on which its bound is followed.
+
+    calls: of programs with this loss; due: the call at which the bound is measured next. told: whether a user knows
+    that no other choice would hold.
+    """
+
+    choices: tuple[Choice, ...] = ()
+    runtime: Runtime | None = None
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    targets: Sequence[Tensor] = ()
+    starts: Mapping[object, Tensor] = field(default_factory=dict)
+    calls: int = 1
+    due: int = 2
+    told: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "runtime": None, "inputs": {}, "targets": (), "starts": {}}
+
+    def measured_on(self, runtime: Runtime, batch: DisplacedBatch, spectrum: Spectrum) -> None:
+        """Follow the bound on this batch from now on."""
+        copied = {k: t.detach().clone() for k, t in batch.inputs.items()}
+        self.runtime, self.inputs, self.targets = runtime, copied, [t.detach().clone() for t in batch.targets]
+        self.starts = spectrum.directions
+
+
 class Rates:
-    """What has been chosen for each loss of a model, and how often programs were asked for since."""
+    """What has been chosen for each loss of a model."""
 
     def __init__(self) -> None:
-        self.choices: dict[Any, tuple[Choice, ...]] = {}
-        self.calls: Counter[Any] = Counter()
+        self.held: dict[Any, Held] = {}
 
     def program(
         self, runtime: Runtime, tables: Tables, inputs: Mapping[str, Tensor], loss: Any, target: Any, record: bool
     ) -> Runtime:
         """The program with the rates that were chosen for this loss, or that are chosen now if there is a target.
 
-        At the 2nd, 4th, 8th … call inference is tried again, and where it leaves the bound, what is then measured is
-        told in the way that `on_divergence` says. Raises CompileError.
+        Raises CompileError where none can be chosen for the first batch.
         """
+        held = self.held.get(loss)
         if target is None:
-            return rated(runtime, self.choices[loss], record) if loss in self.choices else runtime
-        self.calls[loss] += 1
-        if loss in self.choices and not _due(self.calls[loss]):
-            return rated(runtime, self.choices[loss], record)
-        assert runtime.compiled is not None
-        with capturing():
-            batch = DisplacedBatch(runtime.compiled, tables, inputs, targets_of(target))
-            if loss not in self.choices:
-                self.choices[loss] = chosen_for(runtime.options, batch, Spectrum(batch))
-            else:
-                _watch(replace(runtime.options, choices=self.choices[loss]), batch)
-            return rated(runtime, self.choices[loss], record)
+            return rated(runtime, held.choices, record) if held else runtime
+        if held is None:
+            with capturing():
+                batch = _batch(runtime, tables, inputs, targets_of(target))
+                spectrum = Spectrum(batch)
+                held = self.held[loss] = Held(chosen_for(runtime.options, batch, spectrum))
+                held.measured_on(runtime, batch, spectrum)
+        elif not record:
+            held.calls += 1
+            if held.calls >= held.due:
+                with capturing(), torch.no_grad():
+                    _follow(held, runtime, tables, inputs, targets_of(target))
+        program = rated(runtime, held.choices, record)
+        program.alarm.revise = partial(_revised, held, runtime)
+        return program
 
 
-def _due(calls: int) -> bool:
-    """Whether a number is a power of two."""
-    return calls & (calls - 1) == 0
+def _batch(runtime: Runtime, tables: Tables, inputs: Mapping[str, Tensor], targets: Sequence[Tensor]) -> DisplacedBatch:
+    assert runtime.compiled is not None
+    return DisplacedBatch(runtime.compiled, tables, inputs, targets, runtime.alarm.scopes)
 
 
-def _watch(options: Options, batch: DisplacedBatch) -> None:
-    """Tell where inference leaves the bound on a batch, and what would be chosen now. Raises CompileError."""
-    rate = next((c for c in options.choices if c.name == "rate"), None)
-    if options.on_divergence == "ignore" or rate is None or not batch.latent:
-        return
-    algorithm, first = ALGORITHMS[options.algorithm], batch.free_energy(batch.start)
-    last = _energy_after(batch, batch.prepared(schedule(batch.compiled.pc, options)), options.choices)
-    if _holds(algorithm, first, last):
-        return
-    assert algorithm.automatic is not None
-    now = algorithm.automatic(algorithm.choose(options.settings), Spectrum(batch))
-    measured = next(c for c in now if c.name == "rate")
-    what = (
-        f"{algorithm.name} inference leaves its bound: free energy goes from {first:.4g} to {last:.4g} at rate "
-        f"{rate.value:.4g}, {rate.reason}"
-    )
-    hint = f"on this batch that would be {measured.value:.4g}, {measured.reason}: compile anew, or give that rate"
-    if options.on_divergence == "raise":
-        raise CompileError(what, hint=hint)
-    warnings.warn(f"{what}; {hint}", RuntimeWarning, stacklevel=2)
+def _follow(
+    held: Held, runtime: Runtime, tables: Tables, inputs: Mapping[str, Tensor], targets: Sequence[Tensor]
+) -> None:
+    """Measure the bound again, and choose anew where the rate is too near to it. Raises CompileError."""
+    program, before = rated(runtime, held.choices, record=False), held.choices
+    assert program.compiled is not None
+    arguments = program.compiled.program.arguments
+    if held.runtime is runtime:
+        inputs, targets = held.inputs, held.targets
+    batch = _batch(runtime, tables, inputs, targets)
+    known = held.runtime is runtime and bool(held.starts)
+    spectrum = Spectrum(batch, starts=held.starts, most=FOLLOWING) if known else Spectrum(batch)
+    rate, now = arguments.get("rate"), bound_now(runtime.options, arguments, spectrum)
+    held.measured_on(runtime, batch, spectrum)
+    if isinstance(rate, int | float) and now is not None and not rate <= now.limit:
+        whose = "" if any(c.name == "rate" for c in held.choices) else " was given and"
+        reason = f"rate {rate:.4g}{whose} is above {now.limit:.4g}; now it would be {now.value:.4g}, {now.reason}"
+        spectrum = _anew(held, runtime, batch, reason)
+        if held.choices == before:
+            held.due = 2 * held.calls
+            return
+    interval = math.ceil((spectrum.sweeps + 2) / (TOLL * sweeps_of(program.compiled.program)))
+    held.due = held.calls + min(interval, held.calls)
+
+
+def sweeps_of(program: Program) -> int:
+    """The sweeps over the network that inference and learning take: two for each turn, and two."""
+    turns = 0
+    for step in steps_of(program.infer):
+        times = program.arguments.get(step.times) if isinstance(step, Repeat) else None
+        turns += times if isinstance(times, int) else 0
+    return 2 * turns + 2
+
+
+def _revised(
+    held: Held, runtime: Runtime, tables: Tables, inputs: Mapping[str, Tensor], targets: Sequence[Tensor]
+) -> dict[str, float] | None:
+    """Other numbers for a batch whose errors are too large for its loss; None where none are better."""
+    before = held.choices
+    with capturing(), torch.no_grad():
+        batch = _batch(runtime, tables, inputs, targets)
+        _anew(held, runtime, batch, "errors come to more than the loss that they began with", sure=False)
+    return {c.name: c.value for c in held.choices} if held.choices != before else None
+
+
+def _anew(held: Held, runtime: Runtime, batch: DisplacedBatch, why: str, sure: bool = True) -> Spectrum:
+    """Choose for this batch, and keep that if the rate is smaller; either is told where the bound is surely left.
+
+    Raises CompileError.
+    """
+    options, spectrum, name = runtime.options, Spectrum(batch), runtime.options.algorithm
+    before = {c.name: c.value for c in held.choices}
+    try:
+        choices = chosen_for(options, batch, spectrum)
+    except CompileError as e:
+        if options.on_divergence == "raise":
+            raise
+        return _told(held, options, f"{name} inference leaves its bound: {why}; {e.problems[0].what}", spectrum)
+    held.measured_on(runtime, batch, spectrum)
+    now = {c.name: c for c in choices}
+    if "rate" in now and now["rate"].value < before["rate"]:
+        now = {k: _paced(c, before, now["rate"].value) for k, c in now.items()}
+        held.choices = tuple(now.values())
+        changes = ", ".join(f"{k} {before[k]:.4g} → {c.value:.4g}" for k, c in now.items())
+        what = f"{name} inference leaves its bound at call {held.calls}: {why}; chosen anew: {changes}"
+        if options.on_divergence != "ignore":
+            warnings.warn(f"{what} ({now['rate'].reason})", RuntimeWarning, stacklevel=2)
+        return spectrum
+    if not sure:
+        return spectrum
+    hint = now["rate"].reason if "rate" in now else "numbers that were given stay"
+    return _told(held, options, f"{name} inference leaves its bound: {why}; {hint}", spectrum)
+
+
+def _paced(choice: Choice, before: Mapping[str, float], rate: float) -> Choice:
+    """Steps at a new rate: as many as go as far along the flow as those before."""
+    if not choice.paced:
+        return choice
+    steps = math.ceil(before["steps"] * before["rate"] / rate)
+    reason = f"as far as {before['steps']:g} steps of size {before['rate']:.4g} went"
+    return choice._replace(value=min(steps, TRIAL), reason=reason)
+
+
+def _told(held: Held, options: Options, what: str, spectrum: Spectrum) -> Spectrum:
+    """Warn of what no other choice helps against, once."""
+    if not held.told and options.on_divergence != "ignore":
+        held.told = True
+        warnings.warn(what, RuntimeWarning, stacklevel=2)
+    return spectrum
 
 
 def _holds(algorithm: Algorithm, first: float, last: float) -> bool:

@@ -32,13 +32,20 @@ class Ready(NamedTuple):
 class DisplacedBatch:
     """The operators of `analysis.spectrum` for one batch. Nothing of the model or the random stream changes.
 
-    compiled: the program whose vertices and loss are measured. targets: the target's tensors, flat.
+    compiled: the program whose vertices and loss are measured. targets: the target's tensors, flat. scopes: the
+    functions of programs that another batch has run, which those of this one join.
     Raises CompileError where a vertex draws samples that would move.
     """
 
     def __init__(
-        self, compiled: Compiled, tables: Tables, inputs: Mapping[str, Tensor], targets: Sequence[Tensor]
+        self,
+        compiled: Compiled,
+        tables: Tables,
+        inputs: Mapping[str, Tensor],
+        targets: Sequence[Tensor],
+        scopes: dict[str, dict[str, Any]] | None = None,
     ) -> None:
+        self._scopes = {} if scopes is None else scopes
         self.compiled, self.tables, self.targets = compiled, tables, list(targets)
         self.inputs = {k: t.detach() for k, t in inputs.items()}
         self.latent = tuple(v.name for v in compiled.pc.latent)
@@ -80,13 +87,20 @@ class DisplacedBatch:
     def ready(self, make: Callable[[PCGraph], Program]) -> Ready:
         """A program of this batch, emitted, and predicted once."""
         if make.__name__ not in self._ready:
-            self._ready[make.__name__] = self.prepared(make(self.compiled.pc))
+            if make.__name__ not in self._scopes:
+                self._scopes[make.__name__] = self._loaded(make(self.compiled.pc))
+            self._ready[make.__name__] = self._predicted(self._scopes[make.__name__])
         return self._ready[make.__name__]
 
     def prepared(self, program: Program) -> Ready:
         """Another program over the same vertices, on this batch."""
+        return self._predicted(self._loaded(program))
+
+    def _loaded(self, program: Program) -> dict[str, Any]:
+        return load(emit(verify_program(program), self.compiled.loss).text, program.algorithm)
+
+    def _predicted(self, scope: dict[str, Any]) -> Ready:
         params, buffers = self.tables
-        scope = load(emit(verify_program(program), self.compiled.loss).text, program.algorithm)
         with torch.random.fork_rng(), self.plainly():
             torch.manual_seed(SEED)
             outputs, context = scope["predict"](params, {k: b.clone() for k, b in buffers.items()}, self.inputs)

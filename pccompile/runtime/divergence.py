@@ -48,12 +48,16 @@ def _down(runtime: Runtime, finite: Tensor) -> bool:
     """Whether a flag is down: this one, or on a GPU that of the last call, if it has arrived by now."""
     if finite.device.type != "cuda" or runtime.options.on_divergence == "raise":
         return not finite
-    last = runtime.flag
-    host = torch.empty((), dtype=finite.dtype, pin_memory=True).copy_(finite, non_blocking=True)
+    last, runtime.flag = runtime.flag, arrived(finite)
+    return last is not None and last[1].query() and not last[0]
+
+
+def arrived(flag: Tensor) -> tuple[Tensor, Any]:
+    """A flag of a GPU on its way to the host, and the event after which it is there."""
+    host = torch.empty((), dtype=flag.dtype, pin_memory=True).copy_(flag, non_blocking=True)
     arrival = torch.cuda.Event()
     arrival.record()
-    runtime.flag = host, arrival
-    return last is not None and last[1].query() and not last[0]
+    return host, arrival
 
 
 def all_finite(tensors: Sequence[Tensor | None]) -> Tensor | None:

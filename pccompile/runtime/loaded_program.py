@@ -162,6 +162,24 @@ class Interface:
 
 
 @dataclass
+class EnergyAlarm:
+    """How the errors of a program that iterates are watched, see `energy_alarm`.
+
+    on: whether they are; None as long as nobody has looked. calls: how often inference has run, and `quiet`: until
+    which call an alarm is left alone. flag: on a GPU that of the last call. reads: the arguments that learning takes.
+    revise(tables, inputs, targets): other numbers where the rate is automatic. scopes: loaded programs that measure.
+    """
+
+    on: bool | None = None
+    calls: int = 0
+    quiet: int = 0
+    flag: tuple[Tensor, Any] | None = None
+    reads: frozenset[str] = frozenset()
+    revise: Callable[..., dict[str, float] | None] | None = None
+    scopes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass
 class Runtime:
     """The functions of one compiled program, and what they return.
 
@@ -171,7 +189,7 @@ class Runtime:
     which clamped outputs are behind the results of custom Functions. `partial` has what takes the place of the backward
     sweep where a loss uses some of the outputs only. `rated` has the program with the choices that were made for
     automatic settings. `flag` and `warned` belong to `divergence.notice`. `mirrored`: weights stand in the places of
-    their feedback weights, so that the gradients must be those of backpropagation.
+    their feedback weights, so that the gradients must be those of backpropagation. `alarm` belongs to `energy_alarm`.
     """
 
     source: Source
@@ -189,11 +207,12 @@ class Runtime:
     asking: Mapping[str, tuple[frozenset[int], ...]] = field(default_factory=dict)
     rated: dict[tuple[Choice, ...], Runtime] = field(default_factory=dict, init=False)
     partial: dict[frozenset[int], Callable[..., Any] | None] = field(default_factory=dict, init=False)
+    alarm: EnergyAlarm = field(default_factory=EnergyAlarm, init=False)
     _scope: dict[str, Any] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         hidden: dict[str, Any] = {"_scope": {}, "compiled": None, "interface": None, "writes": None, "flag": None}
-        hidden |= {"partial": {}, "rated": {}}
+        hidden |= {"partial": {}, "rated": {}, "alarm": EnergyAlarm()}
         return {**self.__dict__, **hidden}
 
     @property
@@ -258,4 +277,4 @@ def _materializes(node: Node) -> bool:
     return saved.materialize
 
 
-__all__ = ["Interface", "Runtime", "asking", "load", "parted", "reaching"]
+__all__ = ["EnergyAlarm", "Interface", "Runtime", "asking", "load", "parted", "reaching"]

@@ -365,7 +365,11 @@ class PCModule(OwnTensors):
         """As `loss`, by another criterion: a program for that is compiled first."""
         named = dict(kwargs)
         runtime, tables, inputs = self._program(self._call(args, named), args, named, criterion, target)
-        return self._step(runtime, tables, inputs, targets_of(target))[0]
+        return self.loss_of(runtime, tables, inputs, targets_of(target))
+
+    def loss_of(self, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], targets: Sequence[Tensor]) -> Tensor:
+        """As `loss`, by a program that has been found for the call."""
+        return self._step(runtime, tables, inputs, list(targets))[0]
 
     def program_for(
         self, args: Any, kwargs: dict[str, Any], target: Any, roles: Roles = NO_ROLES, loss: Criterion | None = None

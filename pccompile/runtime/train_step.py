@@ -40,7 +40,7 @@ def train_step(
     runtime, tables, inputs = pc.program_for(args, named, target, given.roles)
     if not runtime.source.updates and not given.roles:
         optimizer.zero_grad(set_to_none=True)
-        loss = pc.loss(*args, target=target, **named)
+        loss = pc.loss_of(runtime, tables, inputs, given.targets)
         loss.backward()
         optimizer.step()
         return loss.detach()

@@ -173,25 +173,17 @@ def test_the_model_and_the_random_stream_stay_as_they_are() -> None:
         assert torch.equal(v, runs[1][2][k])
 
 
-def test_a_batch_that_diverges_is_told_with_what_was_measured() -> None:
+def test_a_batch_that_would_diverge_is_inferred_at_a_rate_of_its_own() -> None:
     p = problem("gated")
     pc = p.compile("strict", rate="auto", steps=300)
     pc.loss(p.x, target=p.target).backward()
-    pc.loss(p.x, target=p.target)
-    with pytest.warns(RuntimeWarning, match=r"diverges.*half of 2 / λmax\(H\).*this batch is unlike"):
+    before = pc.compiled.program.arguments["rate"]
+    pc.zero_grad()
+    with pytest.warns(RuntimeWarning, match=r"errors come to more than the loss .* chosen anew: rate .* λmax\(H\)"):
         pc.loss(p.x, target=1e9 * p.target).backward()
-
-
-@pytest.mark.parametrize("algorithm", ["strict", "error-optimization", "alm"])
-def test_inference_that_leaves_the_bound_is_told_with_what_is_measured_then(algorithm: str) -> None:
-    p = problem("gated")
-    pc = p.compile(algorithm, rate="auto", steps=30)
+    assert all(q.grad.isfinite().all() for q in pc.parameters() if q.grad is not None)
     pc.loss(p.x, target=p.target)
-    with torch.no_grad():
-        for q in pc.parameters():
-            q *= 12
-    with pytest.warns(RuntimeWarning, match=r"leaves its bound: free energy goes from .* on this batch that would be"):
-        pc.loss(p.x, target=p.target)
+    assert pc.compiled.program.arguments["rate"] < before  # type: ignore[operator]
 
 
 def test_a_rate_that_lets_free_energy_rise_is_halved() -> None:
