@@ -7,6 +7,7 @@ For a vertex v̂ = φ(W x) with s as what it sends,
     sign             to x: B = sign(W) · rms(W), which has the norm of W (Liao, Leibo & Poggio 2016, arXiv:1510.05067)
     kolen-pollack    to x: B learns by the gradient of W, so that with the same weight decay λ in both W − B shrinks by
                      1 − ηλ in a step of size η (Akrout et al. 2019, arXiv:1904.05391)
+    dkp              to x: Ψᵀ s_out, from the output itself: see passes.broadcast (arXiv:2602.15571)
 
 and with derivatives dropped φ′ := 1 (Millidge et al. 2020, arXiv:2010.01047). What goes to W itself is (φ′ ⊙ s) xᵀ as
 ever. B is written in the layout of W. A weight is any value that is computed from parameters alone, one of which
@@ -25,12 +26,15 @@ from pccompile.diagnostics import Collector, CompileError
 from pccompile.ir import Arg, Feedback, Fragment, Graph, Node, PCGraph, Ref, TensorType, Vertex, map_refs
 from pccompile.ir.names import Namer
 from pccompile.ops import OPS, Backward, Builder, Typer, family_of
+from pccompile.passes.broadcast import BROADCAST, PRODUCTS, broadcast
 from pccompile.passes.derive_rules import derive_rules
 from pccompile.passes.settle_presence import FUNCTION
 
-TRANSPOSE, RANDOM, SIGN, KOLEN_POLLACK = KINDS = ("transpose", "random", "sign", "kolen-pollack")
+TRANSPOSE, RANDOM, SIGN, KOLEN_POLLACK, DKP = KINDS = ("transpose", "random", "sign", "kolen-pollack", "dkp")
 EXACT, DROPPED = DERIVATIVES = ("exact", "dropped")
-LEAVES = (RANDOM, KOLEN_POLLACK)
+COPIED = (RANDOM, KOLEN_POLLACK)
+"""The kinds that bring a weight for each of the model's."""
+LEAVES = (*COPIED, DKP)
 """The kinds that bring weights of their own."""
 HOME = "feedback"
 """The path under which feedback weights have the paths of their weights, unless the model has something there."""
@@ -39,8 +43,8 @@ HOME = "feedback"
 def with_feedback(pc: PCGraph, typer: Typer, kind: str, derivatives: str = EXACT, home: str = HOME) -> PCGraph:
     """`pc` with other messages to values: see above. home: where the new leaves are.
 
-    Leaves of `random` are buffers, those of `kolen-pollack` parameters that learn. A weight that is multiplied by
-    values begins as random numbers, any other, such as the gain of a norm, as a copy: see Feedback.
+    Leaves of `random` are buffers, those of `kolen-pollack` and `dkp` parameters that learn. A weight that is
+    multiplied by values begins as random numbers, any other, such as the gain of a norm, as a copy: see Feedback.
     Raises CompileError for operations inside of which nothing can be replaced, and for signs of complex weights.
     """
     if kind == TRANSPOSE and derivatives == EXACT:
@@ -52,7 +56,7 @@ def with_feedback(pc: PCGraph, typer: Typer, kind: str, derivatives: str = EXACT
     read = {str(i) for v in vertices for n in v.rules for i in n.inputs}
     leaves = {leaf: of for of, leaf in plan.leaves.items() if leaf in read}
     learning = leaves if kind == KOLEN_POLLACK else {}
-    return replace(
+    found = replace(
         pc,
         graph=_with_leaves(pc.graph, plan, leaves, learning),
         vertices=tuple(_learning(v, learning) for v in vertices),
@@ -60,6 +64,7 @@ def with_feedback(pc: PCGraph, typer: Typer, kind: str, derivatives: str = EXACT
         decided={**pc.decided, **{leaf: pc.decided[of] for leaf, of in learning.items() if of in pc.decided}},
         feedback={leaf: Feedback(of, of in plan.drawn) for leaf, of in leaves.items()},
     )
+    return broadcast(found, pc, plan.weights, typer, home) if kind == DKP else found
 
 
 def _with_leaves(graph: Graph, plan: _Plan, leaves: Mapping[str, str], learning: Mapping[str, str]) -> Graph:
@@ -116,7 +121,7 @@ class _Plan:
         weights = _weights(graph)
         rules = (n.name for v in pc.vertices for n in v.rules)
         namer = Namer((*graph.leaves, *nodes, *pc.names, *graph.dims, *rules))
-        learning = [p for p in graph.params if p in weights] if kind in LEAVES else []
+        learning = [p for p in graph.params if p in weights] if kind in COPIED else []
         leaves = {p: namer(f"feedback_{p}") for p in learning}
         origin = {**graph.origin, **{leaf: f"{home}.{graph.origin[p]}" for p, leaf in leaves.items()}}
         types = {**graph.types, **{leaf: graph.params[p] for p, leaf in leaves.items()}}
@@ -197,6 +202,11 @@ class _Walk(Backward):
                     sent = super().messages(node, err) if any(i in self.b.wants for i in node.inputs) else {}
                 self.how[node.name] = DROPPED
                 return {**sent, "self": err} if node["self"] in self.b.wants else sent
+        if self.plan.kind == DKP and self.reads_weights(node):
+            if opaque:
+                raise _refusal(node, "the weights inside cannot be passed by")
+            if node.op in PRODUCTS:
+                return self.to_weights(node, err)
         swapped = self.swapped(node)
         if swapped is None:
             return super().messages(node, err)
@@ -222,6 +232,20 @@ class _Walk(Backward):
                     sent[argument] = _first(sent.get(argument), message)
         return sent
 
+    def reads_weights(self, node: Node) -> bool:
+        """Whether an operation multiplies a value that takes a message by a weight."""
+        factors = (i for i in node.inputs if i not in _added(node))
+        weighs = any(i in self.plan.weights for i in factors) and node.name not in self.plan.weights
+        return weighs and any(self.takes(i) for i in node.inputs)
+
+    def to_weights(self, node: Node, err: Any) -> Mapping[str, Any]:
+        """Messages to weights alone: values get theirs from the outputs."""
+        learning = {i for i in node.inputs if i in self.b.wants and i in self.plan.weights}
+        with self.wanting(learning):
+            sent = super().messages(node, err) if learning else {}
+        self.how[node.name] = BROADCAST
+        return sent
+
     @contextmanager
     def wanting(self, names: set[Any]) -> Any:
         """Within, rules write messages to these names alone."""
@@ -235,7 +259,7 @@ class _Walk(Backward):
         """`node` with other weights; None where no message to a value reads a weight, or none is to be replaced."""
         weights = [i for i in dict.fromkeys(node.inputs) if i in self.plan.weights]
         recurrent = node.op in OPS and OPS[node.op].recurrent
-        if self.plan.kind == TRANSPOSE or node.name in self.plan.weights or not weights:
+        if self.plan.kind in (TRANSPOSE, DKP) or node.name in self.plan.weights or not weights:
             return None
         if family_of(node.op) == "linear" or not (recurrent or any(self.takes(i) for i in node.inputs)):
             return None

@@ -102,7 +102,8 @@ def compile(
         `pccompile.energy(...)` for all, or a table of them by vertex or module path. docs/algorithms.md says more.
     precision: the weight of squared errors: a number above 0, a tensor of them for the elements of one sample, or
         `pccompile.learned_precision(...)`, or a table of these by vertex or module path, outputs among them.
-    feedback: which weights messages to values read: "transpose" (the model's own), "random", "sign" or "kolen-pollack".
+    feedback: which weights messages to values read: "transpose" (the model's own), "random", "sign", "kolen-pollack" or
+        "dkp", by which they come from the output.
     derivatives: "dropped" leaves out the slopes of activations in messages. docs/algorithms.md says more of both.
     constants: numbers to which inputs or initializers of an ONNX file are fixed, by name.
     trust_code: open a .pt2 file. torch runs code that such a file contains while it loads it, so that a file from

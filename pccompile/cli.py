@@ -23,7 +23,7 @@ from pccompile.streams import talk
 
 EXIT_INTERRUPTED, EXIT_PIPE = 130, 141
 LOSSES = ("squared-error", "cross-entropy", "none")
-FEEDBACK, DERIVATIVES = ("transpose", "random", "sign", "kolen-pollack"), ("exact", "dropped")
+FEEDBACK, DERIVATIVES = ("transpose", "random", "sign", "kolen-pollack", "dkp"), ("exact", "dropped")
 STAGES = (
     "import",
     "canonicalise",

@@ -77,9 +77,6 @@ class Options:
     roles: Roles = NO_ROLES
 
     def __post_init__(self) -> None:
-        if self.feedback == "dkp":
-            what = "feedback dkp, direct Kolen-Pollack (arXiv:2602.15571), is not supported"
-            raise CompileError(what, hint='feedback="kolen-pollack" learns feedback weights layer by layer')
         for what, value, known in (
             ("algorithm", self.algorithm, ALGORITHMS),
             ("outside_loss", self.outside_loss, LOSSES_OUTSIDE),

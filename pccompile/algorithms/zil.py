@@ -15,6 +15,7 @@ from typing import Literal
 from pccompile.algorithms.common import FORCE, each, learners, refuse_draws
 from pccompile.algorithms.levels import levelled
 from pccompile.algorithms.record import Algorithm, setting
+from pccompile.diagnostics import CompileError
 from pccompile.ir import Do, PCGraph, Program, Step, Vertex
 
 
@@ -28,8 +29,11 @@ class Settings:
 
 
 def schedule(pc: PCGraph, settings: Settings) -> Program:
-    """Steps 0 to the depth of the graph. Raises CompileError for samples that move."""
+    """Steps 0 to the depth of the graph. Raises CompileError for samples that move, and for direct feedback."""
     refuse_draws(pc)
+    if any(f.direct for f in pc.feedback.values()):
+        what = "zil: all hidden values are one edge from an output that sends to them, and move before others learn"
+        raise CompileError(what, hint="exact gives the gradients of that feedback")
     return clocked(levelled(pc), settings.dynamics == "full")
 
 

@@ -43,7 +43,7 @@ class Locality:
     `prediction` where those of the forward pass are stored. across: slots that outlive a whole relaxation, because
     what comes after it reads what was assigned before it. transported: parameters that messages read though they
     learn: their weights are needed at both ends. learns: when parameters learn. lasting: slots that are kept between
-    calls.
+    calls. broadcast: vertices that send errors straight to others far away, with the number of these.
     """
 
     turns: tuple[Hops, ...]
@@ -53,6 +53,7 @@ class Locality:
     transported: tuple[str, ...]
     learns: str
     lasting: tuple[str, ...] = ()
+    broadcast: tuple[tuple[str, int], ...] = ()
 
     @property
     def wave(self) -> bool:
@@ -79,6 +80,7 @@ def locality(program: Program) -> Locality:
         tuple(sorted(_transported(pc))),
         "inside inference, at every step" if program.updates else _learns(program),
         tuple(sorted({slot for _, slot in program.kept})),
+        tuple(_broadcast(pc)),
     )
 
 
@@ -155,6 +157,14 @@ def _transported(pc: PCGraph) -> Iterator[str]:
         for parent in v.messages:
             if parent in latent:
                 yield from (pc.graph.origin[p] for p in factors(v, parent) & learn)
+
+
+def _broadcast(pc: PCGraph) -> Iterator[tuple[str, int]]:
+    """The vertices with weights that lead straight to others, and how many others."""
+    direct = {leaf for leaf, f in pc.feedback.items() if f.direct}
+    for v in pc.vertices:
+        if count := len(direct & set(v.parents)):
+            yield str(v.name), count
 
 
 def _learns(program: Program) -> str:

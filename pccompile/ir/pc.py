@@ -47,12 +47,13 @@ class Feedback:
     """A leaf of the compiled module's own: which parameter messages read it instead of, and how it begins.
 
     drawn: as random numbers of the size of that parameter's; else as a copy of it, or as zeros where there is none.
-    mirror: it belongs to a mirrored layer, and stands for no other.
+    mirror: it belongs to a mirrored layer, and stands for no other. direct: the value that an output reaches by it.
     """
 
     of: str
     drawn: bool
     mirror: bool = False
+    direct: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,8 @@ def prediction(vertex: Vertex) -> str:
 def message(child: Vertex, parent: str) -> str:
     """What `child` sends to `parent`, with ε[child] for its error, s[child] where its energy sends another."""
     own = f"{'s' if child.energy else 'ε'}[{child.name}]"
+    if parent in child.feedback:  # a value: what stands for a weight is no parent of a message to another vertex
+        return f"{child.feedback[parent]}ᵀ {own}"
     text = own
     fed = {parent}
     for n in child.prediction:

@@ -43,6 +43,7 @@ class LocalityReport:
             *([f"kept         {listing(f.across)}, over a whole relaxation"] if f.across else []),
             *([f"kept         {listing(f.lasting)}, from one call to the next"] if f.lasting else []),
             f"learns       {f.learns}",
+            *(f"broadcast    one, of the error of {name} to {count(n, 'value')} directly" for name, n in f.broadcast),
             f"transport    {_transport(f)}",
             f"evaluated    {', '.join(f'{n:,} {what}' for what, n in self.work.items())}, for one batch",
         ]

@@ -34,8 +34,9 @@ class FeedbackWeights(nn.Module):
                 what = f"{feedback.of or path} has another shape than its weight {path}, {list(there.shape)}"
                 raise CompileError(what, hint="compile the model anew")
             if there is None:
-                start = _drawn(like, shape) if feedback.drawn else like.detach().clone()
-                self._put(path, start if feedback.of else torch.zeros(shape).to(like), leaf in graph.params)
+                start = like.detach().clone() if feedback.of and not feedback.drawn else torch.zeros(shape).to(like)
+                start = _drawn(like if feedback.of else start, shape) if feedback.drawn else start
+                self._put(path, start, leaf in graph.params)
 
     def tables(self, compiled: Compiled, tables: Tables, mirrored: bool) -> Tables:
         """`tables` with what a program reads of this. mirrored: the weights themselves in the place of theirs."""

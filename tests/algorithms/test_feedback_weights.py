@@ -250,7 +250,7 @@ def test_a_layer_over_time_sends_its_errors_back_through_other_weights_inside() 
 @pytest.mark.parametrize(
     "how, words",
     [
-        ({"feedback": "dkp"}, "feedback dkp, direct Kolen-Pollack (arXiv:2602.15571), is not supported"),
+        ({"feedback": "dkp"}, "the weights inside cannot be passed by"),
         ({"feedback": "mirror"}, "unknown feedback 'mirror'"),
         ({"derivatives": "none"}, "unknown derivatives 'none'"),
         (
