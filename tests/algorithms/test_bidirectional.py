@@ -66,7 +66,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Any]] = {
     "chain": (chain, (4, 5), Chain()),
     "convolutions": (convolutions, (4, 2, 8, 7), Convolutions()),
 }
-WEIGHINGS = [(1.0, 1.0), (0.5, 1.5), (1.0, 0.0)]
+WEIGHINGS = [(0.5, 1.5), (1.0, 1.0), (1.0, 0.0)]
 
 
 class Bench:
@@ -124,7 +124,13 @@ class Bench:
         return {k: g for k, g in zip(self.weights, found, strict=True) if g is not None}
 
 
-@pytest.fixture(scope="module", params=[(c, *w) for c in CASES for w in WEIGHINGS], ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((c, *w), marks=() if w == WEIGHINGS[0] else pytest.mark.slow) for c in CASES for w in WEIGHINGS
+    ],
+    ids=str,
+)
 def bench(request: Any) -> Bench:
     return Bench(*request.param)
 
@@ -190,6 +196,7 @@ def test_without_mirrors_it_is_strict() -> None:
     assert all(bool((g == 0).all()) for k, g in found.items() if k.startswith("mirror."))
 
 
+@pytest.mark.slow
 def test_a_precision_stands_in_the_place_of_the_weight() -> None:
     p = problem("chain")
     p.loss = None
@@ -254,7 +261,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", REFUSED)
+SLOW = ("attention", "norm")
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow if c in SLOW else ()) for c in REFUSED])
 def test_other_graphs_are_refused_by_the_vertex(case: str) -> None:
     make, shape, words = REFUSED[case]
     with pytest.raises(pccompile.CompileError) as caught:
@@ -278,6 +288,7 @@ def test_what_does_not_go_with_mirrors_is_refused(how: dict[str, Any], words: st
     assert words in str(caught.value)
 
 
+@pytest.mark.slow
 def test_an_input_may_have_a_prior_besides() -> None:
     p = problem("chain")
     p.loss = None

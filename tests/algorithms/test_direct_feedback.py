@@ -86,7 +86,10 @@ def gradients(pc: pccompile.PCModule, p: Problem) -> Gradients:
     return {n: q.grad.clone() for n, q in pc.named_parameters() if q.grad is not None}
 
 
-@pytest.mark.parametrize("net", ["chain", "gated", "cnn", "lstm", "transformer"])
+QUICK, SLOW = ("gated", "cnn", "transformer"), ("chain", "lstm")
+
+
+@pytest.mark.parametrize("net", [*QUICK, *(pytest.param(net, marks=pytest.mark.slow) for net in SLOW)])
 def test_gradients_are_those_by_hand(net: str) -> None:
     p = problem(net)
     pc = p.compile("exact", feedback="dkp")
@@ -96,6 +99,7 @@ def test_gradients_are_those_by_hand(net: str) -> None:
     assert apart({k: found[k] for k in p.backprop}, p.backprop) > 1e-2
 
 
+@pytest.mark.slow
 def test_the_same_whatever_a_vertex_is() -> None:
     p, found = problem("chain"), list[Gradients]()
     for granularity in ("op", "layer"):

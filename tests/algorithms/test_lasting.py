@@ -116,7 +116,7 @@ def test_a_call_that_only_looks_leaves_it(p: Problem) -> None:
     assert "drift, spread, trace, from one call to the next" in str(pc.locality())
 
 
-@pytest.mark.parametrize("algorithm", ["traced", "traced together"])
+@pytest.mark.parametrize("algorithm", [pytest.param("traced", marks=pytest.mark.slow), "traced together"])
 def test_a_training_step_moves_it(p: Problem, algorithm: str) -> None:
     pc = p.compile(algorithm)
     optimizer = torch.optim.SGD(pc.parameters(), 0.01)

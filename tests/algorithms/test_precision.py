@@ -109,7 +109,11 @@ def quadratic(p: Problem) -> Problem:
     return p
 
 
-@pytest.mark.parametrize("form", FORMS)
+QUICK = "tensors"
+MARKED = [pytest.param(form, marks=() if form == QUICK else pytest.mark.slow) for form in FORMS]
+
+
+@pytest.mark.parametrize("form", MARKED)
 def test_inference_and_learning_are_those_of_the_weighted_energy(form: str) -> None:
     p, how = quadratic(problem("chain")), {"steps": STEPS, "rate": RATE, "precision": FORMS[form]}
     hand = by_hand(p, FORMS[form])
@@ -145,7 +149,7 @@ def test_incremental_learns_by_the_weighted_energy() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", MARKED)
 def test_forces_and_gradients_are_finite_differences_of_free_energy(form: str) -> None:
     """One step of strict inference from displaced values is η times the slope of F; so are gradients, by parameters."""
     p = quadratic(problem("chain"))
@@ -184,7 +188,12 @@ def test_free_energy_is_shown_with_its_logarithms() -> None:
 
 
 @pytest.mark.parametrize(
-    "net, vertex, shape", [("cnn", "tanh", (4, 1, 1)), ("cnn", "tanh", (5,)), ("transformer", "relu", (3, 1))]
+    "net, vertex, shape",
+    [
+        ("cnn", "tanh", (4, 1, 1)),
+        pytest.param("cnn", "tanh", (5,), marks=pytest.mark.slow),
+        pytest.param("transformer", "relu", (3, 1), marks=pytest.mark.slow),
+    ],
 )
 def test_a_tensor_stretches_to_a_sample_of_any_layout(net: str, vertex: str, shape: tuple[int, ...]) -> None:
     """As if each number stood at every element that it stretches to."""
@@ -254,7 +263,9 @@ def test_an_output_may_learn_without_a_prior() -> None:
     torch.testing.assert_close(kept, 1 / spread.detach(), rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("algorithm", ["incremental", "error-optimization", "langevin"])
+@pytest.mark.parametrize(
+    "algorithm", ["incremental", "error-optimization", pytest.param("langevin", marks=pytest.mark.slow)]
+)
 def test_other_algorithms_learn_precisions_too(algorithm: str) -> None:
     p = quadratic(problem("chain"))
     learned = learned_precision(2.0, 2.0, step=0.1)

@@ -87,17 +87,19 @@ def test_every_algorithm_on_every_model(case: Case) -> None:
     load(emit(schedule(compiled.pc, Options("incremental", None, {"steps": STEPS}))).text, case.name)
     for name, algorithm in ALGORITHMS.items():
         if algorithm.mirrors:
-            mirrors_or_says_why_not(compiled, name)
+            loads_or_says_why_not(compiled, Options(name))
+    loads_or_says_why_not(compiled, Options("exact", feedback="dkp"))
 
 
-def mirrors_or_says_why_not(compiled: Compiled, algorithm: str) -> None:
-    """A file that can be loaded; or which vertex has no mirror, or that there is no chain of vertices."""
+def loads_or_says_why_not(compiled: Compiled, options: Options) -> None:
+    """A file that can be loaded; or which vertex has no mirror or no direct feedback, and why."""
     try:
-        source, why = compile_imported(compiled.imported, Options(algorithm)).source, ""
+        source, why = compile_imported(compiled.imported, options).source, ""
     except CompileError as e:
         source, why = None, e.problems[0].what
     if source is not None:
-        load(source.text, algorithm)
+        load(source.text, options.algorithm)
         return
-    reasons = (r"vertex \w+ cannot be mirrored: \w+", r"\d+ outputs that carry", "what no vertex predicts", "a sample")
-    assert any(re.search(words, why) for words in reasons), why
+    mirrors = (r"vertex \w+ cannot be mirrored: \w+", r"\d+ outputs that carry", "what no vertex predicts", "a sample")
+    direct = (r"feedback: \w+ \w+ is one operation", r"feedback dkp: \w+")
+    assert any(re.search(words, why) for words in (*mirrors, *direct)), why
