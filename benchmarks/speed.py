@@ -1,6 +1,7 @@
 """Time and memory of one training gradient, as a ratio to autograd: interleaved in one run, medians, one thread.
 
 python benchmarks/speed.py [names …] [--compile] [--exponentials] [--relax] [--repeats N]
+python benchmarks/speed.py --strict [--compile] [--cpu-time] [--repeats N]
 
 exact is the generated file's `step`; "as a module" is `pc(x)` with a loss and autograd around it; fixed prediction is
 in the lowering that is chosen for it, which "lowering" names, and "lines" is the length of its file.
@@ -12,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from models import BENCHES, Bench
 
 from pccompile.algorithms.law import PathLengths
 from pccompile.algorithms.lowerings import Lowerings
+from pccompile.backends.torch import emit
 from pccompile.driver import Options
 from pccompile.runtime.losses import targets_of
 from pccompile.runtime.module import PCModule
@@ -103,7 +106,20 @@ def by_hand(
     return [g for d, v in pairs for g in ((d.t() @ v).neg_(), d.sum(0).neg_())]
 
 
-def strict_table(repeats: int) -> None:
+def jit_steps(model: torch.nn.Module, loss: Any, x: torch.Tensor, y: torch.Tensor, options: Options) -> list[Step]:
+    """The module with jit=True, as a loss, and the step of the file that it compiles, compiled as a whole."""
+    pc = PCModule(model, replace(options, jit=True), loss)
+    runtime = pc.prepare((x,), loss=loss, target=y)
+    scope: dict[str, Any] = {}
+    exec(emit(runtime.compiled.program, runtime.compiled.loss, functional=True).text, scope)
+    params, buffers = pc.tables(runtime)
+    params = {k: p.detach() for k, p in params.items()}
+    whole = torch.compile(scope["step"], fullgraph=True, options=INDUCTOR)
+    inputs, targets = runtime.interface.bind((x,), {}), targets_of(y)
+    return [lambda: pc.loss(x, target=y), lambda: whole(params, buffers, inputs, targets)]
+
+
+def strict_table(repeats: int, compiled: bool = False) -> None:
     """Print strict inference against one eager gradient; raise AssertionError where gradients differ."""
     torch.manual_seed(0)
     (model, x, y), loss = strict_network(), torch.nn.CrossEntropyLoss(reduction="sum")
@@ -125,7 +141,10 @@ def strict_table(repeats: int) -> None:
         "module": backward(lambda: pc.loss(x, target=y)),
         "by hand": torch.no_grad()(lambda: by_hand(model, x, y, 20, 0.1)),
     }
-    for name in steps.keys() - {"eager", "file"}:
+    if compiled:
+        by_loss, whole = jit_steps(model, loss, x, y, options)
+        steps |= {"compiled step": whole, "module, jit": backward(by_loss)}
+    for name in steps.keys() - {"eager", "file", "compiled step"}:
         gradients = dict(zip((n for n, _ in model.named_parameters()), steps[name](), strict=True))
         for key, expected in steps["file"]()[1].items():
             torch.testing.assert_close(gradients[key], expected, rtol=1e-3, atol=1e-3)
@@ -182,7 +201,7 @@ def main() -> None:
         global clock
         clock = time.thread_time
     if options.strict:
-        strict_table(options.repeats)
+        strict_table(options.repeats, options.compile)
         return
     header = "| network | eager autograd ms | exact | as a module | fixed prediction T=100 |"
     header += " exponentials T=100 |" * options.exponentials

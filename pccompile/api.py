@@ -27,6 +27,7 @@ from pccompile.ops import user_elementwise, user_linear
 from pccompile.passes.energies import Energies
 from pccompile.passes.precisions import Precision
 from pccompile.reading import open_file
+from pccompile.runtime.jit import refuse_without_compiler
 from pccompile.runtime.losses import SQUARED_ERROR
 from pccompile.runtime.module import PCModule
 
@@ -52,6 +53,7 @@ def compile(
     trust_code: bool = ...,
     outside_loss: Literal["refuse", "linearise"] = ...,
     on_divergence: Literal["raise", "warn", "ignore"] = ...,
+    jit: bool = ...,
     **settings: Any,
 ) -> PCModule: ...
 @overload
@@ -87,6 +89,7 @@ def compile(
     trust_code: bool = False,
     outside_loss: str = "refuse",
     on_divergence: str = "warn",
+    jit: bool = False,
     **settings: Any,
 ) -> PCModule | Netlist:
     """`model` as a module whose backward pass is predictive coding; with `backend="netlist"`, as a circuit.
@@ -116,6 +119,8 @@ def compile(
         since `pc.loss(x, target=y)` has another gradient, or "linearise", which clamps the outputs by its derivative.
     on_divergence: "warn", "raise" or "ignore" where inference ends in what is no number. "ignore" is also silent where
         a rate leaves its bound (docs/algorithms.md).
+    jit: run inference and learning behind torch.compile (docs/torch_compile.md): faster steps, for seconds to minutes
+        of compilation at the first call and for tensors of another form; needs a C++ compiler.
     settings: what the algorithm takes, such as steps and rate; `pccompile --algorithm NAME --help` lists them;
         "auto" lets the first batch with a target choose rate and steps, and chooses anew where weights that learn have
         moved the bound. A number never changes.
@@ -134,11 +139,15 @@ def compile(
             raise CompileError("a circuit has the weights of its projections in its feedback, and exact derivatives")
         if outside_loss != "refuse" or on_divergence != "warn":
             raise CompileError("a circuit has no outside_loss and no on_divergence")
+        if jit:
+            raise CompileError("a circuit is simulated and not compiled: it has no jit")
         return _circuit(model, args, kwargs, loss, settings, hook, trust_code)
     if backend != "torch":
         raise CompileError(f"unknown backend {printable(backend)}", hint="torch or netlist")
+    if jit:
+        refuse_without_compiler()
     given = energies, precision, outside_loss, on_divergence, feedback, derivatives
-    options = Options(algorithm, granularity, settings, *given)
+    options = Options(algorithm, granularity, settings, *given, jit=jit)
     if isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2":
         model = load_program(Path(model), trust_code)
     if isinstance(model, ExportedProgram):

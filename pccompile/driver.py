@@ -60,6 +60,7 @@ class Options:
     choices: what has been chosen for settings that are "auto".
     outside_loss: what `backward` of a loss does that inference did not see, where it should have: see LOSSES_OUTSIDE.
     on_divergence: what happens where inference ends in what is no number: see DIVERGENCE.
+    jit: the generated functions run behind torch.compile.
     """
 
     algorithm: str = "exact"
@@ -75,6 +76,7 @@ class Options:
     kept: str = LASTING
     choices: tuple[Choice, ...] = ()
     roles: Roles = NO_ROLES
+    jit: bool = False
 
     def __post_init__(self) -> None:
         for what, value, known in (

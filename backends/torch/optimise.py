@@ -7,13 +7,17 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from pccompile.backends.torch.in_place import moved_in_place
+from pccompile.backends.torch.packed import packed
 from pccompile.backends.torch.statements import EFFECTS, Function, Line, Loop, Lowered, fresh, made_in
 from pccompile.backends.torch.writer import is_parameter
 from pccompile.ir import Ref
 
 
-def optimise(lowered: Lowered) -> Lowered:
-    """Drop what no result needs, and settle what prediction has to keep for inference and learning."""
+def optimise(lowered: Lowered, functional: bool = False) -> Lowered:
+    """Drop what no result needs, and settle what prediction has to keep for inference and learning.
+
+    Loops overwrite their values, or, where the file is to be `functional`, read weights that are stored for it.
+    """
     dims = lowered.program.pc.graph.dims.items()
     sources = {name: lowered.made[s.tensor] for name, s in dims if s.tensor in lowered.made}
     later = [without_dead(f) for f in (lowered.infer, lowered.learn, lowered.sweep)]
@@ -31,7 +35,10 @@ def optimise(lowered: Lowered) -> Lowered:
     read_before_written(predict, needed)
     for f in (predict, *later):
         mask_unread(f)
-    later = [moved_in_place(f, lowered.program.numbers) for f in later]
+    if functional:
+        later = [packed(f, lowered) for f in later]
+    else:
+        later = [moved_in_place(f, lowered.program.numbers) for f in later]
     return replace(lowered, predict=predict, infer=later[0], learn=later[1], sweep=later[2], context=list(needed))
 
 

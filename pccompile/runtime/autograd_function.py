@@ -121,9 +121,10 @@ class Bridge(torch.autograd.Function):
         if ctx.keep is not None:
             ctx.keep(runtime, lasting)
         found: list[Tensor | None] = []
+        scale = None if scale is None or _is_one(scale) else scale
         for gradient in runtime.source.gradients:
             g = gradients.get(gradient.key) if runtime.reaching[gradient.key] & used else None
-            found.append(g if g is None or scale is None or _is_one(scale) else g * scale)
+            found.append(g if g is None or scale is None else g * scale)
         return (*none, *found)
 
 

@@ -65,8 +65,8 @@ def all_finite(tensors: Sequence[Tensor | None]) -> Tensor | None:
     strided = [t for t in tensors if t is not None and t.numel() and t.layout is torch.strided]
     if not strided:
         return None
-    if all(t.device.type == "cpu" for t in strided):
-        finite = _finite(torch._foreach_norm(strided))  # many times as fast as the largest number, but may overflow
+    if all(t.device.type == "cpu" and not t.is_complex() for t in strided):
+        finite = _finite([t.sum() for t in strided])  # many times as fast as the largest number, but may overflow
         if finite:
             return finite
     return _finite(torch._foreach_norm(strided, float("inf")))
@@ -83,7 +83,7 @@ def diagnosis(runtime: Runtime, params: Any, context: Any, clamped: Sequence[Ten
     steps = cast(int, program.arguments["steps"])
 
     def strangers(count: int) -> list[str]:
-        result = runtime.function("infer")(params, context, clamped, steps=count)
+        result = runtime.function("infer", plain=True)(params, context, clamped, steps=count)
         errors = result[0] if runtime.source.moving else result
         present = [(v, e) for v in reversed(program.pc.names) if (e := errors[v]) is not None]
         return [v for v, e in present if not bool(e.isfinite().all())]

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.algorithms import Choice
 from pccompile.analysis.compare import Checked
-from pccompile.backends.torch import Source
+from pccompile.backends.torch import Source, emit
 from pccompile.driver import Compiled, Options
 from pccompile.frontends.forward_hooks import Observation
 from pccompile.frontends.imported import Imported
@@ -23,6 +23,7 @@ from pccompile.ops.functions import Saved
 from pccompile.passes.activity import passes_on
 from pccompile.passes.settle_presence import FUNCTION, parts
 from pccompile.passes.stop_unsent import unsent
+from pccompile.runtime import jit
 from pccompile.runtime.states import Writes
 
 
@@ -209,10 +210,15 @@ class Runtime:
     partial: dict[frozenset[int], Callable[..., Any] | None] = field(default_factory=dict, init=False)
     alarm: EnergyAlarm = field(default_factory=EnergyAlarm, init=False)
     _scope: dict[str, Any] = field(default_factory=dict)
+    _jitted: dict[str, Callable[..., Any]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if self.options.jit and self.source.updates:
+            jit.refuse_updates(self.options.algorithm)
 
     def __getstate__(self) -> dict[str, Any]:
         hidden: dict[str, Any] = {"_scope": {}, "compiled": None, "interface": None, "writes": None, "flag": None}
-        hidden |= {"partial": {}, "rated": {}, "alarm": EnergyAlarm()}
+        hidden |= {"partial": {}, "rated": {}, "alarm": EnergyAlarm(), "_jitted": {}}
         return {**self.__dict__, **hidden}
 
     @property
@@ -227,12 +233,19 @@ class Runtime:
         loss = self.compiled.loss if self.compiled is not None else None
         return frozenset(i for i, o in results if loss is None or loss.outputs[o] in loss.pc.reached)
 
-    def function(self, name: str) -> Callable[..., Any]:
-        """One of the file's functions."""
+    def function(self, name: str, plain: bool = False) -> Callable[..., Any]:
+        """One of the file's functions, behind torch.compile where the options say so. plain: as it is in any case."""
         if not self._scope:
             self._scope = load(self.source.text, self.name)
         found: Callable[..., Any] = self._scope[name]
-        return found
+        if plain or not self.options.jit or (name in jit.PASSES and self.iterates):
+            return found
+        if name not in self._jitted:
+            if name not in jit.PASSES and self.compiled is not None:
+                text = emit(self.compiled.program, self.compiled.loss, functional=True).text
+                found = load(text, f"{self.name} for torch.compile")[name]
+            self._jitted[name] = jit.compiled(found)
+        return self._jitted[name]
 
     def clamp(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the errors that it gives the outputs."""

@@ -228,7 +228,7 @@ class PCModule(OwnTensors):
         record: bool,
         roles: Roles,
     ) -> Runtime:
-        options = replace(self.options, roles=roles)
+        options = replace(self.options, roles=roles, jit=self.options.jit and not (record or roles))
         if record and any(f.name == "lowering" for f in fields(ALGORITHMS[options.algorithm].settings)):
             options = replace(options, settings={**options.settings, "lowering": "relax"})
         imported = replace(captured.imported, graph=carry_updates(replace(captured.imported.graph, wanted=wanted)))
@@ -294,7 +294,7 @@ class PCModule(OwnTensors):
             if probe:  # an example forward pass leaves no trace: neither in the buffers nor in the random stream
                 buffers = {k: b.clone() for k, b in buffers.items()}
                 stack.enter_context(torch.random.fork_rng())
-            outputs, context = runtime.function("predict")(params, buffers, inputs)
+            outputs, context = runtime.function("predict", plain=probe)(params, buffers, inputs)
         return outputs, context
 
     @opaque

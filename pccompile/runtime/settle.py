@@ -75,7 +75,7 @@ def settle(
         outputs, context = pc.predict(runtime, tables, inputs, probe=True)
         kind = next(iter((*tables[0].values(), *inputs.values()))).device.type
         with torch.autocast(kind, enabled=False), torch.random.fork_rng():
-            result = runtime.function("infer")(tables[0], context, list(given.targets), **numbers)
+            result = runtime.function("infer", plain=True)(tables[0], context, list(given.targets), **numbers)
             found: dict[str, dict[str, Tensor]] = dict(zip(handed(runtime.compiled.program), result, strict=True))
             gradients, _ = learned(runtime, tables[0], context, result, numbers)
     present = outputs_of(runtime, found, inputs, outputs)
@@ -109,7 +109,7 @@ def learned(
     assert runtime.compiled is not None
     read = {n for d in flat(runtime.compiled.program.learn) for n in names(parse(d.equation))}
     arguments = {k: numbers.get(k, v) for k, v in runtime.compiled.program.arguments.items() if k in read}
-    return parted(runtime.function("learn")(params, context, *settled, **arguments))
+    return parted(runtime.function("learn", plain=True)(params, context, *settled, **arguments))
 
 
 def values_of(
