@@ -9,6 +9,7 @@ from pccompile.driver import Options, schedule
 from pccompile.passes.feedback import RANDOM, with_feedback
 from pccompile.runtime.loaded_program import Runtime
 
+ALONE = "gradients were compared without the mirrors of the layers, which the model does not have"
 MIRRORED = "gradients were compared with each weight as its own feedback and with all derivatives, not as they are"
 
 
@@ -33,4 +34,4 @@ def exact(runtime: Runtime) -> Runtime:
     return replace(rules, compiled=compiled, mirrored=swapped)
 
 
-__all__ = ["MIRRORED", "exact"]
+__all__ = ["ALONE", "MIRRORED", "exact"]

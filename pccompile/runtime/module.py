@@ -28,7 +28,7 @@ from pccompile.passes.roles import ALL, NO_ROLES, Roles
 from pccompile.runtime.autograd_function import Bridge, Keep
 from pccompile.runtime.automatic_rates import Rates, measures
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
-from pccompile.runtime.exact_rules import MIRRORED
+from pccompile.runtime.exact_rules import ALONE, MIRRORED
 from pccompile.runtime.feedback_weights import unused
 from pccompile.runtime.hook_calls import run_hooks
 from pccompile.runtime.loaded_program import Interface, Mismatch, Runtime, asking, reaching
@@ -244,8 +244,8 @@ class PCModule(OwnTensors):
         self._refuse_losses(compiled, loss)
         own = captured.state.tables(captured.imported), captured.interface.named(pytree.tree_leaves((args, kwargs)))
         self._grow(compiled, *own)
-        if self._check and not (record or roles or options.transposes):
-            notes += (MIRRORED,)
+        if self._check and not (record or roles) and compiled.plain is not None:
+            notes += (ALONE if options.transposes else MIRRORED,)
         name = f"{type(self.__dict__['model']).__name__} {options.algorithm}"
         if compiled.source.moving:
             refuse_moving(imported, [imported.graph.outputs[i] for i in compiled.source.errors])

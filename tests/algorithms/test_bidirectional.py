@@ -153,6 +153,11 @@ def test_it_learns_both_ways_as_by_hand(bench: Bench) -> None:
     assert trace.settles
 
 
+def test_a_reader_is_told_what_was_compared(bench: Bench) -> None:
+    assert "gradients were compared without the mirrors of the layers" in " ".join(bench.pc.notes)
+    assert bench.pc.checked is not None
+
+
 def test_it_classifies_as_by_hand(bench: Bench) -> None:
     """Without a target the output is inferred, too."""
     v = bench.relaxed(bench.start(bench.x), (1, 2, 3))
