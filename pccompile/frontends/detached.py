@@ -23,7 +23,7 @@ CLONE, COPY = torch.ops.aten.clone.default, torch.ops.aten.copy_.default
 def follow_detached(graph: fx.Graph) -> None:
     """Let who reads a detached value, its source, or a view of either see what was written into their memory by then.
 
-    Raises CompileError where a part is written that does not lie side by side in memory.
+    Raises CompileError where a copy of what is written would have other views than it.
     """
     position = {n: i for i, n in enumerate(graph.nodes)}
     shared = [n for n in graph.nodes if _shares_memory(n)]
