@@ -284,7 +284,7 @@ class _Importer:
         self.env[n] = tuple(found)
 
     def _control(self, n: fx.Node, op: str) -> None:
-        name, types = self._label(n, op), self.types
+        name, types = label_of(n, op, self.locate, self.namer), self.types
         try:
             args = [a if isinstance(a, fx.Node) and a.op == "get_attr" else self._arg(a) for a in n.args]
             call, bound = Nested(self.program.graph_module, self.typer, name, self._where(n)).call(op, args, types)
@@ -363,7 +363,7 @@ class _Importer:
             if call is None:
                 self._refuse_number(n)
             op, args = call or (op, args)
-        name = self.namer(label or self._label(n, op))
+        name = self.namer(label or label_of(n, op, self.locate, self.namer))
         if isinstance(type_, TensorType):
             self._new_dims(name, type_)
         self.nodes.append(Node(name, op, args, type_, self._where(n)))
@@ -392,9 +392,6 @@ class _Importer:
         if isinstance(arg, torch.device):
             return DEVICE
         return self.typer.dim(arg) if isinstance(arg, torch.SymInt) else arg
-
-    def _label(self, n: fx.Node, op: str) -> str:
-        return label_of(n, op, self.locate, self.namer)
 
     def _where(self, n: fx.Node) -> Location:
         return place_of(n, self.locate)

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pccompile.analysis.compare import Checked, Difference, difference
-from pccompile.diagnostics import NOWHERE, CompileError, first_line, listing, printable
+from pccompile.diagnostics import CompileError, first_line, listing, printable
 from pccompile.driver import Compiled
 from pccompile.frontends.model_tensors import tensor_at
 from pccompile.ir import TensorType
 from pccompile.ops import OPS
+from pccompile.runtime.check_refusal import REPORT, refusal
 from pccompile.runtime.exact_rules import exact
 from pccompile.runtime.fault_location import Fault, first_fault, reference_values
 from pccompile.runtime.loaded_program import Runtime
@@ -55,8 +56,6 @@ ELSEWHERE = 1e-2
 """The part of itself by which each number changes where the program is tried at another place."""
 DRAWS, TIMES = 3, 10.0
 """What so many changes of the last bit of every number make, so many times over, is rounding too."""
-REPORT = "please report it, or change the model there; check=False compiles without this comparison"
-OTHERWISE = "forward may run otherwise while it is captured (torch.compiler.is_compiling()); check=False compiles that"
 
 Run = Callable[[Runtime, dict[str, Tensor]], Sequence[Tensor]]
 """Runs a program on tensors by name, as a part of autograd."""
@@ -353,21 +352,6 @@ class _Check:
                 return first_fault(self.compiled, *self.tables(), inputs), ""
         except Exception as e:
             return None, first_line(e)
-
-
-def refusal(differing: Sequence[Difference], fault: Fault | None, captured_otherwise: bool = False) -> CompileError:
-    """The error that names what differs. captured_otherwise: the program is what was captured, vertex by vertex."""
-    worst = max(differing, key=lambda d: d.relative_error)
-    named = [d.name if d.name.startswith(("output ", "input ")) else printable(d.name, 80) for d in differing]
-    much = f"{printable(worst.name, 80)} {worst.note or f'by {worst.relative_error:.2g}'}"
-    differ = "differs" if len(named) == 1 else "differ"
-    what = f"the program is not the model: {listing(named)} {differ} from eager torch ({much})"
-    where = NOWHERE
-    if fault is not None:
-        what, where = f"{what}; {fault}", fault.vertex.where
-    elif captured_otherwise:
-        return CompileError(f"{what}; so does what was captured of it", hint=OTHERWISE)
-    return CompileError(what, where, REPORT)
 
 
 def _typed(d: Difference, found: Tensor, expected: Tensor) -> Difference:
