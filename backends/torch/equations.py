@@ -71,6 +71,10 @@ class Equations:
                 return self.write("aten.lerp.Scalar", self.term(d, a), end, self.value(d, r))
             case ast.BinOp(left=left, op=ast.Pow(), right=right):
                 return self.write("aten.pow.Tensor_Scalar", self.value(d, left), self.value(d, right))
+            case ast.BinOp(
+                left=left, op=ast.Add(), right=ast.BinOp(left=ast.Constant(value=c), op=ast.Mult(), right=right)
+            ) if self.number(d, left) is None and self.number(d, right) is None:
+                return self.write("aten.add.Tensor", self.value(d, left), self.value(d, right), c)
             case ast.BinOp(left=left, op=op, right=right):
                 name = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}[type(op)]
                 first, second = self.value(d, left), self.value(d, right)

@@ -8,7 +8,7 @@ from typing import cast
 
 from pccompile.backends.torch.equations import Equations
 from pccompile.backends.torch.keys import gradient_keys, table_of
-from pccompile.backends.torch.pulls import Term, total, weighed
+from pccompile.backends.torch.pulls import Term, early, sent_apart, total, weighed
 from pccompile.backends.torch.spell import quoted
 from pccompile.backends.torch.statements import Function, Key, Label, Lowered, Stop, Turns, label_of
 from pccompile.backends.torch.writer import LATE, Writer
@@ -87,6 +87,7 @@ class _Lowering:
         self.written: dict[tuple[str, Ref], tuple[dict[str, Ref], dict[Ref, Ref]]] = {}
         self.nodes = {n.name: n for n in self.graph.nodes}
         self.depth = 0
+        self.apart: frozenset[tuple[str, str]] = frozenset()
         ranks = {name: len(t.shape) for name, t in {**self.graph.params, **self.graph.inputs}.items()}
         ranks |= {v.name: len(v.type.shape) for v in self.pc.vertices}
         here = lambda slot: {v: self.slots[v, slot] for v in self.pc.names if (v, slot) in self.slots}  # noqa: E731
@@ -157,6 +158,7 @@ class _Lowering:
 
     def infer(self, steps: Sequence[Step], slots: Sequence[str]) -> Function:
         """Inference; its results are these slots of all that have them."""
+        self.apart = sent_apart(steps, self.vertices)
         self.run(steps)
         owners = (*self.pc.names, *self.graph.leaves)
         results = {(s, o): self.slots[o, s] for s in slots for o in owners if (o, s) in self.slots}
@@ -195,6 +197,7 @@ class _Lowering:
         return self.w.call("getitem", {"of": self.env[d.cond], "index": d.result}, Label(f"{d.cond}_{d.result}"))
 
     def gradients(self, steps: Sequence[Step]) -> Function:
+        self.apart = sent_apart(steps, self.vertices)
         self.run(steps)
         results = {(slot, name): value for (name, slot), value in self.slots.items() if slot == "gradient"}
         results |= {(slot, owner): self.slots[owner, slot] for owner, slot in self.program.moved}
@@ -347,10 +350,15 @@ class _Lowering:
             weights = {d.carries: 1.0} if isinstance(d.carries, str) else d.carries.get(child.name, {})
             if not weights:
                 continue
-            err, gain = weighed(self.w, {slot: self.slots[child.name, slot] for slot in weights}, weights)
-            nodes, read = self.nodes_of(child), self.parents(child.name, d.at)
-            written = self.written_of(child.name, err, read)
-            terms.append(Term(child, child.messages[d.vertex], err, read, nodes, self.w, gain, d.vertex, written))
+            parts = {slot: self.slots[child.name, slot] for slot in weights}
+            sent = [(parts[slot], weight) for slot, weight in weights.items()]
+            if (d.vertex, child.name) not in self.apart:
+                sent = [early(self.w, *weighed(self.w, parts, weights), child, self.vertices.get(d.vertex))]
+            nodes = self.nodes_of(child)
+            for err, gain in sent:
+                read = self.parents(child.name, d.at)
+                written = self.written_of(child.name, err, read)
+                terms.append(Term(child, child.messages[d.vertex], err, read, nodes, self.w, gain, d.vertex, written))
         return total(self.w, terms) if terms else self.zeros(d.vertex)
 
     def zeros(self, name: str) -> Ref:

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
+from pccompile.backends.torch.copies import lay_out, permute_pieces
 from pccompile.backends.torch.in_place import moved_in_place
 from pccompile.backends.torch.packed import packed
+from pccompile.backends.torch.slopes import share_slopes
 from pccompile.backends.torch.statements import EFFECTS, Function, Line, Loop, Lowered, fresh, made_in
 from pccompile.backends.torch.writer import is_parameter
 from pccompile.ir import Ref
@@ -39,7 +41,12 @@ def optimise(lowered: Lowered, functional: bool = False) -> Lowered:
         later = [packed(f, lowered) for f in later]
     else:
         later = [moved_in_place(f, lowered.program.numbers) for f in later]
-    return replace(lowered, predict=predict, infer=later[0], learn=later[1], sweep=later[2], context=list(needed))
+    for f in later:
+        share_slopes(f, lowered.labels)
+        permute_pieces(f, lowered.labels)
+    found = replace(lowered, predict=predict, infer=later[0], learn=later[1], sweep=later[2], context=list(needed))
+    lay_out(found)
+    return found
 
 
 def read_before_written(predict: Function, context: Iterable[Ref]) -> None:

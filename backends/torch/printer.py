@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pccompile.backends.torch.in_place import METHODS, OVERWRITING
 from pccompile.backends.torch.layout import STEP, WIDTH, folded, listed, recorded
 from pccompile.backends.torch.nesting import Nesting
-from pccompile.backends.torch.spell import SETTLED, Speller, atom, quoted, result_count
+from pccompile.backends.torch.spell import SETTLED, SHAPES, Speller, atom, quoted, result_count
 from pccompile.backends.torch.statements import Function, Label, Line, Loop, Role, Statement, Stop, fresh
 from pccompile.ir import Ref
 from pccompile.ir.names import Namer
@@ -208,7 +208,16 @@ class Printer:
             if source in self.inlined and fresh(self.made[source], self.made):
                 call = "neg_()" if s.op == "aten.neg.default" else f"mul_({s.args['other']!r})"
                 return f"{atom(self.inlined[source])}.{call}"
+        if s.over and s.op == "aten.mul.Tensor" and self.views_its_own(s):
+            return f"{atom(self.inlined[s.args['self']])}.mul_({self.speller.arg(s.args['other'], self.spell)})"
         return self.speller.call(s.op, s.args, self.spell)
+
+    def views_its_own(self, s: Statement) -> bool:
+        """Whether a statement reads another shape of memory that nothing else reads."""
+        reader, source = s, self.made.get(s.args["self"])
+        while source is not None and source.target in self.inlined and source.op in SHAPES:
+            reader, source = source, self.made.get(source.args["self"])
+        return s.even and reader is not s and source is not None and self.alone(source.target, reader)
 
     def in_place(self, s: Statement, i: int, depth: int, last: Mapping[Ref, int], kept: set[Ref]) -> bool:
         """Print an addition as an accumulation, or a scaling in place, where the operand's memory is ours alone."""
@@ -218,15 +227,9 @@ class Printer:
         if s.target in self.names:
             return False
         if self.accumulates(s, operand):
-            other = s.args["other"]
             name = self.names[s.target] = self.names[operand]
             self.owner[name] = s.target
-            made = self.made.get(other)
-            if made and other in self.inlined and made.op == "aten.mm.default":
-                x, y = (self.spell(made.args[a]) for a in ("self", "mat2"))
-                self.line(depth, f"{name}.addmm_({x}, {y})")
-            else:
-                self.line(depth, f"{name} += {self.spell(other)}")
+            self.line(depth, self.onto(name, s))
             return True
         scales = s.op == "aten.neg.default" or (s.op == "aten.mul.Tensor" and isinstance(s.args["other"], float))
         if scales and self.labels[s.target].role is Role.GRADIENT and self.alone(operand, s):
@@ -235,14 +238,25 @@ class Printer:
             return True
         return False
 
+    def onto(self, name: str, s: Statement) -> str:
+        """The line that adds to the memory of an operand, or scales it."""
+        if s.op == "aten.lerp.Scalar":
+            return f"{name}.lerp_({self.spell(s.args['end'])}, {s.args['weight']!r})"
+        other, made = self.speller.arg(s.args["other"], self.spell), self.made.get(s.args["other"])
+        if s.op == "aten.mul.Tensor":
+            return f"{name} *= {other}"
+        further = "" if s.args["alpha"] == 1 else f", alpha={s.args['alpha']!r}"
+        if made and s.args["other"] in self.inlined and made.op == "aten.mm.default":
+            return f"{name}.addmm_({self.spell(made.args['self'])}, {self.spell(made.args['mat2'])}{further})"
+        return f"{name}.add_({other}{further})" if further else f"{name} += {other}"
+
     def accumulates(self, s: Statement, operand: Ref) -> bool:
-        """Whether a statement adds to the memory of its operand."""
+        """Whether a statement works on the memory of its operand: it adds to it, or has no other use for it."""
+        adds = s.op == "aten.add.Tensor" and isinstance(s.args["alpha"], int | float)
         return (
-            s.op == "aten.add.Tensor"
+            (s.over or (adds and isinstance(s.args["other"], Ref)))
             and s.even
             and s.args["self"] == operand
-            and s.args["alpha"] == 1
-            and isinstance(s.args["other"], Ref)
             and s.target not in self.names
             and operand not in self.kept
             and self.alone(operand, s)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import sympy
 import torch
 
 from pccompile.backends.torch.statements import Label, Role
 from pccompile.backends.torch.writer import Writer
-from pccompile.ir import DEVICE, ERROR, Arg, Dim, Node, Ref, Type, Vertex, map_refs
+from pccompile.ir import DEVICE, ERROR, Arg, Dim, Node, Ref, Step, TensorType, Type, Vertex, flat, map_refs
 
 TAILS = frozenset(
     (
@@ -65,7 +67,7 @@ class Term:
 
     def at(self, result: Ref) -> Term:
         """An earlier step of the same message."""
-        return replace(self, result=result, gain=1.0)
+        return replace(self, result=result)
 
     def type_of(self, name: Ref) -> object:
         """The type of the error or of a value that the rules make; None for what they read."""
@@ -107,6 +109,39 @@ class Term:
         return self.nodes[name].type if name in self.nodes else None
 
 
+def sent_apart(steps: Sequence[Step], vertices: Mapping[str, Vertex]) -> frozenset[tuple[str, str]]:
+    """Pairs of a vertex and a child whose slots are sent one by one, and weighed where they arrive.
+
+    Messages are linear, so a sum can be sent or the sum of what was sent be taken: whichever makes for fewer messages,
+    or else for sums of smaller tensors.
+    """
+    slots: dict[tuple[str, str], set[str]] = {}
+    sums: Counter[tuple[str, str]] = Counter()
+    for d in flat(steps):
+        if not isinstance(d.carries, str):
+            for child, weights in d.carries.items():
+                slots.setdefault((d.vertex, child), set()).update(weights)
+                sums[d.vertex, child] += 1
+    fewer = {pair for pair, count in sums.items() if len(slots[pair]) < count}
+    as_many = [(v, c) for (v, c), count in sums.items() if len(slots[v, c]) == count > 1 and v in vertices]
+    return frozenset(fewer.union((v, c) for v, c in as_many if larger(vertices[c].type, vertices[v].type)))
+
+
+def larger(a: Type, b: Type) -> bool:
+    """Whether a tensor of one type has more elements than one of another, whatever the lengths that are open."""
+    if not (isinstance(a, TensorType) and isinstance(b, TensorType)):
+        return False
+    ratio = sympy.cancel(sympy.prod(a.shape) / sympy.prod(b.shape)) if 0 not in b.shape else sympy.Integer(0)
+    return bool(ratio.is_number and ratio > 1)
+
+
+def early(w: Writer, err: Ref, gain: float, child: Vertex, to: Vertex | None) -> tuple[Ref, float]:
+    """An error with a factor for its message, the factor taken in where the message is the larger of the two."""
+    if to is None or not larger(to.type, child.type):
+        return err, gain
+    return times(w, err, gain, f"weighted_{child.name}"), 1.0
+
+
 def weighed(w: Writer, parts: Mapping[str, Ref], weights: Mapping[str, float]) -> tuple[Ref, float]:
     """The sum of a vertex's slots with weights, and a factor that is left for later.
 
@@ -124,19 +159,18 @@ def weighed(w: Writer, parts: Mapping[str, Ref], weights: Mapping[str, float]) -
     for slot, weight in rest:
         gain += weight
         value = w("aten.lerp.Scalar", value, parts[slot], weight / gain, label=Label(f"mean_{slot}"))
+        w.made[value].over = True
     return value, gain
 
 
 def total(w: Writer, terms: Sequence[Term]) -> Ref:
     """The sum of `terms`, each times its gain."""
-    by_gain: dict[float, list[Term]] = {}
-    for t in terms:
-        by_gain.setdefault(t.gain, []).append(t)
-    values: list[Ref] = []
-    for gain, group in by_gain.items():
-        part = _sum(w, group)
-        values = [added(w, [*values, part if gain == 1 else w("aten.mul.Tensor", part, gain, label=Label("weighted"))])]
-    return values[0]
+    gains = {t.gain for t in terms}
+    if len(gains) > 1:
+        return _sum(w, sorted(terms, key=lambda t: t.gain != 1))
+    (gain,) = gains
+    part = _sum(w, [replace(t, gain=1.0) for t in terms])
+    return times(w, part, gain)
 
 
 def _summands(term: Term) -> list[Term]:
@@ -160,7 +194,7 @@ def _sum(w: Writer, terms: Sequence[Term], depth: int = 0) -> Ref:
     """The sum of `terms`. depth: how many steps that they shared have been taken out."""
     terms = [part for t in terms for part in _summands(t)]
     if len(terms) == 1:
-        return terms[0].write()
+        return plus(w, [], terms[0])[0]
     groups: dict[object, list[Term]] = {}
     for i, t in enumerate(terms):
         groups.setdefault((_tail(t) if depth < DEEPEST else None) or i, []).append(t)
@@ -175,10 +209,31 @@ def _sum(w: Writer, terms: Sequence[Term], depth: int = 0) -> Ref:
             values.append(_shared(w, group, depth + 1))
         else:
             for t in group:
-                values.append(t.write())
-                values = [added(w, values)]
+                values = plus(w, values, t)
         values = [added(w, values)]
     return values[0]
+
+
+def plus(w: Writer, values: Sequence[Ref], term: Term) -> list[Ref]:
+    """The sum of values and a term, as one value."""
+    value = term.write()
+    if not values:
+        return [times(w, value, term.gain)]
+    return [w("aten.add.Tensor", added(w, values), value, alpha=alpha(term.gain), label=PULL)]
+
+
+def times(w: Writer, value: Ref, factor: float, name: str = "weighted") -> Ref:
+    """A value with a factor, in the memory of the value if it has its own."""
+    if factor == 1:
+        return value
+    product = w("aten.mul.Tensor", value, factor, label=Label(name))
+    w.made[product].over = True
+    return product
+
+
+def alpha(gain: float) -> float:
+    """A factor as torch.add takes it where it is not given."""
+    return 1 if gain == 1 else gain
 
 
 def added(w: Writer, values: Sequence[Ref]) -> Ref:
@@ -209,7 +264,7 @@ def _tail(t: Term) -> object:
     if n.op == "aten.mm.default":
         left = t.nodes.get(n["self"])
         if left is not None and left.op == "aten.t.default" and left.name not in t.read:
-            return ("product", n.op)
+            return ("product", n.op, t.gain)
     return None
 
 
@@ -292,7 +347,7 @@ def _zeros(w: Writer, shape: tuple[Dim, ...], dtype: torch.dtype) -> Ref:
 
 
 def _shared_piece(w: Writer, group: Sequence[Term], depth: int) -> Ref:
-    return group[0].write() if len(group) == 1 else _shared(w, group, depth)
+    return plus(w, [], group[0])[0] if len(group) == 1 else _shared(w, group, depth)
 
 
 def _products(w: Writer, group: Sequence[Term]) -> Ref:
@@ -305,4 +360,4 @@ def _products(w: Writer, group: Sequence[Term]) -> Ref:
         rights.append(t.write(n["mat2"]))
     left = w("aten.cat.default", tuple(lefts), 0, label=Label("errors"))
     right = w("aten.cat.default", tuple(rights), 0, label=Label("presynaptic"))
-    return w("aten.mm.default", w("aten.t.default", left), right, label=PULL)
+    return times(w, w("aten.mm.default", w("aten.t.default", left), right, label=PULL), group[0].gain)

@@ -132,6 +132,8 @@ class Speller:
         return given + [f"{a.name}={self.arg(args[a.name], text)}" for a in named]
 
 
+SHAPES = frozenset(f"aten.{name}" for name in ("reshape.default", "permute.default", "transpose.int", "t.default"))
+"""Views that show each element once."""
 BUILTINS = ("range", "next", "iter", "max", "min", "int", "float")
 """The functions of Python itself that generated code calls."""
 

@@ -64,6 +64,7 @@ class Statement:
     into: the argument whose memory the result is written to
     since: the turn of its loop from which on it is computed
     keeps: what the target is before that turn; without it, nothing reads the target then
+    over: the result may take the memory of the first argument, where nothing else reads that
     """
 
     target: Ref
@@ -74,6 +75,7 @@ class Statement:
     into: Ref | None = None
     since: int = 0
     keeps: Ref | None = None
+    over: bool = False
 
     @property
     def reads(self) -> tuple[Ref, ...]:

@@ -27,26 +27,22 @@ from pccompile.ir import Do, PCGraph
 Matrix = npt.NDArray[np.float64]
 NEARLY = 4.0
 """A row that is carried at the children too is taken where the best one is not so many times as telling."""
-FINER, TRIES = 4.0, 9
-"""Each time that errors add up to more than is tolerated, rows are told apart so many times finer; so often."""
+COARSEST, FINER, TRIES = 4.0, 2.0, 24
+"""Rows are told apart within so many tolerances at first; each time that errors add up to more than is tolerated, so
+many times finer at least; so often."""
 
 
 @dataclass(frozen=True)
 class Pull:
-    """What a vertex takes from one child.
-
-    sent: for each message, the weights of what the child carries. spread: `[carried, messages]`, how each of what the
-    vertex carries is made of them; None where they are what it carries, one by one.
-    """
+    """What a vertex takes from one child: what it carries, in terms of what the child carries."""
 
     child: str
-    sent: Matrix
-    spread: Matrix | None
+    matrix: Matrix
 
     @property
-    def matrix(self) -> Matrix:
-        """What the vertex carries, in terms of what the child carries."""
-        return self.sent if self.spread is None else self.spread @ self.sent
+    def messages(self) -> int:
+        """How many are sent: one for each that is carried at one end, whichever end carries fewer."""
+        return min(int(np.count_nonzero(self.matrix.any(axis))) for axis in (0, 1))
 
 
 @dataclass(frozen=True)
@@ -96,18 +92,18 @@ class Combinations:
         self.behind = {v: np.array(lengths_in(s)) for v, s in paths.sets.items()}
         self.ahead = {v: np.array(lengths_in(s)) for v, s in _ahead(pc, self.wanted).items()}
         self.places: dict[str, Place] = {}
-        least = tolerance
+        least = COARSEST * tolerance
         for _ in range(TRIES):
             self._choose(least)
             self.error = max((self._far(v) for v in self.wanted), default=0.0)
             if self.error <= tolerance:
                 break
-            least /= FINER
+            least /= max(FINER, self.error / tolerance / COARSEST)
 
     @property
     def messages(self) -> int:
         """How many messages are sent from vertex to vertex."""
-        return sum(len(pull.sent) for place in self.places.values() for pull in place.pulls)
+        return sum(pull.messages for place in self.places.values() for pull in place.pulls)
 
     @property
     def slots(self) -> tuple[tuple[str, str], ...]:
@@ -141,11 +137,10 @@ class Combinations:
         return Place(empty.behind, empty.ahead, carried, express, far, pulls)
 
     def _pull(self, child: str, place: Place, carried: Sequence[int], least: float) -> Pull:
-        """The fewest messages of a child that give its part of what a vertex carries."""
+        """What a child gives to what a vertex carries, but for what does not count."""
         matrix = place.at(j + 1 for j in carried)
-        weights = matrix @ place.weights(self.law, place.carried)
-        rows, spread = skeleton(weights, least, np.ones(len(carried), bool))
-        return Pull(child, matrix, None) if len(rows) == len(carried) else Pull(child, matrix[rows], spread)
+        counts = np.abs(matrix @ place.weights(self.law, place.carried)).max(axis=1) > least
+        return Pull(child, matrix * counts[:, None])
 
     def _distances(
         self, name: str, place: Place, express: Matrix, carried: Sequence[int], pulls: Sequence[Pull]
@@ -161,7 +156,7 @@ class Combinations:
             weights = child.weights(self.law, child.carried)
             here = np.searchsorted(place.behind, child.behind + 1)
             off = pull.matrix @ weights - place.weights(self.law, carried)[:, here]
-            mixed = np.abs(pull.sent) if pull.spread is None else np.abs(pull.spread) @ np.abs(pull.sent)
+            mixed = np.abs(pull.matrix)
             rounded = self.eps * mixed @ np.abs(weights) * (np.count_nonzero(mixed, axis=1) > 1)[:, None]
             growth = float(np.linalg.norm(own @ pull.matrix @ child.norm, 2))
             new = np.linalg.norm(own @ off, axis=0) + np.linalg.norm(np.abs(own) @ rounded, axis=0) + growth * child.far
@@ -188,24 +183,10 @@ class Combinations:
                 yield from self._vertex(v.name, sign)
 
     def _vertex(self, name: str, sign: str) -> Iterator[Do]:
-        place, terms = self.places[name], list[list[str]]([] for _ in self.places[name].carried)
-        count = 0
-        for pull in (p for p in place.pulls if p.spread is not None):
-            of = self.places[pull.child].carried
-            assert pull.spread is not None
-            for sent, shares in zip(pull.sent, pull.spread.T, strict=True):
-                yield Do(name, f"{sign}message{count}", "pull", carries={pull.child: _nonzero(of, sent, sign)})
-                for text, share in zip(terms, shares, strict=True):
-                    if share:
-                        text.append(
-                            f"{sign}message{count}" if share == 1 else f"{float(share)!r} * {sign}message{count}"
-                        )
-                count += 1
-        whole = [p for p in place.pulls if p.spread is None]
+        place = self.places[name]
         for i, j in enumerate(place.carried):
-            carries = {p.child: _nonzero(self.places[p.child].carried, p.sent[i], sign) for p in whole}
-            equation = " + ".join([*(["pull"] if whole else []), *terms[i]])
-            yield Do(name, slot(j, sign), equation, carries=carries)
+            rows = {p.child: _nonzero(self.places[p.child].carried, p.matrix[i], sign) for p in place.pulls}
+            yield Do(name, slot(j, sign), "pull", carries={child: row for child, row in rows.items() if row})
         if 0 not in place.carried and name in self.wanted:
             weights = _nonzero(place.carried, place.at((0,))[0], sign) if place.carried else {}
             yield Do(name, slot(0, sign), " + ".join(f"{w!r} * {s}" for s, w in weights.items()) or "zero")

@@ -95,8 +95,11 @@ for name in (
     "aten.reshape_as.default",
 ):
     rewrite(name, lambda b, n: b.view(n["self"], n.tensor.shape))
-for name in ("aten.clone.default", "aten.contiguous.default", "aten.alias.default", "aten.lift_fresh_copy.default"):
+for name in ("aten.clone.default", "aten.alias.default", "aten.lift_fresh_copy.default"):
     rewrite(name, lambda b, n: n["self"])
+define(  # generated code lays values out with it
+    OpDef("aten.contiguous.default", "composite", expand=lambda b, n: n["self"], spell=_text("{self}.contiguous()"))
+)
 
 linear("aten.permute.default", _inverse, lambda: (_x(2, 3, 4), (2, 0, 1)), spell=_text("{self}.permute({dims})"))
 linear(

@@ -89,10 +89,10 @@ def infer_and_learn(params, context, output_errors):
     gradient_readout_bias = torch.sum(minus_part0_readout, [0])
 
     # tanh · linear · tanh    ε = Wᵀ ε[readout]    tiny.py:15
-    readout_mm = minus_part0_readout @ params["readout.weight"]
+    weighted_readout = minus_part0_readout * 0.83193
     del minus_part0_readout
-    minus_error_tanh = readout_mm * 0.83193
-    del readout_mm
+    minus_error_tanh = weighted_readout @ params["readout.weight"]
+    del weighted_readout
     tanh_tanh_backward = tanh_backward(minus_error_tanh, prediction_tanh)
     del prediction_tanh, minus_error_tanh
     gradient_hidden_weight = tanh_tanh_backward.t() @ x

@@ -100,10 +100,9 @@ def infer_and_learn(params, context, output_errors):
     del minus_part0_readout
 
     # hidden · linear    ε = (1 - tanh(x)**2) ⊙ ε[tanh]    tiny.py:15
-    tanh_tanh_backward = tanh_backward(minus_part1_tanh, prediction_tanh)
+    minus_error_hidden = tanh_backward(minus_part1_tanh, prediction_tanh)
     del prediction_tanh, minus_part1_tanh
-    minus_error_hidden = tanh_tanh_backward * 0.47178000000000014
-    del tanh_tanh_backward
+    minus_error_hidden *= 0.47178000000000014
     gradient_hidden_weight = minus_error_hidden.t() @ x
     del x
     gradient_hidden_bias = torch.sum(minus_error_hidden, [0])

@@ -1,0 +1,58 @@
+"""Slopes of activations that several messages are multiplied by, computed once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from pccompile.backends.torch.statements import Function, Label, Line, Loop, Statement, made_in, statements_of
+from pccompile.ir import Ref
+from pccompile.ops import bind
+
+GRAD = "grad_output"
+COSTLY = frozenset(f"aten.{name}_backward.default" for name in ("gelu", "silu", "mish", "softplus", "elu"))
+"""Kernels that multiply by a slope which takes longer to compute than a product does."""
+
+
+def share_slopes(f: Function, labels: dict[Ref, Label]) -> None:
+    """Call each costly kernel on ones, where it would be called with other errors again, or in a loop.
+
+    Such a kernel is linear in the error, element by element: what it makes of ones is the slope.
+    """
+    inside = {r for line in f.lines if isinstance(line, Loop) for r in made_in([line])}
+    calls: Counter[object] = Counter()
+    for s, looped in _costly(f.lines):
+        calls[_slope(s)] += 2 if looped else 1
+    shared = {key for key, count in calls.items() if count > 1}
+    slopes: dict[object, Ref] = {}
+    lines: list[Line] = []
+    for line in f.lines:
+        for s, _ in _costly([line]):
+            key = _slope(s)
+            if key not in shared or inside & ({*s.reads} - {s.args[GRAD]}):
+                continue
+            if key not in slopes:
+                ones, slopes[key] = Ref(f"{s.target}_ones"), Ref(f"{s.target}_slope")
+                like = next(r for r in s.reads if r != s.args[GRAD])
+                name = labels[s.target].text
+                labels[ones], labels[slopes[key]] = Label(f"ones_{name}"), Label(f"slope_{name}")
+                lines += [
+                    Statement(ones, "aten.ones_like.default", bind("aten.ones_like.default", (like,), {}), s.vertex),
+                    Statement(slopes[key], s.op, {**s.args, GRAD: ones}, s.vertex, s.even),
+                ]
+            s.op, s.args, s.even, s.over = "aten.mul.Tensor", {"self": s.args[GRAD], "other": slopes[key]}, True, True
+        lines.append(line)
+    f.lines[:] = lines
+
+
+def _costly(lines: Sequence[Line]) -> Iterator[tuple[Statement, bool]]:
+    """The calls of costly kernels, and whether they are in a loop."""
+    for line in lines:
+        for s in statements_of([line]):
+            if s.op in COSTLY and s.args[GRAD] not in [a for k, a in s.args.items() if k != GRAD]:
+                yield s, isinstance(line, Loop)
+
+
+def _slope(s: Statement) -> tuple[object, ...]:
+    """What two calls share that differ in the error alone."""
+    return (s.op, *((k, type(a), a) for k, a in s.args.items() if k != GRAD))
