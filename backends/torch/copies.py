@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pccompile.backends.torch.statements import Function, Label, Line, Loop, Lowered, Statement
 from pccompile.ir import Ref
 from pccompile.ops import OPS, bind
@@ -27,11 +29,12 @@ def _pieces_permuted(
         if isinstance(line, Loop):
             line.body[:] = _pieces_permuted(line.body, readers, kept, labels)
         elif line.op == PERMUTE:
-            stack = next((s for s in found if isinstance(s, Statement) and s.target == line.args["self"]), None)
-            if stack and stack.op == STACK and readers[stack.target] == 1 and stack.target not in kept:
-                found.remove(stack)
-                found += _permuted(stack, line, labels)
-                continue
+            stack = found[-1] if found else None
+            if isinstance(stack, Statement) and stack.op == STACK and stack.target == line.args["self"]:
+                alone = readers[stack.target] == 1 and stack.target not in kept
+                if alone and stack.since == line.since and not stack.keeps:
+                    found[-1:] = _permuted(stack, line, labels)
+                    continue
         found.append(line)
     return found
 
@@ -47,9 +50,9 @@ def _permuted(stack: Statement, permutation: Statement, labels: dict[Ref, Label]
     for i, piece in enumerate(stack.args["tensors"]):
         names.append(Ref(f"{permutation.target}_piece{i}"))
         labels[names[-1]] = Label(f"{labels[permutation.target].text}_piece")
-        pieces.append(Statement(names[-1], PERMUTE, {"self": piece, "dims": inner}, permutation.vertex))
+        pieces.append(Statement(names[-1], PERMUTE, {"self": piece, "dims": inner}, stack.vertex, since=stack.since))
     together = {"tensors": tuple(names), "dim": order.index(dim)}
-    return [*pieces, Statement(permutation.target, STACK, together, permutation.vertex)]
+    return [*pieces, replace(permutation, op=STACK, args=together)]
 
 
 def lay_out(lowered: Lowered) -> None:

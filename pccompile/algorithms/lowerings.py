@@ -21,8 +21,8 @@ Lowering = Literal["closed-form", "combinations", "exponentials", "relax"]
 MOST_PARTS = 3000
 """The longest program without a loop that is chosen by itself: each part is a few lines of the generated file."""
 MOST_ERRORS = 4
-"""Combinations are chosen by themselves where vertices carry so many errors on average at most. Their file is then up
-to three times as long as that of exact; that of exponentials is as long as exact's, but its sweeps take longer."""
+"""A program without a loop is chosen by itself where vertices carry so many errors or parts on average at most: its
+file is then up to three times as long as that of exact. That of exponentials is as long as exact's, but slower."""
 FINEST, ROUNDINGS, COARSEST = 1e-9, 256, 1e-3
 """How close to the steps a lowering is to come by default: as many roundings of the type, within these bounds."""
 SHORT = 1.25
@@ -71,12 +71,12 @@ class Lowerings:
         edges = [c.name for v in self.pc.latent for c in children[v.name]]
         parts = self.paths.parts(self.steps)
         costs: dict[Lowering, float] = {"relax": self.steps * len(edges)}
-        if parts <= MOST_PARTS:
+        longest = min(MOST_PARTS, MOST_ERRORS * len(self.pc.vertices))
+        if parts <= longest:
             costs["closed-form"] = sum((sets[c] & within).bit_count() for c in edges) / SHORT
             if costs["closed-form"] <= len(edges):
                 return "closed-form", ()
         combined = (self.learning, self.all_errors)
-        longest = min(MOST_PARTS, MOST_ERRORS * len(self.pc.vertices))
         if all(c.error <= self.tolerance and len(c.slots) <= longest for c in combined):
             costs["combinations"] = self.learning.messages
         if "combinations" not in costs and self.damped.error <= self.tolerance:

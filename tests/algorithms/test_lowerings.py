@@ -127,8 +127,10 @@ def test_the_lowering_with_the_fewest_messages_is_chosen(monkeypatch: pytest.Mon
 
     assert chosen(100) == "combinations"
     assert chosen(1) == "closed-form"
-    monkeypatch.setattr(lowerings, "MOST_PARTS", 10)
-    assert chosen(100) == "exponentials"
+    for limit in ("MOST_PARTS", "MOST_ERRORS"):  # of the whole file, and beside the file of one sweep
+        with monkeypatch.context() as patch:
+            patch.setattr(lowerings, limit, 1)
+            assert chosen(100) == "exponentials"
     chain = problem("chain").compile("exact").compiled.pc
     assert Lowerings(chain, PathLengths(chain), 100, 0.1, None).cheapest()[0] == "closed-form"
 
@@ -171,6 +173,20 @@ def test_no_path_is_farther_from_the_law_than_combinations_say(tolerance: float)
     assert worst <= chosen.error <= tolerance
     full = sum(s.bit_count() for s in paths.sets.values())
     assert len(chosen.slots) < 0.7 * full
+
+
+def test_where_more_arrives_than_is_sent_it_is_weighed_there() -> None:
+    p = Problem(lambda: Shortcuts(6), (2, 4))
+    pc = p.compile("fixed-prediction", lowering="combinations", lowering_tolerance=1e-6)
+    source, graph = pc.source, pc.compiled.pc
+    chosen = Lowerings(graph, PathLengths(graph), 100, 0.1, 1e-6).learning
+    sent = [(len(chosen.places[pull.child].carried), pull) for v in chosen.places.values() for pull in v.pulls]
+    assert any(count < len(pull.matrix) for count, pull in sent)
+    assert all(pull.messages <= min(count, len(pull.matrix)) for count, pull in sent)
+    sweep = source[source.index("def infer_and_learn") :]
+    for i in range(1, 6):
+        (pull,) = (q for v in chosen.places.values() for q in v.pulls if q.child == ("tanh" if i == 0 else f"tanh_{i}"))
+        assert sweep.count(f'@ params["blocks.{i}.weight"]') == pull.messages
 
 
 def test_inference_and_learning_one_after_the_other_give_what_both_together_give() -> None:

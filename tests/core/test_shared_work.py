@@ -69,6 +69,9 @@ def test_permuted_factors_of_products_are_copied_once_and_pieces_lie_where_they_
     assert source.count(".contiguous()") == 1
     assert not re.search(r"pieces\w*\.permute", source)
     assert "torch.stack(" in sweep_of(source)
+    taken, closed = (p.gradients("fixed-prediction", steps=20, rate=0.3, lowering=x) for x in ("relax", "closed-form"))
+    for key, gradient in taken.items():  # in a loop too, where vertices wait for their turn
+        assert torch.allclose(gradient, closed[key], rtol=1e-9, atol=1e-12), key
     for key, gradient in p.gradients("exact").items():
         assert torch.allclose(gradient, p.backprop[key], rtol=1e-10, atol=1e-12), key
 
