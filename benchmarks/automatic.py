@@ -139,7 +139,7 @@ def reason(algorithm: str, row: Row, rows: dict[str, Row]) -> str:
         return (
             f"it learns what lowers the energy of the equilibrium, not the loss: {went}; loss / 100: {row['weak']:.2f}"
         )
-    return f"not told: {went}; loss / 100: {row['weak']:.2f}"
+    return f"that it learns the energy of the equilibrium is a part only: {went}; loss / 100: {row['weak']:.2f}"
 
 
 def page(store: dict[str, dict[str, Row]], epochs: int) -> str:
@@ -153,7 +153,10 @@ def page(store: dict[str, dict[str, Row]], epochs: int) -> str:
             cells = [f"`{algorithm}`", row["first"] or "–", row.get("last") or "–", str(row.get("anew", "–")), accuracy]
             cells += [f"{row['milliseconds']:.1f}", reason(algorithm, row, rows)]
             lines.append(f"| {' | '.join(cells)} |")
-        lines += [""]
+        notes = sorted({row["note"] for row in rows.values() if "note" in row})
+        lines += ["", *(line for note in notes for line in (note, ""))]
+    numbered = [f"`{name}`" for name, a in KNOWN.items() if name not in ALGORITHMS and a.mirrors is not None]
+    lines += [f"Without automatic settings, and so without a row: {', '.join(numbered)}.", ""] if numbered else []
     return "\n".join(lines)
 
 

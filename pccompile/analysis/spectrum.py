@@ -25,7 +25,7 @@ FEWEST_STEPS, MOST_STEPS = 10, 40
 """Lanczos steps. A few stand still at the extreme of one sample where another has one slightly further out."""
 ACCURACY = 0.02
 """A measurement ends where its estimated error is this part of it."""
-CHANCE = 0.5
+CHANCE = 0.2
 """The part of a random vector in a start that has been found before."""
 SURE = 0.1
 """A smallest eigenvalue is believed up to this part of itself."""

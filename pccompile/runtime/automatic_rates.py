@@ -22,9 +22,8 @@ from pccompile.analysis.spectrum import Spectrum
 from pccompile.backends.torch import emit
 from pccompile.diagnostics import CompileError
 from pccompile.driver import Options, capturing, schedule
-from pccompile.ir import Program, Repeat, steps_of
 from pccompile.runtime.displaced_batch import SEED, DisplacedBatch, Ready
-from pccompile.runtime.energy_alarm import bound_now
+from pccompile.runtime.energy_alarm import bound_now, sweeps_of
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.losses import targets_of
 from pccompile.runtime.model_state import Tables
@@ -35,8 +34,10 @@ HALVINGS = 20
 TRIAL = 1000
 """A trial takes so many of the chosen steps at most."""
 TOLL = 0.04
-"""The part of inference that following its bound may cost, in sweeps over the network."""
-FOLLOWING = 5
+"""The part of inference that following its bound may cost."""
+WEIGHT = 10
+"""A sweep of a measurement takes as long as so many of inference, on networks so small that operations cost nothing."""
+FOLLOWING = 3
 """Lanczos steps of a measurement that starts from what was found before."""
 
 
@@ -125,22 +126,15 @@ def _follow(
     held.measured_on(runtime, batch, spectrum)
     if isinstance(rate, int | float) and now is not None and not rate <= now.limit:
         whose = "" if any(c.name == "rate" for c in held.choices) else " was given and"
+        if whose:  # what is told of it, once, is measured to the end
+            now = bound_now(runtime.options, arguments, Spectrum(batch)) or now
         reason = f"rate {rate:.4g}{whose} is above {now.limit:.4g}; now it would be {now.value:.4g}, {now.reason}"
         spectrum = _anew(held, runtime, batch, reason)
         if held.choices == before:
             held.due = 2 * held.calls
             return
-    interval = math.ceil((spectrum.sweeps + 2) / (TOLL * sweeps_of(program.compiled.program)))
+    interval = math.ceil(WEIGHT * (spectrum.sweeps + 2) / (TOLL * sweeps_of(program.compiled.program)))
     held.due = held.calls + min(interval, held.calls)
-
-
-def sweeps_of(program: Program) -> int:
-    """The sweeps over the network that inference and learning take: two for each turn, and two."""
-    turns = 0
-    for step in steps_of(program.infer):
-        times = program.arguments.get(step.times) if isinstance(step, Repeat) else None
-        turns += times if isinstance(times, int) else 0
-    return 2 * turns + 2
 
 
 def _revised(

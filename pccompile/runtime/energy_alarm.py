@@ -1,4 +1,4 @@
-"""Errors that come to more than inference can have made of the loss: in each call a sign that its rate is too large.
+"""Errors that come to more than inference can have made of the loss: a sign in normal calls that a rate is too large.
 
 F = Σ ½‖ε‖² + L starts at the loss L₀ and falls where a rate keeps its bound. So Σ ½‖ε‖² ≤ L₀ wherever the loss is
 nowhere negative, and its norms are all that a look takes. An alarm is no proof: the bound is measured before a word is
@@ -7,6 +7,7 @@ said, and where it holds, the next look comes after twice as many calls.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -21,7 +22,7 @@ from pccompile.analysis.spectrum import Spectrum
 from pccompile.backends.torch import SWEEP
 from pccompile.diagnostics import CompileError
 from pccompile.driver import Options, capturing
-from pccompile.ir import flat
+from pccompile.ir import Program, Repeat, flat, steps_of
 from pccompile.ir.equations import names, parse
 from pccompile.runtime.displaced_batch import DisplacedBatch
 from pccompile.runtime.divergence import arrived
@@ -30,6 +31,8 @@ from pccompile.runtime.model_state import Tables
 
 Call = tuple[Tables, dict[str, Tensor]]
 """The model's tensors and those of a call."""
+LOOK = 128
+"""A look takes as long as 2 % of so many sweeps over a network, where operations on its tensors cost nothing."""
 HINT = 'take a smaller rate, or rate="auto"'
 
 
@@ -43,10 +46,12 @@ def gradients_of(
     """
     if loss is None or call is None or not watched(runtime):
         return parted(runtime.function(SWEEP)(params, context, targets))
-    found, within = _swept(runtime, params, context, targets, loss, {})
     alarm = runtime.alarm
     alarm.calls += 1
-    if alarm.calls < alarm.quiet or not _down(runtime, within):
+    if alarm.calls < alarm.quiet or (alarm.calls - 1) % alarm.every:
+        return parted(runtime.function(SWEEP)(params, context, targets))
+    found, within = _swept(runtime, params, context, targets, loss, {})
+    if not _down(runtime, within):
         return found
     alarm.quiet = 2 * alarm.calls
     if alarm.revise is None:
@@ -65,13 +70,25 @@ def watched(runtime: Runtime) -> bool:
             program = runtime.compiled.program
             read = {n for d in flat(program.learn) for n in names(parse(d.equation))}
             alarm.reads = frozenset(read & set(program.arguments))
+            alarm.every = math.ceil(LOOK / sweeps_of(program))
     return alarm.on
+
+
+def sweeps_of(program: Program) -> int:
+    """The sweeps over the network that inference and learning take: two for each turn, and two."""
+    turns = 0
+    for step in steps_of(program.infer):
+        times = program.arguments.get(step.times) if isinstance(step, Repeat) else None
+        turns += times if isinstance(times, int) else 0
+    return 2 * turns + 2
 
 
 def _can_be_watched(runtime: Runtime) -> bool:
     if runtime.compiled is None or not runtime.iterates:
         return False
     options, pc = runtime.options, runtime.compiled.pc
+    if options.jit:  # inference and learning are one function then, which returns no errors
+        return False
     if options.on_divergence == "ignore" and runtime.alarm.revise is None:
         return False
     if ALGORITHMS[options.algorithm].most_energy is None or not options.transposes:
@@ -142,4 +159,4 @@ def _tell(runtime: Runtime, call: Call, targets: Sequence[Tensor]) -> None:
     warnings.warn(f"{what}; {measured}; {HINT}", RuntimeWarning, stacklevel=2)
 
 
-__all__ = ["Call", "bound_now", "gradients_of", "watched"]
+__all__ = ["Call", "bound_now", "gradients_of", "sweeps_of", "watched"]

@@ -166,13 +166,15 @@ class Interface:
 class EnergyAlarm:
     """How the errors of a program that iterates are watched, see `energy_alarm`.
 
-    on: whether they are; None as long as nobody has looked. calls: how often inference has run, and `quiet`: until
-    which call an alarm is left alone. flag: on a GPU that of the last call. reads: the arguments that learning takes.
+    on: whether they are; None as long as nobody has looked. calls: how often inference has run, of which each
+    `every`th is looked at, and `quiet`: until which call none is. flag: on a GPU that of the last look. reads: the
+    arguments that learning takes.
     revise(tables, inputs, targets): other numbers where the rate is automatic. scopes: loaded programs that measure.
     """
 
     on: bool | None = None
     calls: int = 0
+    every: int = 1
     quiet: int = 0
     flag: tuple[Tensor, Any] | None = None
     reads: frozenset[str] = frozenset()

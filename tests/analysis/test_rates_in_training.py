@@ -14,7 +14,7 @@ from algorithms.nets import Problem, apart, problem
 from torch import Tensor, nn
 
 import pccompile
-from pccompile.runtime import automatic_rates
+from pccompile.runtime import automatic_rates, energy_alarm
 from pccompile.runtime.displaced_batch import DisplacedBatch
 
 AUTO: dict[str, Any] = {"rate": "auto", "steps": "auto"}
@@ -75,18 +75,18 @@ def test_the_rate_keeps_its_bound_while_weights_grow(algorithm: str) -> None:
 
     def run() -> list[float]:
         products = []
-        for call in range(60):
+        for call in range(240):
             pc.loss(p.x, target=p.target)
             rate = pc.compiled.program.arguments["rate"]
             assert isinstance(rate, float)
-            if call % 6 == 5:
+            if call % 24 == 23:
                 products.append(rate * largest(model, p.x, p.target, nudge))
-            grow(model, 1.02)
+            grow(model, 1.005)
         return products
 
     products, told = quietly(run)
     assert max(products) < 2
-    assert len(told) >= 2
+    assert told
     assert all(LEAVES in t and "chosen anew: " in t and "λmax(H) = " in t for t in told)
 
 
@@ -131,7 +131,7 @@ def test_a_rate_that_was_given_stays_and_one_warning_has_its_bound(steps: Any, b
     p = Problem(lambda: Two(bend), (4, 3))
     pc = p.compile("strict", rate=0.5, steps=steps)
     assert not quietly(lambda: pc.loss(p.x, target=p.target).backward())[1]
-    grow(pc, 4)
+    grow(pc, 2.5)
     before = dict(pc.compiled.program.arguments)
     told = [t for t in quietly(lambda: [pc.loss(p.x, target=p.target).backward() for _ in range(4)])[1] if LEAVES in t]
     assert len(told) == 1
@@ -168,7 +168,7 @@ def test_choices_are_the_same_in_every_run() -> None:
 
 @pytest.mark.parametrize("algorithm", ["strict", "error-optimization", "nudged"])
 def test_following_the_bound_costs_a_small_part_of_inference(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In sweeps over the network, of which each measurement of an operator is one and each inference step two."""
+    """In sweeps over the network: an inference step takes two, and each of a measurement is as slow as ten of them."""
     p = problem("chain")
     pc = p.compile(algorithm, **AUTO)
     pc.loss(p.x, target=p.target)
@@ -185,7 +185,7 @@ def test_following_the_bound_costs_a_small_part_of_inference(algorithm: str, mon
     phases = 2 if algorithm == "nudged" else 1
     steps = pc.compiled.program.arguments["steps"]
     assert isinstance(steps, int)
-    assert 0 < sweeps[0] <= 0.05 * calls * (2 * phases * steps + 2) + 100
+    assert 0 < 10 * sweeps[0] <= 0.05 * calls * (2 * phases * steps + 2) + 10 * 60
 
 
 def test_a_measurement_from_what_was_found_before_finds_it_again() -> None:
@@ -243,3 +243,15 @@ def test_numbers_that_are_none_are_told_and_not_chosen_for() -> None:
     grow(strict, float("nan"))
     with pytest.raises(pccompile.CompileError, match="no rate can be measured"):
         strict.loss(p.x, target=p.target)
+
+
+def test_a_step_that_is_compiled_as_a_whole_is_followed_only() -> None:
+    p = two()
+    pc = p.compile("strict", jit=True, **AUTO)
+    pc.loss(p.x, target=p.target)
+    before = pc.compiled.program.arguments["rate"]
+    assert not energy_alarm.watched(pc._last)
+    grow(pc, 4)
+    (line,) = quietly(lambda: pc.loss(p.x, target=p.target))[1]
+    assert "chosen anew" in line
+    assert pc.compiled.program.arguments["rate"] < before  # type: ignore[operator]
