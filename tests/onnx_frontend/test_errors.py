@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from onnx_frontend.build import model, perceptron
+from onnx_frontend.build import model, perceptron, value
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx import load_onnx, unsupported
 
@@ -256,3 +256,26 @@ def test_damaged_bytes_are_an_error_or_a_model():
             damaged[generator.randrange(len(damaged))] = generator.randrange(256)
         with contextlib.suppress(CompileError):
             load_onnx(bytes(damaged)).example_inputs()
+
+
+def _attributes_of_another_kind():
+    make, text = helper.make_node, "ONE"
+    inside = helper.make_graph([make("Softmax", ["x"], ["z"], axis=text)], "inside", [], [value("z", None)])
+    return {
+        "LinearRegressor": make("LinearRegressor", ["x"], ["y"], domain="ai.onnx.ml", coefficients=[1.0], targets=text),
+        "Scaler": make("Scaler", ["x"], ["y"], domain="ai.onnx.ml", offset=[1, 2], scale=[1.0]),
+        "SVMRegressor": make("SVMRegressor", ["x"], ["y"], domain="ai.onnx.ml", coefficients=[1.0], n_supports=1.5),
+        "ConstantOfShape": make("ConstantOfShape", ["x"], ["y"], value=1.0),
+        "Softmax": make("If", ["c"], ["y"], then_branch=inside, else_branch=inside),
+        "Loop": make("Loop", ["n", "c"], ["y"], body=3),
+        "LayerNormalization": make("LayerNormalization", ["x", "x"], ["y"], epsilon="small"),
+    }
+
+
+@pytest.mark.parametrize("op_type", _attributes_of_another_kind())
+def test_attributes_of_another_kind_are_named(op_type):
+    inputs = {"x": ["N", 1], "c": ([], TensorProto.BOOL), "n": ([], TensorProto.INT64)}
+    made = model([_attributes_of_another_kind()[op_type]], inputs, {"y": None}, opset=17)
+    made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    with pytest.raises(CompileError, match=rf"attribute \w+ of {op_type} is \w+, and must be \w+"):
+        load_onnx(made)

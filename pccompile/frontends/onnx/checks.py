@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -234,9 +234,12 @@ def hint(domain: str, op_type: str) -> str:
 
 def check_attributes(model: onnx.ModelProto, found: Collector) -> None:
     """Each node must have the inputs and attributes that its operator asks for."""
+    versions = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
+    for node in all_nodes(model.graph):
+        check_kinds(node, versions, found)
     context = onnx.checker.C.CheckerContext()
     context.ir_version = model.ir_version or 3
-    context.opset_imports = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
+    context.opset_imports = versions
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx") or any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute):
             continue
@@ -246,3 +249,18 @@ def check_attributes(model: onnx.ModelProto, found: Collector) -> None:
             onnx.checker.check_node(node, context)
         except Exception as error:
             found.add(first_line(error), Location(label(node)))
+
+
+def check_kinds(node: onnx.NodeProto, versions: Mapping[str, int], found: Collector) -> None:
+    """Each attribute of a node must be of the kind that its operator defines: a number where it asks for a number."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    try:
+        defined = defs.get_schema(node.op_type, versions.get(domain, 1), domain).attributes
+    except defs.SchemaError:
+        return
+    kind = onnx.AttributeProto.AttributeType.Name
+    for a in node.attribute:
+        wanted = int(defined[a.name].type) if a.name in defined else a.type  # type: ignore[call-overload]
+        if a.type != wanted:
+            what = f"attribute {a.name} of {node.op_type} is {kind(a.type)}, and must be {kind(wanted)}"
+            found.add(what, Location(label(node)))
