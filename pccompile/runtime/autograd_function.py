@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pccompile.diagnostics import CompileError
-from pccompile.runtime.derivative_guards import refuse_second_order
+from pccompile.runtime.derivative_guards import opaque, refuse_second_order
 from pccompile.runtime.divergence import notice
 from pccompile.runtime.energy_alarm import gradients_of, watched
 from pccompile.runtime.loaded_program import Runtime, parted
@@ -73,6 +73,7 @@ class Bridge(torch.autograd.Function):
         return (loss, *results)
 
     @staticmethod
+    @opaque
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradients of what was given as `_`, from what the loss sends to the outputs."""
         refuse_second_order()
