@@ -204,6 +204,13 @@ def test_near_the_best_of_all_arrangements() -> None:
         assert (messages * hops(spread(messages, chip))).sum() <= 1.1 * best
 
 
+def test_a_tile_that_takes_more_cores_than_there_are_takes_all_of_them() -> None:
+    messages = np.ones((5, 5), int)
+    for each in (5, 1000, 10**12):
+        tiles = spread(messages, tiny(cores=figure(32), cores_per_tile=figure(each)))
+        assert len(np.unique(tiles, axis=0)) == 1
+
+
 def test_traffic_is_less_than_in_order() -> None:
     wide = {k: figure(v) for k, v in {"units": 128, "axons_in": 2000, "axons_out": 2000, "memory": 10**6}.items()}
     given = compile_netlist(nn.Conv2d(4, 8, 3, padding=1), (torch.randn(1, 4, 16, 16),))

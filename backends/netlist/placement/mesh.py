@@ -34,7 +34,7 @@ def hops(tiles: np.ndarray) -> np.ndarray:
 
 def _places(cores: int, chip: Chip) -> np.ndarray:
     """A place a core of a compact corner of the grid, with some to spare: `[places, 2]`, a tile's places together."""
-    each, (columns, rows) = chip.cores_per_tile.whole, chip.grid.value
+    each, (columns, rows) = min(chip.cores_per_tile.whole, cores), chip.grid.value
     tiles = -(-cores // each)
     side = math.isqrt(max(2 * tiles - 1, 0)) + 1
     width, height = min(columns, side), min(rows, side)
