@@ -211,13 +211,13 @@ PROGRAMS = (
 )
 
 
-@pytest.mark.quick(8)
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("run", PROGRAMS, ids=lambda run: run.__name__)
 def test_what_is_written_through_a_detached_value(run: Callable[..., Tensor]) -> None:
     compare(run)
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("seed", range(40))
 def test_random_writes_into_values_that_share_memory(seed: int) -> None:
     """Values detached from each other, views of them, writes with and without gradients, and a read of all of them."""
