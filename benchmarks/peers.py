@@ -30,6 +30,12 @@ sys.path.insert(0, str(ADAPTERS))
 
 from worker import Problem  # noqa: E402
 
+ONE_CORE = """import os, sys
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+os.execv(sys.argv[1], sys.argv[1:])"""
+"""Runs a command on one core, before any library counts them."""
+
 SIZES, BATCH, STEPS, RATE = (784, 256, 256, 10), 64, 20, 0.1
 EQUAL = 1e-2
 """Gradients that differ by less are of the same equations: a value that float32 rounds to the other side of ReLU's kink
@@ -163,7 +169,12 @@ def worker(name: str, python: str, problem: Path) -> Iterator[Worker]:
     command = [python, str(ADAPTERS / f"{PEERS[name].adapter}.py"), str(problem), str(gradients)]
     with errors.open("w") as file:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True, env=environment
+            [sys.executable, "-c", ONE_CORE, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+            env=environment,
         )
     try:
         yield Worker(process, gradients, errors)

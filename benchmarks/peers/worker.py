@@ -1,4 +1,4 @@
-"""What the adapters share: one core, the problem, the gradients on disk, and rounds that are timed on demand.
+"""What the adapters share: the problem, the gradients on disk, and rounds that are timed on demand.
 
 An adapter is a script with one function `build(problem)`, which returns `step` and `arrays`: `step()` takes one
 training gradient to its end, `arrays(step())` are the gradients as arrays, in the order and layout of the problem.
@@ -12,9 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-if hasattr(os, "sched_setaffinity"):  # before any library counts the cores
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 import numpy as np
 

@@ -1,5 +1,8 @@
 """The comparison with other libraries: whose time stands beside whose, and what becomes of one that fails."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -46,6 +49,18 @@ def test_own_adapters_agree_and_others_are_told_apart(tmp_path, monkeypatch):
     for name, start, word in (("lost", "failed: ", "no_such_adapter"), ("absent", "not installed: ", "nowhere")):
         assert rows[name].failure.startswith(start)
         assert word in rows[name].failure
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
+def test_only_the_processes_of_peers_are_held_to_one_core():
+    say = "import os, sys; print(sorted(os.sched_getaffinity(0)))"
+    alone = subprocess.run([sys.executable, "-c", peers.ONE_CORE, sys.executable, "-c", say], capture_output=True)
+    imported = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}; import peers; {say}"], capture_output=True
+    )
+    cores = sorted(os.sched_getaffinity(0))
+    assert alone.stdout.decode().strip() == str(cores[:1])
+    assert imported.stdout.decode().strip() == str(cores)
 
 
 def test_difference_is_that_of_the_worst_parameter():
