@@ -42,7 +42,7 @@ def settled(pc: PCModule, case: Case, inputs: tuple[Tensor, ...], target: Tensor
     return found
 
 
-@pytest.mark.quick(18)
+@pytest.mark.quick(14)
 @pytest.mark.parametrize("case", cases(ZOO, SLOW))
 def test_t_steps_weight_each_path_by_its_length(case: Case) -> None:
     inputs, target = drawn(case, torch.float64)

@@ -81,7 +81,7 @@ def check(case: Case) -> None:
         assert distance(torch.as_tensor(step), gradient) < TOLERANCE, path
 
 
-@pytest.mark.quick(24)
+@pytest.mark.quick(18)
 @pytest.mark.parametrize("case", cases(ZOO))
 def test_error_units_and_plasticity_are_backpropagation(case: Case) -> None:
     check(case)
