@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
+from roles import digits
 from torch import Tensor, nn
 
 import pccompile
@@ -27,16 +27,6 @@ class Network(nn.Module):
         """The ten numbers."""
         label: Tensor = self.label(torch.tanh(self.second(torch.tanh(self.first(image)))))
         return label
-
-
-def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images `[1437, 64]` around 0 and labels for training, then the 360 for testing."""
-    data = load_digits()
-    x = torch.tensor(data.data, dtype=torch.float32) / 8 - 1
-    y = torch.tensor(data.target)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    train, test = order[:1437], order[1437:]
-    return x[train], y[train], x[test], y[test]
 
 
 def taught(x: Tensor, y: Tensor, epochs: int) -> pccompile.PCModule:

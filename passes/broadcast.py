@@ -18,6 +18,7 @@ from pccompile.diagnostics import Collector, CompileError, Location
 from pccompile.ir import ERROR, Dim, Feedback, Node, PCGraph, Ref, TensorType, Type, Vertex, live, map_refs
 from pccompile.ir.names import Namer
 from pccompile.ops import Backward, Builder, Typer, family_of
+from pccompile.ops.equations import short
 from pccompile.passes.activity import active
 
 PRODUCTS = frozenset(f"aten.{op}.default" for op in ("linear", "convolution", "mm", "bmm", "matmul"))
@@ -110,8 +111,9 @@ def _entries(type_: Type) -> Dim:
 
 
 def _inside(v: Vertex, n: Node) -> CompileError:
-    kind = n.op.split(".")[1].strip("_") if "." in n.op else n.op
-    what = f"feedback dkp: {kind} in front of a weight is inside vertex {v.name}, so that no output can send to it"
+    what = (
+        f"feedback dkp: {short(n.op)} in front of a weight is inside vertex {v.name}, so that no output can send to it"
+    )
     return CompileError(what, v.where, 'take granularity="layer" or "op"')
 
 

@@ -19,6 +19,7 @@ from pccompile.energies import energy
 from pccompile.ir import Energy, Feedback, Graph, Node, PCGraph, Ref, TensorType, Vertex, map_refs
 from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer, family_of
+from pccompile.ops.equations import short
 from pccompile.passes.derive_rules import derive_rules
 from pccompile.passes.insert_vertices import insert_vertices
 
@@ -101,7 +102,7 @@ def _layer(pc: PCGraph, v: Vertex, before: str) -> _Layer:
     for n in v.prediction:
         read = [str(i) for i in n.inputs if i not in pc.graph.params and i not in pc.graph.buffers]
         if read != [at]:
-            raise _refusal(v, f"{_short(n)} in it reads more than the value before it")
+            raise _refusal(v, f"{short(n.op)} in it reads more than the value before it")
         at = n.name
         if product is None and n.op in RESHAPING:
             continue
@@ -110,14 +111,10 @@ def _layer(pc: PCGraph, v: Vertex, before: str) -> _Layer:
         elif product is not None and family_of(n.op) == "elementwise" and len(n.inputs) == 1:
             activation.append(n)
         else:
-            raise _refusal(v, f"{_short(n)} has no mirror there")
+            raise _refusal(v, f"{short(n.op)} has no mirror there")
     if product is None or product["weight"] not in pc.graph.params:
         raise _refusal(v, "it multiplies by no parameter of a linear layer or convolution")
     return _Layer(v, before, product, tuple(activation))
-
-
-def _short(n: Node) -> str:
-    return n.op.split(".")[1].strip("_") if "." in n.op else n.op
 
 
 def _refusal(v: Vertex, why: str) -> CompileError:
@@ -196,10 +193,9 @@ class _Mirroring:
         for i, (stride, pad, dilation) in enumerate(
             zip(product["stride"], product["padding"], product["dilation"], strict=True), 2
         ):
-            more = outer[i] - ((inner[i] - 1) * stride - 2 * pad + dilation * (weight[i] - 1) + 1)
             if not isinstance(outer[i], int) or not isinstance(inner[i], int):
                 raise _refusal(layer.vertex, f"its input {old.types[product['input']]} has free lengths")
-            found.append(more)
+            found.append(outer[i] - ((inner[i] - 1) * stride - 2 * pad + dilation * (weight[i] - 1) + 1))
         return tuple(found)
 
 

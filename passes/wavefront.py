@@ -56,7 +56,7 @@ def wavefront(program: Program) -> Program:
 
 class _Symbols:
     def __init__(self, program: Program) -> None:
-        self.program, self.pc = program, program.pc
+        self.pc, self.arguments = program.pc, frozenset(program.numbers)
         self.vertices = {v.name: v for v in self.pc.vertices}
         self.children = self.pc.children()
         self.ids: dict[Hashable, Made] = {}
@@ -137,7 +137,7 @@ class _Symbols:
             case ast.Constant(value=int() | float() as number):
                 return float(number)
             case ast.Name(id=name):
-                return ("argument", name, d.vertex) if name in self.program.numbers else self.term(d, name)
+                return ("argument", name, d.vertex) if name in self.arguments else self.term(d, name)
             case ast.UnaryOp(operand=operand):
                 value = self.value(d, operand)
                 return -value if isinstance(value, float) else self.made("negative", value)

@@ -25,18 +25,10 @@ EXIT_INTERRUPTED, EXIT_PIPE = 130, 141
 LOSSES = ("squared-error", "cross-entropy", "none")
 FEEDBACK, DERIVATIVES = ("transpose", "random", "sign", "kolen-pollack", "dkp"), ("exact", "dropped")
 STAGES = (
-    "import",
-    "canonicalise",
-    "dce",
-    "settle-layouts",
-    "settle-presence",
-    "insert-vertices",
-    "derive-rules",
-    "schedule",
+    "import", "canonicalise", "dce", "settle-layouts", "settle-presence", "insert-vertices", "derive-rules", "schedule",
     "emit",
-)
-SOME_STAGES = ("stop-unsent", "energies", "mirror", "feedback", "roles")
-"""Stages that run where there is something for them to do."""
+)  # fmt: skip
+SOME_STAGES = ("stop-unsent", "energies", "mirror", "feedback", "roles")  # where there is something to do
 CIRCUIT_STAGES = ("import", "canonicalise", "every-place", "simplify", "netlist")
 EMITS = ("graph", "pc", "program", "code")
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -127,13 +127,16 @@ def silent(stage: str, result: object, seconds: float) -> None:
     del stage, result, seconds
 
 
+Result = TypeVar("Result")
+
+
 class Stages:
     """Runs stages one after another, checks what each makes, and tells the hook."""
 
     def __init__(self, hook: Hook = silent) -> None:
         self.hook = hook
 
-    def __call__(self, name: str, run: Callable[[], Any]) -> Any:
+    def __call__(self, name: str, run: Callable[[], Result]) -> Result:
         """The result of stage `name`. Raises CompileError where it is not valid."""
         start = time.process_time()
         result = run()
@@ -178,7 +181,7 @@ def import_model(
     stage = Stages(hook)
     with capturing():
         program = stage("export", lambda: export(model, args, kwargs, dynamic_shapes, fixed, places))
-        return stage("import", lambda: import_program(program, model, locate, still))  # type: ignore[no-any-return]
+        return stage("import", lambda: import_program(program, model, locate, still))
 
 
 def to_vertices(
@@ -219,7 +222,7 @@ def schedule(pc: PCGraph, options: Options, hook: Hook = silent) -> Program:
         program = wavefront(verify_program(program))
         return replace(program, facts=(*facts, *program.facts)) if facts else program
 
-    return Stages(hook)("schedule", scheduled)  # type: ignore[no-any-return]
+    return Stages(hook)("schedule", scheduled)
 
 
 def learned_slots(pc: PCGraph) -> Iterator[Do]:
@@ -281,7 +284,7 @@ def with_mirrors(pc: PCGraph, typer: Typer, options: Options, hook: Hook = silen
     if not options.transposes:
         raise CompileError(f"{algorithm.name} sends its messages by transposes, not with {options.messages}")
     weights = algorithm.mirrors(algorithm.choose(options.settings))
-    return Stages(hook)("mirror", lambda: mirrored(pc, typer, weights, options.home))  # type: ignore[no-any-return]
+    return Stages(hook)("mirror", lambda: mirrored(pc, typer, weights, options.home))
 
 
 def fed_back(pc: PCGraph, typer: Typer, options: Options, hook: Hook = silent) -> PCGraph:
@@ -289,7 +292,7 @@ def fed_back(pc: PCGraph, typer: Typer, options: Options, hook: Hook = silent) -
     if options.transposes:
         return pc
     how = options.feedback, options.derivatives, options.home
-    return Stages(hook)("feedback", lambda: with_feedback(pc, typer, *how))  # type: ignore[no-any-return]
+    return Stages(hook)("feedback", lambda: with_feedback(pc, typer, *how))
 
 
 def compile_imported(
@@ -307,7 +310,7 @@ def compile_imported(
 
     def play(pc: PCGraph) -> PCGraph:
         priced = cost(with_mirrors(pc, imported.typer, options, hook))
-        return stage("roles", lambda: with_roles(priced, roles, derive))  # type: ignore[no-any-return]
+        return stage("roles", lambda: with_roles(priced, roles, derive))
 
     with capturing():
         if own:

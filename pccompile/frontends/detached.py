@@ -14,7 +14,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError
-from pccompile.frontends.functional import NO_GRAD, memory_of, mutated, op_name, sharing, sources_of, storage
+from pccompile.frontends.functional import NO_GRAD, memory_of, mutated, op_name, sharing, sources_of, stopped, storage
 from pccompile.ops.functions import stop_gradient
 
 CLONE, COPY = torch.ops.aten.clone.default, torch.ops.aten.copy_.default
@@ -94,24 +94,17 @@ def _write_through(graph: fx.Graph, detached: fx.Node, learning: set[fx.Node]) -
         for writer in [u for u in seen.users if seen in mutated(u)]:
             with graph.inserting_before(writer):
                 target = source if seen is detached else _view_of(graph, seen, detached, source)
-                given = {a: _stopped(graph, a) if _root(a) in learning else a for a in writer.all_input_nodes}
+                given = {a: stopped(graph, a) if _root(a) in learning else a for a in writer.all_input_nodes}
             given[seen] = target
             writer.args = fx.node.map_arg(writer.args, given.__getitem__)
             writer.kwargs = fx.node.map_arg(writer.kwargs, given.__getitem__)
             writer.meta[NO_GRAD] = True
             with graph.inserting_after(writer):
-                after = _stopped(graph, target)
+                after = stopped(graph, target)
             after.meta = dict(seen.meta)
             writer.replace_all_uses_with(after, delete_user_cb=lambda u, own=after: u is not own)  # type: ignore[misc]
             returned.append(after)
     return returned
-
-
-def _stopped(graph: fx.Graph, value: fx.Node) -> fx.Node:
-    """A value without its gradient."""
-    stopped = graph.call_function(stop_gradient(), (value,))
-    stopped.meta = dict(value.meta)
-    return stopped
 
 
 def _view_of(graph: fx.Graph, seen: fx.Node, detached: fx.Node, source: fx.Node) -> fx.Node:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -225,7 +226,7 @@ def _changed_leaves(n: fx.Node) -> set[str]:
     return found
 
 
-def _keep_gradients(program: ExportedProgram, still: frozenset[int]) -> None:
+def _spell_writes_without_gradient(program: ExportedProgram, still: frozenset[int]) -> None:
     """Write what is changed in place where gradients are off as a change that has the gradient of what was there.
 
     Raises CompileError where a parameter is changed, or what is written cannot be computed apart.
@@ -257,11 +258,16 @@ def _keep_gradients(program: ExportedProgram, still: frozenset[int]) -> None:
         program.graph.erase_node(n)
 
 
-def _call(graph: fx.Graph, function: Any, args: Any, kwargs: Any, meta: dict[str, Any]) -> fx.Node:
+def _call(graph: fx.Graph, function: Any, args: Any, kwargs: Any, meta: Mapping[str, Any]) -> fx.Node:
     """Append a call whose result is like what `meta` tells."""
     n = graph.call_function(function, args, kwargs)
     n.meta = dict(meta)
     return n
+
+
+def stopped(graph: fx.Graph, value: fx.Node) -> fx.Node:
+    """A value without its gradient, at the place where nodes are being inserted."""
+    return _call(graph, stop_gradient(), (value,), {}, value.meta)
 
 
 def name_dtypes(graph: fx.Graph) -> None:
@@ -297,7 +303,7 @@ def functionalise(
                 f"what {op_name(n.target)} returns as a view of its argument is changed in place, or its argument",
                 hint="use permute, or clone it",
             )
-    _keep_gradients(program, still)
+    _spell_writes_without_gradient(program, still)
     try:
         decomposed = program.run_decompositions({})
     except RuntimeError as e:

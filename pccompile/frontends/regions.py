@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from pccompile.frontends.functional import NO_GRAD, mutated, viewed
+from pccompile.frontends.functional import NO_GRAD, mutated, stopped, viewed
 from pccompile.frontends.memory import settle_memory
 from pccompile.ops.functions import stop_gradient
 
@@ -81,13 +81,13 @@ def _inline(graph_module: fx.GraphModule, region: fx.Node) -> None:
                     env[n].meta[NO_GRAD] = True
                     with graph_module.graph.inserting_before(env[n]):
                         for source in set(env[n].all_input_nodes) - set(mutated(env[n])):
-                            env[n].replace_input_with(source, _stopped(graph_module.graph, source))
+                            env[n].replace_input_with(source, _without_gradient(graph_module.graph, source))
             elif n.op == "output":
                 result = fx.node.map_arg(n.args[0], lambda x: env[x])
         results = list(result) if isinstance(result, tuple | list) else [result]
         if stops:
             inside = {env[n] for n in body.graph.nodes if n.op == "call_function"}
-            results = [_stopped(graph_module.graph, r) if _itself(r) in inside else r for r in results]
+            results = [_without_gradient(graph_module.graph, r) if _itself(r) in inside else r for r in results]
     for user in list(region.users):
         if user.target is operator.getitem:
             index: Any = user.args[1]
@@ -133,12 +133,10 @@ def _returns_its_argument(n: fx.Node) -> bool:
     return alike and not copies and not drops
 
 
-def _stopped(graph: fx.Graph, value: Any) -> Any:
+def _without_gradient(graph: fx.Graph, value: Any) -> Any:
     tensor = value.meta.get("val") if isinstance(value, fx.Node) else None
     if isinstance(value, fx.Node) and value.meta.get(NO_GRAD):
         return value
-    if not isinstance(tensor, torch.Tensor) or not tensor.dtype.is_floating_point:
+    if not isinstance(tensor, torch.Tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
         return value
-    barrier = graph.call_function(stop_gradient(), (value,))
-    barrier.meta = dict(value.meta)
-    return barrier
+    return stopped(graph, value)

@@ -260,7 +260,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "norm": (*NETS["cnn"], "vertex tanh cannot be mirrored"),
     "attention": (*NETS["transformer"], "cannot be mirrored"),
     "pooling": (lambda: nn.Sequential(nn.Conv1d(1, 2, 3), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(4, 3)), (4, 1, 6),
-                "vertex n1_getitem cannot be mirrored: max_pool2d_with_indices has no"),
+                "vertex n1_getitem cannot be mirrored: max_pool2d has no"),
     "two outputs": (TwoHeads, (4, 5), "the model has 2 outputs that carry an error"),
     "tied": (Tied, (4, 5), "its weight a.weight is that of another layer, too"),
 }  # fmt: skip

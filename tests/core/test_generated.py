@@ -376,31 +376,3 @@ def test_results_of_fused_kernels_have_names_and_lines_fit_a_page() -> None:
     assert "minus_error_max_pool2d, gradient_conv2_weight, gradient_conv2_bias = convolution_backward(" in source
     assert not re.search(r"getitem|_legit_functional_\d", source)
     assert max(len(line) for line in source.splitlines() if not line.lstrip().startswith("#")) <= 120
-
-
-def test_pieces_of_one_value_that_one_vertex_reads_lie_side_by_side() -> None:
-    """Queries, keys and values of one projection: no padded copies."""
-    source = pccompile.compile(Transformer(), (torch.randn(2, 3, 4),)).source
-    assert "slice_backward" not in source
-    assert "minus_error_qkv = torch.cat(" in source
-
-
-class Shifted(nn.Module):
-    """Pieces of one value that overlap, where one end is counted from behind."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.tanh(self.linear(x))
-        return h[:, 1:] * h[:, :-1]
-
-
-def test_pieces_counted_from_the_end() -> None:
-    model, x = Shifted().double(), torch.randn(2, 5, 3, dtype=torch.float64)
-    pc = pccompile.compile(model, x)
-    wanted = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
-    pc(x).square().sum().backward()
-    for p, w in zip(model.parameters(), wanted, strict=True):
-        torch.testing.assert_close(p.grad, w, rtol=1e-12, atol=1e-12)

@@ -290,3 +290,24 @@ def test_a_loss_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     pc = pccompile.compile(seeded(mlp, torch.float32), (x,), loss=F.cross_entropy)
     with pytest.raises(pccompile.CompileError, match="the loss, the error of output 0 differ from eager torch"):
         pc.loss(x, target=y)
+
+
+def test_a_model_that_runs_otherwise_while_it_is_captured_is_told_apart_from_a_wrong_program() -> None:
+    class TwoFaced(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y * 2 if torch.compiler.is_compiling() else y
+
+    with pytest.raises(pccompile.CompileError, match="so does what was captured of it") as refused:
+        pccompile.compile(TwoFaced(3, 3), (torch.ones(2, 3),))
+    assert "is_compiling" in str(refused.value)
+
+
+def test_an_output_of_another_type_is_a_difference() -> None:
+    class OfTwoTypes(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y.double() if torch.compiler.is_compiling() else y
+
+    with pytest.raises(pccompile.CompileError, match="output 0 is float64 for float32"):
+        pccompile.compile(OfTwoTypes(3, 3), (torch.ones(2, 3),))
