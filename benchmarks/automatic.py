@@ -1,6 +1,8 @@
-"""What training reaches where rate, steps and penalty are "auto": every algorithm on the digits, one seed.
+"""What training reaches where rate, steps and penalty are "auto": every algorithm on the digits, one seed; and
+whether inference diverges on random networks.
 
 python benchmarks/automatic.py [--output docs/automatic_rates.md] [--networks NAME …] [--algorithms NAME …] [--limit S]
+                               [--count N]
 
 Rows that are named are measured and the others kept, in a file of the same name that ends in .json; then the page is
 written. Where a row is more than a percent below backpropagation, what it lacks is measured too: the same algorithm
@@ -24,8 +26,10 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # where the tasks have their loaders of data
-from leaderboard_rows import BATCH, Data, summed, timed, train
+from leaderboard_rows import BATCH, Data, commit, summed, timed, train
 from leaderboard_tasks import TASKS, Task
+from random_networks import SETTINGS as OF_RANDOM_NETWORKS
+from random_networks import survey
 
 import pccompile
 from pccompile.algorithms import ALGORITHMS as KNOWN
@@ -45,6 +49,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 """The quickest first."""
 NETWORKS = ("digits-mlp", "digits-cnn")
+RANDOM = "random"
+"""The name of the table of random networks, beside those of networks that are trained."""
 WEAK = 0.01
 """The weight of the loss in a second measurement."""
 CLOSE = 1.0
@@ -109,8 +115,9 @@ def curvature(pc: Any, x: Tensor, y: Tensor) -> float | None:
     return float(quantities["λmax(S)"].value) if quantities else None
 
 
-def measured(task: Task, data: Data, algorithm: str, epochs: int, limit: float, reference: float | None) -> Row:
+def measured(task: Task, algorithm: str, epochs: int, limit: float, reference: float | None) -> Row:
     """A row; what it lacks where it is below backpropagation."""
+    data = task.data(Path())
     batches = epochs * math.ceil(len(data[0]) / BATCH)
     seconds, chosen = seconds_of_a_step(task, data, algorithm)
     if seconds * batches > limit:
@@ -145,7 +152,7 @@ def reason(algorithm: str, row: Row, rows: dict[str, Row]) -> str:
 def page(store: dict[str, dict[str, Row]], epochs: int) -> str:
     """All rows, and where they come from."""
     lines = [HEAD.format(epochs=epochs)]
-    for network, rows in store.items():
+    for network, rows in ((name, store[name]) for name in NETWORKS if name in store):
         lines += [f"## {TASKS[network].title}", "", COLUMNS]
         for algorithm in (a for a in ALGORITHMS if a in rows):
             row = rows[algorithm]
@@ -155,9 +162,22 @@ def page(store: dict[str, dict[str, Row]], epochs: int) -> str:
             lines.append(f"| {' | '.join(cells)} |")
         notes = sorted({row["note"] for row in rows.values() if "note" in row})
         lines += ["", *(line for note in notes for line in (note, ""))]
+    lines += [*random_table(store[RANDOM]), ""] if RANDOM in store else []
     numbered = [f"`{name}`" for name, a in KNOWN.items() if name not in ALGORITHMS and a.mirrors is not None]
     lines += [f"Without automatic settings, and so without a row: {', '.join(numbered)}.", ""] if numbered else []
     return "\n".join(lines)
+
+
+def random_table(rows: dict[str, Row]) -> list[str]:
+    """How many random networks diverged, and what was told of each."""
+    lines = [RANDOM_HEAD, "", RANDOM_COLUMNS]
+    for algorithm in (a for a in OF_RANDOM_NETWORKS if a in rows):
+        row = rows[algorithm]
+        names = ", ".join(k for k, v in OF_RANDOM_NETWORKS[algorithm].items() if v == "auto") or "–"
+        cells = (f"`{algorithm}`", names, row["networks"], len(row["diverged"]), row["anew"], row["seconds"])
+        lines.append(f"| {' | '.join(map(str, (*cells, row['commit'])))} |")
+    told = [(a, seed, why) for a, row in rows.items() for seed, why in row["diverged"].items()]
+    return lines + ([""] if told else []) + [f"- `{a}`, network {seed}: {why}" for a, seed, why in told]
 
 
 HEAD = """# Training at automatic rates
@@ -172,26 +192,43 @@ COLUMNS = (
     "| algorithm | chosen at first | in the end | chosen anew | test accuracy | ms a batch | below, since |\n"
     "|---|---|---|---|---|---|---|"
 )
+RANDOM_HEAD = """## Random networks
+
+One to five layers of one to eleven units that read up to three earlier ones, with products, skips and eight
+activations, weights of 0.2 to 5 times 1/√inputs, squared error or cross-entropy:
+[random_networks.py](../benchmarks/random_networks.py). Each takes two steps of Adam at 10⁻². It has diverged where a
+loss, a gradient or a parameter is no finite number, where no rate was right, or where inference left its bound and no
+other rate was chosen. `langevin` at temperature 10⁻³, after 10 steps. Made by
+`python benchmarks/automatic.py --networks random`."""
+RANDOM_COLUMNS = (
+    "| algorithm | automatic | networks | diverged | rate chosen anew in | s of CPU | commit |\n"
+    "|---|---|---|---|---|---|---|"
+)
 
 
 def main() -> None:
     """Measure the rows that are named, and write the page."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs" / "automatic_rates.md")
-    p.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=TASKS)
+    p.add_argument("--networks", nargs="*", default=[*NETWORKS, RANDOM], choices=[*NETWORKS, RANDOM])
     p.add_argument("--algorithms", nargs="*", default=list(ALGORITHMS), choices=ALGORITHMS)
     p.add_argument("--epochs", type=int, default=10)
     p.add_argument("--limit", type=float, default=200.0, help="seconds of CPU that training of a row may take")
+    p.add_argument("--count", type=int, default=200, help="random networks for each algorithm")
     options = p.parse_args()
     torch.set_num_threads(1)
     kept = options.output.with_suffix(".json")
     store: dict[str, dict[str, Row]] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     for network in options.networks:
-        task, rows = TASKS[network], store.setdefault(network, {})
-        data = task.data(Path())
+        rows = store.setdefault(network, {})
         for algorithm in options.algorithms:
-            reference = rows.get("exact", {}).get("accuracy")
-            rows[algorithm] = measured(task, data, algorithm, options.epochs, options.limit, reference)
+            if network != RANDOM:
+                reference, task = rows.get("exact", {}).get("accuracy"), TASKS[network]
+                rows[algorithm] = measured(task, algorithm, options.epochs, options.limit, reference)
+            elif algorithm in OF_RANDOM_NETWORKS:
+                rows[algorithm] = {**survey(algorithm, options.count), "commit": commit()}
+            else:
+                continue
             print(network, algorithm, rows[algorithm], file=sys.stderr, flush=True)
             kept.write_text(json.dumps(store, indent=1) + "\n", encoding="utf-8")
     options.output.write_text(page(store, options.epochs), encoding="utf-8")
