@@ -23,7 +23,7 @@ from models import BENCHES, Bench
 from pccompile.algorithms.law import PathLengths
 from pccompile.algorithms.lowerings import Lowerings
 from pccompile.backends.torch import emit
-from pccompile.driver import Options
+from pccompile.pipeline import Options
 from pccompile.runtime.losses import targets_of
 from pccompile.runtime.module import PCModule
 

@@ -1,1 +1,1 @@
-"""Passes: Graph to Graph and Graph to PCGraph, one file each. A pass is pure; the driver verifies between passes."""
+"""Passes: Graph to Graph and Graph to PCGraph, one file each. A pass is pure; the pipeline verifies between passes."""

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from pccompile.diagnostics import CompileError, listing, printable
-from pccompile.energies import ENERGIES
 from pccompile.ir import Energy, Lasting, PCGraph, Vertex
+from pccompile.ops.energies import ENERGIES
 from pccompile.passes.precisions import Precision, weighted
 
 Energies = Energy | Mapping[str, Energy] | None

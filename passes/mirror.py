@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pccompile.diagnostics import CompileError
-from pccompile.energies import energy
 from pccompile.ir import Energy, Feedback, Graph, Node, PCGraph, Ref, TensorType, Vertex, map_refs
 from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer, family_of
+from pccompile.ops.energies import energy
 from pccompile.ops.equations import short
 from pccompile.passes.derive_rules import derive_rules
 from pccompile.passes.insert_vertices import insert_vertices

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pccompile.diagnostics import CompileError, printable
-from pccompile.energies import LearnedPrecision, energy
 from pccompile.ir import Energy, Lasting, Vertex
+from pccompile.ops.energies import LearnedPrecision, energy
 
 Weight = float | Tensor | LearnedPrecision
 Precision = Weight | Mapping[str, Weight] | None

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from pccompile.diagnostics import CompileError, listing, printable
-from pccompile.energies import energy
 from pccompile.ir import FLAT, Energy, Graph, Node, Output, PCGraph, Ref, Role, TensorType, Vertex, live, map_refs
 from pccompile.ir.names import Namer
 from pccompile.ops import bind
+from pccompile.ops.energies import energy
 from pccompile.passes.energies import is_in
 from pccompile.passes.insert_vertices import insert_vertices
 

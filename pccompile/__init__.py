@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pccompile.algorithms.meta_pcn import normalise_weights
-    from pccompile.api import compile, register_elementwise, register_linear, register_onnx
     from pccompile.backends.netlist import Netlist
     from pccompile.diagnostics import CompileError
-    from pccompile.energies import energy, learned_precision
     from pccompile.frontends.onnx import load_onnx
     from pccompile.limits import budget
+    from pccompile.ops.energies import energy, learned_precision
     from pccompile.report.circuit import CircuitReport, verify_circuit
     from pccompile.report.recorder import Recorder
     from pccompile.report.trace import Trace
     from pccompile.report.verify import VerifyReport, verify
+    from pccompile.runtime.compile import compile, register_elementwise, register_linear, register_onnx
     from pccompile.runtime.module import PCModule
     from pccompile.runtime.mupc import mupc
     from pccompile.runtime.settle import Settled
-    from pccompile.temporal_coding import Temporal
+    from pccompile.runtime.temporal_coding import Temporal
 
 __version__ = "0.1.0"
 _WHERE = {
@@ -34,19 +34,19 @@ _WHERE = {
     "PCModule": "pccompile.runtime.module",
     "Settled": "pccompile.runtime.settle",
     "Recorder": "pccompile.report.recorder",
-    "Temporal": "pccompile.temporal_coding",
+    "Temporal": "pccompile.runtime.temporal_coding",
     "Trace": "pccompile.report.trace",
     "VerifyReport": "pccompile.report.verify",
     "budget": "pccompile.limits",
-    "compile": "pccompile.api",
-    "energy": "pccompile.energies",
-    "learned_precision": "pccompile.energies",
+    "compile": "pccompile.runtime.compile",
+    "energy": "pccompile.ops.energies",
+    "learned_precision": "pccompile.ops.energies",
     "load_onnx": "pccompile.frontends.onnx",
     "mupc": "pccompile.runtime.mupc",
     "normalise_weights": "pccompile.algorithms.meta_pcn",
-    "register_elementwise": "pccompile.api",
-    "register_linear": "pccompile.api",
-    "register_onnx": "pccompile.api",
+    "register_elementwise": "pccompile.runtime.compile",
+    "register_linear": "pccompile.runtime.compile",
+    "register_onnx": "pccompile.runtime.compile",
     "verify": "pccompile.report.verify",
     "verify_circuit": "pccompile.report.circuit",
 }

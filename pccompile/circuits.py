@@ -11,7 +11,6 @@ from torch.utils import _pytree as pytree
 
 from pccompile.backends.netlist import Lowerable, Netlist, NetlistOptions, build, has_circuit, with_probabilities
 from pccompile.diagnostics import Collector
-from pccompile.driver import Hook, Stages, import_model, silent
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.ir import Graph, Ref, live
 from pccompile.ops.packed import LAYERS
@@ -20,6 +19,7 @@ from pccompile.passes.canonicalise import canonicalise
 from pccompile.passes.dce import dce
 from pccompile.passes.every_place import every_place
 from pccompile.passes.simplify import simplify
+from pccompile.pipeline import Hook, Stages, import_model, silent
 
 
 def simple_graph(imported: Imported, loss: str, hook: Hook = silent) -> tuple[Graph, list[str], dict[str, str]]:

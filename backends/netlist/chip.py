@@ -13,8 +13,8 @@ import yaml
 
 from pccompile.backends.netlist.format import UnitKind
 from pccompile.diagnostics import CompileError, first_line
+from pccompile.files.reading import read_file
 from pccompile.limits import spend
-from pccompile.reading import read_file
 
 FOLDER = "pccompile.backends.netlist"
 LARGEST = 2**16

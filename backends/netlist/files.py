@@ -26,9 +26,9 @@ from pccompile.backends.netlist.format import VERSION, Spec, Tensor
 from pccompile.backends.netlist.netlist import Netlist
 from pccompile.backends.netlist.transforms import fresh
 from pccompile.diagnostics import Collector, CompileError, first_line, printable
+from pccompile.files.reading import open_file, read_file
+from pccompile.files.writing import SEAL, Write, check_folder, check_replaceable, write_together
 from pccompile.ir.names import identifier
-from pccompile.reading import open_file, read_file
-from pccompile.writing import SEAL, Write, check_folder, check_replaceable, write_together
 
 ENDING = ".pcnet.json"
 LARGEST = 64 << 20

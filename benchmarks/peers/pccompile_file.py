@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from worker import Arrays, Problem, Step, serve
 
-from pccompile.driver import Options
+from pccompile.pipeline import Options
 from pccompile.runtime.losses import targets_of
 from pccompile.runtime.module import PCModule
 

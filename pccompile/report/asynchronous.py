@@ -14,9 +14,9 @@ from pccompile.algorithms.units import KINDS, learned, unit
 from pccompile.analysis.asynchronous import Conditions, Run, Woken
 from pccompile.analysis.spectrum import Spectrum
 from pccompile.diagnostics import CompileError
-from pccompile.driver import Options, schedule
 from pccompile.ir import Program
 from pccompile.ir.liveness import handed
+from pccompile.pipeline import Options, schedule
 from pccompile.report.regime import apart, equilibrium, gradients, plain, stepped
 from pccompile.report.tables import Page, Table, count, number
 from pccompile.runtime.displaced_batch import DisplacedBatch, Ready

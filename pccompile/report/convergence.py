@@ -16,10 +16,10 @@ from pccompile.algorithms.law import path_lengths
 from pccompile.analysis.convergence import left, left_by_multipliers
 from pccompile.analysis.spectrum import Spectrum
 from pccompile.diagnostics import CompileError, printable
-from pccompile.driver import Options, schedule
 from pccompile.ir import Program
 from pccompile.ir.law import weight
 from pccompile.ir.liveness import handed
+from pccompile.pipeline import Options, schedule
 from pccompile.report.figures import figure
 from pccompile.report.regime import has_regime, plain, rated_by_measurement, stepped, until_settled
 from pccompile.report.tables import Page, Table, count, number

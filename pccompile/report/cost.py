@@ -14,10 +14,10 @@ from pccompile.backends.torch.optimise import optimise
 from pccompile.backends.torch.spell import quoted
 from pccompile.backends.torch.statements import Carried, Function, Line, Loop
 from pccompile.diagnostics import CompileError, listing
-from pccompile.driver import Compiled
 from pccompile.frontends.imported import Imported
 from pccompile.ir import Dim, Program, Ref, Type, map_refs, refs
 from pccompile.ops import OPS
+from pccompile.pipeline import Compiled
 from pccompile.report.tables import Page, Table, as_json, number
 
 UNTYPED = ("copy", "keep", "update")

@@ -6,9 +6,9 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pccompile.diagnostics import listing, printable
-from pccompile.driver import Compiled
 from pccompile.ir import ForEach, Vertex
 from pccompile.ops import equations
+from pccompile.pipeline import Compiled
 from pccompile.report.code import lines_of
 from pccompile.report.places import find, source_line
 from pccompile.report.tables import Page, Table, count, shortened

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pccompile.diagnostics import printable
-from pccompile.driver import compile_imported
 from pccompile.frontends.places import change_attributes
+from pccompile.pipeline import compile_imported
 from pccompile.report.losses import Criterion, cast, clamp, cloned, random_target, squared_error
 from pccompile.runtime.loaded_program import Runtime, parted, reaching
 from pccompile.runtime.trial_run import untouched

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pccompile.algorithms.law import PathLengths, gradient_error, path_lengths
 from pccompile.analysis.compare import differences
-from pccompile.driver import schedule
 from pccompile.ir.law import weight
+from pccompile.pipeline import schedule
 from pccompile.report.gradients import Bench, Gradients
 
 SECONDS = 60.0

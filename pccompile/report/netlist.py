@@ -13,9 +13,9 @@ from pccompile.backends.netlist.chip import Chip, Figure
 from pccompile.backends.netlist.placement import Placement
 from pccompile.backends.netlist.resources import Energy, Resources, Spread
 from pccompile.diagnostics import printable
+from pccompile.files.writing import SEAL
 from pccompile.report.floorplan import floorplan
 from pccompile.report.tables import Page, Table, count, number, shortened
-from pccompile.writing import SEAL
 
 LIMITS = {
     "units": "units",

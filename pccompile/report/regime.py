@@ -13,8 +13,8 @@ from torch import Tensor
 from pccompile.algorithms import ALGORITHMS, exact
 from pccompile.analysis.spectrum import Spectrum
 from pccompile.diagnostics import CompileError
-from pccompile.driver import Options, schedule
 from pccompile.ir import Program
+from pccompile.pipeline import Options, schedule
 from pccompile.report.tables import Page, Table, count, number
 from pccompile.runtime.automatic_rates import chosen_for
 from pccompile.runtime.displaced_batch import SEED, DisplacedBatch, Ready

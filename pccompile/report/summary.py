@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pccompile.algorithms import ALGORITHMS
 from pccompile.algorithms.law import PathLengths
 from pccompile.diagnostics import listing
-from pccompile.driver import Compiled
+from pccompile.pipeline import Compiled
 from pccompile.report.explain import rules
 from pccompile.report.tables import Page, count
 

@@ -12,8 +12,8 @@ from pccompile.algorithms import instruments
 from pccompile.algorithms.law import PathLengths
 from pccompile.analysis.spectrum import Vector
 from pccompile.backends.torch import emit
-from pccompile.driver import Compiled
 from pccompile.ir import PCGraph, Program, verify_program
+from pccompile.pipeline import Compiled
 from pccompile.runtime.loaded_program import load
 from pccompile.runtime.model_state import Tables
 

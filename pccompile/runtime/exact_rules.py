@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pccompile.backends.torch import emit
-from pccompile.driver import Options, schedule
 from pccompile.passes.feedback import RANDOM, with_feedback
+from pccompile.pipeline import Options, schedule
 from pccompile.runtime.loaded_program import Runtime
 
 ALONE = "gradients were compared without the mirrors of the layers, which the model does not have"

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pccompile.analysis.compare import difference
 from pccompile.backends.torch import emit
-from pccompile.driver import Compiled, Options, schedule
 from pccompile.ir import Arg, Fragment, Graph, Node, PCGraph, TensorType, Vertex
 from pccompile.ops.interpret import interpret
+from pccompile.pipeline import Compiled, Options, schedule
 from pccompile.runtime.loaded_program import load
 from pccompile.runtime.trial_run import Draws
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pccompile.diagnostics import CompileError
-from pccompile.driver import Compiled
 from pccompile.ir import Graph
+from pccompile.pipeline import Compiled
 from pccompile.runtime.model_state import Tables
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from pccompile.algorithms import ALGORITHMS
 from pccompile.analysis.compare import Checked
 from pccompile.diagnostics import CompileError
-from pccompile.driver import Compiled, Options, schedule
 from pccompile.ir import Program
+from pccompile.pipeline import Compiled, Options, schedule
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.losses import SQUARED_ERROR
 from pccompile.runtime.model_state import Tables
@@ -158,6 +158,6 @@ class Inspection(SharedTables):
 
         Raises CompileError rather than overwrite a file that pccompile did not generate.
         """
-        from pccompile.files import save_generated
+        from pccompile.runtime.saving import save_generated
 
         return save_generated(self.source, self.state(), Path(folder), name)

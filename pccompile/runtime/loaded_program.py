@@ -14,7 +14,6 @@ from torch.utils import _pytree as pytree
 from pccompile.algorithms import Choice
 from pccompile.analysis.compare import Checked
 from pccompile.backends.torch import Source, emit
-from pccompile.driver import Compiled, Options
 from pccompile.frontends.forward_hooks import Observation
 from pccompile.frontends.imported import Imported
 from pccompile.frontends.numbers import Read
@@ -23,6 +22,7 @@ from pccompile.ops.functions import Saved
 from pccompile.passes.activity import passes_on
 from pccompile.passes.settle_presence import FUNCTION, parts
 from pccompile.passes.stop_unsent import unsent
+from pccompile.pipeline import Compiled, Options
 from pccompile.runtime import jit
 from pccompile.runtime.states import Writes
 

@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 from pccompile.backends.torch import Loss
 from pccompile.diagnostics import CompileError
-from pccompile.driver import import_model, to_vertices
 from pccompile.frontends.imported import Imported
+from pccompile.pipeline import import_model, to_vertices
 from pccompile.runtime.loaded_program import Interface
 
 SQUARED_ERROR = "no loss was given: inference takes the squared error ½‖target − output‖², summed"

@@ -18,13 +18,13 @@ from torch.utils import _pytree as pytree
 
 from pccompile.algorithms import ALGORITHMS
 from pccompile.diagnostics import CompileError, ModelValueError, RuleError
-from pccompile.driver import Compiled, Hook, Options, Stages, capturing, compile_imported, import_model, silent
 from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of, exported_elsewhere
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.passes.carry_updates import carry_updates
 from pccompile.passes.mirror import MIRROR
 from pccompile.passes.roles import ALL, NO_ROLES, Roles
+from pccompile.pipeline import Compiled, Hook, Options, Stages, capturing, compile_imported, import_model, silent
 from pccompile.runtime.autograd_function import Bridge, Keep
 from pccompile.runtime.automatic_rates import Rates, measures
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms

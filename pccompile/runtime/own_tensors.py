@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pccompile.algorithms import ALGORITHMS
-from pccompile.driver import Compiled
 from pccompile.passes.feedback import LEAVES
+from pccompile.pipeline import Compiled
 from pccompile.runtime.feedback_weights import FeedbackWeights, JoinedModules
 from pccompile.runtime.inspection import Inspection
 from pccompile.runtime.lasting_state import LastingState

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from pccompile.backends.torch import SWEEP, emit_partial
-from pccompile.driver import capturing, fed_back, schedule, to_vertices
 from pccompile.passes.stop_unsent import unsent
+from pccompile.pipeline import capturing, fed_back, schedule, to_vertices
 from pccompile.runtime.loaded_program import Runtime, load
 
 MANY = 32

@@ -18,10 +18,10 @@ from torch.utils import _pytree as pytree
 
 from pccompile.analysis.compare import Checked, Difference, difference
 from pccompile.diagnostics import CompileError, first_line, listing, printable
-from pccompile.driver import Compiled
 from pccompile.frontends.model_tensors import tensor_at
 from pccompile.ir import TensorType
 from pccompile.ops import OPS
+from pccompile.pipeline import Compiled
 from pccompile.runtime.check_refusal import REPORT, refusal
 from pccompile.runtime.exact_rules import exact
 from pccompile.runtime.fault_location import Fault, first_fault, reference_values

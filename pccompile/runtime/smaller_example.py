@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pccompile.driver import Compiled
 from pccompile.ir import Graph, Node, TensorType, Type
 from pccompile.ops.registry import family_of
+from pccompile.pipeline import Compiled
 from pccompile.runtime.loaded_program import Interface
 
 WORK = 2 * 10**9

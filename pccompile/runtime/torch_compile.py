@@ -16,11 +16,11 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError
-from pccompile.driver import Options, import_model
 from pccompile.frontends.dynamo import Exportable, exportable
 from pccompile.frontends.imported import Imported
 from pccompile.passes.activity import active
 from pccompile.passes.feedback import LEAVES
+from pccompile.pipeline import Options, import_model
 from pccompile.runtime.dynamo_notes import (
     guard_hooks,
     guard_methods,

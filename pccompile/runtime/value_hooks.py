@@ -10,8 +10,8 @@ from weakref import ReferenceType
 from torch import Tensor
 
 from pccompile.diagnostics import CompileError
-from pccompile.driver import Compiled
 from pccompile.passes.activity import passes_on
+from pccompile.pipeline import Compiled
 
 
 def refuse_value_hooks(compiled: Compiled, results: Sequence[ReferenceType[Tensor]], used: Collection[str]) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from algorithms.nets import Problem
 from pccompile.backends.torch import emit, optimise
-from pccompile.driver import Options, schedule
 from pccompile.ir import PCGraph, Program, Repeat
+from pccompile.pipeline import Options, schedule
 
 
 def loops(program: Program) -> list[Repeat]:

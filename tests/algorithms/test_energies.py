@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import pccompile
 from algorithms.nets import Gated, Problem, apart, gap, linear, problem
-from pccompile.energies import ENERGIES, energy
 from pccompile.ir import Energy
+from pccompile.ops.energies import ENERGIES, energy
 
 Density = Callable[[Tensor, Tensor], Tensor]
 V, VHAT, STIFF = sp.symbols("v vhat stiff")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import pccompile
 from algorithms.nets import Problem, problem
-from pccompile.energies import energy
 from pccompile.ir import Energy
+from pccompile.ops.energies import energy
 
 V, VHAT, STIFF = sp.symbols("v vhat stiff")
 

@@ -16,8 +16,8 @@ from torch.nn.utils.parametrizations import weight_norm
 import pccompile
 from algorithms.nets import problem, squared
 from pccompile import cli
-from pccompile.driver import Options
 from pccompile.passes import feedback as kinds
+from pccompile.pipeline import Options
 
 Product = Callable[[Tensor, Callable[[str], Tensor]], Tensor]
 """A product of a value and weights that are got by name."""

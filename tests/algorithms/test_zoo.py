@@ -17,7 +17,7 @@ from pccompile import PCModule
 from pccompile.algorithms import ALGORITHMS
 from pccompile.backends.torch import emit
 from pccompile.diagnostics import CompileError
-from pccompile.driver import Compiled, Options, compile_imported, schedule
+from pccompile.pipeline import Compiled, Options, compile_imported, schedule
 from pccompile.runtime.loaded_program import load
 
 QUICK = {

@@ -14,8 +14,7 @@ from onnx_frontend.build import perceptron
 from safetensors.torch import load_file
 
 import pccompile
-from pccompile import command
-from pccompile.cli import STAGES
+from pccompile.cli import STAGES, torch_command
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 
@@ -314,7 +313,7 @@ def test_a_bug_is_one_line(run, monkeypatch) -> None:
         def __init__(self, *_, **__):
             raise KeyError("lost")
 
-    monkeypatch.setattr(pccompile.api, "PCModule", Broken)
+    monkeypatch.setattr(pccompile.runtime.compile, "PCModule", Broken)
     result = run("model.onnx", "-o", "out")
     assert result.code == 70
     assert result.err.count("\n") == 1
@@ -327,7 +326,7 @@ def test_interrupted(run, folder, monkeypatch) -> None:
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "save_generated", stop)
+    monkeypatch.setattr(torch_command, "save_generated", stop)
     result = run("model.onnx", "-o", "out", "--quiet")
     assert (result.code, result.err) == (130, "pccompile: interrupted, nothing written\n")
     assert not (folder / "out").exists()

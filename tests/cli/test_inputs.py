@@ -13,8 +13,8 @@ from onnx_frontend.build import model
 from safetensors.numpy import load_file, save_file
 
 import pccompile
+from pccompile.cli.user_inputs import parsed
 from pccompile.diagnostics import CompileError, UsageError
-from pccompile.user_inputs import parsed
 
 node = helper.make_node
 RNG = np.random.default_rng(0)

@@ -14,8 +14,8 @@ from netlist.nets import net
 
 from pccompile import writing
 from pccompile.diagnostics import OutputError
-from pccompile.files import save_generated
-from pccompile.writing import SCRATCH, SEAL, check_replaceable, forced, sealed, write_together
+from pccompile.files.writing import SCRATCH, SEAL, check_replaceable, forced, sealed, write_together
+from pccompile.runtime.saving import save_generated
 
 OLD, NEW = ("value = 1\n", {"w": torch.ones(3)}), ("value = 2\n", {"w": torch.zeros(4), "b": torch.ones(2)})
 

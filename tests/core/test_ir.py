@@ -21,7 +21,6 @@ import pccompile
 from core.models import ConvNet, Transformer, seeded
 from core.tiny import TwoLayers
 from pccompile import CompileError
-from pccompile.driver import Compiled, Options, compile_imported, import_model
 from pccompile.ir import (
     ERROR,
     Do,
@@ -46,6 +45,7 @@ from pccompile.ops import OPS, is_composite
 from pccompile.passes.canonicalise import canonicalise
 from pccompile.passes.dce import dce
 from pccompile.passes.insert_vertices import insert_vertices
+from pccompile.pipeline import Compiled, Options, compile_imported, import_model
 
 
 def tiny(algorithm: str = "exact", granularity: str | None = None) -> Compiled:

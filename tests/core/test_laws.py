@@ -34,9 +34,9 @@ from core.tiny import TwoLayers
 from pccompile import CompileError, PCModule
 from pccompile.algorithms.law import PathLengths, gradient_error, lengths_in, path_lengths, steps_for
 from pccompile.backends.torch import emit
-from pccompile.driver import Options, schedule
 from pccompile.ir import Graph, Output, PCGraph, Ref, TensorType, Vertex
 from pccompile.ir.law import weight
+from pccompile.pipeline import Options, schedule
 from pccompile.runtime.loaded_program import load
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import pccompile
-from pccompile.driver import Compiled, Options, compile_imported, import_model
 from pccompile.frontends.exported import Imported
 from pccompile.ir import Ref, map_refs
+from pccompile.pipeline import Compiled, Options, compile_imported, import_model
 from pccompile.runtime.loaded_program import load
 
 

@@ -15,7 +15,7 @@ from core.references import by_path_length, survival
 from core.test_zoo import built, cases, drawn
 from pccompile import PCModule
 from pccompile.backends.torch import emit
-from pccompile.driver import Options, schedule
+from pccompile.pipeline import Options, schedule
 from pccompile.runtime.loaded_program import load
 
 STEPS, RATE = 9, 0.4

@@ -129,9 +129,9 @@ def case(write: Write, seed: int) -> Outcome:
 def _called(seed: int, arguments: list[str]) -> Outcome:
     """The outcome of one command line, or of only loading a model and finding inputs for it."""
     from pccompile.cli import main
+    from pccompile.cli.loading import load
+    from pccompile.cli.user_inputs import UserInputs
     from pccompile.diagnostics import CompileError
-    from pccompile.loading import load
-    from pccompile.user_inputs import UserInputs
 
     out, err = io.StringIO(), io.StringIO()
     try:

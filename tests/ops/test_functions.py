@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pccompile.driver import Options, compile_imported, import_model
+from pccompile.pipeline import Options, compile_imported, import_model
 
 Function = Callable[[Tensor, Tensor], Any]
 

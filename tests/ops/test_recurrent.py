@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from pccompile.driver import Options, compile_imported, import_model
 from pccompile.ir import Ref, TensorType
 from pccompile.ops import OPS, Builder
+from pccompile.pipeline import Options, compile_imported, import_model
 
 
 class Recurrent(nn.Module):

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from pccompile.backends.netlist.netlist import Netlist
 from pccompile.diagnostics import CompileError, Problem, printable
-from pccompile.writing import SEAL, Write, check_replaceable, sealed, write_together
+from pccompile.files.writing import SEAL, Write, check_replaceable, sealed, write_together
 
 GROUP = "pccompile.backends"
 """The entry point group; an entry point leads to an object that is an `Exporter`."""

@@ -13,6 +13,7 @@ import onnx
 import torch
 
 from pccompile.diagnostics import Collector, CompileError, Problem, first_line
+from pccompile.files.reading import read_file
 from pccompile.frontends.onnx import checks
 from pccompile.frontends.onnx.given_numbers import check_known, fixed_inputs, with_initializers
 from pccompile.frontends.onnx.graph import Constant, with_floats
@@ -23,7 +24,6 @@ from pccompile.frontends.onnx.roles import assign_roles, fold_constant_shapes
 from pccompile.frontends.onnx.values import DTYPES, NARROW, TEXT, type_name
 from pccompile.frontends.onnx.weights import as_inputs, weights_of, without_numbers
 from pccompile.limits import account
-from pccompile.reading import read_file
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
 

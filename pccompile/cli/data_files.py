@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from pccompile.diagnostics import CompileError, UsageError, first_line, printable
+from pccompile.files.reading import open_file
 from pccompile.limits import account, spend
-from pccompile.reading import open_file
 
 KINDS = (".npz", ".npy", ".safetensors", ".pb")
 

@@ -19,6 +19,11 @@ from pccompile.algorithms import ALGORITHMS
 from pccompile.backends.netlist import Netlist
 from pccompile.backends.netlist.files import text as netlist_text
 from pccompile.backends.torch import Source
+from pccompile.cli.energy_options import energy_settings
+from pccompile.cli.loading import Target, kind_of, load
+from pccompile.cli.netlist_command import is_netlist, run_netlist
+from pccompile.cli.report_options import report_asked
+from pccompile.cli.user_inputs import user_inputs
 from pccompile.diagnostics import (
     EXIT_DONE,
     EXIT_MODEL,
@@ -28,22 +33,17 @@ from pccompile.diagnostics import (
     UsageError,
     printable,
 )
-from pccompile.energy_options import energy_settings
-from pccompile.files import check_writable, save_generated
+from pccompile.files.writing import SEAL, check_replaceable, write_together
 from pccompile.frontends.imported import Imported
-from pccompile.loading import Target, kind_of, load
-from pccompile.netlist_command import is_netlist, run_netlist
 from pccompile.report.doctor import examine
 from pccompile.report.gradients import Bench
 from pccompile.report.losses import cross_entropy
 from pccompile.report.settling import settling
 from pccompile.report.summary import warnings as worth_knowing
 from pccompile.report.tables import Table, as_json, show
-from pccompile.report_options import report_asked
 from pccompile.runtime.automatic_rates import measures
 from pccompile.runtime.module import PCModule
-from pccompile.user_inputs import user_inputs
-from pccompile.writing import SEAL, check_replaceable, write_together
+from pccompile.runtime.saving import check_writable, save_generated
 
 HIDDEN = ("import-graph", "check")
 """Stages whose result another stage has shown."""

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pccompile.api import compile
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Graph, TensorType
+from pccompile.runtime.compile import compile
 from pccompile.runtime.module import PCModule
 from pccompile.runtime.settle import Settled
 

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pccompile.files.writing import forced
 from pccompile.limits import WORDS, budget, parse_budget
-from pccompile.writing import forced
 
 
 def permission_options(p: argparse.ArgumentParser) -> None:

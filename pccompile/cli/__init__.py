@@ -13,13 +13,14 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from pccompile import __version__, streams
+from pccompile import __version__
+from pccompile.cli import streams
+from pccompile.cli.energy_options import energy_checks, energy_options
+from pccompile.cli.input_options import input_checks, input_options
+from pccompile.cli.permissions import granted, permission_options
+from pccompile.cli.report_options import report_asked, report_checks, report_options
+from pccompile.cli.streams import talk
 from pccompile.diagnostics import EXIT_BUG, EXIT_MODEL, EXIT_USAGE, CompileError, UsageError, printable
-from pccompile.energy_options import energy_checks, energy_options
-from pccompile.input_options import input_checks, input_options
-from pccompile.permissions import granted, permission_options
-from pccompile.report_options import report_asked, report_checks, report_options
-from pccompile.streams import talk
 
 EXIT_INTERRUPTED, EXIT_PIPE = 130, 141
 LOSSES = ("squared-error", "cross-entropy", "none")
@@ -254,7 +255,7 @@ def parsed_and_run(argv: Sequence[str] | None) -> int:
 
 def watched(argv: Sequence[str]) -> int:
     """Show the log of a training."""
-    from pccompile.watch_command import watch
+    from pccompile.cli.watch_command import watch
 
     try:
         return watch(argv)
@@ -270,7 +271,7 @@ def guarded(options: argparse.Namespace) -> int:
     try:
         check(options)
         with granted(options):
-            from pccompile.command import run
+            from pccompile.cli.torch_command import run
 
             return run(options, shown)
     except CompileError as e:
@@ -394,7 +395,3 @@ def plain(options: argparse.Namespace) -> bool:
     return not (
         options.verify or options.emit or options.doctor or report_asked(options) or options.explain is not None
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pccompile.data_files import tensors_of
+from pccompile.cli.data_files import tensors_of
+from pccompile.cli.shapes import DTYPES, Shape, parse_shape
 from pccompile.diagnostics import CompileError, UsageError, listing, printable
-from pccompile.shapes import DTYPES, Shape, parse_shape
 
 
 @dataclass(frozen=True)

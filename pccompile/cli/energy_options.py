@@ -63,7 +63,7 @@ def _table(option: str, pairs: Sequence[tuple[str, Any]]) -> Any:
 
 def _energy(text: str) -> Any:
     """The energy that a text names, its numbers in the order of its parameters or by their names."""
-    from pccompile.energies import ENERGIES, energy
+    from pccompile.ops.energies import ENERGIES, energy
 
     name, _, rest = text.partition(":")
     if name not in ENERGIES:
@@ -87,7 +87,7 @@ def _energy(text: str) -> Any:
 
 def _precision(text: str) -> Any:
     """A number, or a precision that learns."""
-    from pccompile.energies import learned_precision
+    from pccompile.ops.energies import learned_precision
 
     word, _, rest = text.partition(":")
     if word != "learned":

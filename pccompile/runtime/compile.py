@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from pccompile.backends.netlist import LOSSES, Netlist, NetlistOptions
 from pccompile.circuits import lay_out
 from pccompile.diagnostics import CompileError, printable
-from pccompile.driver import Hook, Options
+from pccompile.files.reading import open_file
 from pccompile.frontends.exported import import_program
 from pccompile.frontends.imported import Locate
 from pccompile.frontends.onnx import OnnxModule, load_onnx
@@ -26,7 +26,7 @@ from pccompile.frontends.onnx.registry import operator
 from pccompile.ops import user_elementwise, user_linear
 from pccompile.passes.energies import Energies
 from pccompile.passes.precisions import Precision
-from pccompile.reading import open_file
+from pccompile.pipeline import Hook, Options
 from pccompile.runtime.jit import refuse_without_compiler
 from pccompile.runtime.losses import SQUARED_ERROR
 from pccompile.runtime.module import PCModule

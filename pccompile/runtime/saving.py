@@ -8,8 +8,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pccompile.files.writing import SEAL, check_folder, check_replaceable, write_together
 from pccompile.ir.names import identifier
-from pccompile.writing import SEAL, check_folder, check_replaceable, write_together
 
 
 def stem(name: str) -> str:

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pccompile.api import load_program
+from pccompile.cli.shapes import Shape, check_names
+from pccompile.cli.user_inputs import UserInputs, as_argument
 from pccompile.diagnostics import NOWHERE, CompileError, Location, UsageError, listing, printable
-from pccompile.shapes import Shape, check_names
-from pccompile.user_inputs import UserInputs, as_argument
+from pccompile.runtime.compile import load_program
 
 
 @dataclass(frozen=True)
