@@ -165,8 +165,13 @@ def timed(step: Callable[..., Any], *args: Any) -> float:
     return time.thread_time() - start
 
 
-def train(model: nn.Module, pc: Any, data: Data, epochs: int, seed: int, deadline: float) -> tuple[float, float]:
-    """The test accuracy in the end, and the median seconds of CPU of a step. Adam, 1e-3. Raises OutOfTime."""
+def train(
+    model: nn.Module, pc: Any, data: Data, epochs: int, seed: int, deadline: float, normalise: bool = True
+) -> tuple[float, float]:
+    """The test accuracy in the end, and the median seconds of CPU of a step. Adam, 1e-3. Raises OutOfTime.
+
+    normalise: whether Meta-PCN has its weights normalised after each step.
+    """
     x, y, x_test, y_test = data
     optimizer, times = torch.optim.Adam(model.parameters(), 1e-3), []
     step = backprop_step(model) if pc is None else pc.train_step
@@ -176,7 +181,7 @@ def train(model: nn.Module, pc: Any, data: Data, epochs: int, seed: int, deadlin
             if time.monotonic() > deadline:
                 raise OutOfTime
             times.append(timed(step, x[batch], y[batch], optimizer))
-            if pc is not None and pc.options.algorithm == "meta-pcn":
+            if normalise and pc is not None and pc.options.algorithm == "meta-pcn":
                 pccompile.normalise_weights(model)
     with torch.no_grad():
         parts = zip(x_test.split(1000), y_test.split(1000), strict=True)
