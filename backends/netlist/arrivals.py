@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
-import torch
 
 from pccompile.backends.netlist.format import Plasticity, Projection, Spec, Tensors
-from pccompile.backends.netlist.simulate.operators import convolution
+from pccompile.backends.netlist.operations import operation
 
 
 @dataclass(frozen=True)
@@ -68,51 +67,8 @@ def _factor(pre: str, post: str) -> Arrival:
 
 def counts(a: Arrival, spec: Spec, tensors: Tensors, inside: np.ndarray) -> np.ndarray:
     """For each unit of `pre`, the synapses to those units of `post` that are `inside`, a mask in their shape."""
-    p, size = a.projection, spec.populations[a.pre].size
-    match p.op:
-        case "one_to_one":
-            return inside.reshape(-1).astype(np.int64)
-        case "gather" | "route":
-            return _indexed(a, tensors, inside.reshape(-1), size)
-        case "sparse":
-            index = tensors[str(p.index)]
-            target, source = (index[1], index[0]) if p.transpose else (index[0], index[1])
-            return np.bincount(source[inside.reshape(-1)[target]], minlength=size)
-        case "dense":
-            shape = tensors[str(p.param)].shape
-            rows = inside.reshape(-1, shape[1 if p.transpose else 0]).sum(1)
-            return np.repeat(rows, shape[0 if p.transpose else 1])
-        case "conv":
-            return _convolved(p, spec, tensors, inside)
-
-
-def _indexed(a: Arrival, tensors: Tensors, inside: np.ndarray, size: int) -> np.ndarray:
-    p = a.projection
-    index = tensors[str(p.index)]
-    if p.transpose:
-        reached: np.ndarray = (np.append(inside, False)[index] & (index >= 0)).sum(1)
-    else:
-        reached = np.where(inside, (index >= 0).sum(1), 0)
-    if a.winners:
-        units = np.arange(len(index)) if p.elements is None else tensors[p.elements].reshape(-1)
-        return np.bincount(units[reached > 0], minlength=size)
-    if p.transpose:
-        return reached
-    slots = index[inside]
-    return np.bincount(slots[slots >= 0], minlength=size)
-
-
-def _convolved(p: Projection, spec: Spec, tensors: Tensors, inside: np.ndarray) -> np.ndarray:
-    """The adjoint of the convolution with a kernel of ones. A group's channels all have the same number."""
-    rank, shape = len(p.stride), spec.populations[p.pre].shape
-    kernel = tensors[str(p.param)].shape
-    channels = inside.shape[-rank - 1] // p.groups
-    summed = inside.reshape(-1, p.groups, channels, *inside.shape[-rank:]).sum(2)
-    x, ones = torch.from_numpy(summed.astype(np.float64)), torch.ones(p.groups, 1, *kernel[2:], dtype=torch.float64)
-    back = msgspec.structs.replace(p, transpose=not p.transpose)
-    got = convolution(back, shape, x[None], ones)
-    each = shape[-rank - 1] // p.groups
-    return np.repeat(got.numpy().round().astype(np.int64), each, axis=1).reshape(-1)
+    at_work = operation(a.projection, spec.populations, tensors)
+    return at_work.chosen_by(inside) if a.winners else at_work.sent(inside)
 
 
 def turned(a: Arrival) -> Arrival:
@@ -121,12 +77,6 @@ def turned(a: Arrival) -> Arrival:
         a.projection, pre=a.post, post=f"{a.pre}:in", transpose=not a.projection.transpose, by=None
     )
     return Arrival(a.post, a.pre, p)
-
-
-def number(p: Projection, spec: Spec, tensors: Tensors) -> int:
-    """The synapses of a projection; of a choice all that it chooses from."""
-    every = np.ones(spec.populations[p.target].shape, dtype=bool)
-    return int(counts(Arrival(p.pre, p.target, p), spec, tensors, every).sum())
 
 
 def fan_in(spec: Spec, tensors: Tensors) -> dict[str, np.ndarray]:

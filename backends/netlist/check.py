@@ -13,6 +13,7 @@ import numpy as np
 from pccompile.backends.netlist.expressions import function
 from pccompile.backends.netlist.format import Population, Port, Projection, Spec, Tensor, Tensors, order, ports_of
 from pccompile.backends.netlist.geometry import plasticity_problems, projection_problems
+from pccompile.backends.netlist.operations import OPERATIONS
 from pccompile.backends.netlist.simulate.formats import LARGEST_TABLE, WIDEST
 from pccompile.diagnostics import Collector
 from pccompile.limits import limit
@@ -194,7 +195,7 @@ def _projections(spec: Spec, sound: Mapping[str, Population], tensors: Tensors) 
         if population.unit == "select":
             yield from (f"population {name}: {w}" for w in _select(population, into[name], tensors))
     for p in spec.projections:
-        if p.by is not None and p.by in sound and p.op == "route":
+        if p.by is not None and p.by in sound and "by" in OPERATIONS[p.op].needs:
             yield from (f"projection {p.name}: {w}" for w in _winners(p, into[p.by], tensors))
     if not dangling:
         try:
@@ -222,7 +223,7 @@ def _ends(p: Projection, spec: Spec) -> Iterator[str]:
 
 def _select(p: Population, into: list[Projection], tensors: Tensors) -> Iterator[str]:
     """A select population compares what one gather brings, and each unit has something to choose from."""
-    if len(into) != 1 or into[0].op != "gather" or into[0].transpose:
+    if len(into) != 1 or not OPERATIONS[into[0].op].gathers or into[0].transpose:
         yield f"select needs one gather; {len(into)} projections reach it"
         return
     index, ranks = tensors.get(str(into[0].index)), tensors.get(str(p.ranks))

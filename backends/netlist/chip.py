@@ -64,7 +64,7 @@ class Kinds(Sourced, frozen=True, kw_only=True):
     value: tuple[UnitKind, ...]
 
 
-Operation = Literal["synapse", "unit", "learn", "message", "hop"]
+Event = Literal["synapse", "unit", "learn", "message", "hop"]
 """A message that acts over one synapse, an update of a unit, a change of a synapse, a message that leaves a unit for a
 core, and its way from tile to tile."""
 
@@ -98,7 +98,7 @@ class Chip(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     shares_kernels: Flag
     learns: Flag
     native: Kinds
-    energy: dict[Operation, Figure] = {}
+    energy: dict[Event, Figure] = {}
 
     def figures(self) -> Iterator[tuple[str, Sourced]]:
         """Everything that has a source, by name."""
@@ -106,8 +106,8 @@ class Chip(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             value = getattr(self, name)
             if isinstance(value, Sourced):
                 yield name, value
-        for operation, figure in self.energy.items():
-            yield f"energy.{operation}", figure
+        for event, figure in self.energy.items():
+            yield f"energy.{event}", figure
 
     @property
     def columns(self) -> int:

@@ -15,11 +15,9 @@ import msgspec
 
 from pccompile.backends.netlist.circuit import Circuit
 from pccompile.backends.netlist.expressions import X, derivative, text
-from pccompile.backends.netlist.format import Operator, Plasticity, Projection, Rule
+from pccompile.backends.netlist.format import Plasticity, Projection
+from pccompile.backends.netlist.operations import OPERATIONS, RULES, operation
 from pccompile.diagnostics import CompileError
-
-RULES: dict[Operator, Rule] = {"dense": "outer", "conv": "correlate", "sparse": "sparse"}
-"""How the parameter of a projection learns."""
 
 
 class Feedback:
@@ -122,10 +120,8 @@ class Feedback:
         if p.pre not in self.c.active:
             return
         made = self.c.connect(sender, self.errors[p.pre], p.op)
-        transpose = not p.transpose if p.op != "one_to_one" else False
-        self.c.projections[-1] = msgspec.structs.replace(
-            p, name=made.name, pre=made.pre, post=made.post, transpose=transpose
-        )
+        adjoint = operation(p, self.c.populations, self.c.tensors).adjoint
+        self.c.projections[-1] = adjoint(made.pre, made.post, made.name)
 
     def _plastic(self, name: str, into: list[Projection]) -> None:
         """The rules of the parameters that act on a population."""
@@ -145,5 +141,7 @@ class Feedback:
 
     def _rule(self, p: Projection, error: str) -> Plasticity:
         pre, post = (error, p.pre) if p.transpose else (p.pre, error)
-        via = None if p.op == "dense" else p.name
-        return Plasticity(param=str(p.param), rule=RULES[p.op], pre=pre, post=post, rate=self.eta, gain=p.gain, via=via)
+        rule = OPERATIONS[p.op].rule
+        assert rule is not None, f"{p.op} has a parameter, and no rule for it"
+        via = p.name if RULES[rule].takes_via else None
+        return Plasticity(param=str(p.param), rule=rule, pre=pre, post=post, rate=self.eta, gain=p.gain, via=via)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pccompile.backends.netlist.arrivals import fan_in, fan_out, number
-from pccompile.backends.netlist.chip import Figure, Operation
-from pccompile.backends.netlist.format import Population, Spec, Tensors
+from pccompile.backends.netlist.arrivals import fan_in, fan_out
+from pccompile.backends.netlist.chip import Event, Figure
+from pccompile.backends.netlist.format import Population, Spec
+from pccompile.backends.netlist.operations import learning_rule, operation
 from pccompile.ir.law import fewest, weight
 
 if TYPE_CHECKING:
@@ -131,7 +132,9 @@ def resources(net: Netlist, placement: Placement | None = None) -> Resources:
         for n, p in spec.populations.items()
     )
     projections = tuple(
-        ProjectionCost(p.name, p.op, number(p, spec, tensors), p.param is not None, p.param in plastic)
+        ProjectionCost(
+            p.name, p.op, operation(p, spec.populations, tensors).number(), p.param is not None, p.param in plastic
+        )
         for p in spec.projections
     )
     used = weights(spec)
@@ -152,7 +155,7 @@ def resources(net: Netlist, placement: Placement | None = None) -> Resources:
         messages=sum(int((n > 0).sum()) for n in out.values()),
         macs=sum(p.synapses for p in projections if p.weighted),
         products=sum(p.units for p in populations if p.unit == "product"),
-        updates=updates(spec, tensors),
+        updates=sum(learning_rule(rule, spec, tensors).products() for rule in spec.plasticity),
         depth=max(known.lengths, default=0) if known is not None else None,
         ticks=tuple((t, known.ticks_for(t) if known is not None else None) for t in TOLERANCES),
         settle=settle,
@@ -177,21 +180,6 @@ def weights(spec: Spec) -> dict[str, int]:
         tensor = spec.tensors.get(name)
         if tensor is not None and tensor.bits is not None:
             found[name] = tensor.bits[0]
-    return found
-
-
-def updates(spec: Spec, tensors: Tensors) -> int:
-    """The products of pre and post, or states of post, that are added to parameters in a learning tick."""
-    named, found = spec.named(), 0
-    for rule in spec.plasticity:
-        post = spec.populations[rule.post]
-        if rule.rule == "copy":
-            found += post.size
-        elif rule.rule == "outer":
-            kernel = tensors[rule.param].shape
-            found += post.size // kernel[0] * math.prod(kernel)
-        else:
-            found += number(named[str(rule.via)], spec, tensors)
     return found
 
 
@@ -269,13 +257,13 @@ def _with_energy(found: Resources, placement: Placement) -> Resources:
     return replace(found, placement=placement, tick_energy=tick, learning_energy=learning, presentation_energy=whole)
 
 
-def _spent(placement: Placement, counts: dict[Operation, int]) -> Energy:
+def _spent(placement: Placement, counts: dict[Event, int]) -> Energy:
     total = Energy(0.0, 0.0)
-    for operation, n in counts.items():
-        figure: Figure | None = placement.chip.energy.get(operation)
+    for event, n in counts.items():
+        figure: Figure | None = placement.chip.energy.get(event)
         if figure is None:
-            total += Energy(0.0, 0.0, missing=(operation,))
+            total += Energy(0.0, 0.0, missing=(event,))
         else:
             low, high = figure.span
-            total += Energy(low * n, high * n, unsure=(operation,) if figure.unsure else ())
+            total += Energy(low * n, high * n, unsure=(event,) if figure.unsure else ())
     return total

@@ -19,8 +19,8 @@ from pccompile.backends.netlist import Netlist
 from pccompile.backends.netlist.export import exporter
 from pccompile.backends.netlist.export.verilog import to_verilog
 from pccompile.backends.netlist.format import Phase, Spec
+from pccompile.backends.netlist.operations import learning_rule, operation
 from pccompile.backends.netlist.simulate.fixed import FixedSimulator
-from pccompile.backends.netlist.simulate.operators import change, message
 from pccompile.backends.netlist.synapses import changes, synapses
 from pccompile.backends.netlist.transforms.quantise import quantise
 from pccompile.circuits import compile_netlist
@@ -220,18 +220,18 @@ def test_scalar_synapses_are_the_projections(name: str) -> None:
 
     for p in spec.projections:
         x, found = random(p.pre), synapses(p, spec, tensors)
-        w = None if p.param is None else torch.from_numpy(tensors[p.param])
-        by = None
+        operand = None if p.param is None else torch.from_numpy(tensors[p.param])
         carried = x.numpy().reshape(-1)[found.pre]
         if found.other is not None:
             carried = carried * tensors[str(p.param)].reshape(-1)[found.other]
         if p.by is not None:
             slots = tensors[str(p.index)].shape[1]
-            by = torch.from_numpy(rng.integers(0, slots, (1, *spec.populations[p.by].shape)))
-            carried = carried * (by.numpy().reshape(-1)[found.winner] == found.slot)
+            operand = torch.from_numpy(rng.integers(0, slots, (1, *spec.populations[p.by].shape)))
+            carried = carried * (operand.numpy().reshape(-1)[found.winner] == found.slot)
         total = np.zeros(spec.populations[p.target].size)
         np.add.at(total, found.post, carried)
-        np.testing.assert_allclose(total, message(p, spec, tensors)(x, w, by).numpy().reshape(-1), atol=1e-12)
+        sent = operation(p, spec.populations, tensors).message()(x, operand)
+        np.testing.assert_allclose(total, sent.numpy().reshape(-1), atol=1e-12)
     for rule in spec.plasticity:
         post, pre = random(rule.post), None if rule.pre is None else random(rule.pre)
         found, total = changes(rule, spec, tensors), np.zeros(tensors[rule.param].size)
@@ -239,10 +239,9 @@ def test_scalar_synapses_are_the_projections(name: str) -> None:
         if pre is not None:
             carried = carried * pre.numpy().reshape(-1)[found.other]
         np.add.at(total, found.post, carried)
-        ours = (
-            change(rule, spec, tensors)(pre, post, torch.zeros(tensors[rule.param].shape).double()).numpy().reshape(-1)
-        )
-        np.testing.assert_allclose(total, ours, atol=1e-12)
+        room = torch.zeros(tensors[rule.param].shape).double()
+        products = learning_rule(rule, spec, tensors).change()(pre, post, room)
+        np.testing.assert_allclose(total, products.numpy().reshape(-1), atol=1e-12)
 
 
 def test_large_circuits_share_a_multiplier() -> None:

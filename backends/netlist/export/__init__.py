@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 from pccompile.backends.netlist.netlist import Netlist
+from pccompile.backends.netlist.operations import OPERATIONS
 from pccompile.diagnostics import CompileError, Problem, printable
 from pccompile.files.writing import SEAL, Write, check_replaceable, sealed, write_together
 
@@ -81,6 +82,12 @@ def refuse(name: str, reasons: tuple[str, ...]) -> None:
         raise CompileError([Problem(f"{name} cannot say {r}") for r in reasons])
 
 
+def unsaid_operations(net: Netlist, name: str) -> dict[str, str]:
+    """Why the exporter of that name cannot write it, by projection, for each whose operation it has no words for."""
+    reasons = {p.name: OPERATIONS[p.op].unsaid.get(name) for p in net.spec.projections}
+    return {projection: f"projection {projection}: {why}" for projection, why in reasons.items() if why is not None}
+
+
 def write(folder: Path, files: Mapping[str, bytes]) -> tuple[Path, ...]:
     """Write all files or none. Raises OutputError, also rather than overwrite what pccompile did not write.
 
@@ -96,4 +103,4 @@ def _writer(data: bytes) -> Write:
     return lambda path: path.write_bytes(data)
 
 
-__all__ = ["GROUP", "Exporter", "available", "exporter", "library", "refuse", "write"]
+__all__ = ["GROUP", "Exporter", "available", "exporter", "library", "refuse", "unsaid_operations", "write"]

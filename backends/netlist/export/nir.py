@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from pccompile.backends.netlist.export import library, refuse, write
+from pccompile.backends.netlist.export import library, refuse, unsaid_operations, write
 from pccompile.backends.netlist.format import Population, Projection
 from pccompile.backends.netlist.netlist import Netlist
+from pccompile.backends.netlist.operations import OPERATIONS
 from pccompile.backends.netlist.synapses import count, matrix
 from pccompile.ir.names import identifier
 
@@ -51,7 +52,7 @@ class NIR:
 def unsaid(net: Netlist) -> dict[str, str]:
     """Why NIR cannot say it, for each population, projection and parameter that it cannot say."""
     found: dict[str, str] = {}
-    shapes, into = Shapes(net), net.spec.into()
+    shapes, into, inexpressible = Shapes(net), net.spec.into(), unsaid_operations(net, NIR.name)
     for name, p in net.spec.populations.items():
         if p.unit in ("product", "select"):
             found[name] = f"population {name}: {p.unit} units"
@@ -59,11 +60,11 @@ def unsaid(net: Netlist) -> dict[str, str]:
             found[name] = f"population {name}: the elementwise function {str(p.function)[:60]}"
         elif p.bias is not None and not into[name]:
             found[name] = f"population {name}: constants"
-        elif p.bias is not None and p.size**2 > LARGEST and all(q.op == "one_to_one" for q in into[name]):
+        elif p.bias is not None and p.size**2 > LARGEST and all(OPERATIONS[q.op].unitwise for q in into[name]):
             found[name] = f"population {name}: a bias of {p.size:,} units without weights"
     for q in net.spec.projections:
-        if q.op == "route":
-            found[q.name] = f"projection {q.name}: a choice of synapses"
+        if q.name in inexpressible:
+            found[q.name] = inexpressible[q.name]
         elif q.target not in found and (entries := _entries(net, shapes, q)) > LARGEST:
             number = count(q, net.spec, net.tensors)
             found[q.name] = f"projection {q.name}: {number:,} synapses as a matrix of {entries:,} entries"
@@ -83,7 +84,7 @@ def threshold(p: Population) -> bool:
 
 def _entries(net: Netlist, shapes: Shapes, p: Projection) -> int:
     """The entries of the matrix that a projection needs, 0 for none."""
-    if p.op == "one_to_one" or shapes.convolution(p) or shapes.pooled(p):
+    if OPERATIONS[p.op].unitwise or shapes.convolution(p) or shapes.pooled(p):
         return 0
     return net.spec.populations[p.pre].size * net.spec.populations[p.target].size
 
@@ -97,7 +98,7 @@ class Shapes:
     def __init__(self, net: Netlist) -> None:
         self.spec, self.tensors = net.spec, net.tensors
         into = self.spec.into()
-        near = {n for p in self.spec.projections if p.op == "conv" for n in (p.pre, p.target)}
+        near = {n for p in self.spec.projections if OPERATIONS[p.op].kernel for n in (p.pre, p.target)}
         self.pools = {p.name: found for p in self.spec.projections if (found := self.pool(p)) is not None}
         near |= {p.target for p in self.spec.projections if p.name in self.pools}
         self.spatial = {n for n in near if self.planes(n)}
@@ -118,12 +119,12 @@ class Shapes:
     def keeps(self, p: Projection) -> bool:
         """Whether what a projection brings has channels and places."""
         same = self.spec.populations[p.pre].shape == self.spec.populations[p.target].shape
-        fits = (p.op == "one_to_one" and same) or p.name in self.pools or self.plain(p)
+        fits = (OPERATIONS[p.op].unitwise and same) or p.name in self.pools or self.plain(p)
         return p.pre in self.spatial and fits
 
     def plain(self, p: Projection) -> bool:
         """Whether a projection is NIR's convolution, or the adjoint of one with stride 1, which is one as well."""
-        if p.op != "conv" or len(p.stride) != 2 or p.groups != 1:
+        if not OPERATIONS[p.op].kernel or len(p.stride) != 2 or p.groups != 1:
             return False
         kernel = self.tensors[str(p.param)].shape[2:]
         reach = [d * (k - 1) for d, k in zip(p.dilation, kernel, strict=True)]
@@ -133,7 +134,7 @@ class Shapes:
 
     def pool(self, p: Projection) -> tuple[Shape, Shape] | None:
         """Kernel and stride of a sum over windows."""
-        if p.op != "gather" or p.transpose or not self.planes(p.pre) or not self.planes(p.target):
+        if not OPERATIONS[p.op].gathers or p.transpose or not self.planes(p.pre) or not self.planes(p.target):
             return None
         (_, c, h, w), (_, channels, *to) = self.spec.populations[p.pre].shape, self.spec.populations[p.target].shape
         index, units = self.tensors[str(p.index)], np.arange(c * h * w).reshape(c, h, w)
@@ -232,7 +233,7 @@ class Graph:
         if self.spec.populations[name].bias is None:
             return None
         axis = self.spec.populations[name].bias_axis
-        ranked = sorted(into, key=lambda p: self.shapes.pooled(p) + (p.op == "one_to_one")
+        ranked = sorted(into, key=lambda p: self.shapes.pooled(p) + OPERATIONS[p.op].unitwise
                         + 2 * (self.shapes.convolution(p) and axis != 1))  # fmt: skip
         if not ranked:
             self.dropped[f"{name}: bias"] = f"population {name}: a bias that no projection takes on"
@@ -261,7 +262,7 @@ class Graph:
             source, shape = self.then(source, p.name, pool), self.spec.populations[p.target].shape[1:]
             if p.gain != 1:
                 source = self.then(source, f"{p.name}: gain", nir.Scale(scale=np.full(shape, p.gain)))
-        elif p.op != "one_to_one" or bias is not None:
+        elif not OPERATIONS[p.op].unitwise or bias is not None:
             source, _ = self.flattened(source, p, shape)
             weight = matrix(p, self.spec, self.net.tensors)
             node = nir.Linear(weight=weight) if bias is None else nir.Affine(weight=weight, bias=bias.ravel())

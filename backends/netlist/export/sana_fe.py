@@ -21,6 +21,7 @@ from pccompile.backends.netlist.chip import load
 from pccompile.backends.netlist.export import library, refuse, write
 from pccompile.backends.netlist.format import Projection
 from pccompile.backends.netlist.netlist import Netlist
+from pccompile.backends.netlist.operations import OPERATIONS
 from pccompile.backends.netlist.synapses import count, synapses, weights
 from pccompile.ir.names import Namer, identifier
 
@@ -233,7 +234,7 @@ def edges(net: Netlist, p: Projection, pre: str, post: str) -> Iterator[str]:
     """The edges of a projection."""
     found = synapses(p, net.spec, net.tensors)
     to, source, weight = found.post, found.pre, weights(p, found, net.tensors)
-    if p.op == "dense" and len(to) == net.spec.populations[p.pre].size * net.spec.populations[p.target].size:
+    if OPERATIONS[p.op].matrix and len(to) == net.spec.populations[p.pre].size * net.spec.populations[p.target].size:
         order = np.lexsort((to, source))
         yield f"    - {pre} -> {post}: {{type: dense, weight: [{', '.join(f'{w:.9g}' for w in weight[order])}]}}"
         return

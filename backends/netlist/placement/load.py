@@ -12,6 +12,7 @@ import numpy as np
 from pccompile.backends.netlist.arrivals import Arrival, arrivals, counts
 from pccompile.backends.netlist.chip import Chip
 from pccompile.backends.netlist.format import Spec, Tensors
+from pccompile.backends.netlist.operations import OPERATIONS, operation
 
 Box = tuple[slice | np.ndarray, ...]
 """Part of a population: what lies between two indices on each axis, or some units of a single axis."""
@@ -83,14 +84,9 @@ class Demand:
         size = self.spec.populations[next(iter(names))].size
         first, most = np.zeros(size, dtype=np.int64), 0
         for a in (a for name in names for a in self.into[name]):
-            index = self.tensors[str(a.projection.index)] if a.projection.op in ("sparse", "gather") else None
-            if index is None or a.projection.transpose or index.size <= most:
-                continue
-            first, most = np.full(size, self.spec.populations[a.pre].size), index.size
-            if a.projection.op == "sparse":
-                np.minimum.at(first, index[0], index[1])
-            else:
-                first = np.where(index < 0, first[:, None], index).min(1)
+            read = operation(a.projection, self.spec.populations, self.tensors).first_read()
+            if read is not None and read[1] > most:
+                first, most = read
         return np.argsort(first, kind="stable")
 
     def of(self, names: Iterable[str], box: Box) -> Load:
@@ -116,11 +112,9 @@ class Demand:
         if not a.synapses or self.chip.memory is None:
             return
         p = a.projection
-        if p.op == "conv" and self.chip.shares_kernels.value:
-            rank = len(p.stride)
-            axes = tuple(i for i in range(inside.ndim) if i != inside.ndim - rank - 1)
+        if OPERATIONS[p.op].kernel and self.chip.shares_kernels.value:
             key = (str(p.param), p.transpose)
-            channels: np.ndarray = np.any(inside, axis=axes)
+            channels = operation(p, self.spec.populations, self.tensors).channels(inside)
             load.kernels[key] = load.kernels[key] | channels if key in load.kernels else channels
         else:
             load.bits += int(self.chip.row_bits(synapses, self.width(p.param)).sum())
@@ -142,7 +136,7 @@ class Demand:
         return int(rows) * int(self.chip.row_bits(channels.reshape(groups, -1).sum(1), self.width(param)).sum())
 
     def _groups(self, param: str) -> int:
-        return next(p.groups for p in self.spec.projections if p.param == param and p.op == "conv")
+        return next(p.groups for p in self.spec.projections if p.param == param and OPERATIONS[p.op].kernel)
 
     def exceeded(self, load: Load) -> str:
         """Which limit of a core a load goes beyond, with both numbers; empty where it fits."""

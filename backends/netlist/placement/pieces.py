@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pccompile.backends.netlist.operations import OPERATIONS
 from pccompile.backends.netlist.placement.load import Box, Demand, Load
 from pccompile.diagnostics import CompileError, listing
 
@@ -32,7 +33,7 @@ def clusters(demand: Demand, joined: bool) -> list[tuple[str, ...]]:
     for into in demand.into.values() if joined else ():
         for a in into:
             same = spec.populations[a.pre].shape == spec.populations[a.post].shape
-            if same and a.projection.op == "one_to_one" and a.pre in group and a.post in group:
+            if same and OPERATIONS[a.projection.op].unitwise and a.pre in group and a.post in group:
                 one, two = group[a.pre], group[a.post]
                 if one is not two:
                     one.extend(two)

@@ -14,7 +14,8 @@ import numpy as np
 
 from pccompile.backends.netlist.arrivals import Arrival, arrivals
 from pccompile.backends.netlist.chip import Chip, Figure
-from pccompile.backends.netlist.format import Projection, Spec, Tensors
+from pccompile.backends.netlist.format import Spec
+from pccompile.backends.netlist.operations import OPERATIONS, operation
 from pccompile.backends.netlist.synapses import synapses
 
 if TYPE_CHECKING:
@@ -66,8 +67,10 @@ def measured(net: Netlist, chip: Chip, cores: Mapping[str, np.ndarray], count: i
             continue
         reaching[a.post] += np.bincount(pairs[1], minlength=len(reaching[a.post]))
         if a.projection.param is not None:
-            _store(stored, a.projection, spec, tensors, where[a.post], count)
-        if not (chip.shares_kernels.value and a.projection.op == "conv"):
+            key = (a.projection.param, a.projection.transpose)
+            needed = operation(a.projection, spec.populations, tensors).stored(where[a.post], count)
+            stored[key] = stored[key] | needed if key in stored else needed
+        if not (chip.shares_kernels.value and OPERATIONS[a.projection.op].kernel):
             bits = chip.row_bits(number, _bits(spec, chip, a.projection.param))
             memory = memory + np.bincount(keys // spec.populations[a.pre].size, bits, count).astype(np.int64)
     if chip.shares_kernels.value:
@@ -149,45 +152,10 @@ def _bits(spec: Spec, chip: Chip, param: str | None) -> int:
     return tensor.bits[0] if tensor is not None and tensor.bits is not None else min(8, chip.weight_bits.whole)
 
 
-def _store(
-    stored: dict[tuple[str, bool], np.ndarray],
-    p: Projection,
-    spec: Spec,
-    tensors: Tensors,
-    where: np.ndarray,
-    count: int,
-) -> None:
-    """Note which entries of its parameter a projection needs on which core, `[cores, *parameter]`."""
-    key, shape = (str(p.param), p.transpose), tensors[str(p.param)].shape
-    held = stored.setdefault(key, np.zeros((count, *shape), dtype=bool))
-    post = spec.populations[p.target].shape
-    if p.op == "sparse":
-        index = tensors[str(p.index)]
-        at = where[index[1] if p.transpose else index[0]]
-        entry = np.arange(len(at)) if p.elements is None else tensors[p.elements].reshape(-1)
-        held.reshape(count, -1)[at, entry] = True
-        return
-    axis = len(post) - 1 if p.op == "dense" else len(post) - len(p.stride) - 1
-    lies = np.moveaxis(where.reshape(post), axis, 0).reshape(post[axis], -1)
-    channel = np.repeat(np.arange(post[axis]), lies.shape[1])
-    on = np.zeros((count, post[axis]), dtype=bool)
-    on[lies.reshape(-1), channel] = True
-    if not p.transpose:
-        held |= on.reshape(count, post[axis], *[1] * (len(shape) - 1))
-    elif p.op == "dense":
-        held |= on.reshape(count, 1, post[axis])
-    else:
-        wide, each = shape[0] // p.groups, shape[1]
-        for g in range(p.groups):
-            held[:, g * wide : (g + 1) * wide] |= on[:, g * each : (g + 1) * each].reshape(
-                count, 1, each, *[1] * (len(shape) - 2)
-            )
-
-
 def _kernels(stored: dict[tuple[str, bool], np.ndarray], spec: Spec, chip: Chip, count: int) -> np.ndarray:
     """The memory of kernels that lie once on a core: a row for each source channel and place in the kernel."""
     found = np.zeros(count, dtype=np.int64)
-    groups = {str(p.param): p.groups for p in spec.projections if p.op == "conv"}
+    groups = {str(p.param): p.groups for p in spec.projections if OPERATIONS[p.op].kernel}
     for (param, transposed), held in stored.items():
         if param not in groups:
             continue

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pccompile.backends.netlist.format import Plasticity, Population, Projection, Spec, Tensors, ports_of
+from pccompile.backends.netlist.operations import learning_rule, operation
 from pccompile.diagnostics import CompileError
 
 Bits = tuple[int, int]
@@ -138,42 +139,14 @@ def guard_bits(name: str, population: Population) -> int:
     return halvings(name, population) if population.guard is None else population.guard
 
 
-def fan_in(p: Projection, spec: Spec, tensors: Tensors) -> int:
-    """The most terms that a projection adds up for one unit."""
-
-    def most(units: np.ndarray) -> int:
-        return int(np.bincount(units.reshape(-1).astype(np.int64)).max(initial=0)) if units.size else 0
-
-    match p.op:
-        case "gather" | "route":
-            index = tensors[str(p.index)]
-            if not p.transpose:
-                return 1 if p.op == "route" else int((index >= 0).sum(1).max(initial=0))
-            return most(index[index >= 0])
-        case "sparse":
-            return most(tensors[str(p.index)][1 if p.transpose else 0])
-        case "dense" | "conv":
-            shape = tensors[str(p.param)].shape
-            return math.prod(shape) // shape[1] // p.groups if p.transpose else math.prod(shape[1:])
-    return 1
-
-
-def terms(rule: Plasticity, spec: Spec, tensors: Tensors) -> int:
-    """The most products that a plasticity rule adds up for one entry and one replica."""
-    units = spec.populations[rule.post].size
-    if rule.rule != "sparse":
-        return -(-units // (tensors[rule.param].size if rule.rule == "copy" else tensors[rule.param].shape[0]))
-    elements = spec.named()[str(rule.via)].elements
-    return 1 if elements is None else int(np.bincount(tensors[elements].astype(np.int64)).max(initial=0))
-
-
 def check(spec: Spec, tensors: Tensors, formats: Formats, replicas: int) -> None:
     """Raise CompileError where a sum could grow beyond what float64 holds exactly, `replicas` learning together."""
     ports: dict[str, float] = {}
     for p in spec.projections:
         scale, shift = scaling(p, formats)
         weight = 2.0 ** (formats.params[p.param][0] - 1) if p.param is not None else 1.0
-        largest = fan_in(p, spec, tensors) * 2.0 ** (formats.states[p.pre][0] - 1) * weight * abs(scale)
+        terms = operation(p, spec.populations, tensors).most_terms()
+        largest = terms * 2.0 ** (formats.states[p.pre][0] - 1) * weight * abs(scale)
         ports[p.post] = ports.get(p.post, 0.0) + largest * 2.0**-shift + 1
         if max(largest, ports[p.post]) > EXACT:
             raise CompileError(f"projection {p.name} adds up to numbers of more than 52 bits",
@@ -203,7 +176,8 @@ def check_plasticity(spec: Spec, tensors: Tensors, formats: Formats, replicas: i
     for rule in spec.plasticity:
         scale, shift = stepping(rule, formats)
         pre = 2.0 ** (formats.states[rule.pre][0] - 1) if rule.pre is not None else 1.0
-        largest = terms(rule, spec, tensors) * replicas * pre * 2.0 ** (formats.states[rule.post][0] - 1) * abs(scale)
+        terms = learning_rule(rule, spec, tensors).most_terms() * replicas
+        largest = terms * pre * 2.0 ** (formats.states[rule.post][0] - 1) * abs(scale)
         decay = 2.0 ** (formats.params[rule.param][0] - 1) * abs(decaying(rule)[0])
         if max(largest * max(1.0, 2.0**-shift), decay) > EXACT:
             raise CompileError(f"plasticity of {rule.param} adds up to numbers of more than 52 bits",

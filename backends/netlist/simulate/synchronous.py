@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pccompile.backends.netlist.expressions import function
 from pccompile.backends.netlist.format import Plasticity, Projection, Spec, Tensors, order, ports_of
-from pccompile.backends.netlist.simulate.operators import Change, Message, change, message
+from pccompile.backends.netlist.operations import Change, Message, learning_rule, operation
 from pccompile.diagnostics import CompileError
 
 Watch = Callable[[int, Mapping[str, Tensor]], None]
@@ -50,8 +50,12 @@ class Simulator:
             if array.dtype.kind == "f"
         }
         self.ranks = {n: torch.from_numpy(a) for n, a in tensors.items() if a.dtype.kind in "iu"}
-        self.messages: dict[str, Message] = {p.name: message(p, spec, tensors) for p in spec.projections}
-        self.changes: list[tuple[Plasticity, Change]] = [(r, change(r, spec, tensors)) for r in spec.plasticity]
+        self.messages: dict[str, Message] = {
+            p.name: operation(p, spec.populations, tensors).message() for p in spec.projections
+        }
+        self.changes: list[tuple[Plasticity, Change]] = [
+            (rule, learning_rule(rule, spec, tensors).change()) for rule in spec.plasticity
+        ]
         self.integrators = [name for name, p in spec.populations.items() if p.unit == "integrator"]
         self.delays = {n: max((p.delay for p in spec.projections if p.pre == n), default=0) for n in spec.populations}
         self.rates: dict[str, float | Tensor] = {n: spec.populations[n].rate for n in self.integrators}
@@ -135,14 +139,14 @@ class Simulator:
 
     def arrived(self, p: Projection) -> Tensor:
         """What a projection delivers."""
-        param = self.params[p.param] if p.param is not None else None
-        winners = self.winners[p.by] if p.by is not None else None
-        carried = self.read(p)
-        return self.fresh(
-            p.name,
-            (carried, param, winners),
-            lambda: self.scaled(p, self.messages[p.name](carried, param, winners)),
-        )
+        carried, operand = self.read(p), self.operand(p)
+        return self.fresh(p.name, (carried, operand), lambda: self.scaled(p, self.messages[p.name](carried, operand)))
+
+    def operand(self, p: Projection) -> Tensor | None:
+        """What the messages of a projection are made of besides the states that it carries."""
+        if p.param is not None:
+            return self.params[p.param]
+        return None if p.by is None else self.winners[p.by]
 
     def fresh(self, name: str, sources: tuple[Tensor | None, ...], make: Callable[[], Tensor]) -> Tensor:
         """What `make` gives, made again only when one of `sources` is another tensor than last time, or was changed."""

@@ -11,7 +11,9 @@ import numpy as np
 
 from pccompile.backends.netlist.format import Plasticity, Population, Port, Projection, Tensor
 from pccompile.backends.netlist.netlist import Netlist
-from pccompile.backends.netlist.synapses import Shape, bias_entries, ends, synapses
+from pccompile.backends.netlist.operations import RULES, Shape, bias_entries, operation
+from pccompile.backends.netlist.operations.sparse import Paired
+from pccompile.backends.netlist.synapses import synapses
 from pccompile.backends.netlist.transforms import fresh
 from pccompile.diagnostics import CompileError
 
@@ -89,7 +91,7 @@ class _Flattening:
     def projection(self, p: Projection) -> Projection:
         """A projection in the form of single synapses."""
         chosen = self.net.spec.populations[p.target].unit == "select"
-        if p.op == "route" or chosen or (p.op == "sparse" and p.elements is not None):
+        if chosen or operation(p, self.net.spec.populations, self.net.tensors).is_single_synapses():
             return p
         found = synapses(p, self.net.spec, self.net.tensors)
         param = p.param if found.other is not None else self.tensor(np.ones(1))
@@ -104,22 +106,23 @@ class _Flattening:
         """A rule in the form of single synapses, in the geometry of a projection that has the parameter."""
         spec = self.net.spec
         post = spec.populations[rule.post].shape
-        if rule.rule == "copy":
+        kind = RULES[rule.rule]
+        if kind.operation is None:
             if rule.axis is None:
                 return rule
             via = self.bias.get((rule.param, post, rule.axis))
             if via is None:
                 raise CompileError(f"the rule of {rule.param} copies {rule.post}, and is the bias of none like it")
             return replace(rule, rule="sparse", pre=self.one, via=via, axis=None)
-        if rule.rule == "sparse":
+        if rule.rule == Paired.name:
             return rule
         pre = spec.populations[str(rule.pre)].shape
-        op = "dense" if rule.rule == "outer" else "conv"
         named = spec.named()
         likely = [named[rule.via]] if rule.via is not None else spec.projections
         for p in (*likely, *spec.projections):
-            fits = p.op == op and (p.param == rule.param or p.name == rule.via)
-            if fits and tuple(map(math.prod, ends(p, spec))) == (math.prod(post), math.prod(pre)):
+            fits = p.op == kind.operation and (p.param == rule.param or p.name == rule.via)
+            ends = operation(p, spec.populations, self.net.tensors).ends
+            if fits and tuple(map(math.prod, ends)) == (math.prod(post), math.prod(pre)):
                 return replace(rule, rule="sparse", via=p.name)
         raise CompileError(f"no projection has {rule.param} between populations like {rule.pre} and {rule.post}")
 

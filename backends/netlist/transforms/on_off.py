@@ -6,6 +6,7 @@ import msgspec
 
 from pccompile.backends.netlist.format import Plasticity, Population, Projection, Spec
 from pccompile.backends.netlist.netlist import Netlist
+from pccompile.backends.netlist.operations import OPERATIONS
 from pccompile.backends.netlist.transforms import fresh
 from pccompile.diagnostics import CompileError
 
@@ -49,7 +50,7 @@ def on_off(net: Netlist) -> Netlist:
 def _is_channel(p: Projection, spec: Spec) -> bool:
     """Whether a projection feeds a channel."""
     target = spec.populations[p.target]
-    return target.function == "relu(x)" and target.role in ("error", "gate") and p.op == "one_to_one"
+    return target.function == "relu(x)" and target.role in ("error", "gate") and OPERATIONS[p.op].unitwise
 
 
 def _split(p: Projection, spec: Spec, channels: Channels, names: set[str]) -> list[Projection]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from pccompile.backends.netlist.format import Plasticity, Population, Projection, Tensor, ports_of
 from pccompile.backends.netlist.netlist import Netlist
+from pccompile.backends.netlist.operations import RULES, operation
 from pccompile.backends.netlist.synapses import Synapses, fan_in, synapses
 from pccompile.backends.netlist.transforms import fresh
 from pccompile.backends.netlist.transforms.flatten import without_unused
@@ -123,8 +124,9 @@ class _Splitting:
     def _moved(self, p: Projection, made: str, parts: np.ndarray, owner_of: np.ndarray) -> Projection:
         """A projection to the partial sums instead; synapse s is on unit parts[s]."""
         post = f"{made}:in"
-        if p.op == "route":
-            return self._rerouted(p, post, parts, owner_of)
+        tables = operation(p, self.populations, self.tensors).divided(parts, owner_of)
+        if tables is not None:
+            return replace(p, post=post, **{field: self._tensor(table) for field, table in tables.items()})
         found = self.synapses(p)
         kept = Projection(name=p.name, pre=p.pre, post=post, op="gather", gain=p.gain, delay=p.delay)
         if found.other is None:
@@ -133,28 +135,18 @@ class _Splitting:
         return replace(kept, op="sparse", param=p.param, transpose=p.transpose, index=self._tensor(index),
                        elements=self._tensor(found.other))  # fmt: skip
 
-    def _rerouted(self, p: Projection, post: str, parts: np.ndarray, owner_of: np.ndarray) -> Projection:
-        index = self.tensors[str(p.index)]
-        places = np.nonzero(index >= 0)
-        if p.transpose:
-            table = np.full(index.shape, -1, np.int64)
-            table[places] = parts
-            return replace(p, post=post, index=self._tensor(table))
-        table = np.full((owner_of.size, index.shape[1]), -1, np.int64)
-        table[parts, places[1]] = index[places]
-        winners = owner_of if p.elements is None else self.tensors[p.elements][owner_of]
-        return replace(p, post=post, index=self._tensor(table), elements=self._tensor(winners))
-
     def _follow(self, p: Projection, parts: _Parts) -> None:
         """Let the rules in the geometry of projection `p`, as it was, act where its synapses are now."""
         for i, rule in enumerate(self.plasticity):
             side = "pre" if p.transpose else "post"
-            if rule.via == p.name or self._is_outer(rule, p):
+            if rule.via == p.name or self._is_its_own(rule, p):
                 copy = self._copied(str(getattr(rule, side)), parts)
                 self.plasticity[i] = replace(rule, rule="sparse", via=p.name, **{side: copy})
 
-    def _is_outer(self, rule: Plasticity, p: Projection) -> bool:
-        if rule.rule != "outer" or p.op != "dense" or rule.param != p.param:
+    def _is_its_own(self, rule: Plasticity, p: Projection) -> bool:
+        """Whether a rule without `via` has the geometry of a projection."""
+        kind = RULES[rule.rule]
+        if kind.takes_via or kind.operation != p.op or rule.param != p.param:
             return False
         same, other = (rule.post, rule.pre) if p.transpose else (rule.pre, rule.post)
         return same == p.pre and self.populations[str(other)].size == self.populations[p.target].size
