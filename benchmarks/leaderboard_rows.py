@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import subprocess
 import time
@@ -187,6 +188,32 @@ def train(
         parts = zip(x_test.split(1000), y_test.split(1000), strict=True)
         hits = sum(int((model(a).argmax(-1) == b).sum()) for a, b in parts)
     return hits / y_test.numel(), statistics.median(times)
+
+
+def example(task: Task, folder: Path) -> tuple[Tensor, Tensor, int]:
+    """A batch and its labels, or random ones for large data, and how many batches an epoch has. Raises DataAbsent."""
+    if task.like is None:
+        x, y, *_ = task.data(folder)
+        return x[:BATCH], y[:BATCH], math.ceil(len(x) / BATCH)
+    size, shape = task.like
+    return torch.rand(BATCH, *shape), torch.randint(10, (BATCH,)), math.ceil(size / BATCH)
+
+
+def price(task: Task, entry: Entry, x: Tensor, y: Tensor, batches: int) -> dict[str, Any]:
+    """What a row would cost: ms of CPU of a training step after the first one, and the steps of a seed."""
+    torch.manual_seed(0)
+    model = task.build()
+    pc, batch = compiled(model, entry, x), (x, y)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    step = backprop_step(model) if pc is None else pc.train_step
+    timed(step, *batch, optimizer)
+    seconds = timed(step, *batch, optimizer)
+    return {
+        "settings": entry.settings,
+        "milliseconds": round(1e3 * seconds, 1),
+        "steps": task.epochs * batches,
+        "commit": commit(),
+    }
 
 
 def commit() -> str:

@@ -20,12 +20,17 @@ Data = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """A network on a data set, and how many epochs it is trained for. data(folder) raises DataAbsent."""
+    """A network on a data set, and how many epochs it is trained for. data(folder) raises DataAbsent.
+
+    like: how many training images there are and the shape of one, for data that is large or may be absent: on random
+    numbers a step takes as long.
+    """
 
     title: str
     build: Callable[[], nn.Module]
     data: Callable[[Path], Data]
     epochs: int
+    like: tuple[int, tuple[int, int, int]] | None = None
 
 
 class Residual(nn.Module):
@@ -178,12 +183,14 @@ TASKS = {
         lambda: mlp(784, *[32] * 32, 10, activation=nn.ReLU),
         lambda folder: grey("fashion", folder, 60000),
         5,
+        like=(60000, (1, 28, 28)),
     ),
     "vgg5": Task(
         "CIFAR-10, VGG-5",
         lambda: vgg5(1),
         lambda folder: coloured(folder, 50000, 10000),
         25,
+        like=(50000, (3, 32, 32)),
     ),
 }
 """By name, the quickest first. The last two are the settings of published numbers and take days."""

@@ -7,7 +7,9 @@ from pathlib import Path
 import leaderboard
 import pytest
 from leaderboard_page import page
+from leaderboard_rows import ENTRIES, example
 from leaderboard_tasks import TASKS
+from paper.data import DataAbsent
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +49,7 @@ def test_what_is_far_on_one_network_is_not_local() -> None:
         "commit": "a",
     }
     deep = {"strict": {**row, "local": True}, "alm": {**row, "hops": 17, "local": False}}
-    text = page({"digits-mlp": {"alm": {**row, "local": True}}, "residual-8": deep}, {})
+    text = page({"digits-mlp": {"alm": {**row, "local": True}}, "residual-8": deep}, {}, {})
     cells = [line.split(" | ")[7:9] for line in text.splitlines() if line.startswith(("| `alm`", "| `strict`"))]
     assert cells == [["", ""], ["3", "no"], ["3", "yes"], ["17", "no"]]
 
@@ -73,4 +75,38 @@ def test_what_has_no_time_or_no_data_is_said(tmp_path: Path, capsys) -> None:
     left = text.split("## Not run")[1]
     assert "- Digits, MLP 64-32-10: no time was left for it" in left
     assert f"- MNIST, 10,000 of the training images, MLP 784-128-128-128-10: {word}" in left
-    assert "| 77.75 | [arXiv:2605.31022](https://arxiv.org/abs/2605.31022) | not run: days of CPU |" in text
+    assert "| 77.75 | [arXiv:2605.31022](https://arxiv.org/abs/2605.31022) | not run |" in text
+
+
+def test_a_row_that_is_not_run_says_what_it_would_cost(tmp_path: Path) -> None:
+    output = tmp_path / "page.md"
+    run(output, "--networks", "digits-mlp", "--algorithms", "exact", "strict", "--prices")
+    kept = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))["prices"]["digits-mlp"]
+    assert kept["strict"]["steps"] == 23
+    assert kept["strict"]["milliseconds"] > 0
+    known = {"digits-mlp": {"strict": kept["strict"] | {"milliseconds": 1234.5}}, "vgg5": {"strict": kept["strict"]}}
+    row = {"cosines": [1, 1], "accuracy": 90, "error": None, "seeds": 1, "ratio": 2, "commit": "a"}
+    text = page({"digits-mlp": {"exact": row}}, {"vgg5": "no data"}, known)
+    assert "| not run: 1.23 s × 23 steps, 28.4 s a seed |" in text
+    assert " steps, " in next(line for line in text.splitlines() if "VGG-5 | strict" in line and "no data" in line)
+    text = run(output, "--networks", "digits-mlp", "--algorithms", "strict")
+    assert "strict" not in json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))["prices"]["digits-mlp"]
+    assert " | not run: " not in next(line for line in text.splitlines() if line.startswith("| `strict`"))
+
+
+def test_absent_data_is_stood_in_for_where_a_step_is_timed(tmp_path: Path) -> None:
+    for name, batches in (("fashion-32", 938), ("vgg5", 782)):
+        x, y, count = example(TASKS[name], tmp_path)
+        assert count == batches
+        assert TASKS[name].build()(x[:2]).shape == (2, 10)
+        assert len(x) == len(y)
+    with pytest.raises(DataAbsent):
+        example(TASKS["mnist-mlp"], tmp_path)
+
+
+def test_a_row_of_more_seeds_is_not_measured_again() -> None:
+    entry = next(e for e in ENTRIES if e.algorithm == "exact")
+    row = {"settings": {}, "epochs": 1, "seeds": 3, "flops": 1.0}
+    assert not leaderboard.missing(row, entry, 1, 1, False)
+    assert leaderboard.missing(row, entry, 4, 1, False)
+    assert leaderboard.missing(row, entry, 1, 1, True)
