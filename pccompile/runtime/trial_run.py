@@ -278,7 +278,8 @@ def backward(outputs: Sequence[Tensor], learning: Mapping[str, Tensor], by_facto
     gradients: Sequence[Tensor | None] = [None] * len(dense)
     if sent and dense:
         values, grads = zip(*sent, strict=True)
-        gradients = torch.autograd.grad(values, list(dense.values()), grads, allow_unused=True)
+        with torch.autocast(values[0].device.type, enabled=False):  # a backward pass under autocast casts once more
+            gradients = torch.autograd.grad(values, list(dense.values()), grads, allow_unused=True)
     if missed := [k for k, f in factors.items() if f.error is None]:
         raise RuntimeError(f"the product that reads {missed[0]} has no error")
     named = dict(zip(dense, gradients, strict=True))

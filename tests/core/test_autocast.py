@@ -156,3 +156,26 @@ def test_a_scaled_loss_gives_scaled_gradients() -> None:
     _, plain = trained(pc, x, True)
     _, scaled = trained(pc, x, True, scale=2.0**12)
     assert distance(scaled, plain) < 1e-6
+
+
+@pytest.mark.parametrize("layer", [nn.GRU, nn.RNN], ids=str)
+def test_the_check_goes_backward_outside_of_autocast(layer: type[nn.RNNBase]) -> None:
+    """A backward pass under autocast casts what the model keeps in float32, which no program does."""
+    torch.manual_seed(0)
+    net = Uncast(layer)
+    with torch.autocast(**ON):
+        pc = pccompile.compile(net, torch.randn(2, 5, 3))
+    assert float(str(pc.checked).rsplit(" ", 1)[1]) < 1e-6
+
+
+class Uncast(nn.Module):
+    """A recurrent layer that is kept out of autocast."""
+
+    def __init__(self, layer: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.layer = layer(3, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            output: Tensor = self.layer(x.float())[0]
+        return output
