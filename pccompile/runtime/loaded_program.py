@@ -256,33 +256,45 @@ class Runtime:
 
 
 def reaching(compiled: Compiled) -> dict[str, frozenset[int]]:
-    """For each gradient, the clamped outputs that it depends on; all where it is 0 for any, none for no gradient."""
+    """For each gradient, the clamped outputs that it depends on, be it by a derivative of 0; none for no gradient.
+
+    Leaves that are not the model's own, such as feedback weights, get one wherever a vertex that reads them sends.
+    """
     pc = compiled.pc
     if unsent(pc):
         return dict.fromkeys((g.key for g in compiled.source.gradients), frozenset())
     children, clamped = pc.children(), {name: frozenset((i,)) for i, name in enumerate(pc.clamped)}
-    found: dict[str, frozenset[int]] = {}
+    sent: dict[str, frozenset[int]] = {}
     for v in reversed(pc.vertices):
         own = clamped.get(v.name, frozenset[int]())
-        found[v.name] = own.union(*(found[c.name] for c in children[v.name]))
+        sent[v.name] = own.union(*(sent[c.name] for c in children[v.name]))
+    behind = _behind(compiled)
+    found = {}
+    for g in compiled.source.gradients:
+        found[g.key] = behind.get(g.name) or frozenset[int]().union(*(sent[c.name] for c in children[g.name]))
     every = frozenset(range(len(pc.outputs)))
-    gradients = {g.key: children[g.name] for g in compiled.source.gradients}
-    sets = {key: frozenset[int]().union(*(found[c.name] for c in senders)) for key, senders in gradients.items()}
-    return {key: outputs or every for key, outputs in sets.items()}
+    return {key: outputs or every for key, outputs in found.items()}
+
+
+def _behind(compiled: Compiled) -> dict[str, frozenset[int]]:
+    """For each value of the graph, the clamped outputs that autograd would come from to it."""
+    found: dict[str, frozenset[int]] = {}
+    for i, o in enumerate(compiled.pc.outputs):
+        found[o.value] = found.get(o.value, frozenset()) | {i}
+    for n in reversed(compiled.graph.nodes):
+        for name in n.inputs if n.name in found and passes_on(n) else ():
+            found[name] = found.get(name, frozenset()) | found[n.name]
+    return found
 
 
 def asking(compiled: Compiled) -> dict[str, tuple[frozenset[int], ...]]:
     """For each custom Function whose backward asks which gradients are there, the outputs behind its results."""
     graph = compiled.graph
-    behind: dict[str, frozenset[int]] = {o.value: frozenset((i,)) for i, o in enumerate(compiled.pc.outputs)}
-    found: dict[str, tuple[frozenset[int], ...]] = {}
+    behind, found = _behind(compiled), dict[str, tuple[frozenset[int], ...]]()
     for n in reversed(graph.nodes):
-        own = behind.get(n.name, frozenset())
-        if own and n.op == FUNCTION and not _materializes(n):
+        if n.name in behind and n.op == FUNCTION and not _materializes(n):
             sets = {behind.get(part, frozenset()) for _, part in parts(graph, n)} - {frozenset()}
             found |= {str(n.args["saved"]): tuple(sets)} if len(sets) > 1 else {}
-        for name in n.inputs if passes_on(n) else ():
-            behind[name] = behind.get(name, frozenset()) | own
     return found
 
 

@@ -162,6 +162,29 @@ def _cut_once(a: Tensor, b: Tensor) -> Sequence[Tensor]:
     return Blocks.apply(a, b)[0], a.exp()
 
 
+def _rounded(a: Tensor, b: Tensor) -> Sequence[Tensor]:
+    return a.round(), b.sin()
+
+
+def _sign_of_both(a: Tensor, b: Tensor) -> Sequence[Tensor]:
+    return (a * b).sign(), b.cos(), torch.where(a > 0, b.floor(), b)
+
+
+def _rounded_and_cut(a: Tensor, b: Tensor) -> Sequence[Tensor]:
+    return Blocks.apply(a, b.sign())[0], a.ceil() + b.tanh(), a.trunc()
+
+
+@pytest.mark.quick(6)
+@pytest.mark.parametrize("algorithm", ["exact", "fixed-prediction"])
+@pytest.mark.parametrize("granularity", ["op", "layer"])
+@pytest.mark.parametrize("results", [_rounded, _sign_of_both, _rounded_and_cut])
+def test_what_passes_a_derivative_of_zero_has_a_gradient_of_zeros(
+    results: Any, granularity: str, algorithm: str
+) -> None:
+    """Weight decay moves it in eager torch, too."""
+    test_what_no_operation_sends_anything_has_no_gradient(results, granularity, algorithm)
+
+
 @pytest.mark.quick(6)
 @pytest.mark.parametrize("algorithm", ["exact", "fixed-prediction"])
 @pytest.mark.parametrize("granularity", ["op", "layer"])
