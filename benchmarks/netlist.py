@@ -14,7 +14,7 @@ from torch import nn
 
 from pccompile.backends.netlist import Netlist
 from pccompile.backends.netlist.format import Phase, Plasticity, Population, Projection, Spec
-from pccompile.circuits import compile_netlist
+from pccompile.pipeline import compile_netlist
 
 
 def dense(synapses: int) -> Netlist:

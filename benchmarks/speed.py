@@ -22,10 +22,10 @@ from models import BENCHES, Bench
 
 from pccompile.algorithms.law import PathLengths
 from pccompile.algorithms.lowerings import Lowerings
+from pccompile.api.module import PCModule
 from pccompile.backends.torch import emit
 from pccompile.pipeline import Options
 from pccompile.runtime.losses import targets_of
-from pccompile.runtime.module import PCModule
 
 Step = Callable[[], Any]
 

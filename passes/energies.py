@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from pccompile.diagnostics import CompileError, listing, printable
-from pccompile.ir import Energy, Lasting, PCGraph, Vertex
+from pccompile.ir import FLAT, Do, Energy, Lasting, PCGraph, Vertex
+from pccompile.ir.equations import substituted
 from pccompile.ops.energies import ENERGIES
 from pccompile.passes.precisions import Precision, weighted
 
@@ -90,4 +91,14 @@ def _vertex(pc: PCGraph, name: str) -> Vertex:
     return next(v for v in pc.vertices if v.name == name)
 
 
-__all__ = ["Energies", "Precision", "is_in", "with_energies"]
+def learned_updates(pc: PCGraph) -> Iterator[Do]:
+    """How the slots of energies learn, where inference has ended; those of outputs that are silent stay."""
+    energies = {v.name: v.energy for v in pc.vertices}
+    for kept in pc.lasting:
+        if kept.learned and energies.get(kept.owner) != FLAT:
+            # the error of a vertex that is given is what it sends, Π ε
+            by = {"error": f"error / {kept.slot}"} if kept.owner in pc.observed else {}
+            yield Do(kept.owner, kept.slot, substituted(kept.learned, by))
+
+
+__all__ = ["Energies", "Precision", "is_in", "learned_updates", "with_energies"]

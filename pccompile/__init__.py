@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pccompile.algorithms.meta_pcn import normalise_weights
+    from pccompile.api.compile import compile
+    from pccompile.api.module import PCModule
+    from pccompile.api.register import register_elementwise, register_linear, register_onnx
+    from pccompile.api.temporal_coding import Temporal
     from pccompile.backends.netlist import Netlist
     from pccompile.diagnostics import CompileError
     from pccompile.frontends.onnx import load_onnx
@@ -20,33 +24,30 @@ if TYPE_CHECKING:
     from pccompile.report.recorder import Recorder
     from pccompile.report.trace import Trace
     from pccompile.report.verify import VerifyReport, verify
-    from pccompile.runtime.compile import compile, register_elementwise, register_linear, register_onnx
-    from pccompile.runtime.module import PCModule
     from pccompile.runtime.mupc import mupc
     from pccompile.runtime.settle import Settled
-    from pccompile.runtime.temporal_coding import Temporal
 
 __version__ = "0.1.0"
 _WHERE = {
     "CircuitReport": "pccompile.report.circuit",
     "CompileError": "pccompile.diagnostics",
     "Netlist": "pccompile.backends.netlist",
-    "PCModule": "pccompile.runtime.module",
+    "PCModule": "pccompile.api.module",
     "Settled": "pccompile.runtime.settle",
     "Recorder": "pccompile.report.recorder",
-    "Temporal": "pccompile.runtime.temporal_coding",
+    "Temporal": "pccompile.api.temporal_coding",
     "Trace": "pccompile.report.trace",
     "VerifyReport": "pccompile.report.verify",
     "budget": "pccompile.limits",
-    "compile": "pccompile.runtime.compile",
+    "compile": "pccompile.api.compile",
     "energy": "pccompile.ops.energies",
     "learned_precision": "pccompile.ops.energies",
     "load_onnx": "pccompile.frontends.onnx",
     "mupc": "pccompile.runtime.mupc",
     "normalise_weights": "pccompile.algorithms.meta_pcn",
-    "register_elementwise": "pccompile.runtime.compile",
-    "register_linear": "pccompile.runtime.compile",
-    "register_onnx": "pccompile.runtime.compile",
+    "register_elementwise": "pccompile.api.register",
+    "register_linear": "pccompile.api.register",
+    "register_onnx": "pccompile.api.register",
     "verify": "pccompile.report.verify",
     "verify_circuit": "pccompile.report.circuit",
 }

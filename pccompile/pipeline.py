@@ -1,32 +1,38 @@
-"""The order of the stages: frontend, passes, algorithm, backend. The driver verifies, shows and times between them."""
+"""The two roads of a model, to a torch program and to a netlist: which passes run, in which order.
+
+Between two stages the pipeline verifies what the first has made, and tells a hook, which shows and times it.
+"""
 
 from __future__ import annotations
 
-import threading
+import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from pccompile.algorithms import ALGORITHMS, Choice
+from pccompile.algorithms.refusals import refuse_energies, refuse_roles
+from pccompile.backends.netlist import Lowerable, Netlist, NetlistOptions, build, has_circuit, with_probabilities
 from pccompile.backends.torch import Loss, Source, emit
-from pccompile.diagnostics import CompileError, printable
+from pccompile.diagnostics import Collector, CompileError, printable
 from pccompile.frontends.capture import export
 from pccompile.frontends.exported import import_program
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.frontends.places import Place
-from pccompile.ir import FLAT, LASTING, Do, Graph, PCGraph, Program, verify, verify_local, verify_program
-from pccompile.ir.equations import substituted
+from pccompile.frontends.process import capturing
+from pccompile.ir import LASTING, Graph, PCGraph, Program, Ref, live, verify, verify_local, verify_program
 from pccompile.ops import Typer
+from pccompile.ops.packed import LAYERS
 from pccompile.passes.activity import active
 from pccompile.passes.canonicalise import canonicalise
 from pccompile.passes.dce import dce
 from pccompile.passes.derive_rules import derive_rules
-from pccompile.passes.energies import Energies, with_energies
+from pccompile.passes.energies import Energies, learned_updates, with_energies
+from pccompile.passes.every_place import every_place
 from pccompile.passes.feedback import DERIVATIVES, HOME, KINDS, with_feedback
 from pccompile.passes.insert_vertices import insert_vertices
 from pccompile.passes.mirror import mirrored
@@ -34,15 +40,26 @@ from pccompile.passes.precisions import Precision
 from pccompile.passes.roles import NO_ROLES, Roles, with_roles
 from pccompile.passes.settle_layouts import settle_layouts
 from pccompile.passes.settle_presence import settle_presence
+from pccompile.passes.simplify import simplify
 from pccompile.passes.stop_unsent import stop_unsent, unsent
 from pccompile.passes.wavefront import wavefront
 
+Pass = Callable[[Graph, Typer], Graph]
+TO_VERTICES: Mapping[str, Pass] = {
+    "canonicalise": canonicalise,
+    "dce": lambda graph, typer: dce(graph),
+    "settle-layouts": lambda graph, typer: settle_layouts(graph),
+    "settle-presence": lambda graph, typer: settle_presence(graph),
+}
+"""What is done to a graph, in this order, before its operations become vertices."""
+TO_CIRCUIT: Mapping[str, Pass] = {
+    "canonicalise": lambda graph, typer: dce(canonicalise(graph, typer)),
+    "every-place": every_place,
+}
+"""What is done to a graph, in this order, before a loss is put at its end and it is simplified for a circuit."""
+
 Hook = Callable[[str, object, float], None]
 """Called after each stage with its name, its result and the seconds of CPU that it took."""
-
-
-_CAPTURE = threading.RLock()
-"""Held while a model is captured and compiled: torch.export and what is patched for it are one for all threads."""
 LOSSES_OUTSIDE = ("refuse", "linearise")
 """A loss of an algorithm's outputs is refused where inference needs it, or clamps them by its linearisation."""
 DIVERGENCE = ("raise", "warn", "ignore")
@@ -122,6 +139,20 @@ class Compiled:
     plain: PCGraph | None = None
 
 
+@dataclass(frozen=True)
+class Circuitry:
+    """A netlist with what it was made of: `graph` in simple operations, its tensors and example inputs by name.
+
+    results: the names of the model's outputs.
+    """
+
+    netlist: Netlist
+    graph: Graph
+    tensors: Mapping[str, Tensor]
+    examples: Mapping[str, Tensor]
+    results: tuple[str, ...]
+
+
 def silent(stage: str, result: object, seconds: float) -> None:
     """A hook that says nothing."""
     del stage, result, seconds
@@ -131,7 +162,10 @@ Result = TypeVar("Result")
 
 
 class Stages:
-    """Runs stages one after another, checks what each makes, and tells the hook."""
+    """Runs stages one after another, checks what each makes, and tells the hook.
+
+    A program is checked where it is scheduled, before a pass reads it.
+    """
 
     def __init__(self, hook: Hook = silent) -> None:
         self.hook = hook
@@ -145,22 +179,14 @@ class Stages:
                 verify(result)
             case PCGraph():
                 verify_local(result)
-            case Program():
-                verify_program(result)
         self.hook(name, result, time.process_time() - start)
         return result
 
-
-@contextmanager
-def capturing() -> Iterator[None]:
-    """Within: a model may be captured and compiled, by one thread at a time.
-
-    torch.inference_mode is left, and not torch.no_grad: no gradient could ever pass the tensors that a program keeps.
-    """
-    with _CAPTURE:
-        learns = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.set_grad_enabled(learns):
-            yield
+    def run(self, passes: Mapping[str, Pass], graph: Graph, typer: Typer) -> Graph:
+        """`graph` after all of `passes`, each of them a stage."""
+        for name, change in passes.items():
+            graph = self(name, functools.partial(change, graph, typer))
+        return graph
 
 
 def import_model(
@@ -190,11 +216,7 @@ def to_vertices(
     """The passes: canonical operations, then vertices, then their local rules, or what `finish` makes of them."""
     stage, typer = Stages(hook), imported.typer
     graph = stage("import-graph", lambda: imported.graph)
-    graph = stage("canonicalise", lambda: canonicalise(graph, typer))
-    graph = stage("dce", lambda: dce(graph))
-    graph = stage("settle-layouts", lambda: settle_layouts(graph))
-    graph = stage("settle-presence", lambda: settle_presence(graph))
-    return _with_rules(stage, graph, typer, granularity, finish)
+    return _with_rules(stage, stage.run(TO_VERTICES, graph, typer), typer, granularity, finish)
 
 
 def _with_rules(
@@ -218,55 +240,11 @@ def schedule(pc: PCGraph, options: Options, hook: Hook = silent) -> Program:
     def scheduled() -> Program:
         program = algorithm.schedule(pc, settings)
         if algorithm.energies != "none":
-            program = replace(program, learn=(*program.learn, *learned_slots(program.pc)))
+            program = replace(program, learn=(*program.learn, *learned_updates(program.pc)))
         program = wavefront(verify_program(program))
         return replace(program, facts=(*facts, *program.facts)) if facts else program
 
     return Stages(hook)("schedule", scheduled)
-
-
-def learned_slots(pc: PCGraph) -> Iterator[Do]:
-    """How the slots of energies learn, where inference has ended; those of outputs that are silent stay."""
-    energies = {v.name: v.energy for v in pc.vertices}
-    for kept in pc.lasting:
-        if kept.learned and energies.get(kept.owner) != FLAT:
-            # the error of a vertex that is given is what it sends, Π ε
-            by = {"error": f"error / {kept.slot}"} if kept.owner in pc.observed else {}
-            yield Do(kept.owner, kept.slot, substituted(kept.learned, by))
-
-
-def refuse_energies(options: Options, pc: PCGraph | None = None) -> None:
-    """Raise CompileError where the algorithm has no use for energies, or not for those that `pc` has."""
-    algorithm = ALGORITHMS[options.algorithm]
-    if algorithm.energies == "none":
-        able = ", ".join(a.name for a in ALGORITHMS.values() if a.energies == "any")
-        what = f"{algorithm.name} knows no energy but half the squared error, and no precision"
-        raise CompileError(what, hint=f"algorithms that do: {able}")
-    if algorithm.measures(options.settings):
-        what = (
-            f"{algorithm.name}: what is automatic is measured for half the squared error, without energies or precision"
-        )
-        raise CompileError(what, hint="give rate and steps as numbers")
-    if pc and not algorithm.estimates and (learned := [k for k in pc.lasting if k.learned]):
-        able = ", ".join(a.name for a in ALGORITHMS.values() if a.energies != "none" and a.estimates)
-        what = f"{algorithm.name}: the precision of {learned[0].owner} cannot learn by errors that tend to 0"
-        raise CompileError(what, hint=f"algorithms whose errors are those where free energy is least: {able}")
-    for v in pc.latent if pc and algorithm.energies == "of the error" else ():
-        if v.energy and not v.energy.of_error:
-            what = f"{algorithm.name} takes energies of v - vhat alone; the energy of {v.name} is {v.energy}"
-            raise CompileError(what, v.where, hint="use strict")
-
-
-def refuse_roles(options: Options) -> None:
-    """Raise CompileError where the algorithm cannot infer inputs, or be given hidden values."""
-    algorithm = ALGORITHMS[options.algorithm]
-    if not algorithm.roles:
-        able = ", ".join(a.name for a in ALGORITHMS.values() if a.roles)
-        what = f"{algorithm.name} infers no inputs and takes no hidden values: its predictions stay"
-        raise CompileError(what, hint=f"algorithms that do: {able}")
-    if algorithm.measures(options.settings):
-        what = f"{algorithm.name}: what is automatic is measured with inputs that are given"
-        raise CompileError(what, hint="give rate and steps as numbers")
 
 
 def refuse_feedback(options: Options) -> None:
@@ -300,6 +278,7 @@ def compile_imported(
 ) -> Compiled:
     """An imported model all the way to source."""
     refuse_feedback(options)
+    algorithm = ALGORITHMS[options.algorithm]
     stage, roles, own = Stages(hook), options.roles, options.energies is not None or options.precision is not None
 
     def cost(pc: PCGraph) -> PCGraph:
@@ -314,9 +293,9 @@ def compile_imported(
 
     with capturing():
         if own:
-            refuse_energies(options)
+            refuse_energies(algorithm, options.settings)
         if roles:
-            refuse_roles(options)
+            refuse_roles(algorithm, options.settings)
             can_move = {n for n, t in imported.graph.inputs.items() if t.differentiable}
             wanted = imported.graph.wanted | (can_move & roles.inputs.keys())
             imported = replace(imported, graph=replace(imported.graph, wanted=wanted))
@@ -325,12 +304,93 @@ def compile_imported(
         if not roles:
             pc = fed_back(cost(with_mirrors(plain, imported.typer, options, hook)), imported.typer, options, hook)
         if own:
-            refuse_energies(options, pc)
+            refuse_energies(algorithm, options.settings, pc)
         pc = replace(pc, home=options.kept)
         program = schedule(pc, options, hook)
         program = replace(program, also=("prediction",)) if roles.shown else program
         if not options.transposes:
             program = replace(program, facts=(*program.facts, f"Messages to values: {options.messages}"))
         source = stage("emit", lambda: emit(program, loss, record))
-    own = options.transposes and ALGORITHMS[options.algorithm].mirrors is None
+    own = options.transposes and algorithm.mirrors is None
     return Compiled(imported, graph, program.pc, program, source, loss, None if own else plain)
+
+
+def simple_graph(imported: Imported, loss: str, hook: Hook = silent) -> tuple[Graph, list[str], dict[str, str]]:
+    """A model in operations that have circuits, as far as it can be brought there; its results and their softmax."""
+    stage, typer = Stages(hook), imported.typer
+    graph = stage("import-graph", lambda: imported.graph)
+    graph = stage.run(TO_CIRCUIT, graph, typer)
+    original = dict(zip(imported.graph.outputs, graph.outputs, strict=True))
+    probabilities: dict[str, str] = {}
+    if loss == "cross-entropy":
+        carrying = active(graph)
+        outputs = tuple(dict.fromkeys(o for o in graph.outputs if o in carrying))
+        graph, probabilities = with_probabilities(graph, typer, outputs)
+    before = graph.outputs
+    graph = stage("simplify", lambda: simplify(graph, typer, has_circuit))
+    renamed = dict(zip(before, graph.outputs, strict=True))
+    results = [renamed[original[o]] for o in imported.outputs if isinstance(o, Ref)]
+    return graph, results, {renamed[o]: renamed[p] for o, p in probabilities.items()}
+
+
+def lay_out(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    options: NetlistOptions | None = None,
+    locate: Locate | None = None,
+    hook: Hook | None = None,
+    name: str = "",
+) -> Circuitry:
+    """The circuit of `model` for inputs of the shapes given. Raises CompileError with all that has no circuit."""
+    options, hook = options or NetlistOptions(), hook or silent
+    imported = import_model(model, args, kwargs, locate=locate, hook=hook, fixed=True)
+    _refuse_states(imported)
+    _refuse_packed(imported)
+    if options.input_errors:
+        floating = {k for k, t in imported.graph.inputs.items() if t.differentiable}
+        imported = replace(imported, graph=replace(imported.graph, wanted=imported.graph.wanted | floating))
+    graph, results, probabilities = simple_graph(imported, options.loss, hook)
+    leaves = pytree.tree_leaves((args, dict(kwargs or {})))
+    examples = {n: t for n, t in zip(imported.inputs, leaves, strict=True) if n is not None and isinstance(t, Tensor)}
+    tensors = {k: t.detach() for k, t in imported.tensors.items()}
+    source = Lowerable(graph, tensors, examples, active(graph), imported.typer)
+    label = name or type(model).__name__
+    netlist = Stages(hook)("netlist", lambda: build(source, options, label, results, probabilities))
+    return Circuitry(netlist, graph, tensors, examples, tuple(results))
+
+
+def compile_netlist(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    options: NetlistOptions | None = None,
+    **more: Any,
+) -> Netlist:
+    """The netlist alone; arguments as for `lay_out`."""
+    return lay_out(model, args, kwargs, options, **more).netlist
+
+
+def _refuse_states(imported: Imported) -> None:
+    """Raise CompileError where a model changes what its next call reads: a circuit has no place for that."""
+    problems, graph = Collector(), imported.graph
+    outputs = graph.outputs[: len(graph.outputs) - graph.further]
+    read = {i for n in live(graph.nodes, outputs) for i in n.inputs}.union(outputs)
+    hint = "pass it as an input and return its new value"
+    for state in (s for s in imported.states if s.read):
+        problems.add(f"forward writes the state {state.place}, which a circuit does not keep", hint=hint)
+    for name in imported.writes:
+        problems.add(f"forward changes the input {name} in place", hint="clone it first")
+    for buffer in graph.updates:
+        if buffer in read:
+            problems.add(f"forward writes the state {graph.origin[buffer]}, which a circuit does not keep", hint=hint)
+    problems.raise_if_any()
+
+
+def _refuse_packed(imported: Imported) -> None:
+    """Raise CompileError for recurrent layers over packed sequences: how many rows they have is data."""
+    problems, hint = Collector(), "give it padded sequences, and read their states at each one's end"
+    for n in imported.graph.nodes:
+        if n.op in LAYERS.values():
+            problems.add("the netlist has no circuit for a recurrent layer over packed sequences", n.where, hint)
+    problems.raise_if_any()

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from worker import Arrays, Problem, Step, serve
 
+from pccompile.api.module import PCModule
 from pccompile.pipeline import Options
 from pccompile.runtime.losses import targets_of
-from pccompile.runtime.module import PCModule
 
 
 def network(problem: Problem) -> torch.nn.Sequential:

@@ -4,7 +4,7 @@ import torch
 from pccompile_file import loss, network, settings
 from worker import Arrays, Problem, Step, serve
 
-from pccompile.runtime.module import PCModule
+from pccompile.api.module import PCModule
 
 
 def build(problem: Problem) -> tuple[Step, Arrays]:

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from pccompile.backends.netlist import Netlist, NetlistOptions
-from pccompile.circuits import compile_netlist
+from pccompile.pipeline import compile_netlist
 
 BATCH = 32
 """Presentations at a time, the replicas of a session."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from pccompile.backends.netlist import NetlistOptions
 from pccompile.backends.netlist.export.nengo import from_nengo
-from pccompile.circuits import compile_netlist
+from pccompile.pipeline import compile_netlist
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from pccompile.backends.netlist import NetlistOptions
 from pccompile.backends.netlist.export.verilog import EXPORTER
 from pccompile.backends.netlist.simulate.formats import Formats
 from pccompile.backends.netlist.transforms.quantise import quantise
-from pccompile.circuits import compile_netlist
+from pccompile.pipeline import compile_netlist
 
 
 def main(folder: Path) -> None:

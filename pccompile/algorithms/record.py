@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
+from pccompile.algorithms.bounds import Bounds
 from pccompile.diagnostics import CompileError, printable
 from pccompile.ir import PCGraph, Program
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from pccompile.analysis.spectrum import Spectrum
 
 Auto = Literal["auto"]
 """What a setting may be that is chosen by measuring a batch."""
@@ -55,7 +54,7 @@ class Algorithm:
     that inputs can be free and vertices observed: its schedule moves `pc.latent` and sets the errors of `pc.ends`.
     estimates: whether the errors that it ends in are those where free energy is least, by which precisions learn.
     mirrors(settings): where every layer is mirrored, how much its own prediction weighs, and that of its mirror.
-    automatic(settings, spectrum): a choice for each setting that is "auto"; None where the schedule itself knows what
+    automatic(settings, bounds): a choice for each setting that is "auto"; None where the schedule itself knows what
     to take. most_energy(arguments, loss, entries): what ½‖ε‖² over so many entries of hidden vertices comes to at
     most where inference keeps its bound and the loss, this large at the start, is nowhere negative; None where no such
     number is known.
@@ -75,7 +74,7 @@ class Algorithm:
     roles: bool = False
     estimates: bool = True
     mirrors: Callable[[Any], tuple[float, float]] | None = None
-    automatic: Callable[[Any, Spectrum], tuple[Choice, ...]] | None = None
+    automatic: Callable[[Any, Bounds], tuple[Choice, ...]] | None = None
     most_energy: Callable[[Mapping[str, Any], Tensor, int], Tensor] | None = None
 
     def __post_init__(self) -> None:

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pccompile.api.models import load_program
 from pccompile.cli.shapes import Shape, check_names
 from pccompile.cli.user_inputs import UserInputs, as_argument
 from pccompile.diagnostics import NOWHERE, CompileError, Location, UsageError, listing, printable
-from pccompile.runtime.compile import load_program
 
 
 @dataclass(frozen=True)

@@ -15,21 +15,21 @@ import numpy as np
 import torch
 from torch import nn
 
+from pccompile.api.compile import netlist_options
+from pccompile.api.models import as_module
 from pccompile.backends.netlist import Netlist, NetlistOptions, Result
 from pccompile.backends.netlist.export import available, exporter
-from pccompile.circuits import lay_out
 from pccompile.cli.data_files import tensors_of
 from pccompile.cli.loading import load
 from pccompile.cli.user_inputs import parsed, user_inputs
 from pccompile.diagnostics import EXIT_DONE, EXIT_VERIFY, CompileError, UsageError, printable
 from pccompile.files.writing import check_replaceable, write_together
 from pccompile.frontends.onnx import OnnxModule
-from pccompile.pipeline import Hook
+from pccompile.pipeline import Hook, lay_out
 from pccompile.report.circuit import random_targets, verify_circuit
 from pccompile.report.netlist import resources_page, resources_report
 from pccompile.report.reference import constant_weights, redrawn
 from pccompile.report.tables import Page, Table, as_json, count, number, show
-from pccompile.runtime.compile import as_module, netlist_options
 
 SUFFIX = ".pcnet.json"
 TRANSFORMS: dict[str, Callable[[Netlist], Netlist]] = {

@@ -16,6 +16,7 @@ from typing import Any
 
 import pccompile
 from pccompile.algorithms import ALGORITHMS
+from pccompile.api.module import PCModule
 from pccompile.backends.netlist import Netlist
 from pccompile.backends.netlist.files import text as netlist_text
 from pccompile.backends.torch import Source
@@ -42,7 +43,6 @@ from pccompile.report.settling import settling
 from pccompile.report.summary import warnings as worth_knowing
 from pccompile.report.tables import Table, as_json, show
 from pccompile.runtime.automatic_rates import measures
-from pccompile.runtime.module import PCModule
 from pccompile.runtime.saving import check_writable, save_generated
 
 HIDDEN = ("import-graph", "check")

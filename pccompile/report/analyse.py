@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -22,9 +22,7 @@ from pccompile.report.spectrum import SpectrumReport, spectrum_report
 from pccompile.report.tables import Page, as_json
 from pccompile.runtime.displaced_batch import DisplacedBatch
 from pccompile.runtime.losses import targets_of
-
-if TYPE_CHECKING:
-    from pccompile.runtime.module import PCModule
+from pccompile.runtime.module import CompiledModule
 
 KINDS = ("spectrum", "regime", "convergence", "asynchronous")
 
@@ -62,7 +60,7 @@ class Analysis:
 
 
 def analyse(
-    pc: PCModule,
+    pc: CompiledModule,
     args: tuple[Any, ...] | Tensor,
     kwargs: Mapping[str, Any] | None = None,
     *,

@@ -15,11 +15,11 @@ from torch.utils import _pytree as pytree
 
 from pccompile.analysis.compare import Difference, agrees, difference
 from pccompile.backends.netlist import Netlist, NetlistOptions, Result
-from pccompile.circuits import Circuitry, lay_out
 from pccompile.diagnostics import EXIT_VERIFY
 from pccompile.frontends.imported import Locate
 from pccompile.ops import OPS
 from pccompile.ops.interpret import interpret
+from pccompile.pipeline import Circuitry, lay_out
 from pccompile.report.tables import Page, Table, count, number
 
 TOLERANCE = 1e-9

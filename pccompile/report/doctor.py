@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pccompile.diagnostics import CompileError, Problem, listing, printable
+from pccompile.frontends.onnx import OnnxModule
 from pccompile.report.summary import warnings
 from pccompile.report.tables import Page, count
-
-if TYPE_CHECKING:
-    from pccompile.frontends.onnx import OnnxModule
-    from pccompile.runtime.module import PCModule
+from pccompile.runtime.module import CompiledModule
 
 
-def examine(shown: str, model: str, compile_it: Callable[[], PCModule]) -> tuple[Page, bool]:
+def examine(shown: str, model: str, compile_it: Callable[[], CompiledModule]) -> tuple[Page, bool]:
     """The findings, and whether the model can be compiled. `model` is what the command line names."""
     path = Path(model) if model.lower().endswith(".onnx") else None
     problems: list[Problem] = []

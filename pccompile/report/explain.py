@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from pccompile.diagnostics import listing, printable
 from pccompile.ir import ForEach, Vertex
@@ -12,17 +13,13 @@ from pccompile.pipeline import Compiled
 from pccompile.report.code import lines_of
 from pccompile.report.places import find, source_line
 from pccompile.report.tables import Page, Table, count, shortened
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from pccompile.runtime.module import PCModule
+from pccompile.runtime.module import CompiledModule
 
 MOST = 4
 """So many vertices that a name means are explained one by one; more are listed."""
 
 
-def explain(pc: PCModule, vertex: str | None = None) -> Page:
+def explain(pc: CompiledModule, vertex: str | None = None) -> Page:
     """The page about the vertices that `vertex` means, or about all. Raises CompileError for an unknown name."""
     compiled = pc.compiled
     if vertex is None:

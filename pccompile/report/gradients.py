@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,8 @@ from pccompile.frontends.places import change_attributes
 from pccompile.pipeline import compile_imported
 from pccompile.report.losses import Criterion, cast, clamp, cloned, random_target, squared_error
 from pccompile.runtime.loaded_program import Runtime, parted, reaching
+from pccompile.runtime.module import CompiledModule
 from pccompile.runtime.trial_run import untouched
-
-if TYPE_CHECKING:
-    from pccompile.runtime.module import PCModule
 
 Gradients = dict[str, "Tensor | None"]
 
@@ -29,7 +27,7 @@ class Bench:
 
     def __init__(
         self,
-        pc: PCModule,
+        pc: CompiledModule,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         loss: Criterion | None,
@@ -113,7 +111,7 @@ class Bench:
 
 
 def double_bench(
-    pc: PCModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], loss: Criterion | None, target: Any, seed: int
+    pc: CompiledModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], loss: Criterion | None, target: Any, seed: int
 ) -> tuple[Bench, list[str]]:
     """A bench in float64 where the model runs in it, else in its own precision; and what to tell the reader."""
     own = Bench(pc, args, kwargs, loss, target, seed)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from pccompile.algorithms import ALGORITHMS
 from pccompile.analysis.locality import Locality, carried, locality
 from pccompile.analysis.plasticity import Plasticity, plasticity
 from pccompile.diagnostics import listing
 from pccompile.ir import Program
+from pccompile.pipeline import Compiled, Options, schedule
 from pccompile.report.tables import Page, Table, as_json, count
 
 SHOWN = 12
 """So many updates of a chain are shown at each of its ends."""
+RELAXED = "these are the steps; the compiled program evaluates what they end in, which gives the same gradients"
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,18 @@ def _table(rules: tuple[Plasticity, ...]) -> Table:
     return Table(("parameter", "update", "presynaptic", "own state", "other weights", ">places"), rows)
 
 
+def stepped(compiled: Compiled, options: Options) -> tuple[Program, tuple[str, ...]]:
+    """The program of an algorithm step by step, and a line where the compiled one is another."""
+    if "lowering" not in {f.name for f in fields(ALGORITHMS[options.algorithm].settings)}:
+        return compiled.program, ()
+    relaxed = schedule(compiled.pc, replace(options, settings={**options.settings, "lowering": "relax"}))
+    return relaxed, () if relaxed.infer == compiled.program.infer else (RELAXED,)
+
+
 def report_locality(program: Program, notes: tuple[str, ...] = ()) -> LocalityReport:
     """What `program` needs of a substrate."""
     work = dict(carried(program))
     return LocalityReport(program.algorithm, locality(program), work, plasticity(program.pc), notes)
 
 
-__all__ = ["LocalityReport", "report_locality"]
+__all__ = ["LocalityReport", "report_locality", "stepped"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError
-
-if TYPE_CHECKING:
-    from pccompile.runtime.loaded_program import Runtime
+from pccompile.runtime.loaded_program import Runtime
 
 Criterion = Callable[[Any, Any], Tensor]
 

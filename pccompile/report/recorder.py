@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from pccompile.diagnostics import CompileError
+from pccompile.report.analyse import analyse
 from pccompile.report.regime import has_regime
 from pccompile.report.tables import as_json
-
-if TYPE_CHECKING:
-    from pccompile.runtime.module import PCModule
+from pccompile.report.trace import infer
+from pccompile.runtime.module import CompiledModule
 
 
 class Sink(Protocol):
@@ -59,7 +59,7 @@ class Recorder:
 
     def measure(
         self,
-        pc: PCModule,
+        pc: CompiledModule,
         step: int,
         args: tuple[Any, ...] | Tensor,
         kwargs: Mapping[str, Any] | None = None,
@@ -77,17 +77,17 @@ class Recorder:
 
 
 def measured(
-    pc: PCModule, args: tuple[Any, ...] | Tensor, kwargs: Mapping[str, Any] | None, target: Any
+    pc: CompiledModule, args: tuple[Any, ...] | Tensor, kwargs: Mapping[str, Any] | None, target: Any
 ) -> dict[str, float]:
     """The numbers of one batch, by name."""
     found: dict[str, float] = {}
     steps = has_regime(pc.options.algorithm)
     if steps or not pc.compiled.source.moving:  # a single wave of moving values has no steps to show
-        trace = pc.infer(args, kwargs, target=target)
+        trace = infer(pc, args, kwargs, target=target)
         found |= {"loss": float(trace.loss[-1]), "free_energy": float(trace.free_energy[-1])}
         found |= {f"energy/{name}": float(e[-1]) for name, e in trace.energy.items()}
     if steps:
-        regime = pc.analyse(args, kwargs, target=target, kinds=("regime",)).regime
+        regime = analyse(pc, args, kwargs, target=target, kinds=("regime",)).regime
         assert regime is not None
         found |= {f"cosine/{p.name}": p.cosine_to_backprop for p in regime.parameters}
         scale = regime.rate * regime.steps

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,9 +30,7 @@ from pccompile.report.judgement import Engine, judge
 from pccompile.report.tables import count
 from pccompile.report.verify import Forward, VerifyReport, verify
 from pccompile.report.widening import NARROWER, TYPES, widened
-
-if TYPE_CHECKING:
-    from pccompile.runtime.module import PCModule
+from pccompile.runtime.module import CompiledModule
 
 INSTALL = 'pip install "pccompile[check]"'
 SECONDS = 60.0
@@ -191,7 +189,7 @@ def with_weights(model: onnx.ModelProto, module: OnnxModule) -> onnx.ModelProto 
     return changed
 
 
-def verify_file(pc: PCModule, path: Path, args: tuple[Tensor, ...], seed: int, **settings: Any) -> VerifyReport:
+def verify_file(pc: CompiledModule, path: Path, args: tuple[Tensor, ...], seed: int, **settings: Any) -> VerifyReport:
     """`report.verify.verify` for a compiled ONNX file, its forward pass against another runtime's.
 
     Weights that are one number throughout are drawn anew meanwhile.
@@ -247,7 +245,7 @@ def redrawn(module: OnnxModule, seed: int) -> Iterator[list[Tensor]]:
                 tensor.fill_(value)
 
 
-def scaled(pc: PCModule, drawn: list[Tensor], args: tuple[Tensor, ...], seed: int) -> list[str]:
+def scaled(pc: CompiledModule, drawn: list[Tensor], args: tuple[Tensor, ...], seed: int) -> list[str]:
     """Shrink `drawn` weights until most gradients are not 0: a saturated softmax would let nothing through."""
     weights = [t for t in drawn if t.dim() > 1]
     factor = 1.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -14,9 +13,7 @@ from pccompile.diagnostics import listing
 from pccompile.pipeline import Compiled
 from pccompile.report.explain import rules
 from pccompile.report.tables import Page, count
-
-if TYPE_CHECKING:
-    from pccompile.runtime.module import PCModule
+from pccompile.runtime.module import CompiledModule
 
 FLAT = ("round", "floor", "ceil", "trunc", "sign", "sgn", "heaviside", "fix")
 """Operations whose derivative is 0 wherever it exists."""
@@ -24,7 +21,7 @@ FLAT = ("round", "floor", "ceil", "trunc", "sign", "sgn", "heaviside", "fix")
 OUTSIDE = "a loss of pc(x) clamps the outputs by its linearisation: pc.loss(x, target=y) has another gradient"
 
 
-def summary(pc: PCModule) -> Page:
+def summary(pc: CompiledModule) -> Page:
     """Algorithm, size, rules, predicted gradient error and warnings, a line each."""
     compiled, options = pc.compiled, pc.options
     graph = compiled.graph
@@ -75,7 +72,7 @@ def longest(compiled: Compiled) -> int:
     return PathLengths(compiled.pc).longest
 
 
-def warnings(pc: PCModule, compiled: Compiled) -> Iterator[str]:
+def warnings(pc: CompiledModule, compiled: Compiled) -> Iterator[str]:
     """What a user would want to know before training."""
     graph, children = compiled.pc.graph, compiled.pc.children()
     unread = [graph.origin[p] for p in sorted(graph.wanted) if p in graph.params and not children[p]]

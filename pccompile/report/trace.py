@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +18,8 @@ from pccompile.report.figures import figure
 from pccompile.report.losses import Criterion, clamp, cloned
 from pccompile.report.tables import Page, Table, count, number
 from pccompile.runtime.given_values import Given, completed
-
-if TYPE_CHECKING:
-    from pccompile.runtime.loaded_program import Runtime
-    from pccompile.runtime.module import PCModule
+from pccompile.runtime.loaded_program import Runtime
+from pccompile.runtime.module import CompiledModule
 
 Shown = dict[str, Tensor]
 """By vertex."""
@@ -116,7 +114,7 @@ class Trace:
 
 
 def infer(
-    pc: PCModule,
+    pc: CompiledModule,
     args: tuple[Any, ...] | Tensor,
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -156,7 +154,7 @@ def infer(
 
 
 class _Recorder:
-    def __init__(self, pc: PCModule, runtime: Runtime, arguments: dict[str, Any], given: Given) -> None:
+    def __init__(self, pc: CompiledModule, runtime: Runtime, arguments: dict[str, Any], given: Given) -> None:
         self.pc, self.runtime, self.arguments, self.given = pc, runtime, arguments, given
         assert runtime.compiled is not None
         self.graph = runtime.compiled.pc

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +20,7 @@ from pccompile.report.losses import Criterion
 from pccompile.report.settling import settling
 from pccompile.report.tables import Page, Table, count, number
 from pccompile.runtime.exact_rules import exact
-
-if TYPE_CHECKING:
-    from pccompile.runtime.module import PCModule
+from pccompile.runtime.module import CompiledModule
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 FORWARD = 1e-4
@@ -132,7 +130,7 @@ class VerifyReport:
 
 
 def verify(
-    pc: PCModule,
+    pc: CompiledModule,
     args: tuple[Any, ...] | Tensor,
     kwargs: Mapping[str, Any] | None = None,
     *,

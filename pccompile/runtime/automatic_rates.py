@@ -21,7 +21,8 @@ from pccompile.algorithms import ALGORITHMS, Algorithm, Choice
 from pccompile.analysis.spectrum import Spectrum
 from pccompile.backends.torch import emit
 from pccompile.diagnostics import CompileError
-from pccompile.pipeline import Options, capturing, schedule
+from pccompile.frontends.process import capturing
+from pccompile.pipeline import Options, schedule
 from pccompile.runtime.displaced_batch import SEED, DisplacedBatch, Ready
 from pccompile.runtime.energy_alarm import bound_now, sweeps_of
 from pccompile.runtime.loaded_program import Runtime

@@ -21,9 +21,10 @@ from pccompile.algorithms.common import energetic
 from pccompile.analysis.spectrum import Spectrum
 from pccompile.backends.torch import SWEEP
 from pccompile.diagnostics import CompileError
+from pccompile.frontends.process import capturing
 from pccompile.ir import Program, Repeat, flat, steps_of
 from pccompile.ir.equations import names, parse
-from pccompile.pipeline import Options, capturing
+from pccompile.pipeline import Options
 from pccompile.runtime.displaced_batch import DisplacedBatch
 from pccompile.runtime.divergence import arrived
 from pccompile.runtime.loaded_program import Runtime, parted

@@ -21,10 +21,11 @@ from pccompile.diagnostics import CompileError, ModelValueError, RuleError
 from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of, exported_elsewhere
 from pccompile.frontends.imported import Imported, Locate
+from pccompile.frontends.process import capturing
 from pccompile.passes.carry_updates import carry_updates
 from pccompile.passes.mirror import MIRROR
 from pccompile.passes.roles import ALL, NO_ROLES, Roles
-from pccompile.pipeline import Compiled, Hook, Options, Stages, capturing, compile_imported, import_model, silent
+from pccompile.pipeline import Compiled, Hook, Options, Stages, compile_imported, import_model, silent
 from pccompile.runtime.autograd_function import Bridge, Keep
 from pccompile.runtime.automatic_rates import Rates, measures
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
@@ -44,7 +45,7 @@ Criterion = Callable[..., Tensor]
 _Call = tuple[Captured, dict[str, Tensor]]
 
 
-class PCModule(OwnTensors):
+class CompiledModule(OwnTensors):
     """`model` with predictive-coding gradients: the same Parameter objects, the same state_dict.
 
     A call in a new form (another shape where dimensions are fixed, another dtype, train instead of eval mode) compiles
@@ -377,23 +378,3 @@ class PCModule(OwnTensors):
         """The program with a loss, the compiled-in one as a rule, with the model's tensors and those of the call."""
         criterion = None if ALL in roles.silent else loss or self.criterion
         return self._program(self._call(args, kwargs), args, kwargs, criterion, target, roles=roles)
-
-    @opaque
-    def train_step(
-        self,
-        args: tuple[Any, ...] | Tensor,
-        target: Any,
-        optimizer: torch.optim.Optimizer,
-        kwargs: Mapping[str, Any] | None = None,
-        **roles: Any,
-    ) -> Tensor:
-        """Infer and learn on one batch with any torch optimizer; returns the loss before, detached.
-
-        For algorithms that move parameters inside inference (incremental) the optimizer steps once an inference step.
-        For the others this is `loss(...).backward()` and one `optimizer.step()`. roles: free, clamped and mask, as for
-        `settle`: the parameters learn at the values that are inferred.
-        """
-        from pccompile.runtime.train_step import train_step
-
-        args = (args,) if isinstance(args, Tensor) else args
-        return train_step(self, args, kwargs or {}, target, optimizer, **roles)

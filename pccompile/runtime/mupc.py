@@ -11,9 +11,10 @@ from torch.nn.utils import parametrize
 
 from pccompile.analysis.mupc import Factor, factors
 from pccompile.diagnostics import CompileError, printable
+from pccompile.frontends.process import capturing
 from pccompile.passes.canonicalise import canonicalise
 from pccompile.passes.dce import dce
-from pccompile.pipeline import capturing, import_model
+from pccompile.pipeline import import_model
 
 ATTENTION = ("1/d", "keep")
 

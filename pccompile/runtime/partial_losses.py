@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from pccompile.backends.torch import SWEEP, emit_partial
+from pccompile.frontends.process import capturing
 from pccompile.passes.stop_unsent import unsent
-from pccompile.pipeline import capturing, fed_back, schedule, to_vertices
+from pccompile.pipeline import fed_back, schedule, to_vertices
 from pccompile.runtime.loaded_program import Runtime, load
 
 MANY = 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,7 @@ from pccompile.ir.liveness import handed
 from pccompile.passes.roles import Free
 from pccompile.runtime.given_values import Given, completed
 from pccompile.runtime.loaded_program import Runtime, parted
-
-if TYPE_CHECKING:
-    from pccompile.runtime.module import PCModule
+from pccompile.runtime.module import CompiledModule
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Settled:
 
 
 def settle(
-    pc: PCModule,
+    pc: CompiledModule,
     args: tuple[Any, ...] | Tensor,
     kwargs: Mapping[str, Any] | None = None,
     *,

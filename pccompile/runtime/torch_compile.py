@@ -29,7 +29,7 @@ from pccompile.runtime.dynamo_notes import (
     takes_absent_gradients,
 )
 from pccompile.runtime.loaded_program import Runtime
-from pccompile.runtime.module import PCModule
+from pccompile.runtime.module import CompiledModule
 from pccompile.runtime.shared_memory import Sharing, memory, refuse_overlap, shared, sharing
 
 torch._dynamo.config.allow_rnn = True  # else Dynamo leaves each function that calls a recurrent layer to autograd
@@ -108,7 +108,7 @@ class _Program:
         return piece.run(args, piece.prepared(args))
 
 
-class _Piece(PCModule):
+class _Piece(CompiledModule):
     """A piece with predictive-coding gradients, in place of what Dynamo found between two graph breaks."""
 
     def __init__(self, piece: Exportable, options: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +17,12 @@ from pccompile.runtime.given_values import Given
 from pccompile.runtime.loaded_program import Runtime, parted
 from pccompile.runtime.losses import targets_of
 from pccompile.runtime.model_state import Tables
+from pccompile.runtime.module import CompiledModule
 from pccompile.runtime.settle import learned
-
-if TYPE_CHECKING:
-    from pccompile.runtime.module import PCModule
 
 
 def train_step(
-    pc: PCModule,
+    pc: CompiledModule,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     target: Any,
@@ -55,7 +53,7 @@ def train_step(
 
 
 def _settling(
-    pc: PCModule,
+    pc: CompiledModule,
     runtime: Runtime,
     tables: Tables,
     inputs: dict[str, Tensor],
@@ -78,7 +76,7 @@ def _settling(
 
 
 def _updating(
-    pc: PCModule,
+    pc: CompiledModule,
     runtime: Runtime,
     tables: Tables,
     inputs: dict[str, Tensor],

@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from pccompile.backends.netlist.chip import parse
-from pccompile.circuits import compile_netlist
 from pccompile.cli import main
 from pccompile.diagnostics import CompileError
+from pccompile.pipeline import compile_netlist
 
 
 @pytest.mark.parametrize(

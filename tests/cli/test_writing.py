@@ -12,8 +12,8 @@ import pytest
 import torch
 from netlist.nets import net
 
-from pccompile import writing
 from pccompile.diagnostics import OutputError
+from pccompile.files import writing
 from pccompile.files.writing import SCRATCH, SEAL, check_replaceable, forced, sealed, write_together
 from pccompile.runtime.saving import save_generated
 

@@ -24,7 +24,7 @@ def state():
     return streams, torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
 
 before = state()
-import pccompile, pccompile.runtime.compile, pccompile.runtime.module, pccompile.backends.torch
+import pccompile, pccompile.api.compile, pccompile.runtime.module, pccompile.backends.torch
 assert state() == before
 """
 

@@ -16,7 +16,7 @@ import pccompile
 from core.renaming import parameters, renamed, shadowed, with_inputs, words
 from core.test_zoo import built, drawn
 from pccompile.backends.netlist import NetlistOptions
-from pccompile.circuits import lay_out
+from pccompile.pipeline import lay_out
 from pccompile.report.circuit import verify_circuit
 
 ALGORITHMS: dict[str, dict[str, Any]] = {

@@ -51,7 +51,7 @@ def core() -> Core:
     return Core().double()
 
 
-def compiled(model: nn.Module, called: bool = False, **options: Any) -> pccompile.runtime.module.PCModule:
+def compiled(model: nn.Module, called: bool = False, **options: Any) -> pccompile.api.module.PCModule:
     pc = pccompile.compile(model, (batch(),), **options)
     if called:
         pc(batch()).sum().backward()

@@ -13,7 +13,7 @@ from torch import nn
 from pccompile.backends.netlist import Netlist, NetlistOptions
 from pccompile.backends.netlist.files import plain
 from pccompile.backends.netlist.format import Spec
-from pccompile.circuits import compile_netlist
+from pccompile.pipeline import compile_netlist
 
 
 class Attention(nn.Module):

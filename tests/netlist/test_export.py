@@ -35,7 +35,7 @@ import torch
 from pathlib import Path
 from pccompile.backends.netlist.export import available, exporter
 from pccompile.backends.netlist.export.sana_fe import energy
-from pccompile.circuits import compile_netlist
+from pccompile.pipeline import compile_netlist
 from pccompile.diagnostics import CompileError
 net = compile_netlist(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
 for name in available():

@@ -13,8 +13,8 @@ from netlist.nets import NETS, net, presented
 from pccompile.backends.netlist import NetlistOptions
 from pccompile.backends.netlist.simulate.fixed import FixedSimulator, lottery, shifted
 from pccompile.backends.netlist.simulate.formats import constant, fitting
-from pccompile.circuits import compile_netlist
 from pccompile.diagnostics import CompileError
+from pccompile.pipeline import compile_netlist
 
 
 def mlp(**options):

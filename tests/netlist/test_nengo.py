@@ -16,8 +16,8 @@ from pccompile.backends.netlist import Netlist, NetlistOptions
 from pccompile.backends.netlist.export.nengo import from_nengo, generated
 from pccompile.backends.netlist.export.numpy_source import numpy_source
 from pccompile.backends.netlist.expressions import FUNCTIONS, function
-from pccompile.circuits import compile_netlist
 from pccompile.diagnostics import CompileError
+from pccompile.pipeline import compile_netlist
 
 nengo = pytest.importorskip("nengo", reason="Nengo is not installed: pip install 'pccompile[nengo]'")
 

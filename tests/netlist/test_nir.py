@@ -11,8 +11,8 @@ from torch import nn
 
 from pccompile.backends.netlist import Netlist, NetlistOptions
 from pccompile.backends.netlist.export import exporter
-from pccompile.circuits import compile_netlist
 from pccompile.diagnostics import CompileError
+from pccompile.pipeline import compile_netlist
 
 nir = pytest.importorskip("nir", reason="NIR is not installed: pip install 'pccompile[nir]'")
 

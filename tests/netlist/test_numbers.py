@@ -18,9 +18,9 @@ from netlist.naive_fixed import FixedNaive
 from netlist.nets import NETS, net, presented
 from pccompile.backends.netlist import Netlist, NetlistOptions
 from pccompile.backends.netlist.simulate.fixed import FixedSimulator
-from pccompile.circuits import compile_netlist
 from pccompile.cli import main
 from pccompile.diagnostics import CompileError
+from pccompile.pipeline import compile_netlist
 from pccompile.report.tables import as_json
 
 

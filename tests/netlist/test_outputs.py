@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from pccompile.backends.netlist import NetlistOptions
-from pccompile.circuits import compile_netlist
+from pccompile.pipeline import compile_netlist
 
 
 class Views(nn.Module):

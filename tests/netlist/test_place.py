@@ -18,7 +18,7 @@ from pccompile.backends.netlist.placement import Placement, place
 from pccompile.backends.netlist.placement.load import Demand
 from pccompile.backends.netlist.placement.mesh import hops, spread
 from pccompile.backends.netlist.placement.packing import packed
-from pccompile.circuits import compile_netlist
+from pccompile.pipeline import compile_netlist
 
 
 def figure(value: int) -> Figure:

@@ -13,7 +13,7 @@ from pccompile.backends.netlist.chip import load
 from pccompile.backends.netlist.placement.verify import measured
 from pccompile.backends.netlist.resources import law, resources
 from pccompile.backends.netlist.transforms.flatten import flatten
-from pccompile.circuits import compile_netlist
+from pccompile.pipeline import compile_netlist
 
 
 def test_the_smallest_net_by_hand() -> None:

@@ -10,8 +10,8 @@ from pccompile.backends.netlist import Netlist, chip
 from pccompile.backends.netlist.export import exporter, sana_fe
 from pccompile.backends.netlist.export.sana_fe import Traffic, energy, loihi, measure, packed, traffic
 from pccompile.backends.netlist.placement import place
-from pccompile.circuits import compile_netlist
 from pccompile.diagnostics import CompileError
+from pccompile.pipeline import compile_netlist
 
 WHY = "SANA-FE is not installed (GPL, no dependency of ours): pip install sanafe"
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from pccompile.backends.netlist import Asynchrony, Netlist, NetlistOptions
 from pccompile.backends.netlist.simulate.formats import fitting
-from pccompile.circuits import compile_netlist
 from pccompile.diagnostics import CompileError
+from pccompile.pipeline import compile_netlist
 
 
 class Branches(nn.Module):

@@ -14,8 +14,8 @@ from netlist.nets import NETS, again, late, net, presented, record
 from pccompile.backends.netlist import Netlist, NetlistOptions
 from pccompile.backends.netlist.check import check
 from pccompile.backends.netlist.synapses import fan_in
-from pccompile.circuits import compile_netlist
 from pccompile.diagnostics import CompileError
+from pccompile.pipeline import compile_netlist
 
 PLAN = (("settle", 40), ("learn", 1), ("settle", 3), ("learn", 1))
 

@@ -23,8 +23,8 @@ from pccompile.backends.netlist.operations import learning_rule, operation
 from pccompile.backends.netlist.simulate.fixed import FixedSimulator
 from pccompile.backends.netlist.synapses import changes, synapses
 from pccompile.backends.netlist.transforms.quantise import quantise
-from pccompile.circuits import compile_netlist
 from pccompile.diagnostics import CompileError
+from pccompile.pipeline import compile_netlist
 
 FORMS = ("parallel", "sequential")
 needs_iverilog = pytest.mark.skipif(shutil.which("iverilog") is None, reason="iverilog is not installed")

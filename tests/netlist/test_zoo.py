@@ -15,7 +15,7 @@ from zoo import TRAPS, ZOO, Case
 import pccompile
 from pccompile.backends.netlist import NetlistOptions
 from pccompile.backends.netlist.check import check as sound
-from pccompile.circuits import Circuitry, lay_out
+from pccompile.pipeline import Circuitry, lay_out
 from pccompile.report.circuit import TOLERANCE, reference, settled, verify_circuit
 
 SLOW = {"vgg11_bn", "resnet18", "mobilenet_v2", "resnet50", "unrolled_lstm_50", "encoder", "unet", "densenet"}

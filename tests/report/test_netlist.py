@@ -9,7 +9,7 @@ from torch import nn
 
 from pccompile.backends.netlist import Netlist
 from pccompile.backends.netlist.resources import Energy
-from pccompile.circuits import compile_netlist
+from pccompile.pipeline import compile_netlist
 from pccompile.report.netlist import energy, resources_page, resources_report
 
 

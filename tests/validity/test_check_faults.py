@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pccompile
-from pccompile import CompileError, driver
+from pccompile import CompileError, pipeline
 from pccompile.ir import PCGraph
 from pccompile.runtime import module as runtime_module
 from pccompile.runtime import smaller_example
@@ -77,8 +77,8 @@ def _size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 def with_fault(monkeypatch: pytest.MonkeyPatch, fault: Callable[[PCGraph], PCGraph]) -> None:
     """Let the compiler make this mistake from now on."""
-    derive = driver.derive_rules
-    monkeypatch.setattr(driver, "derive_rules", lambda pc, typer: fault(derive(pc, typer)))
+    derive = pipeline.derive_rules
+    monkeypatch.setattr(pipeline, "derive_rules", lambda pc, typer: fault(derive(pc, typer)))
 
 
 def refusal(name: str, dtype: torch.dtype = torch.float32, **how: Any) -> str:
@@ -113,9 +113,9 @@ def test_a_wrong_message_to_a_parameter_is_found(
 @pytest.mark.parametrize(("name", "value"), VALUES)
 def test_a_wrong_operation_is_found(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass that writes another computation than the captured one."""
-    settle = driver.settle_layouts
+    settle = pipeline.settle_layouts
     fault = spoilt_operation(value, "aten.mul.Scalar", other=1.001)
-    monkeypatch.setattr(driver, "settle_layouts", lambda graph: fault(settle(graph)))
+    monkeypatch.setattr(pipeline, "settle_layouts", lambda graph: fault(settle(graph)))
     text = refusal(name)
     assert f"the first vertex whose value differs is {value}, by 0.001" in text, text
     assert "output 0" in text
@@ -134,13 +134,13 @@ def test_without_the_check_nothing_is_compared(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_two_parameters_swapped_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = runtime_module.PCModule.tables
+    tables = runtime_module.CompiledModule.tables
 
     def swapped(self: Any, runtime: Any) -> Any:
         params, buffers = tables(self, runtime)
         return {**params, "a.weight": params["b.weight"], "b.weight": params["a.weight"]}, buffers
 
-    monkeypatch.setattr(runtime_module.PCModule, "tables", swapped)
+    monkeypatch.setattr(runtime_module.CompiledModule, "tables", swapped)
     assert "output 0" in refusal("stack")
 
 

@@ -1,4 +1,4 @@
-"""The functions that a user calls: a model of any kind in, a module with predictive-coding gradients out."""
+"""`compile`: a model of any kind in, a module with predictive-coding gradients or a netlist out."""
 
 from __future__ import annotations
 
@@ -7,29 +7,21 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, overload
+from typing import Any, Literal, overload
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import ExportedProgram
 
+from pccompile.api.models import as_module, called, load_program, with_constants
+from pccompile.api.module import PCModule
 from pccompile.backends.netlist import LOSSES, Netlist, NetlistOptions
-from pccompile.circuits import lay_out
 from pccompile.diagnostics import CompileError, printable
-from pccompile.files.reading import open_file
 from pccompile.frontends.exported import import_program
-from pccompile.frontends.imported import Locate
-from pccompile.frontends.onnx import OnnxModule, load_onnx
-from pccompile.frontends.onnx import location_of as onnx_location
-from pccompile.frontends.onnx.examples import try_inputs
-from pccompile.frontends.onnx.registry import operator
-from pccompile.ops import user_elementwise, user_linear
 from pccompile.passes.energies import Energies
 from pccompile.passes.precisions import Precision
-from pccompile.pipeline import Hook, Options
+from pccompile.pipeline import Hook, Options, lay_out
 from pccompile.runtime.jit import refuse_without_compiler
 from pccompile.runtime.losses import SQUARED_ERROR
-from pccompile.runtime.module import PCModule
 
 
 @overload
@@ -129,7 +121,7 @@ def compile(
     Raises CompileError with every reason why the model cannot be compiled.
     """
     if constants:
-        model = _with_constants(model, constants)
+        model = with_constants(model, constants)
     if backend == "netlist":
         if dynamic_shapes is not None or granularity is not None or algorithm not in ("exact", "fixed-prediction"):
             raise CompileError("a circuit has fixed shapes and does fixed prediction, operation by operation")
@@ -165,51 +157,6 @@ def said(pc: PCModule) -> PCModule:
     return pc
 
 
-def _with_constants(model: Any, constants: Mapping[str, Any]) -> OnnxModule:
-    """An ONNX file, loaded with some numbers fixed. Raises CompileError for another model."""
-    if isinstance(model, nn.Module | ExportedProgram) or (
-        isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2"
-    ):
-        raise CompileError("constants go with an ONNX file", hint="of a module, give the numbers as arguments")
-    return load_onnx(model, constants=constants)
-
-
-def as_module(
-    model: Any,
-    args: tuple[Any, ...] | Tensor | None,
-    kwargs: Mapping[str, Any] | None,
-    trust_code: bool = False,
-) -> tuple[nn.Module, tuple[Any, ...], Locate | None]:
-    """What `compile` takes as a module, with example arguments and with what finds the places of its operations.
-
-    Raises CompileError where arguments are missing.
-    """
-    if isinstance(model, PCModule):
-        model = model.__dict__["model"]
-    if isinstance(args, Tensor):
-        args = (args,)
-    if isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2":
-        model = load_program(Path(model), trust_code)
-    if isinstance(model, ExportedProgram):
-        examples, named = model.example_inputs or ((), {})
-        if args is None and not kwargs and named:
-            raise CompileError("the exported program has keyword arguments", hint="give args and kwargs")
-        args = tuple(examples) if args is None else args
-        model = _called(model)
-    locate, loaded = None, not isinstance(model, nn.Module)
-    if loaded:
-        model = load_onnx(model)
-    if isinstance(model, OnnxModule):
-        locate = onnx_location
-        if args is None:
-            args = model.example_inputs()
-        elif loaded:
-            try_inputs(model, args)
-    if args is None and kwargs is None:
-        raise CompileError("example arguments are missing", hint="pccompile.compile(model, (x,))")
-    return model, args or (), locate
-
-
 def _circuit(
     model: Any, args: Any, kwargs: Any, loss: Any, settings: dict[str, Any], hook: Hook | None, trust_code: bool
 ) -> Netlist:
@@ -231,69 +178,12 @@ def netlist_options(loss: Any, settings: Mapping[str, Any]) -> NetlistOptions:
     return NetlistOptions(loss=loss or "squared-error", **settings)
 
 
-def _called(program: ExportedProgram) -> nn.Module:
-    try:
-        return program.module()
-    except Exception as e:
-        raise CompileError(f"the exported program cannot be called: {printable(str(e), 120)}") from e
-
-
-def load_program(path: Path, trust_code: bool) -> ExportedProgram:
-    """The exported program in a .pt2 file, which may run any code. Raises CompileError, also if it is not trusted."""
-    with open_file(path) as file:
-        if not trust_code:
-            raise CompileError(
-                f"{printable(str(path))} is not opened: a .pt2 file can run any code while torch loads it",
-                hint="if you trust who made it, --trust-code, or compile(..., trust_code=True)",
-            )
-        return _loaded(path, file)
-
-
-def _loaded(path: Path, file: BinaryIO) -> ExportedProgram:
-    try:
-        return torch.export.load(file)
-    except Exception as e:
-        raise CompileError(f"{printable(str(path))} is not an exported program: {printable(str(e), 120)}") from e
-
-
 def _from_program(program: ExportedProgram, options: Options, loss: Any, hook: Hook | None, check: bool) -> PCModule:
     """A module from a program that was exported before; it can be called in that one form only."""
-    model = _called(program)
+    model = called(program)
     imported = import_program(program, model)
     pc = PCModule(model, options, loss, recapture=False, hook=hook, check=check)
     args, kwargs = program.example_inputs or ((), {})
     pc.adopt(imported, tuple(args), kwargs)
     pc.prepare(tuple(args), kwargs)
     return said(pc)
-
-
-def register_elementwise(op: Any, formula: Callable[..., Any]) -> None:
-    """Teach the compiler a torch operator of your own by one sympy expression.
-
-    op: what `torch.library.custom_op` returns. formula: from sympy symbols, one a tensor argument, to an expression,
-    such as `lambda x: x * sympy.tanh(sympy.log(1 + sympy.exp(x)))`. The derivative, the local rule and the generated
-    code follow; unstable textbook forms are replaced by stable ones. Raises TypeError and ValueError.
-    """
-    user_elementwise(op, formula)
-
-
-def register_linear(op: Any, adjoint: Callable[..., Tensor]) -> None:
-    """Teach the compiler a torch operator of your own that is linear in its first argument, by its adjoint.
-
-    op: what `torch.library.custom_op` returns. adjoint: a torch function of the error of the result and the operator's
-    other arguments, such as `lambda error, step: ...`; a parameter called `shape` is given the first argument's shape.
-    It is traced into operations when a model is compiled. Raises TypeError.
-    """
-    user_linear(op, adjoint)
-
-
-def register_onnx(*names: str, domain: str, weights: tuple[int, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
-    """A decorator that teaches the importer ONNX operators of your own domain by one torch function.
-
-    The function takes the node, whose attributes are `node.get("alpha", 1.0)`, and the node's inputs, each annotated
-    `torch.Tensor` (`torch.Tensor | None` where it may be absent). weights: inputs that are learnable even where a file
-    holds them as constants. Raises TypeError for another annotation, ValueError for the domain of ONNX itself.
-    """
-    if domain in ("", "ai.onnx"):
-        raise ValueError("operators of ONNX itself are not redefined; use a domain of your own")
-    return operator(*names, domain=domain, weights=weights)

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pccompile.api.compile import compile
+from pccompile.api.module import PCModule
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Graph, TensorType
-from pccompile.runtime.compile import compile
-from pccompile.runtime.module import PCModule
 from pccompile.runtime.settle import Settled
 
 

@@ -1,0 +1,94 @@
+"""What may be given as a model, and what it is as a module: ONNX files, exported programs, compiled models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from pccompile.diagnostics import CompileError, printable
+from pccompile.files.reading import open_file
+from pccompile.frontends.imported import Locate
+from pccompile.frontends.onnx import OnnxModule, load_onnx
+from pccompile.frontends.onnx import location_of as onnx_location
+from pccompile.frontends.onnx.examples import try_inputs
+from pccompile.runtime.module import CompiledModule
+
+
+def as_module(
+    model: Any,
+    args: tuple[Any, ...] | Tensor | None,
+    kwargs: Mapping[str, Any] | None,
+    trust_code: bool = False,
+) -> tuple[nn.Module, tuple[Any, ...], Locate | None]:
+    """What `compile` takes as a module, with example arguments and with what finds the places of its operations.
+
+    Raises CompileError where arguments are missing.
+    """
+    if isinstance(model, CompiledModule):
+        model = model.__dict__["model"]
+    if isinstance(args, Tensor):
+        args = (args,)
+    if isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2":
+        model = load_program(Path(model), trust_code)
+    if isinstance(model, ExportedProgram):
+        examples, named = model.example_inputs or ((), {})
+        if args is None and not kwargs and named:
+            raise CompileError("the exported program has keyword arguments", hint="give args and kwargs")
+        args = tuple(examples) if args is None else args
+        model = called(model)
+    locate, loaded = None, not isinstance(model, nn.Module)
+    if loaded:
+        model = load_onnx(model)
+    if isinstance(model, OnnxModule):
+        locate = onnx_location
+        if args is None:
+            args = model.example_inputs()
+        elif loaded:
+            try_inputs(model, args)
+    if args is None and kwargs is None:
+        raise CompileError("example arguments are missing", hint="pccompile.compile(model, (x,))")
+    return model, args or (), locate
+
+
+def with_constants(model: Any, constants: Mapping[str, Any]) -> OnnxModule:
+    """An ONNX file, loaded with some numbers fixed. Raises CompileError for another model."""
+    if isinstance(model, nn.Module | ExportedProgram) or (
+        isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2"
+    ):
+        raise CompileError("constants go with an ONNX file", hint="of a module, give the numbers as arguments")
+    return load_onnx(model, constants=constants)
+
+
+def load_program(path: Path, trust_code: bool) -> ExportedProgram:
+    """The exported program in a .pt2 file, which may run any code. Raises CompileError, also if it is not trusted."""
+    with open_file(path) as file:
+        if not trust_code:
+            raise CompileError(
+                f"{printable(str(path))} is not opened: a .pt2 file can run any code while torch loads it",
+                hint="if you trust who made it, --trust-code, or compile(..., trust_code=True)",
+            )
+        return _loaded(path, file)
+
+
+def _loaded(path: Path, file: BinaryIO) -> ExportedProgram:
+    try:
+        return torch.export.load(file)
+    except Exception as e:
+        raise CompileError(f"{printable(str(path))} is not an exported program: {printable(str(e), 120)}") from e
+
+
+def called(program: ExportedProgram) -> nn.Module:
+    """An exported program as a module. Raises CompileError where it cannot be called."""
+    try:
+        return program.module()
+    except Exception as e:
+        raise CompileError(f"the exported program cannot be called: {printable(str(e), 120)}") from e
+
+
+__all__ = ["as_module", "called", "load_program", "with_constants"]
