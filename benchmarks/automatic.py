@@ -169,11 +169,20 @@ def page(store: dict[str, dict[str, Row]], epochs: int) -> str:
             cells = [f"`{algorithm}`", row["first"] or "–", row.get("last") or "–", str(row.get("anew", "–")), accuracy]
             cells += [f"{row['milliseconds']:.1f}", reason(algorithm, row, rows)]
             lines.append(f"| {' | '.join(cells)} |")
-        lines += ["", f"Measured at commit {', '.join(dict.fromkeys(row['commit'] for row in rows.values()))}.", ""]
+        lines += ["", *origin(rows)]
     lines += [*random_table(store[RANDOM]), ""] if RANDOM in store else []
     numbered = [f"`{name}`" for name, a in KNOWN.items() if name not in ALGORITHMS and a.mirrors is not None]
     lines += [f"Without automatic settings, and so without a row: {', '.join(numbered)}.", ""] if numbered else []
     return "\n".join(lines)
+
+
+def origin(rows: dict[str, Row]) -> list[str]:
+    """Where a table comes from: its commits, and what else is known of some rows."""
+    commits = dict.fromkeys(row["commit"] for row in rows.values() if "commit" in row)
+    early = ", ".join(f"`{a}`" for a in ALGORITHMS if a in rows and "commit" not in rows[a])
+    lines = [f"Measured at commit {', '.join(commits)}{f'; earlier: {early}' if early else ''}.", ""]
+    notes = dict.fromkeys(row["note"] for row in rows.values() if "note" in row)
+    return lines + [line for note in notes for line in (note, "")]
 
 
 def random_table(rows: dict[str, Row]) -> list[str]:
