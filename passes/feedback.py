@@ -27,11 +27,10 @@ from pccompile.ir import Arg, Feedback, Fragment, Graph, Node, PCGraph, Ref, Ten
 from pccompile.ir.names import Namer
 from pccompile.ops import OPS, Backward, Builder, Typer, family_of
 from pccompile.passes.broadcast import BROADCAST, PRODUCTS, broadcast
+from pccompile.passes.choices import DKP, DROPPED, EXACT, KOLEN_POLLACK, RANDOM, SIGN, TRANSPOSE
 from pccompile.passes.derive_rules import derive_rules
 from pccompile.passes.settle_presence import FUNCTION
 
-TRANSPOSE, RANDOM, SIGN, KOLEN_POLLACK, DKP = KINDS = ("transpose", "random", "sign", "kolen-pollack", "dkp")
-EXACT, DROPPED = DERIVATIVES = ("exact", "dropped")
 COPIED = (RANDOM, KOLEN_POLLACK)
 """The kinds that bring a weight for each of the model's."""
 LEAVES = (*COPIED, DKP)
@@ -332,4 +331,4 @@ def _refusal(node: Node, why: str) -> CompileError:
 
 HINT = 'write it step by step, with cells and layers, or take feedback="transpose" and derivatives="exact"'
 
-__all__ = ["DERIVATIVES", "HOME", "KINDS", "LEAVES", "with_feedback"]
+__all__ = ["HOME", "LEAVES", "with_feedback"]

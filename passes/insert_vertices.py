@@ -11,9 +11,9 @@ from pccompile.ir import ALWAYS, Graph, Node, Output, PCGraph, Ref, TensorType, 
 from pccompile.ir.names import Namer
 from pccompile.ops import OPS, family_of
 from pccompile.passes.activity import active, fixed, gradient_ends
+from pccompile.passes.choices import GRANULARITIES
 from pccompile.passes.decisions import decisions
 
-GRANULARITIES = ("op", "layer", "output")
 SCALED = "aten.mul.Tensor"
 """A parameter times what stands still is no value that inference could move: it belongs to what reads it."""
 

@@ -29,11 +29,12 @@ from pccompile.ops import Typer
 from pccompile.ops.packed import LAYERS
 from pccompile.passes.activity import active
 from pccompile.passes.canonicalise import canonicalise
+from pccompile.passes.choices import DERIVATIVES, FEEDBACK
 from pccompile.passes.dce import dce
 from pccompile.passes.derive_rules import derive_rules
 from pccompile.passes.energies import Energies, learned_updates, with_energies
 from pccompile.passes.every_place import every_place
-from pccompile.passes.feedback import DERIVATIVES, HOME, KINDS, with_feedback
+from pccompile.passes.feedback import HOME, with_feedback
 from pccompile.passes.insert_vertices import insert_vertices
 from pccompile.passes.mirror import mirrored
 from pccompile.passes.precisions import Precision
@@ -100,7 +101,7 @@ class Options:
             ("algorithm", self.algorithm, ALGORITHMS),
             ("outside_loss", self.outside_loss, LOSSES_OUTSIDE),
             ("on_divergence", self.on_divergence, DIVERGENCE),
-            ("feedback", self.feedback, KINDS),
+            ("feedback", self.feedback, FEEDBACK),
             ("derivatives", self.derivatives, DERIVATIVES),
         ):
             if value not in known:

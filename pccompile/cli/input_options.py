@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from pccompile.cli.circuit_options import ready
+
 
 def input_options(parser: argparse.ArgumentParser) -> None:
     """What example inputs are, and what of an .onnx file is fixed, learns, or does not."""
@@ -36,10 +38,16 @@ def input_options(parser: argparse.ArgumentParser) -> None:
 
 def input_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
     """What is wrong with options about inputs, for the kind of model that is named."""
-    ready, onnx = options.model.endswith(".pcnet.json"), options.model.lower().endswith(".onnx")
+    described, onnx = ready(options), options.model.lower().endswith(".onnx")
     names = ("constant", "train", "freeze")
     return [
         *((getattr(options, n) and not onnx, f"--{n} goes with an .onnx file") for n in names),
-        (ready and options.data and not (options.simulate or options.bits), "--data goes with --simulate or --bits"),
-        (ready and options.value and not (options.simulate or options.bits), "--value goes with --simulate or --bits"),
+        (
+            described and options.data and not (options.simulate or options.bits),
+            "--data goes with --simulate or --bits",
+        ),
+        (
+            described and options.value and not (options.simulate or options.bits),
+            "--value goes with --simulate or --bits",
+        ),
     ]

@@ -19,8 +19,10 @@ from pccompile.api.compile import netlist_options
 from pccompile.api.models import as_module
 from pccompile.backends.netlist import Netlist, NetlistOptions, Result
 from pccompile.backends.netlist.export import available, exporter
+from pccompile.cli.circuit_options import SUFFIX, ready
 from pccompile.cli.data_files import tensors_of
 from pccompile.cli.loading import load
+from pccompile.cli.progress import Progress
 from pccompile.cli.user_inputs import parsed, user_inputs
 from pccompile.diagnostics import EXIT_DONE, EXIT_VERIFY, CompileError, UsageError, printable
 from pccompile.files.writing import check_replaceable, write_together
@@ -31,7 +33,6 @@ from pccompile.report.netlist import resources_page, resources_report
 from pccompile.report.reference import constant_weights, redrawn
 from pccompile.report.tables import Page, Table, as_json, count, number, show
 
-SUFFIX = ".pcnet.json"
 TRANSFORMS: dict[str, Callable[[Netlist], Netlist]] = {
     "flatten": lambda net: net.flatten(),
     "untie": lambda net: net.untie(),
@@ -40,14 +41,17 @@ TRANSFORMS: dict[str, Callable[[Netlist], Netlist]] = {
 """The passes on netlists that need no numbers of their own."""
 
 
-def is_netlist(model: str) -> bool:
-    """Whether a command line names a netlist rather than a model."""
-    return model.endswith(SUFFIX)
-
-
-def run_netlist(options: argparse.Namespace, shown: str, hook: Hook) -> int:
+def run(options: argparse.Namespace, shown: str) -> int:
     """Do what `options` ask for; what is returned is the exit code. Raises CompileError and UsageError."""
-    if is_netlist(options.model):
+    progress = Progress(options)
+    code = built(options, shown, progress)
+    progress.finish()
+    return code
+
+
+def built(options: argparse.Namespace, shown: str, hook: Hook) -> int:
+    """The exit code, once the circuit is there and everything has been done with it."""
+    if ready(options):
         net = Netlist.load(options.model)
         check_ports(net, options)
         return carried_out(net, options, options.name or Path(options.model).name.removesuffix(SUFFIX))
@@ -237,4 +241,4 @@ def _largest(values: np.ndarray) -> float:
     return float(np.abs(values).max()) if values.size else 0.0
 
 
-__all__ = ["is_netlist", "run_netlist"]
+__all__ = ["run"]

@@ -1,15 +1,12 @@
-"""What the command line does, once its arguments make sense."""
+"""What the command line does with a model for torch: compile, verify, report, and only then write."""
 
 from __future__ import annotations
 
 import argparse
 import ast
-import logging
 import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,12 +14,9 @@ from typing import Any
 import pccompile
 from pccompile.algorithms import ALGORITHMS
 from pccompile.api.module import PCModule
-from pccompile.backends.netlist import Netlist
-from pccompile.backends.netlist.files import text as netlist_text
-from pccompile.backends.torch import Source
 from pccompile.cli.energy_options import energy_settings
 from pccompile.cli.loading import Target, kind_of, load
-from pccompile.cli.netlist_command import is_netlist, run_netlist
+from pccompile.cli.progress import Progress
 from pccompile.cli.report_options import report_asked
 from pccompile.cli.user_inputs import user_inputs
 from pccompile.diagnostics import (
@@ -34,29 +28,17 @@ from pccompile.diagnostics import (
     UsageError,
     printable,
 )
-from pccompile.files.writing import SEAL, check_replaceable, write_together
-from pccompile.frontends.imported import Imported
 from pccompile.report.doctor import examine
 from pccompile.report.gradients import Bench
 from pccompile.report.losses import cross_entropy
 from pccompile.report.settling import settling
-from pccompile.report.summary import warnings as worth_knowing
-from pccompile.report.tables import Table, as_json, show
+from pccompile.report.tables import as_json, show
 from pccompile.runtime.automatic_rates import measures
 from pccompile.runtime.saving import check_writable, save_generated
-
-HIDDEN = ("import-graph", "check")
-"""Stages whose result another stage has shown."""
 
 
 def run(options: argparse.Namespace, shown: str) -> int:
     """Do what `options` ask for; what is returned is the exit code. Raises CompileError and UsageError."""
-    if options.backend == "netlist" or is_netlist(options.model):
-        with nullcontext() if options.debug else hushed():
-            watch = Watch(options)
-            code = run_netlist(options, shown, watch)
-            watch.finish()
-            return code
     settings = {**settings_of(options), **energy_settings(options)}
     inputs = user_inputs(options)
     kind = kind_of(options.model)
@@ -68,35 +50,21 @@ def run(options: argparse.Namespace, shown: str) -> int:
         from pccompile.report.reference import require_onnxruntime
 
         require_onnxruntime()
-    watch = Watch(options)
+    progress = Progress(options)
 
     def made() -> tuple[PCModule, Target]:
-        with watch.progress(), redirect_stdout(sys.stderr):  # what a model prints is no result
+        with progress.shown(), redirect_stdout(sys.stderr):  # what a model prints is no result
             target = load(options.model, inputs, options.seed, options.trust_code)
-            return compiled(target, options, settings, watch), target
+            return compiled(target, options, settings, progress), target
 
-    with nullcontext() if options.debug else hushed():
-        return carried_out(options, shown, made, watch, folder, name)
-
-
-@contextmanager
-def hushed() -> Iterator[None]:
-    """Libraries neither warn nor log inside."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
+    return carried_out(options, shown, made, progress, folder, name)
 
 
 def carried_out(
     options: argparse.Namespace,
     shown: str,
     made: Callable[[], tuple[PCModule, Target]],
-    watch: Watch,
+    progress: Progress,
     folder: Path | None,
     name: str,
 ) -> int:
@@ -106,7 +74,7 @@ def carried_out(
         show(page)
         return EXIT_DONE if fine else EXIT_MODEL
     pc, target = made()
-    watch.talk(shown, pc)
+    progress.talk(shown, pc)
     if options.verify and not verified(pc, target, options):
         print(f"{shown}: verification failed, nothing written", file=sys.stderr)
         return EXIT_VERIFY
@@ -141,7 +109,7 @@ def default_name(model: str, kind: str) -> str:
     return model.rpartition(":")[2].rpartition(".")[2] if kind == "module" else Path(model).stem
 
 
-def compiled(target: Target, options: argparse.Namespace, settings: Mapping[str, Any], watch: Watch) -> PCModule:
+def compiled(target: Target, options: argparse.Namespace, settings: Mapping[str, Any], progress: Progress) -> PCModule:
     """The model, compiled, with its loss where that is not the built-in one."""
     loss = cross_entropy if options.loss == "cross-entropy" else None
     pc = pccompile.compile(
@@ -153,7 +121,7 @@ def compiled(target: Target, options: argparse.Namespace, settings: Mapping[str,
         feedback=options.feedback,
         derivatives=options.derivatives,
         loss=loss,
-        hook=watch,
+        hook=progress,
         check=options.check,
         on_divergence="ignore" if options.verify else "raise",
         **settings,
@@ -161,7 +129,7 @@ def compiled(target: Target, options: argparse.Namespace, settings: Mapping[str,
     if loss or measures(pc.options):
         given = Bench(pc, target.args or (), target.kwargs, loss, None, options.seed).target
         pc.prepare(target.args or (), target.kwargs, loss=loss, target=given)
-    watch.finish()
+    progress.finish()
     return pc
 
 
@@ -237,93 +205,6 @@ def present(pc: PCModule, options: argparse.Namespace) -> None:
         print(getattr(pc.compiled, options.emit))
     else:
         show(pc.summary())
-
-
-class Watch:
-    """What is told while a model is compiled: progress, stages in full, times."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        self.times: list[tuple[str, float]] = []
-        self.active, self.status = True, None
-        self.start = time.monotonic()
-        self.folder = Path(options.dump_dir) if options.dump_dir else None
-        if self.folder:
-            self._writable(self.folder)
-
-    def _writable(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (OSError, ValueError) as e:
-            reason = getattr(e, "strerror", None) or e
-            raise CompileError(f"cannot write to {printable(str(folder))}: {reason}") from e
-
-    def __call__(self, stage: str, result: object, seconds: float) -> None:
-        """A stage is done."""
-        if not self.active:
-            return
-        self.times.append((stage, seconds))
-        if self.status is not None:
-            self.status.update(f"compiling: {stage} done")
-        if stage in HIDDEN:
-            return
-        if stage in self.options.print_after:
-            print(f"# after {stage}\n{text(result)}", file=sys.stderr)
-        if self.folder:
-            self.dump(self.folder, stage, result)
-
-    def dump(self, folder: Path, stage: str, result: object) -> None:
-        """Write one numbered file. Raises OutputError rather than overwrite a file of somebody else's."""
-        number = sum(name not in HIDDEN for name, _ in self.times)
-        path = folder / f"{number:02d}-{stage}.txt"
-        check_replaceable([path])
-        page = f"# After {stage}. {SEAL}\n{text(result)}\n"
-        write_together(folder, {path.name: lambda file: file.write_text(page, encoding="utf-8")})
-
-    @contextmanager
-    def progress(self) -> Iterator[None]:
-        """A line that moves, where stderr is a terminal."""
-        if self.options.quiet or not sys.stderr.isatty():
-            with nullcontext():
-                yield
-            return
-        from rich.console import Console
-
-        with Console(file=sys.stderr).status("compiling: export") as status:
-            self.status = status  # type: ignore[assignment]
-            try:
-                yield
-            finally:
-                self.status = None
-
-    def finish(self) -> None:
-        """Compiling is over: what is compiled from now on, for comparisons, is not shown."""
-        self.active = False
-        for stage in {*self.options.print_after} - {name for name, _ in self.times}:
-            print(f"# {stage} had nothing to do", file=sys.stderr)
-        if self.options.time_passes:
-            total = sum(s for _, s in self.times)
-            rows = [*((stage, f"{s:.3f}") for stage, s in self.times if stage not in HIDDEN), ("total", f"{total:.3f}")]
-            show(Table(("stage", ">seconds"), tuple(rows)), sys.stderr)
-
-    def talk(self, shown: str, pc: PCModule) -> None:
-        """Facts that a user must know, on stderr."""
-        if self.options.quiet:
-            return
-        for fact in (*pc.compiled.program.facts, *(f"warning: {w}" for w in worth_knowing(pc, pc.compiled))):
-            print(f"{shown}: {fact}", file=sys.stderr)
-
-
-def text(result: object) -> str:
-    """A stage's result as people read it."""
-    match result:
-        case Netlist():
-            return netlist_text(result.spec)
-        case Imported():
-            return str(result.graph)
-        case Source():
-            return result.text
-    return str(result)
 
 
 __all__ = ["EXIT_USAGE", "run"]

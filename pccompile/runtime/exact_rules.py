@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pccompile.backends.torch import emit
-from pccompile.passes.feedback import RANDOM, with_feedback
+from pccompile.passes.choices import RANDOM
+from pccompile.passes.feedback import with_feedback
 from pccompile.pipeline import Options, schedule
 from pccompile.runtime.loaded_program import Runtime
 

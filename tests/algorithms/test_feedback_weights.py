@@ -15,8 +15,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import pccompile
 from algorithms.nets import problem, squared
-from pccompile import cli
-from pccompile.passes import feedback as kinds
+from pccompile.cli.grammar import parser
+from pccompile.passes.choices import DERIVATIVES, FEEDBACK
 from pccompile.pipeline import Options
 
 Product = Callable[[Tensor, Callable[[str], Tensor]], Tensor]
@@ -295,6 +295,6 @@ def test_nothing_is_analysed_and_nothing_kept_where_there_is_no_place() -> None:
 
 
 def test_the_command_line_knows_all_kinds() -> None:
-    assert cli.FEEDBACK == kinds.KINDS
-    assert cli.DERIVATIVES == kinds.DERIVATIVES
+    known = {action.dest: action.choices for action in parser()._actions}
+    assert (known["feedback"], known["derivatives"]) == (FEEDBACK, DERIVATIVES)
     assert Options().transposes

@@ -12,6 +12,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import pccompile.cli.netlist_command
 import pccompile.cli.torch_command
 import pccompile.frontends.onnx  # noqa: F401
 from pccompile.cli import main

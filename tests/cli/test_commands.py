@@ -14,7 +14,8 @@ from onnx_frontend.build import perceptron
 from safetensors.torch import load_file
 
 import pccompile
-from pccompile.cli import STAGES, torch_command
+from pccompile.cli import torch_command
+from pccompile.cli.stages import STAGES
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 
