@@ -215,7 +215,7 @@ One to five layers of one to eleven units that read up to three earlier ones, wi
 activations, weights of 0.2 to 5 times 1/√inputs, squared error or cross-entropy:
 [random_networks.py](../benchmarks/random_networks.py). Each takes two steps of Adam at 10⁻². It has diverged where a
 loss, a gradient or a parameter is no finite number, where no rate was right, or where inference left its bound and no
-other rate was chosen. `langevin` at temperature 10⁻³, after 10 steps. Made by
+other rate was chosen. `langevin` at temperature 10⁻³, with a burn-in of 10 steps. Made by
 `python benchmarks/automatic.py --networks random`."""
 RANDOM_COLUMNS = (
     "| algorithm | automatic | networks | diverged | rate chosen anew in | s of CPU | commit |\n"
