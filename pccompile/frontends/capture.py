@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import re
 import threading
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributions import Distribution
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -22,19 +18,10 @@ from pccompile.diagnostics import NOWHERE, CompileError, Location, ModelValueErr
 from pccompile.frontends.autocast import current
 from pccompile.frontends.data_dependence import reading_of
 from pccompile.frontends.forward_hooks import recorded_hooks
-from pccompile.frontends.intercept import (
-    as_parameters,
-    author_gradients,
-    data_as_detached,
-    inference_without_gradient,
-    refuse_backward_hooks,
-    refuse_inference_parameters,
-)
-from pccompile.frontends.packed import Packing, packed_sequences, refuse_packed_arguments
+from pccompile.frontends.intercept import as_parameters, refuse_backward_hooks, refuse_inference_parameters
+from pccompile.frontends.packed import Packing, refuse_packed_arguments
+from pccompile.frontends.patches import patched
 from pccompile.frontends.places import Place
-from pccompile.frontends.python_random import refuse_draws
-from pccompile.frontends.running_statistics import visible_statistics
-from pccompile.frontends.shapes import shapes_torch_lacks
 from pccompile.frontends.signature import free_batch, spelled_out
 from pccompile.frontends.states import Trace
 
@@ -78,19 +65,7 @@ def export(
         while True:
             trace = Trace(model, places, uncounted)
             try:
-                with (
-                    refuse_draws(model),
-                    trace.running(),
-                    author_gradients() as noticed,
-                    packed_sequences(packing),
-                    shapes_torch_lacks(),
-                    visible_statistics(),
-                    inference_without_gradient(),
-                    data_as_detached(),
-                    _quiet(),
-                    _unvalidated(),
-                    _unmarked((args, named)),
-                ):
+                with patched(model, trace, packing) as noticed, _unmarked((args, named)):
                     _exporting.append(threading.get_ident())
                     try:
                         program = torch.export.export(model, args, named, dynamic_shapes=attempts[0], strict=False)
@@ -147,17 +122,6 @@ def _apart(arguments: Any) -> Any:
 
 
 @contextmanager
-def _unvalidated() -> Iterator[None]:
-    """Within: distributions take their parameters as they are; their checks branch on numbers. torch.compile, too."""
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(before)
-
-
-@contextmanager
 def _unmarked(arguments: Any) -> Iterator[None]:
     """Within: torch.export may mark example tensors as free in a dimension, which it would remember ever after."""
     tensors = [t for t in pytree.tree_leaves(arguments) if isinstance(t, torch.Tensor)]
@@ -168,28 +132,6 @@ def _unmarked(arguments: Any) -> Iterator[None]:
         for tensor, attributes in zip(tensors, before, strict=True):
             tensor.__dict__.clear()
             tensor.__dict__.update(attributes)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Within: torch keeps the graphs and tracebacks to itself that it prints and logs where it refuses a model."""
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    children = [
-        logging.getLogger(n) for n in ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
-    ]
-    before = [c.disabled for c in children]
-    try:
-        for child in children:
-            child.disabled = True
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        for child, disabled in zip(children, before, strict=True):
-            child.disabled = disabled
 
 
 def _refused(model: nn.Module, error: Exception, packing: Packing) -> CompileError:

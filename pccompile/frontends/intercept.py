@@ -18,6 +18,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from pccompile.diagnostics import Collector, CompileError, Location
 from pccompile.frontends.forward_hooks import hook_name
+from pccompile.frontends.process import replaced
 from pccompile.ops.functions import record_call
 
 APPLIED = "AutogradFunctionApply"
@@ -74,17 +75,12 @@ def author_gradients() -> Iterator[Captured]:
             hint="let forward return that value, or take the gradient of an argument or a parameter",
         )
 
-    torch.autograd.Function.apply = classmethod(keep)  # type: ignore[assignment, method-assign]
-    _SingleLevelFunction.apply = classmethod(keep_bound)  # type: ignore[attr-defined]
-    torch.Tensor.retain_grad = refuse_retaining  # type: ignore[method-assign, assignment]
-    torch.Tensor.register_hook = refuse  # type: ignore[method-assign]
-    try:
+    with (
+        replaced(torch.autograd.Function, apply=classmethod(keep)),
+        replaced(_SingleLevelFunction, apply=classmethod(keep_bound)),
+        replaced(torch.Tensor, retain_grad=refuse_retaining, register_hook=refuse),
+    ):
         yield noticed
-    finally:
-        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
-        del _SingleLevelFunction.apply  # type: ignore[attr-defined]
-        torch.Tensor.register_hook = hook  # type: ignore[method-assign]
-        torch.Tensor.retain_grad = retain  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -109,11 +105,8 @@ def data_as_detached() -> Iterator[None]:
         with torch.no_grad():
             self.copy_(new)
 
-    torch.Tensor.data = property(get, put)  # type: ignore[assignment]
-    try:
+    with replaced(torch.Tensor, data=property(get, put)):
         yield
-    finally:
-        del torch.Tensor.data
 
 
 def _run_checkpoint(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
@@ -142,12 +135,8 @@ def _gradient_off(mode: bool = True) -> torch.set_grad_enabled:
 @contextmanager
 def inference_without_gradient() -> Iterator[None]:
     """Within: torch.inference_mode switches gradients off as torch.no_grad does, which torch.export notes."""
-    original = torch._C._InferenceMode
-    torch._C._InferenceMode = _gradient_off  # type: ignore[assignment, misc]
-    try:
+    with replaced(torch._C, _InferenceMode=_gradient_off):
         yield
-    finally:
-        torch._C._InferenceMode = original  # type: ignore[misc]
 
 
 def refuse_backward_hooks(model: nn.Module) -> None:

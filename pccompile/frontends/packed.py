@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError
+from pccompile.frontends.process import replaced
 from pccompile.ops.packed import batch_sizes, packed_gru, packed_lstm, packed_rnn
 
 
@@ -220,14 +221,10 @@ def packed_sequences(packing: Packing) -> Iterator[None]:
     }
     with ExitStack() as stack:
         for name, ours in functions.items():
-            original = getattr(torch._VF, name)
-            setattr(torch._VF, name, on_fakes(original, ours))
-            stack.callback(setattr, torch._VF, name, original)
-        stack.callback(setattr, torch, "as_tensor", plain)
-        torch.as_tensor = as_tensor
+            stack.enter_context(replaced(torch._VF, **{name: on_fakes(getattr(torch._VF, name), ours)}))
+        stack.enter_context(replaced(torch, as_tensor=as_tensor))
         for kind in (nn.LSTM, nn.GRU, nn.RNN):
-            stack.callback(setattr, kind, "forward", kind.forward)
-            kind.forward = forward(kind.forward)  # type: ignore[method-assign]
+            stack.enter_context(replaced(kind, forward=forward(kind.forward)))
         yield
 
 

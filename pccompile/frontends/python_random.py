@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import nn
 
 from pccompile.diagnostics import Collector
 from pccompile.frontends.places import SKIPPED, leaves_of
+from pccompile.frontends.process import replaced
 
 SEEDS = ("manual_seed", "seed", "set_rng_state")
 """Functions of torch that set the state of its generator; fork_rng calls the last of them."""
@@ -70,8 +70,8 @@ def _seeds() -> Iterator[list[str]]:
     noticed = functools.partial(_noticed, called, threading.get_ident())
     with ExitStack() as patches:
         for module, name in ((m, n) for m in (torch, torch.random) for n in SEEDS if hasattr(m, n)):
-            patches.enter_context(patch.object(module, name, noticed(name, getattr(module, name))))
-        patches.enter_context(patch.object(torch, "default_generator", _Watched(torch.default_generator, noticed)))
+            patches.enter_context(replaced(module, **{name: noticed(name, getattr(module, name))}))
+        patches.enter_context(replaced(torch, default_generator=_Watched(torch.default_generator, noticed)))
         yield called
 
 

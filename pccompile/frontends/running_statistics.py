@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pccompile.frontends.process import replaced
+
 
 @contextmanager
 def visible_statistics() -> Iterator[None]:
@@ -54,10 +56,5 @@ def visible_statistics() -> Iterator[None]:
             variance.copy_((1 - share) * variance + share * seen.var(over))
         return result
 
-    torch.instance_norm = spelled_out  # type: ignore[assignment]
-    _BatchNorm.forward = averaging  # type: ignore[assignment, method-assign]
-    try:
+    with replaced(torch, instance_norm=spelled_out), replaced(_BatchNorm, forward=averaging):
         yield
-    finally:
-        torch.instance_norm = original
-        _BatchNorm.forward = forward  # type: ignore[method-assign]

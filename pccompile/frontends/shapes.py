@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pccompile.frontends.process import replaced
 from pccompile.ops.shapes import SHAPES, known_shapes
 
 
@@ -29,12 +30,8 @@ def shapes_torch_lacks() -> Iterator[None]:
     def with_tensors(x: Tensor, targets: Tensor, lengths: Any, target_lengths: Any, *rest: Any, **named: Any) -> Tensor:
         return original(x, targets, _tensor(lengths), _tensor(target_lengths), *rest, **named)
 
-    with known_shapes(SHAPES | {"_ctc_loss.Tensor": _ctc_loss}):
-        torch.ctc_loss = with_tensors  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            torch.ctc_loss = original
+    with known_shapes(SHAPES | {"_ctc_loss.Tensor": _ctc_loss}), replaced(torch, ctc_loss=with_tensors):
+        yield
 
 
 def _tensor(lengths: Any) -> Tensor:

@@ -7,7 +7,7 @@ buffers, and with their new values among its results.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from pccompile.diagnostics import CompileError, Location
 from pccompile.frontends.counters import Advance, Counter, is_counter
 from pccompile.frontends.places import MISSING, PLAIN, Place, Snapshot, leaves_of
+from pccompile.frontends.process import replaced
 
 PREFIX = "pccompile_state_"
 """What the buffers are called that stand for states during a trace; their own names are their places."""
@@ -80,6 +81,8 @@ class Trace:
         self.reads: set[Place] = set()
         self.held: dict[Place, tuple[list[Any], pytree.TreeSpec | None]] = {}
         self.depth = 0
+        self.lookup = ExitStack()
+        """What is watched while forward runs."""
 
     @property
     def miscounted(self) -> frozenset[Place]:
@@ -96,7 +99,7 @@ class Trace:
         self.lift()
         before = model.register_forward_pre_hook(self.enter, prepend=True)
         after = model.register_forward_hook(self.leave)
-        lookup, run = nn.Module.__getattr__, fx.Interpreter.run
+        run = fx.Interpreter.run
 
         def interpreted(interpreter: fx.Interpreter, *args: Any, **named: Any) -> Any:
             """A graph module, which torch.export runs without its hooks."""
@@ -107,11 +110,10 @@ class Trace:
             more = self.leave(model, args, output)
             return output if more is None else more
 
-        fx.Interpreter.run = interpreted  # type: ignore[method-assign, assignment]
         try:
-            yield
+            with replaced(fx.Interpreter, run=interpreted), self.lookup:
+                yield
         finally:
-            nn.Module.__getattr__, fx.Interpreter.run = lookup, run  # type: ignore[method-assign]
             before.remove()
             after.remove()
             self.snapshot.restore()
@@ -160,9 +162,8 @@ class Trace:
                 self.standing[place] = self.stand_in(place, value, memo)
                 del table[place.attribute]
             self.held[place] = leaves_of(self.standing[place])
-        self.lookup = nn.Module.__getattr__
         if self.places:
-            nn.Module.__getattr__ = self.watched(self.lookup)  # type: ignore[method-assign]
+            self.lookup.enter_context(replaced(nn.Module, __getattr__=self.watched(nn.Module.__getattr__)))
 
     def stand_in(self, place: Place, value: Any, memo: dict[int, Any]) -> Any:
         """`value` with traced tensors in place of its own; containers that are shared stay shared."""
@@ -201,7 +202,7 @@ class Trace:
         self.depth -= 1
         if self.depth:
             return None
-        nn.Module.__getattr__ = self.lookup  # type: ignore[method-assign]
+        self.lookup.close()
         for place, value in self.standing.items():
             if value is not MISSING and not place.registered:
                 place.table(model).setdefault(place.attribute, value)
