@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from pccompile.ir import DEVICE, Arg, Dim, Ref, TensorType, Type
-from pccompile.ops.registry import OPS, overload
+from pccompile.ops.signatures import SIGNATURES, overload
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class Typer:
             part = whole[index]
             assert part is not None
             return part
-        definition = OPS.get(op)
+        definition = SIGNATURES.get(op)
         if definition and definition.infer:
             return definition.infer(args, lambda r: types[r])  # type: ignore[arg-type, return-value]
         key = (op, tuple(_key(a, types) for a in args.values()))
