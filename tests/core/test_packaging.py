@@ -28,6 +28,11 @@ def test_every_folder_with_modules_is_a_package() -> None:
             assert (module.parent / "__init__.py").exists(), module
 
 
+def test_only_what_all_rooms_share_and_what_users_import_is_at_the_top() -> None:
+    found = {path.stem for path in (ROOT / "pccompile").glob("*.py")}
+    assert found == {"__init__", "diagnostics", "limits", "onnx_backend", "pipeline"}
+
+
 def test_the_links_lead_to_the_folders() -> None:
     for name in ("passes", "backends"):
         link = ROOT / "pccompile" / name
