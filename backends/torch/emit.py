@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from pccompile.backends.torch.keys import Gradient, gradient_keys, table_of
 from pccompile.backends.torch.layout import dictionary, folded, listed, recorded
@@ -81,26 +82,38 @@ class Loss:
     constants: Mapping[str, str]
 
 
-def emit(program: Program, loss: Loss | None = None, record: bool = False, functional: bool = False) -> Source:
+def emit(
+    program: Program,
+    loss: Loss | None = None,
+    record: bool = False,
+    functional: bool = False,
+    lengths: Mapping[str, int] = MappingProxyType({}),
+) -> Source:
     """The file for `program`, with squared error where there is no `loss`.
 
     record: let `predict` and `infer` take a function `record`, which `predict` calls with each vertex's prediction, and
     `infer` after each step with each vertex's error (where predictions move, with predictions and values too).
     functional: what a compiler makes good kernels of: no loop writes over memory, and weights are copied for loops.
+    lengths: the free dimensions as a call has them, for a functional file to weigh products by.
     """
-    return File(program, loss, record, functional).source()
+    return File(program, loss, record, functional, lengths).source()
 
 
 class File:
     """What `emit` writes, part by part."""
 
     def __init__(
-        self, program: Program, loss: Loss | None = None, record: bool = False, functional: bool = False
+        self,
+        program: Program,
+        loss: Loss | None = None,
+        record: bool = False,
+        functional: bool = False,
+        lengths: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.program, self.pc, self.loss, self.record = program, program.pc, loss, record
         indices = [self.pc.graph.outputs.index(o.value) for o in self.pc.outputs]
         self.clamp = Clamp(loss, indices, len(self.pc.graph.outputs) - self.pc.graph.further)
-        self.lowered = optimise(lower(program, record, self.clamp.has_constants), functional)
+        self.lowered = optimise(lower(program, record, self.clamp.has_constants), functional, lengths)
         self.slots = handed(program)
         self.tables = tuple(map(table_of, self.slots))
         self.vertices = {v.name: v for v in self.pc.vertices}
