@@ -20,9 +20,12 @@ def listed(names: Sequence[str], indent: str = STEP, room: int = WIDTH - 30) -> 
     return "\n".join(["[", *filled(names, indent + STEP), f"{indent}]"])
 
 
-def dictionary(entries: Mapping[str, str], indent: str = STEP) -> str:
-    """`{"a": x, …}`, an entry a line, for a statement that begins at `indent`."""
-    return "\n".join(["{", *(f"{indent}{STEP}{quoted(k)}: {v}," for k, v in entries.items()), f"{indent}}}"])
+def dictionary(entries: Mapping[str, str], more: str = "", indent: str = STEP) -> str:
+    """`{"a": x, …}`, an entry a line, for a statement that begins at `indent`. more: a dictionary of others."""
+    if more and not entries:
+        return more
+    first = [f"{indent}{STEP}**{more},"] if more else []
+    return "\n".join(["{", *first, *(f"{indent}{STEP}{quoted(k)}: {v}," for k, v in entries.items()), f"{indent}}}"])
 
 
 def filled(items: Sequence[str], indent: str) -> list[str]:

@@ -9,7 +9,6 @@ from typing import cast
 from pccompile.backends.torch.equations import Equations
 from pccompile.backends.torch.keys import gradient_keys, table_of
 from pccompile.backends.torch.pulls import Term, early, sent_apart, total, weighed
-from pccompile.backends.torch.spell import quoted
 from pccompile.backends.torch.statements import Function, Key, Label, Lowered, Stop, Turns, label_of
 from pccompile.backends.torch.writer import LATE, Writer
 from pccompile.ir import (
@@ -169,7 +168,7 @@ class _Lowering:
         keys = gradient_keys(self.graph)
         for slot, owner in found:
             key = keys[owner].key if slot == "gradient" else owner
-            value = self.w.given(f"{table_of(slot)}[{quoted(key)}]", label_of(slot, owner))
+            value = self.w.entry(table_of(slot), key, label_of(slot, owner))
             self.slots[owner, slot] = self.of_one_sample((owner, slot), value)
         return self.decided(self.gradients(program.learn))
 

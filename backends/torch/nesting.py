@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from pccompile.backends.torch.statements import EFFECTS, Function, Label, Role, Statement, fresh
+from pccompile.backends.torch.statements import EFFECTS, Function, Label, Line, Role, Statement, fresh
 from pccompile.ir import Ref
 from pccompile.ops import OPS
 
-OWN_LINE = ("alias", "clamp", "clamp_constants", *EFFECTS)
+OWN_LINE = ("alias", "clamp", "clamp_constants", "call", *EFFECTS)
 """Statements that always have a line of their own."""
 DEEPEST = 16
 """So many statements are written inside one another at most: Python's own parser gives up at some hundred."""
@@ -36,7 +36,7 @@ class Nesting:
         for s in f.statements():
             self.made[s.target] = s
             self.writes_before[s.target] = writes
-            writes += bool(s.into)
+            writes += bool(s.into) + (sum(bool(inner.into) for inner in s.block.lines) if s.block else 0)
 
     def nested(self) -> set[Ref]:
         """The values that have no line of their own, none written inside more than DEEPEST others."""
@@ -92,4 +92,19 @@ class Nesting:
         return s.op == "aten.mm.default" and reader.op == "aten.add.Tensor" and reader.args["other"] == s.target
 
 
-__all__ = ["Nesting"]
+def last_reads(lines: Sequence[Line], nested: Collection[Ref]) -> dict[Ref, int]:
+    """Where each value is read for the last time; one that is `nested` is read where its reader is."""
+    found: dict[Ref, int] = {}
+    for i, line in enumerate(lines):
+        for r in line.reads:
+            found[r] = i
+        if isinstance(line, Statement):
+            found.setdefault(line.target, i)
+    for line in reversed(lines):
+        if isinstance(line, Statement) and line.target in nested:
+            for r in line.reads:
+                found[r] = max(found[r], found[line.target])
+    return found
+
+
+__all__ = ["Nesting", "last_reads"]

@@ -31,6 +31,7 @@ def emit_partial(whole: Program, part: Program) -> str | None:
         slots[place] = value
     count = len(handed.lowered.context)
     file.names = {slots.get(i, Ref(f"unread {i}")): file.names.get(slots.get(i, Ref("")), "_") for i in range(count)}
+    file.popped, file.dims_first = [], handed.dims_first
     builds = file.bodies()
     if not file.dims <= handed.dims:
         return None

@@ -7,16 +7,17 @@ for the last time, and a sum is added up in place where nothing else can see the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
+from pccompile.backends.torch.accumulation import onto
 from pccompile.backends.torch.in_place import METHODS, OVERWRITING
 from pccompile.backends.torch.layout import STEP, WIDTH, folded, listed, recorded
-from pccompile.backends.torch.nesting import Nesting
+from pccompile.backends.torch.nesting import Nesting, last_reads
 from pccompile.backends.torch.spell import SETTLED, SHAPES, Speller, atom, quoted, result_count
-from pccompile.backends.torch.statements import Function, Label, Line, Loop, Role, Statement, Stop, fresh
+from pccompile.backends.torch.statements import Block, Function, Label, Line, Loop, Role, Statement, Stop, fresh, sole
 from pccompile.ir import Ref
 from pccompile.ir.names import Namer
-from pccompile.ops import OPS
 
 Heading = Callable[[str], str]
 
@@ -25,7 +26,7 @@ class Printer:
     """Prints one function.
 
     names: what values that the function is given are called. fixed: what values that it must keep are to be called.
-    heading: the comment above a vertex.
+    heading: the comment above a vertex. keys: how entries of tables are written whose key differs from call to call.
     """
 
     def __init__(
@@ -37,7 +38,12 @@ class Printer:
         speller: Speller,
         heading: Heading,
         reserved: Iterable[str],
+        keys: Mapping[tuple[str, str], str] = MappingProxyType({}),
     ) -> None:
+        self.keys = keys
+        self.adds = not fixed
+        self.owned: Collection[Ref] = ()  # what the function is given whose memory it may write to
+        self.stored: Mapping[Ref, str] = {}  # what values are called that have a place in a table
         self.f, self.labels, self.speller, self.heading = function, labels, speller, heading
         self.names = dict(names)
         self.fixed = fixed
@@ -53,6 +59,10 @@ class Printer:
         self.nested: set[Ref] = set()
         self.inlined: dict[Ref, str] = {}
         self.unpacked: set[Ref] = set()
+        self.came_from: dict[Ref, tuple[Block, Ref]] = {}
+        self.freed = set(self.names)  # what the function is given and frees
+        self.kept_by_caller = False  # and yet not behind calls
+        self.called = False  # whether the last line is a call of a block
         self.vertex = ""
         self.since = 0
 
@@ -80,14 +90,8 @@ class Printer:
         return self.text
 
     def owns(self, value: Ref) -> bool:
-        """Whether a result has memory that no other result and no argument has: optimizers write into gradients."""
-        alone = self.returned[value] == 1 and value not in self.readers
-        source = self.made.get(value)
-        while source and source.op in OPS and OPS[source.op].wiring and source.op != "aten.expand.default":
-            base = source.args.get("self")
-            alone = alone and isinstance(base, Ref) and len(self.readers[base]) == 1
-            source = self.made.get(Ref(base)) if alone else None
-        return alone and source is not None and fresh(source, self.made)
+        """Whether a result has memory that no other result and no argument has."""
+        return sole(value, self.made, {r: len(readers) for r, readers in self.readers.items()}, self.returned)
 
     def spell(self, value: Ref) -> str:
         """A value where it is read."""
@@ -95,8 +99,8 @@ class Printer:
 
     def block(self, lines: Sequence[Line], depth: int, kept: set[Ref]) -> None:
         """Print `lines`, freeing each value when it has been read for the last time."""
-        last = self.last_reads(lines)
-        own = {s.target for s in lines if isinstance(s, Statement)} | (set(self.names) if depth == 1 else set())
+        last = last_reads(lines, self.nested)
+        own = {s.target for s in lines if isinstance(s, Statement)} | (self.freed if depth == 1 else set())
         ending: dict[int, list[Ref]] = {}
         for r, i in last.items():
             ending.setdefault(i, []).append(r)
@@ -109,27 +113,13 @@ class Printer:
                 self.statement(line, i, depth, last, kept)
             dead = [r for r in ending.get(i, ()) if r in own and r not in kept and i + 1 < len(lines)]
 
-    def last_reads(self, lines: Sequence[Line]) -> dict[Ref, int]:
-        """Where each value is read for the last time; an inlined value is read where its reader is."""
-        found: dict[Ref, int] = {}
-        for i, line in enumerate(lines):
-            for r in line.reads:
-                found[r] = i
-            if isinstance(line, Statement):
-                found.setdefault(line.target, i)
-        for i in reversed(range(len(lines))):
-            line = lines[i]
-            if isinstance(line, Statement) and line.target in self.nested:
-                for r in line.reads:
-                    found[r] = max(found[r], found[line.target])
-        return found
-
     def statement(self, s: Statement, i: int, depth: int, last: Mapping[Ref, int], kept: set[Ref]) -> None:
         """Print a statement, unless it is written where it is read."""
         if s.target in self.unpacked:
+            self.measure(s.target, depth)
             return
         if s.op == "keep":
-            self.line(depth, f"{s.args['table']}[{quoted(s.args['key'])}] = {self.spell(s.args['of'])}")
+            self.line(depth, f"{self.entry(s.args['table'], s.args['key'])} = {self.spell(s.args['of'])}")
             return
         if s.op == "update":
             gradients = zip(s.args["paths"], map(self.spell, s.args["gradients"]), strict=True)
@@ -138,7 +128,10 @@ class Printer:
             self.line(depth, f"update({{{', '.join(f'{quoted(k)}: {v}' for k, v in gradients)}}})")
             return
         if s.op == "copy":
-            self.line(depth, f"{s.args['table']}[{quoted(s.args['key'])}].copy_({self.spell(s.args['of'])})")
+            self.line(depth, f"{self.entry(s.args['table'], s.args['key'])}.copy_({self.spell(s.args['of'])})")
+            return
+        if s.block:
+            self.call(s, s.block, depth, {r for r in s.reads if last[r] == i and r not in kept})
             return
         if s.target in self.nested:
             self.inlined[s.target] = self.expression(s)
@@ -151,8 +144,44 @@ class Printer:
         elif s.keeps or not (self.in_place(s, i, depth, last, kept) or self.overwrites(s, i, depth, last, kept)):
             expression = self.expression(s)
             self.line(depth, f"{self.own_name(s.target)} = {expression}")
-        for name, axis in self.late_dims.get(s.target, ()):
-            self.line(depth, f"{name} = {self.names[s.target]}.shape[{axis}]")
+        self.measure(s.target, depth)
+
+    def measure(self, value: Ref, depth: int) -> None:
+        """Print the lengths that are read off a value."""
+        for name, axis in self.late_dims.get(value, ()):
+            self.line(depth, f"{name} = {self.names[value]}.shape[{axis}]")
+
+    def entry(self, table: str, key: str) -> str:
+        """An entry of a table."""
+        return f"{table}[{self.keys.get((table, key)) or quoted(key)}]"
+
+    def call(self, s: Statement, block: Block, depth: int, dying: Collection[Ref]) -> None:
+        """Print the call of a block, the first of several behind an empty line. dying: what nothing reads again."""
+        if not self.called and self.text and self.text[-1]:
+            self.text.append("")
+        self.vertex = ""
+        given = [*block.tables, *map(self.spell, s.args["values"]), *s.args["words"], *block.more]
+        expression = f"{block.name}({', '.join(given)})"
+        parts = [p.target for p in self.readers.get(s.target, ()) if p is not None] if len(block.returned) > 1 else []
+        for r, own in zip(parts or [s.target], block.returned, strict=False):
+            self.hand_down(r, own, block, dying)
+        if len(block.returned) > 1:
+            self.several(s, expression, len(block.returned), depth)
+        else:
+            self.line(depth, f"{self.own_name(s.target)} = {expression}" if block.returned else expression)
+        self.called = True
+        self.measure(s.target, depth)
+
+    def hand_down(self, value: Ref, own: Ref, block: Block, dying: Collection[Ref]) -> None:
+        """Call what comes back from one call and goes to the next by one name, which is what the block calls it."""
+        before = next((r for r in dying if self.came_from.get(r) == (block, own)), None)
+        self.came_from[value] = block, own
+        if value in self.names or value in self.fixed:
+            return
+        if before is not None and self.owner[self.names[before]] == before:
+            self.names[value] = self.names[before]
+        elif [r for r in self.readers.get(value, ()) if r is None or r.block is not block] == []:
+            self.names[value] = self.namer(block.labels[own].text)
 
     def turn(self, s: Statement, depth: int) -> int:
         """Open the condition of a statement of a loop that waits for its turn; the depth that it is printed at."""
@@ -176,7 +205,9 @@ class Printer:
     def own_name(self, value: Ref) -> str:
         """What a value is called from here on; the first term of a sum is called what the sum is."""
         if value not in self.names:
-            self.names[value] = self.fixed.get(value) or self.namer(self.labels[self.becomes(value)].text)
+            whole = self.becomes(value)
+            given = self.fixed.get(value) or self.stored.get(whole)
+            self.names[value] = given or self.namer(self.labels[whole].text)
         self.owner[self.names[value]] = value
         return self.names[value]
 
@@ -193,9 +224,9 @@ class Printer:
         """What a statement computes."""
         match s.op:
             case "leaf":
-                return f"{s.args['table']}[{quoted(s.args['key'])}]" + (".clone()" if s.args.get("clone") else "")
+                return self.entry(s.args["table"], s.args["key"]) + (".clone()" if s.args.get("clone") else "")
             case "given":
-                return str(s.args["text"])
+                return self.entry(s.args["table"], s.args["key"]) if "table" in s.args else str(s.args["text"])
             case "alias":
                 return self.spell(s.args["of"])
             case "clamp" | "clamp_constants":
@@ -229,7 +260,8 @@ class Printer:
         if self.accumulates(s, operand):
             name = self.names[s.target] = self.names[operand]
             self.owner[name] = s.target
-            self.line(depth, self.onto(name, s))
+            other = self.made.get(s.args["other"]) if s.args.get("other") in self.inlined else None
+            self.line(depth, onto(name, s, lambda arg: self.speller.arg(arg, self.spell), other))
             return True
         scales = s.op == "aten.neg.default" or (s.op == "aten.mul.Tensor" and isinstance(s.args["other"], float))
         if scales and self.labels[s.target].role is Role.GRADIENT and self.alone(operand, s):
@@ -237,18 +269,6 @@ class Printer:
             self.line(depth, f"{self.own_name(s.target)} = {self.names[operand]}.{call}")
             return True
         return False
-
-    def onto(self, name: str, s: Statement) -> str:
-        """The line that adds to the memory of an operand, or scales it."""
-        if s.op == "aten.lerp.Scalar":
-            return f"{name}.lerp_({self.spell(s.args['end'])}, {s.args['weight']!r})"
-        other, made = self.speller.arg(s.args["other"], self.spell), self.made.get(s.args["other"])
-        if s.op == "aten.mul.Tensor":
-            return f"{name} *= {other}"
-        further = "" if s.args["alpha"] == 1 else f", alpha={s.args['alpha']!r}"
-        if made and s.args["other"] in self.inlined and made.op == "aten.mm.default":
-            return f"{name}.addmm_({self.spell(made.args['self'])}, {self.spell(made.args['mat2'])}{further})"
-        return f"{name}.add_({other}{further})" if further else f"{name} += {other}"
 
     def accumulates(self, s: Statement, operand: Ref) -> bool:
         """Whether a statement works on the memory of its operand: it adds to it, or has no other use for it."""
@@ -264,10 +284,14 @@ class Printer:
 
     def alone(self, operand: Ref, reader: Statement) -> bool:
         """Whether an operand's memory is its own, read by one statement in the block that made it."""
-        source = self.made.get(operand)
-        here = self.block_of.get(operand) == self.block_of[reader.target] and not self.fixed
-        single = source is not None and fresh(source, self.made) and len(self.readers[operand]) == 1
+        here = self.block_of.get(operand) == self.block_of[reader.target] and self.adds
+        single = self.is_own(operand) and len(self.readers[operand]) == 1
         return here and single and self.labels[operand].role not in (Role.PREDICTION, Role.VALUE)
+
+    def is_own(self, value: Ref) -> bool:
+        """Whether a value has memory of its own, or is given with its memory."""
+        source = self.made.get(value)
+        return value in self.owned or (source is not None and fresh(source, self.made))
 
     def overwrites(self, s: Statement, i: int, depth: int, last: Mapping[Ref, int], kept: set[Ref]) -> bool:
         """Print a function in place, where nothing else will read its argument, a prediction and so floating."""
@@ -276,9 +300,8 @@ class Printer:
             return False
         if self.labels[operand].role is not Role.PREDICTION:
             return False
-        source = self.made.get(operand)
         alone = len(self.readers[operand]) == 1 and self.block_of.get(operand) == self.block_of[s.target]
-        if not alone or source is None or not fresh(source, self.made):
+        if not alone or not self.is_own(operand):
             return False
         self.line(depth, f"{self.own_name(s.target)} = {OVERWRITING[s.op]}({self.names[operand]})")
         return True
@@ -289,19 +312,25 @@ class Printer:
         parts = [p for p in self.readers.get(s.target, ()) if p is not None and p.op == "getitem"]
         measured = any(p.target in self.late_dims for p in parts)
         here = all(self.block_of[p.target] == self.block_of[s.target] for p in parts)
+        measured = measured or s.target in self.kept
         if len(parts) < 2 or count is None or not here or measured or len(self.readers[s.target]) != len(parts):
             return False
         if any(p.keeps and self.own_name(p.target) != self.names[p.keeps] for p in parts):
             return False
+        self.several(s, self.expression(s), count, depth)
+        return True
+
+    def several(self, s: Statement, expression: str, count: int, depth: int) -> None:
+        """Print an assignment to all results of an expression that are read."""
         names = ["_"] * count
-        for p in parts:
-            names[p.args["index"]] = self.own_name(p.target)
-            self.unpacked.add(p.target)
-        expression, targets = self.expression(s), ", ".join(names)
+        for p in self.readers[s.target]:
+            if p is not None:
+                names[p.args["index"]] = self.own_name(p.target)
+                self.unpacked.add(p.target)
+        targets = ", ".join(names)
         room = WIDTH - len(STEP * depth) - len(expression.partition("(")[0]) - len(" = (")
         targets = targets if len(targets) <= room else listed(names, STEP * depth, 0)
         self.line(depth, f"{targets} = {expression}")
-        return True
 
     def loop(self, loop: Loop, depth: int) -> None:
         """Print a loop; a carried value keeps its name where nothing reads the old one after the new one is made."""
@@ -356,12 +385,16 @@ class Printer:
 
     def free(self, dead: Sequence[Ref], depth: int) -> None:
         """Write `del` for values that nothing reads any more."""
+        if self.called and self.kept_by_caller:
+            dead = [r for r in dead if r not in self.freed]
         names = [self.names[r] for r in dead if r in self.names and self.owner[self.names[r]] == r]
+        names = [name for name in names if name.isidentifier()]
         if names:
             line = f"del {', '.join(dict.fromkeys(names))}"
             self.line(depth, line if len(line) < WIDTH - 4 * depth else f"del ({line[4:]})")
 
     def line(self, depth: int, text: str) -> None:
         """Print one line, over several where it is too long."""
+        self.called = False
         *first, last = (STEP * depth + text).split("\n")
         self.text += [*first, *folded(last)]

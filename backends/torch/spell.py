@@ -23,7 +23,13 @@ from pccompile.ops.expressions import dim_code
 
 def quoted(text: str) -> str:
     """`text` as a Python string literal in double quotes, ASCII only."""
-    return json.dumps(str(text))
+    literal = json.dumps(str(text), ensure_ascii=False)
+    return literal if literal.isascii() else "".join(map(_escaped, literal))
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return character if code < 128 else f"\\u{code:04x}" if code < 1 << 16 else f"\\U{code:08x}"
 
 
 SETTLED = '''

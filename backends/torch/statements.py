@@ -54,17 +54,20 @@ class Statement:
 
     leaf       args: table ("params", "inputs", "buffers") and key: an entry of a table of the model
     given      args: text: a Python expression over the function's arguments; names: numbers of the loops around it
-               that it reads
+               that it reads; table and key, where it is an entry of one of the arguments
     alias      args: of: the same tensor under a second name
     copy       args: table, key, of: writes into an entry of a table of the model; has no target
     keep       args: table, key, of: puts a tensor in the place of an entry; has no target
     update     args: paths, gradients: calls the function that changes the parameters; has no target
+    call       args: values: hands them to `block`, each with its own `words` in the places where runs differ; the
+               target is the one value that comes back, or all of them
 
     even: every tensor that it reads is known to have the result's shape, so that the result fits in its memory
     into: the argument whose memory the result is written to
     since: the turn of its loop from which on it is computed
     keeps: what the target is before that turn; without it, nothing reads the target then
     over: the result may take the memory of the first argument, where nothing else reads that
+    block: the function that is called
     """
 
     target: Ref
@@ -76,6 +79,7 @@ class Statement:
     since: int = 0
     keeps: Ref | None = None
     over: bool = False
+    block: Block | None = None
 
     @property
     def reads(self) -> tuple[Ref, ...]:
@@ -86,6 +90,35 @@ class Statement:
     def lengths(self) -> tuple[str, ...]:
         """The free dimensions that the statement is written with."""
         return tuple(lengths(self.args.values()))
+
+
+@dataclass(eq=False)
+class Block:
+    """A run of statements that a function repeats, as a function of its own. It is written as the first run is.
+
+    values: what it is handed, in the order of a call's. owned: those of them whose memory nothing else reads; freed:
+    those that nobody else has. returned: what it hands back. stored: results, by key, that it puts into tables of
+    results, at `places`; copied: those that it copies. keys: how the keys of tables are written in it that differ from
+    run to run. words: the names that these give to what differs. headings: the comments above vertices. tables: those
+    that it reads or writes. more: lengths and the like, by the names that they have in the function around it.
+    """
+
+    name: str
+    about: str
+    lines: list[Statement]
+    values: tuple[Ref, ...]
+    owned: frozenset[Ref]
+    returned: tuple[Ref, ...]
+    stored: Mapping[Key, Ref]
+    places: Mapping[Key, tuple[str, str]]
+    copied: frozenset[Key]
+    keys: Mapping[tuple[str, str], str]
+    words: tuple[str, ...]
+    headings: Mapping[str, str]
+    labels: Mapping[Ref, Label]
+    tables: tuple[str, ...]
+    freed: frozenset[Ref] = frozenset()
+    more: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -223,3 +256,17 @@ def fresh(s: Statement, made: Mapping[Ref, Statement]) -> bool:
     if s.op not in OPS and overload(s.op).has_kernel_for_dispatch_key(torch.DispatchKey.CompositeImplicitAutograd):
         return False
     return all(r.alias_info is None for r in overload(s.op)._schema.returns)
+
+
+def sole(value: Ref, made: Mapping[Ref, Statement], reads: Mapping[Ref, int], returned: Mapping[Ref, int]) -> bool:
+    """Whether a result has memory that no other result and no argument has: optimizers write into gradients.
+
+    reads: how often statements and loops read each value. returned: how many results each one is.
+    """
+    alone = returned[value] == 1 and not reads.get(value)
+    source = made.get(value)
+    while source and source.op in OPS and OPS[source.op].wiring and source.op != "aten.expand.default":
+        base = source.args.get("self")
+        alone = alone and isinstance(base, Ref) and reads.get(base) == 1
+        source = made.get(Ref(base)) if alone else None
+    return alone and source is not None and fresh(source, made)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from pccompile.backends.torch.spell import quoted
 from pccompile.backends.torch.statements import (
     EFFECTS,
     Carried,
@@ -122,12 +123,17 @@ class Writer:
 
     def leaf(self, table: str, key: str, label: Label) -> Ref:
         """An entry of one of the model's tables."""
-        return self.call("leaf", {"table": table, "key": key}, label)
+        return self.call("leaf", {"table": table, "key": str(key)}, label)
 
     def given(self, text: str, label: Label, names: Sequence[str] = ()) -> Ref:
         """A Python expression over the function's arguments and `names`, among them numbers of the loops around it."""
         moving = {n for level in self._levels for n in level.numbers}
         return self.call("given", {"text": text, "names": tuple(n for n in names if n in moving)}, label)
+
+    def entry(self, table: str, key: str, label: Label) -> Ref:
+        """An entry of a table that the function is handed."""
+        text = f"{table}[{quoted(key)}]"
+        return self.call("given", {"text": text, "names": (), "table": table, "key": str(key)}, label)
 
     def name(self, value: Ref, label: Label) -> Ref:
         """`value` under the name `label`: its own, if it has just been made, else an alias."""

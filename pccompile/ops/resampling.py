@@ -9,8 +9,7 @@ import torch
 from pccompile.ir import Node, Ref, TensorType
 from pccompile.ops.builder import Builder
 from pccompile.ops.linear import linear
-from pccompile.ops.registry import OpDef, define, rewrite
-from pccompile.ops.signatures import schema
+from pccompile.ops.registry import OpDef, define, rewrite, schema
 
 
 def _x(*shape: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ from collections import Counter
 
 from torch import nn
 
+from pccompile.backends.torch import emit
 from pccompile.diagnostics import listing, printable
 from pccompile.ir import ForEach, Vertex
 from pccompile.ops import equations
@@ -157,10 +158,24 @@ class _Explainer:
         """The generated lines."""
         origin = self.graph.graph.origin
         params = [p for p in self.v.messages if p in origin and p in self.graph.graph.params]
-        found = lines_of(self.v, self.compiled.source.text, set(self.graph.names), params)
+        blocks = self.compiled.source.blocks
+        found = lines_of(self.v, written_out(self.compiled), set(self.graph.names), params)
         return [
-            line for name, text in found for line in ("", f"  # {name}", *(f"    {ln}" for ln in text.splitlines()))
+            line
+            for name, text in found
+            for line in (
+                "",
+                f"  # {name}{f', in {blocks[name, self.v.name]}' if (name, self.v.name) in blocks else ''}",
+                *(f"    {ln}" for ln in text.splitlines()),
+            )
         ]
+
+
+def written_out(compiled: Compiled) -> str:
+    """The generated file, what repeats in it written out: each vertex under its own names."""
+    if not compiled.source.blocks:
+        return compiled.source.text
+    return emit(compiled.program, compiled.loss, outlining=None).text
 
 
 WAYS = {

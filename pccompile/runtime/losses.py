@@ -84,5 +84,4 @@ def literal(imported: Imported, name: str) -> str:
 
 def targets_of(target: Any) -> list[Tensor]:
     """The tensors of a target, flat."""
-    leaves = (target,) if isinstance(target, Tensor) else pytree.tree_leaves(target)
-    return [t for t in leaves if isinstance(t, Tensor)]
+    return [t for t in pytree.tree_leaves(target) if isinstance(t, Tensor)]

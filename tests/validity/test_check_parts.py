@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.models import mlp, seeded
+from core.models import mlp, seeded
 from torch import Tensor, nn
 
 import pccompile

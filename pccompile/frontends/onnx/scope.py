@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -17,28 +16,15 @@ from pccompile.frontends.onnx.graph import Graph, free_names
 from pccompile.frontends.onnx.registry import Node
 from pccompile.frontends.onnx.values import NOTED, Host, Value, as_tensor
 
-
-class Runs(Protocol):
-    """A module that runs graphs."""
-
-    def execute(self, graph: Graph, values: dict[str, Value]) -> list[Value]:
-        """The outputs of `graph`, given the values that it and its subgraphs read."""
-        ...
-
-    def lent(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        """Within: other tensors stand at these paths."""
-        ...
-
-    def tensor_at(self, path: str) -> Tensor:
-        """The tensor at `path`."""
-        ...
+if TYPE_CHECKING:
+    from pccompile.frontends.onnx.module import OnnxModule
 
 
 @dataclass(frozen=True)
 class Scope:
     """The values that subgraphs see, and the module that runs them."""
 
-    module: Runs
+    module: OnnxModule
     values: dict[str, Value]
 
     def __call__(self, graph: Graph, inputs: Sequence[Value]) -> list[Value]:

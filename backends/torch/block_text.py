@@ -1,0 +1,50 @@
+"""Blocks, the runs that a function repeats, as functions of the generated file; and their calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pccompile.backends.torch.layout import STEP, WIDTH, filled
+from pccompile.backends.torch.printer import Printer
+from pccompile.backends.torch.spell import Speller
+from pccompile.backends.torch.statements import Block, Function
+from pccompile.ir.names import Namer
+
+
+def print_blocks(blocks: Iterable[Block], speller: Speller, reserved: Iterable[str], adds: bool) -> list[str]:
+    """The functions of `blocks`, each followed by two empty lines. What they need besides is noted in the blocks.
+
+    adds: whether sums are added up in the memory of their first term.
+    """
+    return [line for block in blocks for line in [*_function(block, speller, reserved, adds), "", ""]]
+
+
+def _function(block: Block, speller: Speller, reserved: Iterable[str], adds: bool) -> list[str]:
+    outer = speller.dims, speller.device
+    speller.dims, speller.device = set(), False
+    known = {*reserved, *block.tables, *block.words}
+    namer = Namer(known)
+    names = {r: namer(block.labels[r].text) for r in block.values}
+    results = {("value", str(i)): r for i, r in enumerate(block.returned)} | dict(block.stored)
+    heading = lambda vertex: block.headings.get(vertex, "")  # noqa: E731
+    printer = Printer(Function([*block.lines], results), block.labels, names, {}, speller, heading, known, block.keys)
+    printer.adds, printer.owned, printer.freed = adds, block.owned, set(block.freed)
+    printer.block_of |= dict.fromkeys(block.owned, 0)
+    entries = {key: printer.entry(*place) for key, place in block.places.items()}
+    alone = (key for key, r in block.stored.items() if key not in block.copied and r not in block.returned)
+    printer.stored = {block.stored[key]: entries[key] for key in alone if block.stored[key] not in printer.readers}
+    lines = printer.run({})
+    for key, r in block.stored.items():
+        if printer.spell(r) != entries[key]:
+            lines += [f"    {entries[key]} = {printer.spell(r)}{'.clone()' if key in block.copied else ''}"]
+    block.more = (*sorted(speller.dims), *(["device"] if speller.device else []))
+    speller.dims, speller.device = outer[0] | speller.dims, outer[1] or speller.device
+    given = [*block.tables, *names.values(), *block.words, *block.more]
+    head = [f"def {block.name}({', '.join(given)}):"]
+    if len(head[0]) > WIDTH:
+        head = [f"def {block.name}(", *filled(given, STEP), "):"]
+    about = [f"    # {block.about}"] if block.about else []
+    returned = [f"    return {', '.join(map(printer.spell, block.returned))}"] if block.returned else []
+    while lines and not lines[0] and not about:
+        lines.pop(0)
+    return [*head, *about, *lines, *returned]
