@@ -50,6 +50,10 @@ class RuleError(CompileError):
     """An operation has no rule where lengths are free; it may have one where they are numbers."""
 
 
+class CaptureError(CompileError):
+    """torch.export cannot capture a model whole; it may run in pieces."""
+
+
 class ModelValueError(CompileError, ValueError):
     """A model refuses its arguments with a ValueError of its own, as it does in eager mode."""
 

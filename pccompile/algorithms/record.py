@@ -20,6 +20,7 @@ Number = TypeVar("Number")
 COMPILE_OPTIONS = (
     "model", "args", "kwargs", "backend", "dynamic_shapes", "algorithm", "granularity", "loss", "energies", "precision",
     "hook", "check", "constants", "trust_code", "outside_loss", "on_divergence", "feedback", "derivatives", "jit",
+    "capture",
 )  # fmt: skip
 """What `compile` itself takes: no setting could reach an algorithm under such a name."""
 

@@ -7,15 +7,16 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from pccompile.api.models import as_module, called, load_program, with_constants
 from pccompile.api.module import PCModule
+from pccompile.api.pieces import Capture, in_pieces
 from pccompile.backends.netlist import LOSSES, Netlist, NetlistOptions
-from pccompile.diagnostics import CompileError, printable
+from pccompile.diagnostics import CaptureError, CompileError, printable
 from pccompile.frontends.exported import import_program
 from pccompile.passes.energies import Energies
 from pccompile.passes.precisions import Precision
@@ -46,6 +47,7 @@ def compile(
     outside_loss: Literal["refuse", "linearise"] = ...,
     on_divergence: Literal["raise", "warn", "ignore"] = ...,
     jit: bool = ...,
+    capture: Capture = ...,
     **settings: Any,
 ) -> PCModule: ...
 @overload
@@ -82,6 +84,7 @@ def compile(
     outside_loss: str = "refuse",
     on_divergence: str = "warn",
     jit: bool = False,
+    capture: Capture = "auto",
     **settings: Any,
 ) -> PCModule | Netlist:
     """`model` as a module whose backward pass is predictive coding; with `backend="netlist"`, as a circuit.
@@ -113,6 +116,8 @@ def compile(
         a rate leaves its bound (docs/algorithms.md).
     jit: run inference and learning behind torch.compile (docs/torch_compile.md): faster steps, for seconds to minutes
         of compilation at the first call and for tensors of another form; needs a C++ compiler.
+    capture: "export" captures the model whole, by torch.export; "pieces" lets Dynamo cut it where Python decides by
+        numbers, with a program for each piece (docs/torch_compile.md); "auto" does so where export cannot.
     settings: what the algorithm takes, such as steps and rate; `pccompile --algorithm NAME --help` lists them;
         "auto" lets the first batch with a target choose rate and steps, and chooses anew where weights that learn have
         moved the bound. A number never changes.
@@ -133,20 +138,33 @@ def compile(
             raise CompileError("a circuit has no outside_loss and no on_divergence")
         if jit:
             raise CompileError("a circuit is simulated and not compiled: it has no jit")
+        if capture == "pieces":
+            raise CompileError("a circuit is made of one graph, and not of pieces")
         return _circuit(model, args, kwargs, loss, settings, hook, trust_code)
     if backend != "torch":
         raise CompileError(f"unknown backend {printable(backend)}", hint="torch or netlist")
+    if capture not in get_args(Capture):
+        raise CompileError(f"unknown capture {printable(str(capture))}", hint="auto, export or pieces")
     if jit:
         refuse_without_compiler()
     given = energies, precision, outside_loss, on_divergence, feedback, derivatives
     options = Options(algorithm, granularity, settings, *given, jit=jit)
     if isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2":
         model = load_program(Path(model), trust_code)
-    if isinstance(model, ExportedProgram):
+    if isinstance(model, ExportedProgram) and capture != "pieces":
         return _from_program(model, options, loss, hook, check)
     model, args, locate = as_module(model, args, kwargs)
+    if capture == "pieces":
+        if locate is not None or dynamic_shapes is not None:
+            raise CompileError("an ONNX file, and dynamic_shapes, are of one program", hint='capture="export"')
+        return in_pieces(model, args, kwargs, options, loss, hook, check)
     pc = PCModule(model, options, loss, dynamic_shapes, locate, hook=hook, check=check)
-    pc.prepare(args, kwargs)
+    try:
+        pc.prepare(args, kwargs)
+    except CaptureError as refusal:
+        if capture == "export" or locate is not None or dynamic_shapes is not None:
+            raise
+        return in_pieces(model, args, kwargs, options, loss, hook, check, refusal)
     return said(pc)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from pccompile.diagnostics import NOWHERE, CompileError, Location, ModelValueError
+from pccompile.diagnostics import NOWHERE, CaptureError, CompileError, Location, ModelValueError
 from pccompile.frontends.autocast import current
 from pccompile.frontends.data_dependence import reading_of
 from pccompile.frontends.forward_hooks import recorded_hooks
@@ -162,4 +162,4 @@ def _refused(model: nn.Module, error: Exception, packing: Packing) -> CompileErr
             "rewrite data-dependent Python control flow and .item() there, compile the part of the model that has "
             'none, or use torch.compile(model, backend="pccompile"), which cuts the program there'
         )
-    return CompileError(f"torch.export cannot capture {type(model).__name__}: {line}", where, hint)
+    return CaptureError(f"torch.export cannot capture {type(model).__name__}: {line}", where, hint)

@@ -17,6 +17,7 @@ from pccompile.pipeline import compile_imported
 from pccompile.report.losses import Criterion, cast, clamp, cloned, random_target, squared_error
 from pccompile.runtime.loaded_program import Runtime, parted, reaching
 from pccompile.runtime.module import CompiledModule
+from pccompile.runtime.pieces import ModuleInPieces
 from pccompile.runtime.trial_run import untouched
 
 Gradients = dict[str, "Tensor | None"]
@@ -52,7 +53,8 @@ class Bench:
 
     def run(self, model: Callable[..., Any]) -> Any:
         """What `model` returns."""
-        with self._still(), torch.no_grad():
+        pieces = isinstance(model, ModuleInPieces)  # without gradients they run as they are
+        with self._still(), torch.set_grad_enabled(pieces):
             return model(*self.args, **self.kwargs)
 
     @property
@@ -76,8 +78,7 @@ class Bench:
         """The gradients of the compiled model; where predictions follow the values, the loss is in inference."""
         target = self.target
         with self._still(), self.pc.lasting_still():
-            runtime = self.pc.prepare(self.args, self.kwargs)
-            if runtime.source.moving:
+            if not isinstance(self.pc, ModuleInPieces) and self.pc.prepare(self.args, self.kwargs).source.moving:
                 criterion = self.pc.criterion if self.own else self.loss
                 return self._gradients(self.pc.loss_by(criterion, self.args, self.kwargs, target))
             return self._gradients(self.loss(self.pc(*self.args, **self.kwargs), target))
@@ -127,7 +128,10 @@ def double_bench(
         )
         wide.own = own.own
         wide.run(model)
-        twin.prepare(wide.args, wide.kwargs)
+        if isinstance(twin, ModuleInPieces):
+            wide.run(twin)
+        else:
+            twin.prepare(wide.args, wide.kwargs)
     except Exception as e:
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0].removeprefix("error: ")
         name = str(own.dtype).removeprefix("torch.")

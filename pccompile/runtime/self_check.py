@@ -61,7 +61,7 @@ Run = Callable[[Runtime, dict[str, Tensor]], Sequence[Tensor]]
 """Runs a program on tensors by name, as a part of autograd."""
 
 
-class _NotRun(Exception):
+class NotRun(Exception):
     """The model itself does not run on the example."""
 
 
@@ -73,12 +73,12 @@ def self_check(
     A part of the example will do, unless the model does not run on it or some gradient is 0 there. Raises CompileError,
     which names what differs and the first vertex whose value or error does.
     """
-    check, checked = _Check(model, runtime, Example(args, kwargs), run), None
+    check, checked = Check(model, runtime, Example(args, kwargs), run), None
     reason = check.reason_to_skip()
     for example in () if reason else examples(check.compiled, runtime.interface, args, kwargs):
         try:
             checked = check.run(example)
-        except _NotRun as e:
+        except NotRun as e:
             reason = str(e)
             continue
         if not checked.zero:
@@ -106,7 +106,9 @@ def check_loss(runtime: Runtime, criterion: Callable[..., Tensor], outputs: Sequ
         raise refusal(differing, None)
 
 
-class _Check:
+class Check:
+    """One comparison of a program with its model."""
+
     def __init__(self, model: nn.Module, runtime: Runtime, example: Example, execute: Run) -> None:
         assert runtime.compiled is not None
         self.model, self.example, self.execute = model, example, execute
@@ -168,15 +170,15 @@ class _Check:
             yield learning, args, kwargs
 
     def eager(self, change: Change | None = None) -> Results:
-        """What eager torch gives. Raises _NotRun."""
+        """What eager torch gives. Raises NotRun."""
         with self.trial(change) as (learning, args, kwargs):
             try:
                 return backward(_tensors(self.model(*args, **kwargs)), learning, self.sharing)
             except Exception as e:
-                raise _NotRun(f"it does not run there ({printable(first_line(e), 160)})") from e
+                raise NotRun(f"it does not run there ({printable(first_line(e), 160)})") from e
 
     def captured(self, change: Change | None = None) -> Results:
-        """What autograd gives on the captured operations: running the model would run its hooks. Raises _NotRun."""
+        """What autograd gives on the captured operations: running the model would run its hooks. Raises NotRun."""
         graph = self.compiled.imported.graph
         with self.trial(change) as (learning, args, kwargs):
             inputs = self.runtime.interface.bind(args, kwargs)
@@ -185,7 +187,7 @@ class _Check:
                 named = {g.key: values[g.name] for g in self.runtime.source.gradients}
                 results = backward(_tensors(self.runtime.interface.assemble(outputs, inputs)), named)
             except Exception as e:
-                raise _NotRun(f"it has hooks, and its operations do not run one by one ({first_line(e)})") from e
+                raise NotRun(f"it has hooks, and its operations do not run one by one ({first_line(e)})") from e
             return replace(results, gradients={k: results.gradients.get(k) for k in learning})
 
     def tables(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -221,7 +223,7 @@ class _Check:
     # judging
 
     def run(self, example: Example) -> Checked:
-        """The record of the comparison. Raises CompileError where it fails, _NotRun where there is none."""
+        """The record of the comparison. Raises CompileError where it fails, NotRun where there is none."""
         self.example, self.alone = example, False
         notes = [f"compared with eager torch on a part of the example: {example.part}"] if example.part else []
         shared = self.shared()
@@ -268,7 +270,7 @@ class _Check:
                 products.add(*factors.operands, factors.stand_in)
             with products.replayed([*_tensors((expected.outputs, expected.gradients)), *stand_ins]):
                 found = self.program()
-        except (_NotRun, CompileError):
+        except (NotRun, CompileError):
             return None
         finally:
             self.sharing = False

@@ -44,12 +44,16 @@ def backend(
     leave the gradients to autograd.
     """
     del example_inputs
+    program = program_of(piece, options or {})
+    last = program.options.get("algorithm", "exact") != "exact" and is_last_form()
+    return _refuse_further_forms if last else program.run
+
+
+def program_of(piece: fx.GraphModule, options: Mapping[str, Any]) -> PieceProgram:
+    """What runs a piece, while Dynamo compiles the frame that it is cut from, to whose guards some are added."""
     guard_hooks()
     guard_methods()
-    chosen = dict(options or {})
-    if chosen.get("algorithm", "exact") != "exact" and is_last_form():
-        return _refuse_further_forms
-    return _Program(piece, chosen, takes_absent_gradients()).run
+    return PieceProgram(piece, dict(options), takes_absent_gradients())
 
 
 def _refuse_further_forms(*args: Any) -> Any:
@@ -61,7 +65,7 @@ def _refuse_further_forms(*args: Any) -> Any:
     )
 
 
-class _Program:
+class PieceProgram:
     """What runs a piece: one program whatever the numbers among its arguments are, or one for each.
 
     Dynamo hands over floats that change from call to call (a rate of dropout, a slope, a schedule) as tensors. Where
@@ -73,9 +77,15 @@ class _Program:
 
     def __init__(self, piece: fx.GraphModule, options: dict[str, Any], absent_gradients: bool) -> None:
         self.piece, self.options, self.absent_gradients = piece, options, absent_gradients
-        self.general: _Piece | None = None
+        self.general: Piece | None = None
         self.numbers: tuple[int, ...] = ()
-        self.special: dict[tuple[str, ...], _Piece] = {}
+        self.special: dict[tuple[str, ...], Piece] = {}
+
+    @property
+    def compiled(self) -> tuple[Piece, ...]:
+        """The pieces with programs that have been compiled: one, or one for each value of the numbers."""
+        pieces = (self.general, *self.special.values())
+        return tuple(p for p in pieces if p is not None and p._last is not None)
 
     def run(self, *args: Any) -> tuple[Any, ...]:
         """The piece's results."""
@@ -88,7 +98,7 @@ class _Program:
             if piece.fixed:
                 self.numbers = piece.numbers
                 return self._specialised(args)
-            self.general = _Piece(piece, self.options)
+            self.general = Piece(piece, self.options)
         try:
             call = self.general.prepared(args)
         except CompileError:
@@ -101,14 +111,14 @@ class _Program:
     def _specialised(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         values = {i: float(args[i]) for i in self.numbers}
         key = tuple(v.hex() for v in values.values())
-        piece = self.special.pop(key, None) or _Piece(exportable(self.piece, values), self.options)
+        piece = self.special.pop(key, None) or Piece(exportable(self.piece, values), self.options)
         self.special[key] = piece
         if len(self.special) > self.MANY:
             self.special.pop(next(iter(self.special)))
         return piece.run(args, piece.prepared(args))
 
 
-class _Piece(CompiledModule):
+class Piece(CompiledModule):
     """A piece with predictive-coding gradients, in place of what Dynamo found between two graph breaks."""
 
     def __init__(self, piece: Exportable, options: Mapping[str, Any]) -> None:

@@ -322,4 +322,4 @@ def on_a_size(m: Layers, x: Tensor, flow: Any) -> Tensor:
 )
 def test_what_control_flow_cannot_do_is_refused(run: Callable[..., Any], words: str) -> None:
     with pytest.raises(CompileError, match=words):
-        pccompile.compile(built(run, Torch), (torch.randn(3, 4, dtype=torch.float64),))
+        pccompile.compile(built(run, Torch), (torch.randn(3, 4, dtype=torch.float64),), capture="export")

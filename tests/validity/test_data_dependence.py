@@ -74,7 +74,7 @@ READINGS: list[tuple[Model, str, str]] = [
 @pytest.mark.parametrize(("model", "message", "way_out"), READINGS)
 def test_a_reading_is_named(model: Model, message: str, way_out: str) -> None:
     with pytest.raises(CompileError, match=message) as raised:
-        pccompile.compile(model, (torch.randn(3, 4),))
+        pccompile.compile(model, (torch.randn(3, 4),), capture="export")
     what, hint = str(raised.value).splitlines()
     assert "at test_data_dependence.py:" in what
     assert way_out in hint

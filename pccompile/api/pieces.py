@@ -1,0 +1,118 @@
+"""A compiled model in pieces, with all that can be asked of it: what it learns, and reports about each piece."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pccompile.algorithms import ALGORITHMS
+from pccompile.api.module import PCModule
+from pccompile.diagnostics import CaptureError, CompileError, Problem
+from pccompile.pipeline import Hook, Options
+from pccompile.report.explain import explain
+from pccompile.report.summary import summary
+from pccompile.report.tables import Page
+from pccompile.runtime.derivative_guards import opaque
+from pccompile.runtime.module import Criterion
+from pccompile.runtime.pieces import ModuleInPieces, note_on
+from pccompile.runtime.pieces_check import compile_pieces
+from pccompile.runtime.self_check import NotRun
+
+Capture = Literal["auto", "export", "pieces"]
+"""How `compile` comes by the operations of a model."""
+
+
+class PiecewiseModule(ModuleInPieces, PCModule):
+    """`model` with predictive-coding gradients, in pieces: what torch.export cannot capture whole.
+
+    `pieces` holds a compiled module for each that has been met. What a report says of one program (`infer`, `analyse`,
+    `cost`, `locality`, `save`) is asked of a piece; of the whole it raises CompileError.
+    """
+
+    @opaque
+    def train_step(
+        self,
+        args: tuple[Any, ...] | Tensor,
+        target: Any,
+        optimizer: torch.optim.Optimizer,
+        kwargs: Mapping[str, Any] | None = None,
+        **roles: Any,
+    ) -> Tensor:
+        """One step on one batch with any torch optimizer; returns the loss before, detached. Raises CompileError."""
+        if roles:
+            raise self._refuse("roles are of one program")
+        optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(*((args,) if isinstance(args, Tensor) else args), target=target, **(kwargs or {}))
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    def summary(self) -> Page:
+        """The notes on the whole, and the summary of each piece."""
+        return self._each(summary)
+
+    def explain(self, vertex: str | None = None) -> Page:
+        """Of each piece where its vertices come from; with a name, of the pieces that have a vertex of that name."""
+        if vertex is None:
+            return self._each(explain)
+        having = [i for i, piece in enumerate(self.pieces) if any(v.name == vertex for v in piece.graph.vertices)]
+        if not having:
+            raise self._refuse(f"no piece has a vertex {vertex}")
+        return self._each(lambda piece: explain(piece, vertex), having)
+
+    def _each(self, report: Any, places: list[int] | None = None) -> Page:
+        """A report about each piece, or about those at some places, under its number."""
+        parts: list[Any] = [f"note: {note}" for note in self.notes]
+        for i, piece in enumerate(self.pieces):
+            if places is None or i in places:
+                parts += ["", f"piece {i + 1} of {len(self.pieces)}", *report(piece).parts]
+        return Page(tuple(parts))
+
+
+def in_pieces(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+    options: Options,
+    loss: Criterion | None,
+    hook: Hook | None,
+    check: bool,
+    refusal: CaptureError | None = None,
+) -> PiecewiseModule:
+    """`model` compiled in pieces, which the example has run. Raises CompileError, for `refusal` too where there is one.
+
+    refusal: why torch.export does not capture it whole.
+    """
+    problems = refusal.problems if refusal else ()
+    if reason := not_in_pieces(options):
+        what = f"{type(model).__name__} is not compiled in pieces, since {reason}"
+        raise CompileError((*problems, Problem(what))) from refusal
+    pc = PiecewiseModule(model, options, loss, hook, check)
+    try:
+        compile_pieces(pc, args, kwargs or {}, check)
+    except NotRun as e:
+        raise refusal or CompileError(f"{type(model).__name__} is not compiled in pieces: {e}") from e
+    except CompileError as e:
+        raise CompileError((*problems, *(replace(p, what=f"in pieces: {p.what}") for p in e.problems))) from e
+    for note in note_on(pc.left):
+        warnings.warn(f"{type(model).__name__}: {note}", stacklevel=3)
+    return pc
+
+
+def not_in_pieces(options: Options) -> str:
+    """Why a model is not to be had in pieces with these options; '' where it is."""
+    if ALGORITHMS[options.algorithm].equals != "backprop":  # only then do gradients of pieces make up those of all
+        return f"{options.algorithm} needs the whole graph"
+    if options.jit:
+        return "jit=True compiles one program"
+    if (options.feedback, options.derivatives) != ("transpose", "exact"):
+        return "feedback by other weights is of one program"
+    return ""
+
+
+__all__ = ["Capture", "PiecewiseModule", "in_pieces"]

@@ -1,0 +1,160 @@
+"""A model that no capture holds whole: Dynamo cuts it where it must, and each piece is a program of its own.
+
+Between the pieces Python runs as it is, and autograd hands the errors of one piece to the next. So the whole learns by
+the gradients of its pieces' algorithm where these are backpropagation's: what is equal piece by piece is equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from pccompile.analysis.compare import Checked
+from pccompile.diagnostics import CompileError, listing
+from pccompile.frontends.capture import exported_elsewhere
+from pccompile.passes.roles import NO_ROLES, Roles
+from pccompile.pipeline import Hook, Options
+from pccompile.runtime.autograd_function import Bridge
+from pccompile.runtime.derivative_guards import opaque, refuse_transforms
+from pccompile.runtime.losses import targets_of
+from pccompile.runtime.module import CompiledModule, Criterion
+from pccompile.runtime.torch_compile import Piece, PieceProgram, program_of
+
+FORMS = 64
+"""So many forms of a function are compiled, one for each path and kind of arguments; further ones run as they are."""
+EAGER = "Dynamo leaves a loop to Python that is decided by numbers; a function or module of your own in it is a piece"
+UNCHECKED = "not compared with eager torch: the model has hooks, which a run on the example would run once more"
+
+
+class ModuleInPieces(CompiledModule):
+    """`model` with a program for each piece that Dynamo finds in it while it runs.
+
+    A call that takes another path, or arguments of another form, compiles the pieces that are new.
+    """
+
+    def __init__(
+        self, model: nn.Module, options: Options, loss: Criterion | None, hook: Hook | None, check: bool
+    ) -> None:
+        super().__init__(model, options, loss, hook=hook, check=check)
+        self._programs: list[PieceProgram] = []
+        self._run_by_dynamo: Callable[..., Any] | None = None
+        self.comparison: Checked | None = None
+        self.left: tuple[str, ...] = ()
+
+    def _anew(self) -> dict[str, Any]:
+        return {**super()._anew(), "_programs": [], "_run_by_dynamo": None}
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The pieces that have been compiled, in the order in which they were met; each is a compiled module."""
+        return tuple(piece for program in self._programs for piece in program.compiled)
+
+    @property
+    def checked(self) -> Checked | None:
+        """What was compared with eager torch on the example: outputs and gradients of the whole."""
+        return self.comparison
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know: where the pieces are, and what stays with eager torch."""
+        said = dict.fromkeys(note for piece in self.pieces for note in piece.notes)
+        count = f"compiled in pieces, {len(self.pieces)} up to now: what lies between them runs as it is"
+        return (count, *note_on(self.left), *(self.comparison.notes if self.comparison else ()), *said)
+
+    @opaque
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns, each piece with predictive coding as its backward pass."""
+        model: nn.Module = self.__dict__["model"]
+        if not torch.is_grad_enabled() or (torch.compiler.is_exporting() and not exported_elsewhere()):
+            return model(*args, **kwargs)  # without gradients the model is its own program
+        refuse_transforms(model, args, kwargs)
+        return self._dynamo()(*args, **kwargs)
+
+    def _dynamo(self) -> Callable[..., Any]:
+        if self._run_by_dynamo is None:
+            how: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": FORMS}
+            run = torch.compile(self.__dict__["model"], backend=self._compile_piece, **how)
+            self.__dict__["_run_by_dynamo"] = run  # a module, which is none of the model's
+        found: Callable[..., Any] = self.__dict__["_run_by_dynamo"]
+        return found
+
+    def _compile_piece(self, piece: fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
+        del example_inputs
+        options = self.options
+        how = {"algorithm": options.algorithm, "granularity": options.granularity, **options.settings}
+        program = program_of(piece, {**how, "hook": self._hook, "check": self._check})
+        self._programs.append(program)
+        return program.run
+
+    def loss_by(
+        self, criterion: Criterion | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any
+    ) -> Tensor:
+        """As `loss`, by another criterion, of what the pieces return."""
+        outputs = self(*args, **kwargs)
+        if criterion is not None:
+            return criterion(outputs, target)
+        floating = [t for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
+        pairs = zip(floating, targets_of(target), strict=True)
+        return torch.stack([0.5 * (o - t).square().sum() for o, t in pairs]).sum()
+
+    # what is of one program
+
+    def _refuse(self, what: str) -> CompileError:
+        hint = f"pc.pieces has {len(self.pieces)} compiled modules, each of which has it"
+        return CompileError(f"{type(self.__dict__['model']).__name__} is compiled in pieces, and {what}", hint=hint)
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises CompileError: no one program is behind a call."""
+        raise self._refuse("this is asked of one program")
+
+    def program_for(
+        self, args: Any, kwargs: dict[str, Any], target: Any, roles: Roles = NO_ROLES, loss: Criterion | None = None
+    ) -> Any:
+        """Raises CompileError: no one program is behind a call."""
+        raise self._refuse("this is asked of one program")
+
+    @property
+    def compiled(self) -> Any:
+        """Raises CompileError: no one program is behind a call."""
+        raise self._refuse("this is asked of one program")
+
+    def state(self) -> dict[str, Tensor]:
+        """Raises CompileError: each piece has tables of its own."""
+        raise self._refuse("each piece has a file and tables of its own")
+
+
+def left_to_autograd(outputs: list[Tensor], named: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The names of those tensors that autograd itself has the gradients of, and no program, behind these outputs."""
+    names = {id(t): name for name, t in named.items()}
+    seen, found, stack = set[Any](), dict[str, None](), [o.grad_fn for o in outputs if o.grad_fn is not None]
+    own = f"{Bridge.__name__}Backward"
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for child in _children(node):
+            leaf = getattr(child, "variable", None)
+            if leaf is None:
+                stack.append(child)
+            elif node.name() != own and id(leaf) in names:
+                found[names[id(leaf)]] = None
+    return tuple(name for name in named if name in found)
+
+
+def _children(node: Any) -> Iterator[Any]:
+    return (child for child, _ in node.next_functions if child is not None)
+
+
+def note_on(names: tuple[str, ...]) -> tuple[str, ...]:
+    """What is said of parameters whose gradients autograd itself has."""
+    if not names:
+        return ()
+    return (f"autograd itself has the gradients of {listing(names)}: {EAGER}",)
+
+
+__all__ = ["EAGER", "UNCHECKED", "ModuleInPieces", "left_to_autograd", "note_on"]
