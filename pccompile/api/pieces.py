@@ -22,9 +22,14 @@ from pccompile.runtime.module import Criterion
 from pccompile.runtime.pieces import ModuleInPieces, note_on
 from pccompile.runtime.pieces_check import compile_pieces
 from pccompile.runtime.self_check import NotRun
+from pccompile.runtime.torch_compile import Piece
 
 Capture = Literal["auto", "export", "pieces"]
 """How `compile` comes by the operations of a model."""
+
+
+class PieceModule(Piece, PCModule):
+    """A piece that was compiled, with the reports about it and its file."""
 
 
 class PiecewiseModule(ModuleInPieces, PCModule):
@@ -33,6 +38,8 @@ class PiecewiseModule(ModuleInPieces, PCModule):
     `pieces` holds a compiled module for each that has been met. What a report says of one program (`infer`, `analyse`,
     `cost`, `locality`, `save`) is asked of a piece; of the whole it raises CompileError.
     """
+
+    kind = PieceModule
 
     @opaque
     def train_step(

@@ -36,6 +36,9 @@ class ModuleInPieces(CompiledModule):
     A call that takes another path, or arguments of another form, compiles the pieces that are new.
     """
 
+    kind: type[Piece] = Piece
+    """What a piece is compiled to."""
+
     def __init__(
         self, model: nn.Module, options: Options, loss: Criterion | None, hook: Hook | None, check: bool
     ) -> None:
@@ -86,7 +89,7 @@ class ModuleInPieces(CompiledModule):
         del example_inputs
         options = self.options
         how = {"algorithm": options.algorithm, "granularity": options.granularity, **options.settings}
-        program = program_of(piece, {**how, "hook": self._hook, "check": self._check})
+        program = program_of(piece, {**how, "hook": self._hook, "check": self._check}, self.kind)
         self._programs.append(program)
         return program.run
 

@@ -49,11 +49,11 @@ def backend(
     return _refuse_further_forms if last else program.run
 
 
-def program_of(piece: fx.GraphModule, options: Mapping[str, Any]) -> PieceProgram:
+def program_of(piece: fx.GraphModule, options: Mapping[str, Any], kind: type[Piece] | None = None) -> PieceProgram:
     """What runs a piece, while Dynamo compiles the frame that it is cut from, to whose guards some are added."""
     guard_hooks()
     guard_methods()
-    return PieceProgram(piece, dict(options), takes_absent_gradients())
+    return PieceProgram(piece, dict(options), takes_absent_gradients(), kind or Piece)
 
 
 def _refuse_further_forms(*args: Any) -> Any:
@@ -75,8 +75,10 @@ class PieceProgram:
 
     MANY = 64
 
-    def __init__(self, piece: fx.GraphModule, options: dict[str, Any], absent_gradients: bool) -> None:
-        self.piece, self.options, self.absent_gradients = piece, options, absent_gradients
+    def __init__(
+        self, piece: fx.GraphModule, options: dict[str, Any], absent_gradients: bool, kind: type[Piece]
+    ) -> None:
+        self.piece, self.options, self.absent_gradients, self.kind = piece, options, absent_gradients, kind
         self.general: Piece | None = None
         self.numbers: tuple[int, ...] = ()
         self.special: dict[tuple[str, ...], Piece] = {}
@@ -98,7 +100,7 @@ class PieceProgram:
             if piece.fixed:
                 self.numbers = piece.numbers
                 return self._specialised(args)
-            self.general = Piece(piece, self.options)
+            self.general = self.kind(piece, self.options)
         try:
             call = self.general.prepared(args)
         except CompileError:
@@ -111,7 +113,7 @@ class PieceProgram:
     def _specialised(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         values = {i: float(args[i]) for i in self.numbers}
         key = tuple(v.hex() for v in values.values())
-        piece = self.special.pop(key, None) or Piece(exportable(self.piece, values), self.options)
+        piece = self.special.pop(key, None) or self.kind(exportable(self.piece, values), self.options)
         self.special[key] = piece
         if len(self.special) > self.MANY:
             self.special.pop(next(iter(self.special)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,7 @@ def test_a_program_that_export_refuses_learns_in_pieces(name: str) -> None:
     assert distance(step(case, pc, net), step(case, plain, plain), floor=1e-3) < 1e-9
 
 
-def test_what_is_asked_of_a_model_in_pieces() -> None:
+def test_what_is_asked_of_a_model_in_pieces(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, x = Net(branch), torch.randn(4, 3)
     pc = pccompile.compile(net, x)
@@ -147,6 +148,8 @@ def test_what_is_asked_of_a_model_in_pieces() -> None:
     torch.testing.assert_close(before, value.detach())
     for a, b in zip(pc.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+    path, _ = pc.pieces[0].save(tmp_path, "first")  # type: ignore[attr-defined]
+    assert path.read_text() == pc.pieces[0].source  # type: ignore[attr-defined]
     for ask in (lambda: pc.infer((x,)), lambda: pc.source, lambda: pc.cost(), lambda: pc.explain("nothing")):
         with pytest.raises(CompileError, match="Net is compiled in pieces, and"):
             ask()
