@@ -149,7 +149,7 @@ def test_what_is_asked_of_a_model_in_pieces(tmp_path: Path) -> None:
     for a, b in zip(pc.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a, b)
     path, _ = pc.pieces[0].save(tmp_path, "first")  # type: ignore[attr-defined]
-    assert path.read_text() == pc.pieces[0].source  # type: ignore[attr-defined]
+    assert "def infer_and_learn" in path.read_text()
     for ask in (lambda: pc.infer((x,)), lambda: pc.source, lambda: pc.cost(), lambda: pc.explain("nothing")):
         with pytest.raises(CompileError, match="Net is compiled in pieces, and"):
             ask()

@@ -166,4 +166,4 @@ def test_a_trap_that_reads_a_number_is_refused_by_place() -> None:
     case = TRAPS["data_dependent_if"]
     x = case.inputs(torch.Generator(), torch.float32)
     with pytest.raises(CompileError, match=r"traps_flow\.py:\d+"):
-        pccompile.compile(case.build(), x)
+        pccompile.compile(case.build(), x, capture="export")
