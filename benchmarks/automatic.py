@@ -19,7 +19,7 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # where the tas
 from leaderboard_rows import BATCH, Data, commit, summed, timed, train
 from leaderboard_tasks import TASKS, Task
 from random_networks import SETTINGS as OF_RANDOM_NETWORKS
-from random_networks import survey
+from random_networks import joined, survey
 
 import pccompile
 from pccompile.algorithms import ALGORITHMS as KNOWN
@@ -52,6 +52,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 NETWORKS = ("digits-mlp", "digits-cnn")
 RANDOM = "random"
 """The name of the table of random networks, beside those of networks that are trained."""
+PORTION = 20
+"""After so many of them a survey is saved."""
 WEAK = 0.01
 """The weight of the loss in a second measurement."""
 CLOSE = 1.0
@@ -176,6 +178,15 @@ def page(store: dict[str, dict[str, Row]], epochs: int) -> str:
     return "\n".join(lines)
 
 
+def surveys(algorithm: str, count: int) -> Iterator[Row]:
+    """The survey of so many random networks, and those of fewer on the way to it."""
+    row = survey(algorithm, range(min(PORTION, count)))
+    yield row
+    for first in range(PORTION, count, PORTION):
+        row = joined(row, survey(algorithm, range(first, min(first + PORTION, count))))
+        yield row
+
+
 def origin(rows: dict[str, Row]) -> list[str]:
     """Where a table comes from: its commits, and what else is known of some rows."""
     commits = dict.fromkeys(row["commit"] for row in rows.values() if "commit" in row)
@@ -241,14 +252,15 @@ def main() -> None:
         for algorithm in options.algorithms:
             if network == RANDOM and algorithm not in OF_RANDOM_NETWORKS:
                 continue
+            reference = rows.get("exact", {}).get("accuracy")
             if network == RANDOM:
-                row = survey(algorithm, options.count)
+                found = surveys(algorithm, options.count)
             else:
-                reference = rows.get("exact", {}).get("accuracy")
-                row = measured(TASKS[network], algorithm, options.epochs, options.limit, reference)
-            rows[algorithm] = {**row, "commit": commit()}
+                found = iter([measured(TASKS[network], algorithm, options.epochs, options.limit, reference)])
+            for row in found:
+                rows[algorithm] = {**row, "commit": commit()}
+                kept.write_text(json.dumps(store, indent=1) + "\n", encoding="utf-8")
             print(network, algorithm, rows[algorithm], file=sys.stderr, flush=True)
-            kept.write_text(json.dumps(store, indent=1) + "\n", encoding="utf-8")
     options.output.write_text(page(store, options.epochs), encoding="utf-8")
 
 

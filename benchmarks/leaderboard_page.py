@@ -77,10 +77,9 @@ def page(rows: Mapping[str, Rows], absent: Mapping[str, str], prices: Mapping[st
 
 
 def _whole(prices: Mapping[str, Mapping[str, Any]]) -> str:
-    """What all rows of a network would cost."""
-    if not prices:
-        return "no time was left for it"
-    return f"a seed of all rows would take {_duration(sum(map(_seconds, prices.values())))} of CPU"
+    """What rows of a network would cost, as far as steps of them have been timed."""
+    seeds = [f"{_duration(_seconds(price))} by `{algorithm}`" for algorithm, price in prices.items()]
+    return f"a seed would take {', '.join(seeds)}" if seeds else "no time was left for it"
 
 
 def _seconds(price: Mapping[str, Any]) -> float:
@@ -92,7 +91,7 @@ def _duration(seconds: float) -> str:
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
+    return f"{seconds:.3g} s" if seconds >= 0.1 else f"{1e3 * seconds:.3g} ms"
 
 
 def cost(price: Mapping[str, Any] | None) -> str:

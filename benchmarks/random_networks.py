@@ -130,13 +130,19 @@ def outcome(seed: int, algorithm: str) -> tuple[str, bool]:
     return wrong or "; ".join(helpless), len(left) > len(helpless)
 
 
-def survey(algorithm: str, networks: int) -> dict[str, Any]:
-    """So many networks under one algorithm: which diverged and how, on how many a rate was chosen anew, CPU."""
+def survey(algorithm: str, networks: range) -> dict[str, Any]:
+    """These networks under one algorithm: which diverged and how, on how many a rate was chosen anew, CPU."""
     start = time.process_time()
-    outcomes = {seed: outcome(seed, algorithm) for seed in range(networks)}
+    outcomes = {seed: outcome(seed, algorithm) for seed in networks}
     return {
-        "networks": networks,
-        "diverged": {seed: wrong for seed, (wrong, _) in outcomes.items() if wrong},
+        "networks": len(networks),
+        "diverged": {str(seed): wrong for seed, (wrong, _) in outcomes.items() if wrong},
         "anew": sum(anew for _, anew in outcomes.values()),
         "seconds": round(time.process_time() - start, 1),
     }
+
+
+def joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Two surveys of different networks as one."""
+    sums = {k: round(one[k] + other[k], 1) for k in ("networks", "anew", "seconds")}
+    return {**sums, "diverged": {**one["diverged"], **other["diverged"]}}

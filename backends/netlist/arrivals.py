@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from pccompile.backends.netlist.format import Plasticity, Projection, Spec, Tensors
-from pccompile.backends.netlist.operations import operation
+from pccompile.backends.netlist.operations import OPERATIONS, operation
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Arrival:
     """States of `pre` that units of `post` need, wired like `projection`.
 
     synapses: they are the messages of a projection; otherwise a factor of plasticity at the place of a synapse, or the
-    winner that a route follows (`winners`: `pre` is then the select population).
+    winner that a route follows (`winners`: `pre` is then the select population), or the second factor of a product of
+    states (`operand`).
     """
 
     pre: str
@@ -25,6 +26,7 @@ class Arrival:
     projection: Projection
     synapses: bool = True
     winners: bool = False
+    operand: bool = False
 
 
 def arrivals(spec: Spec, learns: bool = True) -> tuple[Arrival, ...]:
@@ -33,6 +35,11 @@ def arrivals(spec: Spec, learns: bool = True) -> tuple[Arrival, ...]:
     learns: plasticity takes place there too.
     """
     found = [Arrival(p.pre, p.target, p) for p in spec.projections]
+    found += [
+        Arrival(q.pre, q.target, q, synapses=False, operand=True)
+        for p in spec.projections
+        for q in OPERATIONS[p.op].readings(p)[1:]
+    ]
     found += [Arrival(p.by, p.target, p, False, True) for p in spec.projections if p.by is not None]
     sizes = {name: p.size for name, p in spec.populations.items()}
     uses: dict[str | None, list[Projection]] = {}
@@ -89,9 +96,9 @@ def fan_in(spec: Spec, tensors: Tensors) -> dict[str, np.ndarray]:
 
 
 def fan_out(spec: Spec, tensors: Tensors) -> dict[str, np.ndarray]:
-    """The synapses that each unit of each population sends to, `[units]`."""
+    """The synapses that each unit of each population sends to, `[units]`; a product of states is sent to by both."""
     found = {name: np.zeros(p.size, dtype=np.int64) for name, p in spec.populations.items()}
     for a in arrivals(spec):
-        if a.synapses:
+        if a.synapses or a.operand:
             found[a.pre] += counts(a, spec, tensors, np.ones(spec.populations[a.post].shape, dtype=bool))
     return found

@@ -165,8 +165,9 @@ def _amount(spec: Spec, sound: Mapping[str, Population]) -> Iterator[str]:
         yield f"{total} units; {_most('units')}"
     delays: Counter[str] = Counter()
     for p in spec.projections:
-        if p.pre in sound:
-            delays[p.pre] = max(delays[p.pre], p.delay)
+        for name in p.reads:
+            if name in sound:
+                delays[name] = max(delays[name], p.delay)
     kept = sum(d * max(1, math.prod(sound[name].shape)) for name, d in delays.items())
     if kept > limit("units"):
         yield f"delays keep {kept} states; {_most('units')}"
@@ -188,7 +189,7 @@ def _projections(spec: Spec, sound: Mapping[str, Population], tensors: Tensors) 
         dangling = dangling or bool(wrong)
         if not wrong:
             into[p.target].append(p)
-            if all(n in sound for n in (p.pre, p.target, *([] if p.by is None else [p.by]))):
+            if all(n in sound for n in (*p.reads, p.target, *([] if p.by is None else [p.by]))):
                 wrong = list(projection_problems(p, sound, tensors))
         yield from (f"projection {p.name}: {w}" for w in wrong)
     for name, population in sound.items():
@@ -206,8 +207,7 @@ def _projections(spec: Spec, sound: Mapping[str, Population], tensors: Tensors) 
 
 def _ends(p: Projection, spec: Spec) -> Iterator[str]:
     """References of a projection that lead nowhere, and numbers that are none."""
-    if p.pre not in spec.populations:
-        yield f"it reads {p.pre}, which is no population"
+    yield from (f"it reads {name}, which is no population" for name in p.reads if name not in spec.populations)
     target = spec.populations.get(p.target)
     if target is None:
         yield f"it reaches {p.post}, which is no population:port"

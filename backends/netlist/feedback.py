@@ -55,19 +55,20 @@ class Feedback:
     def _adjoint(self, name: str, into: list[Projection]) -> None:
         """What an active population sends back to the populations that it reads."""
         population = self.c.populations[name]
-        if name in self.c.unheard or not any(p.pre in self.c.active for p in into):
+        views = [view for p in into for view in OPERATIONS[p.op].readings(p)]
+        if name in self.c.unheard or not any(p.pre in self.c.active for p in views):
             return
         match population.unit:
             case "sum":
-                for p in into:
+                for p in views:
                     self._back(p, self.errors[name])
             case "map":
                 gate = self._slope_gate(name, into)
-                for p in into if gate else ():
+                for p in views if gate else ():
                     self._back(p, gate)
             case "product":
                 for port, other in (("x", "y"), ("y", "x")):
-                    mine = [p for p in into if p.port == port and p.pre in self.c.active]
+                    mine = [p for p in views if p.port == port and p.pre in self.c.active]
                     if mine:
                         gate = self._gate(name, f"g{port}", self.errors[name])
                         for p in into:

@@ -53,10 +53,10 @@ def _entry(value: Any) -> str:
 
 
 @functools.cache
-def _fields(kind: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
-    """The fields of a record with their defaults."""
+def _fields(kind: type[msgspec.Struct]) -> tuple[tuple[str, str, Any], ...]:
+    """The fields of a record, how they are written, and their defaults."""
     return tuple(
-        (f.name, f.default_factory() if f.default_factory is not msgspec.NODEFAULT else f.default)
+        (f.name, f.encode_name, f.default_factory() if f.default_factory is not msgspec.NODEFAULT else f.default)
         for f in msgspec.structs.fields(kind)
     )
 
@@ -66,8 +66,8 @@ def plain(value: Any) -> Any:
     match value:
         case msgspec.Struct():
             return {
-                name: plain(found)
-                for name, default in _fields(type(value))
+                written: plain(found)
+                for name, written, default in _fields(type(value))
                 if (found := getattr(value, name)) != default or (name in _ALWAYS and found is not None)
             }
         case Mapping():

@@ -12,11 +12,11 @@ from typing import Literal, cast
 import msgspec
 import numpy as np
 
-VERSION = "1.1"
+VERSION = "1.2"
 
 UnitKind = Literal["input", "sum", "map", "product", "integrator", "select"]
 Role = Literal["value", "error", "derivative", "gate", "target", "context"]
-Operator = Literal["one_to_one", "gather", "sparse", "dense", "conv", "route"]
+Operator = Literal["one_to_one", "gather", "sparse", "dense", "conv", "route", "einsum"]
 Rule = Literal["outer", "correlate", "copy", "sparse"]
 Dtype = Literal["float64", "float32", "int64", "int32"]
 
@@ -75,7 +75,7 @@ class Population(Struct, frozen=True, kw_only=True):
         return int(np.prod(self.shape, dtype=np.int64))
 
 
-class Projection(Struct, frozen=True, kw_only=True):
+class Projection(Struct, frozen=True, kw_only=True, rename={"with_": "with"}):
     r"""Messages from the units of `pre` to a port of `post`, "population:port", times `gain`, `delay` ticks late.
 
         one_to_one  post_i = pre_i
@@ -85,6 +85,7 @@ class Projection(Struct, frozen=True, kw_only=True):
         conv        the convolution with kernel `param`, without bias
         route       post_i = pre[index_i w_j], w_j the winning slot of unit j = elements_i (i by default) of the
                     select population `by`
+        einsum      post_… = Σ pre_… with_…, the product of two populations that `subscripts` say, such as "ij,jk->ik"
 
     transpose: the adjoint of that map, with the same tensors.
     """
@@ -100,6 +101,8 @@ class Projection(Struct, frozen=True, kw_only=True):
     index: str | None = None
     elements: str | None = None
     by: str | None = None
+    with_: str | None = None
+    subscripts: str | None = None
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
@@ -109,6 +112,11 @@ class Projection(Struct, frozen=True, kw_only=True):
     def target(self) -> str:
         """The population that is reached."""
         return self.post.rpartition(":")[0]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The populations whose states are carried."""
+        return (self.pre,) if self.with_ is None else (self.pre, self.with_)
 
     @property
     def port(self) -> str:
@@ -250,7 +258,7 @@ def order(spec: Spec) -> tuple[str, ...]:
     """
     kinds = {name: p.unit for name, p in spec.populations.items()}
     reads = {
-        name: [p.pre for p in ps if not p.delay and kinds[p.pre] in COMBINATIONAL]
+        name: [n for p in ps if not p.delay for n in p.reads if kinds[n] in COMBINATIONAL]
         + [p.by for p in ps if p.by is not None]
         for name, ps in spec.into().items()
         if kinds[name] in COMBINATIONAL

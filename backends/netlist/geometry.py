@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pccompile.backends.netlist.format import Plasticity, Projection, Tensors
 from pccompile.backends.netlist.operations import OPERATIONS, RULES, Populations, operation
 
-_UNSET = {"param": None, "index": None, "elements": None, "by": None, "stride": (), "padding": (), "dilation": (),
+_UNSET = {"param": None, "index": None, "elements": None, "by": None, "with_": None, "subscripts": None,
+          "stride": (), "padding": (), "dilation": (),
           "groups": 1}  # fmt: skip
 
 
@@ -15,10 +16,9 @@ def projection_problems(p: Projection, populations: Populations, tensors: Tensor
     """What is wrong with a projection between two populations that are there."""
     needs, may = OPERATIONS[p.op].needs, OPERATIONS[p.op].may
     missing = [f for f in needs if getattr(p, f) == _UNSET[f]]
-    yield from (f"{p.op} needs {f}" for f in missing)
-    yield from (
-        f"{f} means nothing for {p.op}" for f in _UNSET if f not in (*needs, *may) and getattr(p, f) != _UNSET[f]
-    )
+    without = [f for f in _UNSET if f not in (*needs, *may) and getattr(p, f) != _UNSET[f]]
+    yield from (f"{p.op} needs {f.rstrip('_')}" for f in missing)
+    yield from (f"{f.rstrip('_')} means nothing for {p.op}" for f in without)
     kinds = {"param": ("f", "numbers"), "index": ("i", "whole numbers"), "elements": ("i", "whole numbers")}
     wrong = [
         f"{field} {name} is not a tensor of {word}"

@@ -67,7 +67,7 @@ class Outputs:
                 ids.append(self.lo.ids(Ref(name)))
             except Unsupported as e:
                 raise CompileError(f"output {name} has no circuit: {e}") from e
-        read = Counter(p.pre for p in self.c.projections)
+        read = Counter(name for p in self.c.projections for name in p.reads)
         read.update(source for array in ids for source in self.c.sources(array))
         for i, (name, array) in enumerate(zip(names, ids, strict=True)):
             label = name if name not in names[:i] else f"{name}.{names[:i].count(name) + 1}"

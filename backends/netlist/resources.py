@@ -14,8 +14,8 @@ import numpy as np
 
 from pccompile.backends.netlist.arrivals import fan_in, fan_out
 from pccompile.backends.netlist.chip import Event, Figure
-from pccompile.backends.netlist.format import Population, Spec
-from pccompile.backends.netlist.operations import learning_rule, operation
+from pccompile.backends.netlist.format import Operator, Population, Spec
+from pccompile.backends.netlist.operations import OPERATIONS, learning_rule, operation
 from pccompile.ir.law import fewest, weight
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class ProjectionCost:
     """Of one projection: its synapses, how many of them multiply by a parameter, whether that learns."""
 
     name: str
-    op: str
+    op: Operator
     synapses: int
     weighted: bool
     learns: bool
@@ -91,9 +91,10 @@ class Resources:
     """What a circuit costs, and what that means on the chip of `placement`, if it has one.
 
     parameters: entries of tensors that act as weights or biases. messages: units whose state somebody reads, a message
-    each a tick. macs: synapses with a parameter; additions: all synapses. updates: products that a learning tick adds
-    to parameters. depth: integrators on the longest way of an error. ticks: those that bring the relative error of each
-    parameter's gradient below a tolerance. settled: that error after the settling phase. None where no law is known.
+    each a tick. macs: synapses with a parameter; products: of two states, in units or at synapses. updates: products
+    that a learning tick adds to parameters. depth: integrators on the longest way of an error. ticks: those that bring
+    the relative error of each parameter's gradient below a tolerance. settled: that error after the settling phase.
+    None where no law is known.
     """
 
     name: str
@@ -154,7 +155,8 @@ def resources(net: Netlist, placement: Placement | None = None) -> Resources:
         fan_out=Spread.over(n for name, n in out.items() if n.any()),
         messages=sum(int((n > 0).sum()) for n in out.values()),
         macs=sum(p.synapses for p in projections if p.weighted),
-        products=sum(p.units for p in populations if p.unit == "product"),
+        products=sum(p.units for p in populations if p.unit == "product")
+        + sum(p.synapses for p in projections if OPERATIONS[p.op].multiplies),
         updates=sum(learning_rule(rule, spec, tensors).products() for rule in spec.plasticity),
         depth=max(known.lengths, default=0) if known is not None else None,
         ticks=tuple((t, known.ticks_for(t) if known is not None else None) for t in TOLERANCES),
@@ -191,8 +193,9 @@ def path_lengths(spec: Spec) -> dict[str, frozenset[int]] | None:
     carries = {n for n, p in spec.populations.items() if p.role in ("error", "gate")}
     sends: dict[str, list[str]] = {}
     for p in spec.projections:
-        if p.pre in carries and p.target in carries:
-            sends.setdefault(p.pre, []).append(p.target)
+        for name in p.reads if p.target in carries else ():
+            if name in carries:
+                sends.setdefault(name, []).append(p.target)
     fed = {target for targets in sends.values() for target in targets}
     start = [n for n in carries - fed if spec.populations[n].unit != "integrator"]
     found: dict[str, frozenset[int]] = dict.fromkeys(sorted(start), frozenset({0}))

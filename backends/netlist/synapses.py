@@ -30,8 +30,9 @@ def synapses(p: Projection, spec: Spec, tensors: Tensors) -> Synapses:
 
 
 def weights(p: Projection, found: Synapses, tensors: Tensors) -> np.ndarray:
-    """The weights of the synapses that were found of a projection, gain included."""
-    return p.gain * (np.ones(len(found.post)) if found.other is None else tensors[str(p.param)].ravel()[found.other])
+    """The weights of the synapses that were found of a projection, gain included; states are none."""
+    weighted = found.other is not None and p.param is not None
+    return p.gain * (tensors[str(p.param)].ravel()[found.other] if weighted else np.ones(len(found.post)))
 
 
 def matrix(p: Projection, spec: Spec, tensors: Tensors) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from pccompile.backends.torch.block_text import print_blocks
 from pccompile.backends.torch.headings import Headings
@@ -70,6 +71,7 @@ def emit(
     loss: Loss | None = None,
     record: bool = False,
     functional: bool = False,
+    lengths: Mapping[str, int] = MappingProxyType({}),
     outlining: Outlining | None = OUTLINING,
 ) -> Source:
     """The file for `program`, with squared error where there is no `loss`.
@@ -77,9 +79,10 @@ def emit(
     record: let `predict` and `infer` take a function `record`, which `predict` calls with each vertex's prediction, and
     `infer` after each step with each vertex's error (where predictions move, with predictions and values too).
     functional: what a compiler makes good kernels of: no loop writes over memory, and weights are copied for loops.
+    lengths: the free dimensions as a call has them, for a functional file to weigh products by.
     outlining: when what repeats becomes a function of its own; never where a trace is shown every value.
     """
-    return File(program, loss, record, functional, outlining).source()
+    return File(program, loss, record, functional, lengths, outlining).source()
 
 
 class File:
@@ -91,12 +94,13 @@ class File:
         loss: Loss | None = None,
         record: bool = False,
         functional: bool = False,
+        lengths: Mapping[str, int] = MappingProxyType({}),
         outlining: Outlining | None = OUTLINING,
     ) -> None:
         self.program, self.pc, self.loss, self.record = program, program.pc, loss, record
         indices = [self.pc.graph.outputs.index(o.value) for o in self.pc.outputs]
         self.clamp = Clamp(loss, indices, len(self.pc.graph.outputs) - self.pc.graph.further)
-        self.lowered = optimise(lower(program, record, self.clamp.has_constants), functional)
+        self.lowered = optimise(lower(program, record, self.clamp.has_constants), functional, lengths)
         self.slots = handed(program)
         self.tables = tuple(map(table_of, self.slots))
         self.headings = Headings(program)

@@ -32,6 +32,16 @@ def moved_in_place(f: Function, arguments: Collection[str]) -> Function:
     return replace(f, lines=pass_.lines(f.lines))
 
 
+def is_number(arg: object, made: Mapping[Ref, Statement], arguments: Collection[str]) -> bool:
+    """Whether an argument is a number, or an expression over the function's arguments."""
+    if isinstance(arg, int | float):
+        return True
+    s = made.get(arg) if isinstance(arg, Ref) else None
+    if s is None or s.op != "given":
+        return False
+    return {n.id for n in ast.walk(ast.parse(s.args["text"])) if isinstance(n, ast.Name)} <= set(arguments)
+
+
 class _InPlace:
     def __init__(self, f: Function, arguments: Collection[str]) -> None:
         self.arguments = set(arguments)
@@ -102,17 +112,8 @@ class _InPlace:
     def factors(self, product: Statement) -> tuple[Arg, Arg] | None:
         """The tensor of a product, and the number that it is multiplied by, if one of them is a number."""
         both = product.args["self"], product.args["other"]
-        numbers = [self.is_number(a) for a in both]
+        numbers = [is_number(a, self.made, self.arguments) for a in both]
         return None if numbers[0] == numbers[1] else both if numbers[1] else both[::-1]
-
-    def is_number(self, arg: object) -> bool:
-        """Whether an argument is a number, or an expression over the function's arguments."""
-        if isinstance(arg, int | float):
-            return True
-        s = self.made.get(arg) if isinstance(arg, Ref) else None
-        if s is None or s.op != "given":
-            return False
-        return {n.id for n in ast.walk(ast.parse(s.args["text"])) if isinstance(n, ast.Name)} <= self.arguments
 
     # no memory of their own
 
@@ -208,4 +209,4 @@ def _reads(lines: Iterable[Line]) -> list[Ref]:
     return found
 
 
-__all__ = ["METHODS", "OVERWRITING", "moved_in_place"]
+__all__ = ["METHODS", "OVERWRITING", "is_number", "moved_in_place"]

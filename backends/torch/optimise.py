@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from pccompile.backends.torch.copies import lay_out, permute_pieces
+from pccompile.backends.torch.gram import behind_weights
 from pccompile.backends.torch.in_place import moved_in_place
 from pccompile.backends.torch.packed import packed
 from pccompile.backends.torch.slopes import share_slopes
@@ -15,14 +16,17 @@ from pccompile.backends.torch.writer import is_parameter
 from pccompile.ir import Ref
 
 
-def optimise(lowered: Lowered, functional: bool = False) -> Lowered:
+def optimise(lowered: Lowered, functional: bool = False, lengths: Mapping[str, int] = MappingProxyType({})) -> Lowered:
     """Drop what no result needs, and settle what prediction has to keep for inference and learning.
 
     Loops overwrite their values, or, where the file is to be `functional`, read weights that are stored for it.
+    lengths: the free dimensions as a call has them, by which a functional file decides what pays.
     """
     dims = lowered.program.pc.graph.dims.items()
     sources = {name: lowered.made[s.tensor] for name, s in dims if s.tensor in lowered.made}
     later = [without_dead(f) for f in (lowered.infer, lowered.learn, lowered.sweep)]
+    if functional:
+        later = [behind_weights(f, lowered, lengths) for f in later]
     made = {s.target: s for s in lowered.predict.statements()}
     order = {r: i for i, r in enumerate(lowered.labels)}
     needed: dict[Ref, None] = {}

@@ -71,7 +71,7 @@ def _from_onnx(path: Path, inputs: UserInputs, seed: int) -> Target:
     from pccompile.frontends.onnx import load_onnx
     from pccompile.frontends.onnx.boundary import from_numpy
     from pccompile.frontends.onnx.given_numbers import fitted
-    from pccompile.frontends.onnx.module import mismatches
+    from pccompile.frontends.onnx.input_types import mismatches
 
     module = load_onnx(path, constants=inputs.constants, train=inputs.train, freeze=inputs.freeze)
     types = {t.name: t for t in module.input_types}

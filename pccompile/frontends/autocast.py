@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,11 @@ def current(device: str) -> Autocast | None:
     if device == "meta" or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return None
     return Autocast(device, torch.get_autocast_dtype(device))
+
+
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Within: operations on tensors on `device` keep the types of their arguments."""
+    return nullcontext() if current(device) is None else torch.autocast(device, enabled=False)
 
 
 def write_casts(module: fx.GraphModule, setting: Autocast | None) -> None:

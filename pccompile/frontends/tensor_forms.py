@@ -8,7 +8,7 @@ one by one.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ class TensorForms:
         if not self._same():
             return False
         if self._plain and TensorGuards is not None:
-            self._checks = (_compared_in_c(self._plain), *self._checks[: CONTEXTS - 1])
+            self._checks = (compared_in_c(self._plain), *self._checks[: CONTEXTS - 1])
         return True
 
     def _same(self) -> bool:
@@ -72,7 +72,17 @@ class TensorForms:
         return learning and all(form(t) == self._forms[k] for k, t in tensors.items())
 
 
-def _compared_in_c(tensors: tuple[Tensor, ...]) -> Callable[..., bool]:
+def like(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
+    """A function that says whether tensors are of the forms that these have now; None where some are no plain ones."""
+    if any(type(t) not in (Tensor, nn.Parameter) or strides(t) is None for t in tensors):
+        return None
+    if TensorGuards is not None and tensors:
+        return compared_in_c(tensors)
+    forms = list(map(form, tensors))
+    return lambda *now: list(map(form, now)) == forms
+
+
+def compared_in_c(tensors: Sequence[Tensor]) -> Callable[..., bool]:
     """A function that says whether tensors are like these, as they are now."""
     sizes, strides = ([list(size(t)) for t in tensors] for size in (Tensor.size, Tensor.stride))
     # without both keywords it reads what is not there

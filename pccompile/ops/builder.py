@@ -10,7 +10,7 @@ from typing import cast
 
 from pccompile.diagnostics import NOWHERE, Location
 from pccompile.ir import DEVICE, Arg, Dim, Node, Ref, TensorType, Type, map_refs
-from pccompile.ops.registry import OPS, bind
+from pccompile.ops.signatures import SIGNATURES, bind
 from pccompile.ops.typer import Typer
 
 
@@ -35,7 +35,7 @@ class Builder:
         """Append `op(args)` unless the same call stands already; return the name of its result."""
         bound = bind(op, args, kwargs)
         key = (op, tuple((type(a), a) for a in bound.values()))
-        random = op in OPS and OPS[op].random
+        random = op in SIGNATURES and SIGNATURES[op].random
         if key not in self._known or random:
             name = Ref(self._name(op))
             node = Node(name, op, bound, self.typer.infer(op, bound, self.types), self.where)

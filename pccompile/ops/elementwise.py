@@ -18,7 +18,8 @@ import torch
 from pccompile.ir import Arg, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
 from pccompile.ops.expressions import out, torch_code, x, y
-from pccompile.ops.registry import Message, OpDef, Rule, Sample, define, overload
+from pccompile.ops.registry import Message, OpDef, Rule, Sample, define
+from pccompile.ops.signatures import overload
 from pccompile.ops.trace import traced_rule, unless_complex
 
 Kernel = Callable[[Builder, Node, Ref], Ref | None]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pccompile.ir import DEVICE, Arg, Node, Ref
 from pccompile.ops.functions import STOP
-from pccompile.ops.registry import overload
+from pccompile.ops.signatures import overload
 from pccompile.ops.typer import split_arguments
 
 

@@ -9,7 +9,8 @@ import torch
 from pccompile.ir import Node, Ref, TensorType
 from pccompile.ops.builder import Builder
 from pccompile.ops.linear import linear
-from pccompile.ops.registry import OpDef, define, rewrite, schema
+from pccompile.ops.registry import OpDef, define, rewrite
+from pccompile.ops.signatures import schema
 
 
 def _x(*shape: int) -> torch.Tensor:

@@ -17,7 +17,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pccompile.ir import DEVICE, Arg, Node, Ref, TensorType, refs
 from pccompile.ops.builder import Builder
-from pccompile.ops.registry import OPS, Message, OpDef, Rule, define, overload
+from pccompile.ops.registry import OPS, Message, OpDef, Rule, define
+from pccompile.ops.signatures import overload
 from pccompile.ops.typer import Typer, split_arguments
 
 

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from pccompile.ir import DEVICE, Arg, Dim, Ref, TensorType, Type
-from pccompile.ops.registry import OPS, overload
+from pccompile.ops.signatures import SIGNATURES, overload
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class Typer:
             part = whole[index]
             assert part is not None
             return part
-        definition = OPS.get(op)
+        definition = SIGNATURES.get(op)
         if definition and definition.infer:
             return definition.infer(args, lambda r: types[r])  # type: ignore[arg-type, return-value]
         key = (op, tuple(_key(a, types) for a in args.values()))
@@ -136,13 +136,18 @@ class Typer:
         """
         env = self.mode.shape_env
         guards = env.guards if env is not None else []
-        key = (*sizes.items(), len(guards))
+        key = (*sizes.items(), self.conditions())
         if key not in self._unmet:
             ranges = getattr(env, "var_to_range", {})
             conditions = [g.expr.xreplace(self.names) for g in guards]
             conditions += [name >= ranges[symbol].lower for symbol, name in self.names.items() if symbol in ranges]
             self._unmet[key] = next((str(c) for c in conditions if c.xreplace(sizes) == sympy.false), "")
         return self._unmet[key]
+
+    def conditions(self) -> int:
+        """How many conditions on free dimensions were relied on so far."""
+        env = self.mode.shape_env
+        return len(env.guards) if env is not None else 0
 
     def fixed(self) -> bool:
         """Whether torch took a free dimension for a number."""

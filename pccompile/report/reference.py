@@ -21,8 +21,8 @@ from pccompile.diagnostics import CompileError, printable
 from pccompile.frontends.onnx import OnnxModule, randomize
 from pccompile.frontends.onnx.boundary import from_numpy, to_numpy
 from pccompile.frontends.onnx.given_numbers import with_initializers
-from pccompile.frontends.onnx.module import as_output
 from pccompile.frontends.onnx.names import lookup
+from pccompile.frontends.onnx.runner import as_output
 from pccompile.frontends.onnx.values import DTYPES
 from pccompile.ops import OPS
 from pccompile.report.gradients import Bench

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pccompile.diagnostics import CompileError
+from pccompile.frontends.autocast import current, without_autocast
 from pccompile.runtime.derivative_guards import opaque, refuse_second_order
 from pccompile.runtime.divergence import notice
 from pccompile.runtime.energy_alarm import gradients_of, watched
@@ -48,7 +49,7 @@ class Bridge(torch.autograd.Function):
     ) -> Any:
         """The outputs; before them the loss of `targets`, where they are given."""
         detached = {k: t.detach() for k, t in inputs.items()}
-        outputs, context = predict(runtime, tables, detached)
+        outputs, context, loss, errors = _forward(predict, runtime, tables, detached, targets)
         ctx.runtime, ctx.targets, ctx.keep, ctx.loss, ctx.call = runtime, targets, keep, None, None
         ctx.is_tensor = [isinstance(c, Tensor) for c in context]
         ctx.rest = [c for c in context if not isinstance(c, Tensor)]
@@ -66,10 +67,9 @@ class Bridge(torch.autograd.Function):
         if targets is None:
             ctx.save_for_backward(*kept, *(o.detach() for o in clamped if runtime.source.moving))
             return results
-        loss, errors = runtime.clamp(outputs, targets)
         if watched(runtime):
             ctx.loss, ctx.call = loss.detach(), (tables, detached)
-        ctx.save_for_backward(*kept, *errors)
+        ctx.save_for_backward(*kept, *(() if runtime.source.moving else errors))
         return (loss, *results)
 
     @staticmethod
@@ -94,31 +94,32 @@ class Bridge(torch.autograd.Function):
             raise CompileError(OUTSIDE, hint=INSIDE)
         arrived = [_arrived(runtime, i, grads if ctx.targets is None else grads[1:]) for i in range(len(errors))]
         used = {i for i, g in enumerate(arrived) if g is not None}
-        full = [
-            torch.zeros(shape, dtype=dtype, device=device) if g is None else g
-            for g, (shape, dtype, device) in zip(arrived, ctx.like, strict=True)
-        ]
-        if ctx.targets is None:
-            given = [o - g for o, g in zip(saved, full, strict=True)] if moving else [-g for g in full]
-        elif moving or not used:
+        if ctx.targets is not None and (moving or not used):
             scale, given = grads[0], ctx.targets if moving else saved
-        else:  # the loss is not all: what it sends is scaled here, since what else arrives is not
-            sent = [e * (0 if grads[0] is None else grads[0]) for e in saved]
-            given = [e - g for e, g in zip(sent, full, strict=True)]
+        else:
+            full = [
+                torch.zeros(shape, dtype=dtype, device=device) if g is None else g
+                for g, (shape, dtype, device) in zip(arrived, ctx.like, strict=True)
+            ]
+            if ctx.targets is None:
+                given = [o - g for o, g in zip(saved, full, strict=True)] if moving else [-g for g in full]
+            else:  # the loss is not all: what it sends is scaled here, since what else arrives is not
+                sent = [e * (0 if grads[0] is None else grads[0]) for e in saved]
+                given = [e - g for e, g in zip(sent, full, strict=True)]
         if ctx.targets is not None and grads[0] is not None:
             used |= runtime.in_loss
         if runtime.compiled is not None and len(ctx.results) > 1:
             sent_to = {runtime.compiled.graph.outputs[errors[i]] for i in used}
             refuse_value_hooks(runtime.compiled, ctx.results, sent_to)
-        with torch.autocast(given[0].device.type, enabled=False):
-            partial = partial_sweep(runtime, frozenset(used))
+        with without_autocast(given[0].device.type):
+            partial, finite = partial_sweep(runtime, frozenset(used)), None
             if partial:
                 gradients, lasting = parted(partial(params, context, [given[i] for i in sorted(used)]))
             else:
                 refuse_parts(runtime, used)
-                gradients, lasting = gradients_of(runtime, params, context, given, ctx.loss, ctx.call)
+                gradients, lasting, finite = gradients_of(runtime, params, context, given, ctx.loss, ctx.call)
             if runtime.iterates:
-                notice(runtime, gradients, params, context, given)
+                notice(runtime, gradients, params, context, given, finite)
         if ctx.keep is not None:
             ctx.keep(runtime, lasting)
         found: list[Tensor | None] = []
@@ -127,6 +128,15 @@ class Bridge(torch.autograd.Function):
             g = gradients.get(gradient.key) if runtime.reaching[gradient.key] & used else None
             found.append(g if g is None or scale is None else g * scale)
         return (*none, *found)
+
+
+def _forward(predict: Predict, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], targets: Any) -> Any:
+    """Outputs and context; where targets are given the loss and its errors, all by one function if it is compiled."""
+    kind = next(iter((tables[0] or inputs).values())).device.type
+    if targets is not None and runtime.options.jit and runtime.compiled is not None and current(kind) is None:
+        return runtime.forward(*tables, inputs, targets)
+    outputs, context = predict(runtime, tables, inputs)
+    return outputs, context, *(runtime.clamp(outputs, targets) if targets is not None else (None, []))
 
 
 def _arrived(runtime: Runtime, index: int, grads: tuple[Tensor | None, ...]) -> Tensor | None:
@@ -151,4 +161,4 @@ def refuse_parts(runtime: Runtime, used: set[int]) -> None:
 
 
 def _is_one(scale: Tensor) -> bool:
-    return scale.device.type == "cpu" and bool(scale == 1)
+    return scale.device.type == "cpu" and scale.item() == 1

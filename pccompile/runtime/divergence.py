@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -18,16 +19,22 @@ UNLIKE = "this batch is unlike the one that was measured: pc.analyse(...) measur
 
 
 def notice(
-    runtime: Runtime, gradients: Mapping[str, Tensor | None], params: Any, context: Any, clamped: Sequence[Tensor]
+    runtime: Runtime,
+    gradients: Mapping[str, Tensor | None],
+    params: Any,
+    context: Any,
+    clamped: Sequence[Tensor],
+    finite: Tensor | None = None,
 ) -> None:
     """Look at the gradients of a program that iterates: raise CompileError, or warn once, where one is not finite.
 
+    finite: whether they are, where that is known.
     Where a warning will do, those on a GPU are looked at one call late, so that nothing waits for them.
     """
     action = runtime.options.on_divergence
     if action == "ignore" or runtime.warned:
         return
-    finite = all_finite(list(gradients.values()))
+    finite = all_finite(list(gradients.values())) if finite is None else finite
     if finite is None or not _down(runtime, finite):
         return
     what = diagnosis(runtime, params, context, clamped)
@@ -66,9 +73,9 @@ def all_finite(tensors: Sequence[Tensor | None]) -> Tensor | None:
     if not strided:
         return None
     if all(t.device.type == "cpu" and not t.is_complex() for t in strided):
-        finite = _finite([t.sum() for t in strided])  # many times as fast as the largest number, but may overflow
-        if finite:
-            return finite
+        sums = [t.sum() for t in strided]  # many times as fast as the largest number, but may overflow
+        if all(math.isfinite(s.item()) for s in sums):
+            return torch.tensor(True)
     return _finite(torch._foreach_norm(strided, float("inf")))
 
 

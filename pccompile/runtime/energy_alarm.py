@@ -39,27 +39,28 @@ HINT = 'take a smaller rate, or rate="auto"'
 
 def gradients_of(
     runtime: Runtime, params: Any, context: Any, targets: Sequence[Tensor], loss: Tensor | None, call: Call | None
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The gradients of a batch, and what lasts between calls.
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+    """The gradients of a batch, what lasts between calls, and whether all gradients are finite, where that is known.
 
     Where the errors are too large for the loss, they are those at a rate that is chosen anew.
     loss: that of the forward pass. Where the rate is a number it stays, and a warning says once what its bound is.
     """
     if loss is None or call is None or not watched(runtime):
-        return parted(runtime.function(SWEEP)(params, context, targets))
+        learned, finite = runtime.swept(params, context, targets)
+        return *parted(learned), finite
     alarm = runtime.alarm
     alarm.calls += 1
     if alarm.calls < alarm.quiet or (alarm.calls - 1) % alarm.every:
-        return parted(runtime.function(SWEEP)(params, context, targets))
+        return *parted(runtime.function(SWEEP)(params, context, targets)), None
     found, within = _swept(runtime, params, context, targets, loss, {})
     if not _down(runtime, within):
-        return found
+        return *found, None
     alarm.quiet = 2 * alarm.calls
     if alarm.revise is None:
         _tell(runtime, call, targets)
-        return found
+        return *found, None
     numbers = alarm.revise(*call, targets)
-    return found if numbers is None else _swept(runtime, params, context, targets, loss, numbers)[0]
+    return *(found if numbers is None else _swept(runtime, params, context, targets, loss, numbers)[0]), None
 
 
 def watched(runtime: Runtime) -> bool:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import local
+from typing import Any, cast
 
 import torch
+from torch import Tensor, fx
 
 from pccompile.diagnostics import CompileError
+from pccompile.frontends.tensor_forms import like
 
 PASSES = ("predict", "clamp")
-"""What a call runs once, besides inference and learning; compiled only where those take no steps, and are no longer."""
+"""What a call runs once, besides inference and learning; alone they are compiled only where those take no steps."""
+FORWARD, CHECKED = "predict_and_clamp", "infer_learn_and_check"
+"""Prediction and the loss as one function; inference, learning, and whether gradients are finite."""
 INDUCTOR: dict[str, str | int | bool | Callable[..., Any]] = {"layout_optimization": False, "fallback_random": True}
 """Channels-last makes training gradients of convolutional networks slower on a CPU; samples are eager torch's."""
+FORMS = 64
+"""So many forms of a call are remembered by a function."""
 
 
 def refuse_without_compiler() -> None:
@@ -35,16 +43,167 @@ def refuse_updates(algorithm: str) -> None:
     raise CompileError(what, hint=f"leave out jit=True, or compile another algorithm than {algorithm}")
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of a generated file by torch.compile. It is compiled anew for tensors of other types and shapes."""
-    run: Callable[..., Any] = torch.compile(inspect.unwrap(function), options=INDUCTOR)
+_JOINED = f'''
 
-    @functools.wraps(function)
-    def call(*args: Any, **numbers: Any) -> Any:
+def {FORWARD}(params, buffers, inputs, targets):
+    """The outputs, the context, the loss, and its errors where inference takes them."""
+    outputs, context = predict(params, buffers, inputs)
+    loss, errors = clamp(outputs, targets)
+    return outputs, context, loss, {{errors}}
+
+
+def {CHECKED}(params, context, targets):
+    """What inference and learning return, and whether all gradients are finite; None where that is not known."""
+    learned = infer_and_learn(params, context, targets)
+    gradients = learned[0] if isinstance(learned, tuple) else learned
+    largest = [g.abs().amax() for g in gradients.values() if g is not None and g.numel()]
+    return learned, torch.stack([m.isfinite() for m in largest]).all() if largest else None
+'''
+
+
+def joined(moving: bool) -> str:
+    """Functions that stand behind those of a file that is compiled. moving: inference takes no errors but targets."""
+    return _JOINED.replace("{errors}", "[]" if moving else "errors")
+
+
+Call = tuple[Callable[..., Any], tuple[Any, ...], Sequence[Any]]
+"""What runs a graph, its arguments, and its results."""
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    """What Dynamo made of a call: one graph, which of the call's values it reads, and where its results belong.
+
+    like: whether the tensors of another call are of the same forms. assemble: the function's result, from the graph's
+    results and behind them the call's tensors.
+    """
+
+    like: Callable[..., bool]
+    run: Callable[..., Any]
+    inputs: tuple[int, ...]
+    assemble: Callable[[Sequence[Any]], Any]
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        """The function's result."""
+        return self.assemble([*self.run(*[tensors[i] for i in self.inputs]), *tensors])
+
+
+class Compiled:
+    """A function of a generated file by torch.compile. It is compiled anew for tensors of other types and shapes.
+
+    Dynamo decides that, and its guards are evaluated whenever a call comes in a form that has not been seen. A form is
+    all that those guards compare of tensors, numbers and torch's settings; one that has been seen is run at once.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._run: Callable[..., Any] = torch.compile(inspect.unwrap(function), backend=self._backend)
+        self._known: dict[Any, tuple[_Kernels, ...]] = {}
+        self._local = local()
+
+    def __call__(self, *args: Any, **numbers: Any) -> Any:
+        """The function's result, without gradients."""
+        tensors, form = _form(args, numbers)
         with torch.no_grad():
-            return run(*args, **numbers)
+            for kernels in self._known.get(form, ()):
+                if kernels.like(*tensors):
+                    return kernels(tensors)
+            return self._first(form, tensors, args, numbers)
 
-    return call
+    def _first(self, form: Any, tensors: list[Tensor], args: tuple[Any, ...], numbers: dict[str, Any]) -> Any:
+        """A call in a form that has not been seen; what runs it is noted, unless it does more than to run a graph."""
+        versions = _versions(tensors)
+        self._local.calls = calls = list[Call]()
+        try:
+            result = self._run(*args, **numbers)
+        finally:
+            self._local.calls = None
+        now, same = _form(args, numbers)
+        unchanged = form == same and all(map(_is, now, tensors)) and _versions(tensors) == versions
+        kernels = _kernels(calls[0], tensors, result) if unchanged and len(calls) == 1 else None
+        if kernels is not None:
+            known = self._known if len(self._known) < FORMS else {}
+            self._known = {**known, form: (*known.get(form, ())[1 - FORMS :], kernels)}
+        return result
+
+    def _backend(self, graph: fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:
+        """What runs a graph that Dynamo has found."""
+        from torch._inductor.compile_fx import compile_fx
+
+        run = cast(Callable[..., Any], compile_fx(graph, examples, config_patches=dict(INDUCTOR)))
+
+        def call(*inputs: Any) -> Any:
+            results = run(*inputs)
+            calls = getattr(self._local, "calls", None)
+            if calls is not None:
+                calls.append((run, inputs, results))
+            return results
+
+        return call
 
 
-__all__ = ["PASSES", "compiled", "refuse_updates", "refuse_without_compiler"]
+def _versions(tensors: Sequence[Tensor]) -> list[object]:
+    """How often each tensor was written to; nothing that is equal again where torch does not count."""
+    return [object() if t.is_inference() else t._version for t in tensors]
+
+
+def _is(a: object, b: object) -> bool:
+    return a is b
+
+
+def _form(args: tuple[Any, ...], numbers: Mapping[str, Any]) -> tuple[list[Tensor], tuple[Any, ...]]:
+    """The tensors of a call in order, and what else decides which kernels run it; like no other where it is unknown."""
+    tensors, form = list[Tensor](), list[Any]()
+    for table in args:
+        form.append(tuple(table) if isinstance(table, dict) else len(table))
+        for i, value in enumerate(table.values() if isinstance(table, dict) else table):
+            if isinstance(value, Tensor):
+                tensors.append(value)
+            else:
+                form.append((i, type(value), value) if isinstance(value, int | float | None) else object())
+    form += (str(numbers) if numbers else "", *_settings())
+    return tensors, tuple(form)
+
+
+def _settings() -> tuple[Any, ...]:
+    """What of torch's settings decides what is compiled, or whether."""
+    return (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch._C._get_deterministic_algorithms(),
+        torch._C._get_deterministic_algorithms_warn_only(),
+        torch._C._len_torch_dispatch_stack(),
+        torch._C._len_torch_function_stack(),
+        torch._dynamo.eval_frame._stance.stance,
+    )
+
+
+def _kernels(call: Call, tensors: list[Tensor], result: Any) -> _Kernels | None:
+    """What runs a call again; None where Dynamo does more than to call one graph on tensors of the call."""
+    run, inputs, results = call
+    places = {id(t): i for i, t in enumerate(tensors)}
+    found = {id(t): i for i, t in enumerate((*results, *tensors)) if isinstance(t, Tensor)}
+    read, same, assemble = [places.get(id(t)) for t in inputs], like(tensors), _assembly(result, found)
+    if same is None or assemble is None or len(places) < len(tensors) or None in read:
+        return None
+    return _Kernels(same, run, tuple(i for i in read if i is not None), assemble)
+
+
+def _assembly(result: Any, places: Mapping[int, int]) -> Callable[[Sequence[Any]], Any] | None:
+    """What puts such a result together, given where its tensors are; None where some are nowhere."""
+    if isinstance(result, Tensor):
+        return operator.itemgetter(places[id(result)]) if id(result) in places else None
+    if result is None:
+        return lambda found: None
+    if type(result) not in (dict, list, tuple):
+        return None
+    kind, keys = type(result), tuple(result) if isinstance(result, dict) else ()
+    parts = [_assembly(r, places) for r in (result.values() if keys else result)]
+    known = [p for p in parts if p is not None]
+    if len(known) < len(parts):
+        return None
+    if kind is dict:
+        return lambda found: dict(zip(keys, [part(found) for part in known], strict=True))
+    return lambda found: kind([part(found) for part in known])
+
+
+__all__ = ["CHECKED", "FORWARD", "PASSES", "Compiled", "joined", "refuse_updates", "refuse_without_compiler"]

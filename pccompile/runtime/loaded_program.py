@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import linecache
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.algorithms import Choice
 from pccompile.analysis.compare import Checked
-from pccompile.backends.torch import Source, emit
+from pccompile.backends.torch import SWEEP, Source, emit
 from pccompile.frontends.forward_hooks import Observation
 from pccompile.frontends.imported import Imported
 from pccompile.frontends.numbers import Read
@@ -25,6 +26,9 @@ from pccompile.passes.stop_unsent import unsent
 from pccompile.pipeline import Compiled, Options
 from pccompile.runtime import jit
 from pccompile.runtime.states import Writes
+
+FORMS = 64
+"""So many forms of arguments that fit a program are remembered."""
 
 
 def load(source: str, name: str) -> dict[str, Any]:
@@ -39,6 +43,18 @@ def load(source: str, name: str) -> dict[str, Any]:
 def parted(learned: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What learning returns: the gradients by key, and what lasts between calls by path."""
     return learned if isinstance(learned, tuple) else (learned, {})
+
+
+@functools.cache
+def _spec(count: int) -> pytree.TreeSpec:
+    return pytree.tree_structure(((0,) * count, {}))
+
+
+def flattened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
+    """The leaves and the structure of a call's arguments."""
+    if not kwargs and all(isinstance(a, Tensor) for a in args):
+        return list(args), _spec(len(args))
+    return pytree.tree_flatten((args, kwargs))
 
 
 def layout(tensor: Tensor, absolute: bool) -> tuple[int, ...]:
@@ -64,7 +80,8 @@ class Interface:
 
     `types` are the input types by name, `inputs` a name or None for each leaf of the arguments, `results` for each leaf
     of the result a position among the graph's outputs, or a constant; `numbers` are those leaves that the model returns
-    as Python numbers. `unmet` says which condition on lengths does not hold. `observations` are hooks that run after
+    as Python numbers. `unmet` says which condition on lengths does not hold, of those that
+    there are by now (`conditions`). `observations` are hooks that run after
     the program; they are shown what `results` has after the leaves of `out_spec`. `layouts` says how the inputs lie in
     memory, where the model reads them so; `absolute`: and where in it they start.
     """
@@ -76,10 +93,12 @@ class Interface:
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     unmet: Callable[[Mapping[Any, int]], str]
+    conditions: Callable[[], int]
     numbers: frozenset[int] = frozenset()
     observations: Sequence[Observation] = ()
     layouts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     absolute: bool = False
+    fitting: set[Any] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, imported: Imported, leaves: Sequence[Any]) -> Interface:
@@ -90,15 +109,25 @@ class Interface:
         observations = imported.hooks.observations if imported.hooks else ()
         specs = imported.in_spec, imported.out_spec.child(0) if observations else imported.out_spec
         numbers = frozenset(i for i, o in enumerate(imported.outputs) if isinstance(o, Read))
-        unmet = imported.typer.unmet
+        conditions = imported.typer.unmet, imported.typer.conditions
         strided = any(n.op.startswith("aten.as_strided") for n in imported.graph.nodes)
         named = {n: t for n, t in zip(imported.inputs, leaves, strict=True) if n is not None and strided}
         layouts = {n: layout(t, imported.absolute) for n, t in named.items()}
-        own = constants, results, *specs, unmet, numbers, observations, layouts, imported.absolute
+        own = constants, results, *specs, *conditions, numbers, observations, layouts, imported.absolute
         return cls(imported.graph.inputs, imported.inputs, *own)
 
     def mismatch(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Mismatch | None:
         """Why a call does not fit, in the model's own names, if it does not. Takes the flattened `(args, kwargs)`."""
+        plain = not self.layouts and None not in self.inputs and all(isinstance(leaf, Tensor) for leaf in leaves)
+        form = (self.conditions(), *[(leaf.dtype, leaf.shape) for leaf in leaves]) if plain else None
+        if form in self.fitting and spec == self.in_spec:
+            return None
+        reason = self._mismatch(leaves, spec)
+        if reason is None and form is not None:
+            self.fitting = {*self.fitting, form} if len(self.fitting) < FORMS else {form}
+        return reason
+
+    def _mismatch(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Mismatch | None:
         if spec != self.in_spec:
             what = f"the arguments have another structure: expected {len(self.inputs)} leaves, got {len(leaves)}"
             return Mismatch(what, of_input=False)
@@ -212,6 +241,7 @@ class Runtime:
     partial: dict[frozenset[int], Callable[..., Any] | None] = field(default_factory=dict, init=False)
     alarm: EnergyAlarm = field(default_factory=EnergyAlarm, init=False)
     _scope: dict[str, Any] = field(default_factory=dict)
+    _functional: dict[str, Any] = field(default_factory=dict, init=False)
     _jitted: dict[str, Callable[..., Any]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -220,7 +250,7 @@ class Runtime:
 
     def __getstate__(self) -> dict[str, Any]:
         hidden: dict[str, Any] = {"_scope": {}, "compiled": None, "interface": None, "writes": None, "flag": None}
-        hidden |= {"partial": {}, "rated": {}, "alarm": EnergyAlarm(), "_jitted": {}}
+        hidden |= {"partial": {}, "rated": {}, "alarm": EnergyAlarm(), "_jitted": {}, "_functional": {}}
         return {**self.__dict__, **hidden}
 
     @property
@@ -235,6 +265,11 @@ class Runtime:
         loss = self.compiled.loss if self.compiled is not None else None
         return frozenset(i for i, o in results if loss is None or loss.outputs[o] in loss.pc.reached)
 
+    @property
+    def lengths(self) -> dict[str, int]:
+        """The free dimensions, as the call had them that the model was captured with."""
+        return {str(dim): size for dim, size in self.compiled.imported.typer.example().items()} if self.compiled else {}
+
     def function(self, name: str, plain: bool = False) -> Callable[..., Any]:
         """One of the file's functions, behind torch.compile where the options say so. plain: as it is in any case."""
         if not self._scope:
@@ -242,12 +277,28 @@ class Runtime:
         found: Callable[..., Any] = self._scope[name]
         if plain or not self.options.jit or (name in jit.PASSES and self.iterates):
             return found
+        return self._compiled(name, found if name in jit.PASSES or self.compiled is None else None)
+
+    def _compiled(self, name: str, function: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        """A function of the file that is made for torch.compile, or another one, behind it."""
         if name not in self._jitted:
-            if name not in jit.PASSES and self.compiled is not None:
-                text = emit(self.compiled.program, self.compiled.loss, functional=True).text
-                found = load(text, f"{self.name} for torch.compile")[name]
-            self._jitted[name] = jit.compiled(found)
+            if function is None and not self._functional:
+                assert self.compiled is not None
+                text = emit(self.compiled.program, self.compiled.loss, functional=True, lengths=self.lengths).text
+                self._functional = load(text + jit.joined(self.source.moving), f"{self.name} for torch.compile")
+            self._jitted[name] = jit.Compiled(function or self._functional[name])
         return self._jitted[name]
+
+    def forward(self, params: Any, buffers: Any, inputs: Any, targets: Any) -> Any:
+        """Prediction and the loss, compiled as one: outputs, context, the loss and its errors."""
+        return self._compiled(jit.FORWARD)(params, buffers, inputs, targets)
+
+    def swept(self, params: Any, context: Any, targets: Any) -> tuple[Any, Tensor | None]:
+        """What inference and learning return, and whether all gradients are finite, where that is known."""
+        if not (self.options.jit and self.iterates):
+            return self.function(SWEEP)(params, context, targets), None
+        learned, finite = self._compiled(jit.CHECKED)(params, context, targets)
+        return learned, finite
 
     def clamp(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the errors that it gives the outputs."""

@@ -84,4 +84,5 @@ def literal(imported: Imported, name: str) -> str:
 
 def targets_of(target: Any) -> list[Tensor]:
     """The tensors of a target, flat."""
-    return [t for t in pytree.tree_leaves(target) if isinstance(t, Tensor)]
+    leaves = (target,) if isinstance(target, Tensor) else pytree.tree_leaves(target)
+    return [t for t in leaves if isinstance(t, Tensor)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.algorithms import ALGORITHMS
 from pccompile.diagnostics import CompileError, ModelValueError, RuleError
-from pccompile.frontends.autocast import current
+from pccompile.frontends.autocast import current, without_autocast
 from pccompile.frontends.capture import device_of, exported_elsewhere
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.frontends.process import capturing
@@ -32,7 +32,7 @@ from pccompile.runtime.derivative_guards import opaque, refuse_transforms
 from pccompile.runtime.exact_rules import ALONE, MIRRORED
 from pccompile.runtime.feedback_weights import unused
 from pccompile.runtime.hook_calls import run_hooks
-from pccompile.runtime.loaded_program import Interface, Mismatch, Runtime, asking, reaching
+from pccompile.runtime.loaded_program import Interface, Mismatch, Runtime, asking, flattened, reaching
 from pccompile.runtime.losses import MEAN_LOSS, compile_loss, means_over_batch, targets_of
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.own_tensors import OwnTensors
@@ -150,7 +150,7 @@ class CompiledModule(OwnTensors):
         """The capture of the model as it is now that fits a call, and the call's tensors by name."""
         model: nn.Module = self.__dict__["model"]
         refuse_transforms(model, args, kwargs)
-        leaves, spec = pytree.tree_flatten((args, kwargs))
+        leaves, spec = flattened(args, kwargs)
         captured, _ = self._find(leaves, spec)
         if captured is None:
             with capturing():
@@ -289,13 +289,11 @@ class CompiledModule(OwnTensors):
     ) -> tuple[tuple[Tensor, ...], list[Any]]:
         """The outputs and the context; the program itself makes the casts of autocast."""
         params, buffers = tables
-        kind = next(iter((params or inputs).values())).device.type
-        with ExitStack() as stack:
-            stack.enter_context(torch.autocast(kind, enabled=False))
+        with without_autocast(next(iter((params or inputs).values())).device.type):
             if probe:  # an example forward pass leaves no trace: neither in the buffers nor in the random stream
                 buffers = {k: b.clone() for k, b in buffers.items()}
-                stack.enter_context(torch.random.fork_rng())
-            outputs, context = runtime.function("predict", plain=probe)(params, buffers, inputs)
+            with torch.random.fork_rng() if probe else nullcontext():
+                outputs, context = runtime.function("predict", plain=probe)(params, buffers, inputs)
         return outputs, context
 
     @opaque

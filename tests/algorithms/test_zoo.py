@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from core.models import Gradients, distance
-from core.test_zoo import built, cases, drawn
+from helpers.cases import built, cases, drawn
+from helpers.models import Gradients, distance
 from torch import Tensor
 from zoo import ZOO, Case
 

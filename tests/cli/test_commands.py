@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 import pccompile
 from pccompile.cli import torch_command
-from pccompile.cli.stages import STAGES
+from pccompile.cli.stages import CIRCUIT_STAGES, STAGES
+from pccompile.pipeline import TO_CIRCUIT, TO_VERTICES
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 
@@ -265,7 +266,7 @@ def test_stages_that_run_where_there_is_something_to_do(run) -> None:
         assert f"# {stage} had nothing to do\n" in idle.err
 
 
-def test_stages_are_the_drivers(run, folder) -> None:
+def test_stages_are_those_of_the_pipeline(run, folder) -> None:
     result = run(
         "model.onnx",
         "--dump-dir",
@@ -281,6 +282,8 @@ def test_stages_are_the_drivers(run, folder) -> None:
     assert result.code == 0
     stages = [p.stem.split("-", 1)[1] for p in sorted((folder / "dump").iterdir())]
     assert stages == ["export", *STAGES]
+    assert ("import", *TO_VERTICES, "insert-vertices", "derive-rules", "schedule", "emit") == STAGES
+    assert ("import", *TO_CIRCUIT, "simplify", "netlist") == CIRCUIT_STAGES
     assert "# after dce\ngraph {" in result.err
     assert "# after emit\n" in result.err
     assert "# after import" not in result.err

@@ -9,14 +9,18 @@ import pytest
 
 def test_random_networks_are_surveyed_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "page.md"
-    options = ("--networks", "random", "--count", "1", "--algorithms", "strict", "--output", str(output))
+    monkeypatch.setattr(automatic, "PORTION", 1)
+    options = ("--networks", "random", "--count", "2", "--algorithms", "strict", "--output", str(output))
     monkeypatch.setattr(sys, "argv", ["automatic.py", *options])
     automatic.main()
     (row,) = (line for line in output.read_text(encoding="utf-8").splitlines() if line.startswith("| `strict`"))
-    assert row.split(" | ")[1:4] == ["rate, steps", "1", "0"]
+    assert row.split(" | ")[1:4] == ["rate, steps", "2", "0"]
     monkeypatch.setitem(automatic.OF_RANDOM_NETWORKS, "strict", {"rate": 60.0, "steps": 50})
     automatic.main()
-    assert "- `strict`, network 0: layers.0.0.weight is no number" in output.read_text(encoding="utf-8")
+    text = output.read_text(encoding="utf-8")
+    assert "| `strict` | – | 2 | 2 |" in text
+    assert "- `strict`, network 0: layers.0.0.weight is no number" in text
+    assert "- `strict`, network 1: strict inference leaves its bound" in text
 
 
 def test_a_row_below_backpropagation_says_why() -> None:

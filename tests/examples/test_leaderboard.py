@@ -84,11 +84,13 @@ def test_a_row_that_is_not_run_says_what_it_would_cost(tmp_path: Path) -> None:
     kept = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))["prices"]["digits-mlp"]
     assert kept["strict"]["steps"] == 23
     assert kept["strict"]["milliseconds"] > 0
-    known = {"digits-mlp": {"strict": kept["strict"] | {"milliseconds": 1234.5}}, "vgg5": {"strict": kept["strict"]}}
+    price = kept["strict"] | {"milliseconds": 1234.5}
+    known = {"digits-mlp": {"strict": price}, "vgg5": {"strict": price}, "residual-8": {"strict": price}}
     row = {"cosines": [1, 1], "accuracy": 90, "error": None, "seeds": 1, "ratio": 2, "commit": "a"}
     text = page({"digits-mlp": {"exact": row}}, {"vgg5": "no data"}, known)
     assert "| not run: 1.23 s × 23 steps, 28.4 s a seed |" in text
-    assert " steps, " in next(line for line in text.splitlines() if "VGG-5 | strict" in line and "no data" in line)
+    assert "| not run: 1.23 s × 23 steps, 28.4 s a seed; no data |" in text
+    assert "- Digits, residual network, 8 blocks of 32: a seed would take 28.4 s by `strict`" in text
     text = run(output, "--networks", "digits-mlp", "--algorithms", "strict")
     assert "strict" not in json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))["prices"]["digits-mlp"]
     assert " | not run: " not in next(line for line in text.splitlines() if line.startswith("| `strict`"))

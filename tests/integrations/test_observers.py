@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchinfo
 from captum.attr import LayerActivation, LayerGradCam, Saliency
-from core.models import half_squares
+from helpers.models import half_squares
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 

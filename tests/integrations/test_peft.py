@@ -10,7 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from core.models import half_squares
+from helpers.models import half_squares
 from torch import Tensor, nn
 
 import pccompile

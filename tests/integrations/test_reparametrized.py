@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from core.models import half_squares
+from helpers.models import half_squares
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 

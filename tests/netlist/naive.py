@@ -88,7 +88,7 @@ class Naive:
         for n in self.units:
             self.visit(n)
         self.synapses = {p["name"]: list(self.listed(p, *self.shapes(p))) for p in self.d["projections"]
-                         if p["op"] != "route"}  # fmt: skip
+                         if p["op"] not in ("route", "einsum")}  # fmt: skip
 
     def size(self, name):
         return math.prod(self.units[name]["shape"])
@@ -99,7 +99,8 @@ class Naive:
     def visit(self, name):
         if self.combinational(name) and name not in self.order:
             for p in self.into[name]:
-                for other in ([] if p.get("delay") else [p["pre"]]) + ([p["by"]] if "by" in p else []):
+                read = [] if p.get("delay") else [p["pre"], *([p["with"]] if "with" in p else [])]
+                for other in read + ([p["by"]] if "by" in p else []):
                     self.visit(other)
             self.order.append(name)
 
@@ -134,11 +135,24 @@ class Naive:
                         if all(0 <= a < length for a, length in zip(q, pre[2:], strict=True)):
                             yield flat((n, o, *at), post), flat((n, c, *q), pre), flat((o, j, *k), kernel)
 
-    def read(self, p, r):
+    def multiplied(self, p, x, z):
+        """(unit of post, summand) of each combination of places along all lettered axes."""
+        first, second, third = p["subscripts"].replace("->", ",").split(",")
+        pre, post = self.shapes(p)
+        length = dict(zip(first + third, (*pre, *post), strict=True))
+        other = self.units[p["with"]]["shape"]
+        for place in places(length.values()):
+            at = dict(zip(length, place, strict=True))
+            i, k = flat([at[c] for c in first], pre), flat([at[c] for c in third], post)
+            j = flat([at[c] for c in second], other)
+            to, of = (i, k) if p.get("transpose") else (k, i)
+            yield to, x[of] * z[j]
+
+    def read(self, p, r, end="pre"):
         delay = p.get("delay", 0)
         if not delay:
-            return self.state[p["pre"]][r]
-        return self.past[-delay][p["pre"]][r] if delay <= len(self.past) else [0.0] * self.size(p["pre"])
+            return self.state[p[end]][r]
+        return self.past[-delay][p[end]][r] if delay <= len(self.past) else [0.0] * self.size(p[end])
 
     def arriving(self, name, port, r):
         """The sums of the messages at a port."""
@@ -153,6 +167,9 @@ class Naive:
                         if unit >= 0:
                             to, of = (unit, i) if p.get("transpose") else (i, unit)
                             sums[to] += gain * x[of]
+                elif p["op"] == "einsum":
+                    for to, summand in self.multiplied(p, x, self.read(p, r, "with")):
+                        sums[to] += gain * summand
                 else:
                     w = self.tensors[p["param"]].reshape(-1) if "param" in p else None
                     for to, of, entry in self.synapses[p["name"]]:

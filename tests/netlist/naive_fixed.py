@@ -59,12 +59,13 @@ class FixedNaive(Naive):
         largest = float(np.abs(array).max(initial=0))
         return 8, next(f for f in range(200, -200, -1) if round(largest * 2.0**f) <= 127) if largest else 7
 
-    def read(self, p, r):
-        return [int(v) for v in super().read(p, r)]
+    def read(self, p, r, end="pre"):
+        return [int(v) for v in super().read(p, r, end)]
 
     def message(self, p, m):
         c, s = factor(p.get("gain", 1.0))
         carried = self.b[p["pre"]][1] + (self.w[p["param"]][1] if "param" in p else 0)
+        carried += self.b[p["with"]][1] if "with" in p else 0
         return shr(m * c, carried + s - self.at[p["post"]][1])
 
     def arriving(self, name, port, r):
@@ -139,7 +140,7 @@ class FixedNaive(Naive):
         rules = [rule for rule in self.rules if rule.get("phase", "learn") == phase]
         changes: dict = {}
         for rule in rules:
-            changes[rule["param"]] = changes.get(rule["param"], 0) + self.change(rule)
+            changes[rule["param"]] = np.asarray(changes.get(rule["param"], 0) + self.change(rule), dtype=object)
         self.past.append(dict(self.state))
         for name, accumulators in held.items():
             k = round(-np.log2(self.units[name].get("rate", 1.0)))

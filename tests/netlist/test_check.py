@@ -306,7 +306,8 @@ def test_what_is_compiled_is_sound(name: str) -> None:
 VALUES = st.sampled_from(
     [0, 1, -1, 2, 7, 10**9, 10**30, 0.5, -3.5, 1e300, "", "x", "n0.v", "n1.v", "n0.e", "n2.t", "n1.v:in", "0.weight",
      "0.bias", "outer", "copy", "sparse", "dense", "conv", "gather", "route", "sum", "map", "product", "integrator",
-     "select", "input", "x**x", "log(x)", None, True, [], [1], [3, 2], [1, 3], {}, "settle", "learn", "\x00", "../x"]
+     "select", "input", "einsum", "q.v", "ab,bc->ac", "abc,dab->dc", "x**x", "log(x)", None, True, [], [1], [3, 2],
+     [1, 3], {}, "settle", "learn", "\x00", "../x"]
 )  # fmt: skip
 
 
@@ -319,7 +320,7 @@ def leaves(value: object, path: tuple = ()) -> list[tuple]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(["mlp", "ranked", "grouped"]), st.data())
+@given(st.sampled_from(["mlp", "ranked", "grouped", "attention"]), st.data())
 def test_what_passes_the_check_runs(name: str, data: st.DataObject) -> None:
     r, tensors = copy.deepcopy(record(net(name))), {k: a.copy() for k, a in net(name).tensors.items()}
     if data.draw(st.booleans()):

@@ -199,7 +199,7 @@ HOSTILE = {
     "no UTF-8": (b"\xff\xfe{}", "not a netlist"),
     "another format": (b'{"format": "nir"}', 'it does not say "format": "pcnetlist"'),
     "a list": (b"[]", 'it does not say "format": "pcnetlist"'),
-    "a later version": (b'{"format": "pcnetlist", "version": "2.0"}', "it is of version '2.0'; this reads 1.1"),
+    "a later version": (b'{"format": "pcnetlist", "version": "2.0"}', "it is of version '2.0'; this reads 1.2"),
     "deep": (b'{"format": ' + b"[" * 200_000, "nested too deeply"),
     "deep objects": (b'{"a": ' * 200_000, "nested too deeply"),
     "a key twice": (b'{"format": "pcnetlist", "populations": {"a": {}, "a": {}}}', "'a' is there twice"),

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from zoo import TRAPS, ZOO, Case
 
+from netlist import nets
+from netlist.products import ProductCase, circuit
 from netlist.test_zoo import cases, made
 from pccompile.backends.netlist import Netlist, NetlistOptions
 from pccompile.backends.netlist.export.nengo import from_nengo, generated
@@ -148,6 +150,32 @@ def test_delays_rates_and_leaks() -> None:
         assert simulator.data[network.watched[n]][1:] == pytest.approx(ours[n].reshape(31, -1)[:-1], abs=1e-13)
     assert simulator.data[network.watched["n2.v"]] == pytest.approx(ours["n2.v"].reshape(31, -1), abs=1e-13)
     assert np.ptp(ours["n2.v"][:, 0], axis=0).max() > 0.1
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_products_of_late_states(turned: bool) -> None:
+    net = circuit(ProductCase("ab", "cb", "ac", {"a": 2, "b": 3, "c": 2}, 0.5, 2, turned))
+    x, z, t = (torch.randn(2, n, dtype=torch.float64) for n in (3, 3, 2))
+    probes = tuple(net.spec.populations)
+    inputs, clamps = {"x": x, "z": z}, {"y": t}
+    network = net.to_nengo(inputs, clamps=clamps, probes=probes)
+    simulator = simulated(network, 20)
+    ours = net.simulator(net.presentation(inputs, clamps=clamps))
+    before = ours.values()
+    for step in range(20):
+        ours.tick("learn" if step % 2 else "settle")
+        for name, p in net.spec.populations.items():
+            expected = before[name] if p.unit == "integrator" else ours.value(name)
+            assert simulator.data[network.watched[name]][step] == pytest.approx(expected.flatten().numpy(), abs=1e-12)
+        before = {name: state.clone() for name, state in ours.values().items()}
+    assert ours.params["x.b"].numpy() != pytest.approx(net.tensors["x.b"], abs=0.01)
+
+
+def test_spiking_products_have_units_of_their_own() -> None:
+    made = nets.net("attention")
+    x, t = torch.randn(1, 3, 4, dtype=torch.float64), torch.randn(1, 3, 4, dtype=torch.float64)
+    network = made.to_nengo(x, t, spiking=True, neurons=20)
+    assert any(e.label and ".pairs" in e.label for e in network.all_networks)
 
 
 @pytest.mark.parametrize("learning", ["nodes", "pes"])

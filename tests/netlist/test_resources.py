@@ -52,7 +52,10 @@ def test_closed_form_and_enumeration(name: str) -> None:
     assert r.synapses == sum(int(n.sum()) for n in enumerated.values())
     into, out = fan_in(given.spec, given.tensors), fan_out(given.spec, given.tensors)
     assert all((into[n] == enumerated[n]).all() for n in into)
-    assert sum(n.sum() for n in out.values()) == r.synapses
+    multiplied = sum(
+        p.synapses for p in r.projections if p.op == "einsum"
+    )  # by a second state, which is sent there too
+    assert sum(n.sum() for n in out.values()) == r.synapses + multiplied
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -63,7 +66,10 @@ def test_a_flat_circuit_has_as_many(name: str) -> None:
     assert {p.name for p in flat.spec.projections if p.op not in ("sparse", "gather", "route")} == set()
     # A bias that is shared along an axis becomes synapses from a unit that is 1.
     shared = sum(p.size for p in given.spec.populations.values() if p.bias_axis is not None)
-    assert f.synapses == r.synapses + shared
+    # A product of states gets a unit, which hears both and is heard.
+    products = sum(p.synapses for p in r.projections if p.op == "einsum")
+    assert f.synapses == r.synapses + shared + 2 * products
+    assert f.products == r.products
 
 
 def deep() -> Netlist:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from core.test_zoo import built, drawn
+from helpers.cases import built, drawn
 from torch import nn
 from zoo import ZOO
 

@@ -140,6 +140,18 @@ def test_what_no_lowering_makes(form: str, tmp_path: Path) -> None:
 
 @needs_iverilog
 @pytest.mark.parametrize("form", FORMS)
+def test_products_of_late_states(form: str, tmp_path: Path) -> None:
+    circuit = paced(net("attention"))
+    projections = [
+        msgspec.structs.replace(p, delay=i % 3, gain=-0.3) if p.op == "einsum" else p
+        for i, p in enumerate(circuit.spec.projections)
+    ]
+    assert {p.delay for p in projections if p.op == "einsum"} == {0, 1, 2}
+    agrees(tmp_path, with_spec(circuit, projections=tuple(projections)), 8, form=form)
+
+
+@needs_iverilog
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name,scale", [("layer norm", 1.0), ("mlp", 3e5)])
 def test_calibrated_formats(name: str, scale: float, form: str, tmp_path: Path) -> None:
     """More fractional bits than bits, and fewer than none."""
@@ -222,8 +234,11 @@ def test_scalar_synapses_are_the_projections(name: str) -> None:
         x, found = random(p.pre), synapses(p, spec, tensors)
         operand = None if p.param is None else torch.from_numpy(tensors[p.param])
         carried = x.numpy().reshape(-1)[found.pre]
+        if p.with_ is not None:
+            operand = random(p.with_)
         if found.other is not None:
-            carried = carried * tensors[str(p.param)].reshape(-1)[found.other]
+            assert operand is not None
+            carried = carried * operand.numpy().reshape(-1)[found.other]
         if p.by is not None:
             slots = tensors[str(p.index)].shape[1]
             operand = torch.from_numpy(rng.integers(0, slots, (1, *spec.populations[p.by].shape)))

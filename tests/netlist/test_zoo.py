@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from core.references import survival
-from core.test_zoo import built, drawn
+from helpers.cases import built, drawn
+from laws.references import survival
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from zoo import TRAPS, ZOO, Case
@@ -25,7 +25,7 @@ OWN_TRAPS = ("straight_through", "gradient_reversal", "function_of_two", "stop_g
 KEEPING = ("spectral_norm_hooked",)
 """Models whose next call reads what forward writes: refused by name, see tests/validity/test_state_refusals.py."""
 PACKED = ("packed_lstm",)
-"""Models whose rows are as many as data says: refused by name, see tests/core/test_packed_refusals.py."""
+"""Models whose rows are as many as data says: refused by name, see tests/gradients/test_packed_refusals.py."""
 OPTIONS = NetlistOptions(loss="none", rate=1.0, eta=1.0)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from core.renaming import words
+from helpers.renaming import words
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper

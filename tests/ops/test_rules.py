@@ -66,7 +66,7 @@ OVERWRITTEN = "pccompile.overwritten.default"
 
 def test_every_rule_has_samples() -> None:
     made_by_models = {"pcc.function", "pcc.cond", "pcc.while_loop", "pcc.scan", OVERWRITTEN}  # they call what it holds
-    made_by_models |= {op.name for op in OPS.values() if op.random}  # they draw: tests/validity/test_samples.py
+    made_by_models |= {op.name for op in OPS.values() if op.random}  # tests/validity/test_checkpoints_and_samples.py
     made_by_models |= {name for name in OPS if "fake_quantize" in name}  # scales take no gradient, or one of their own
     own = {name: op for name, op in OPS.items() if name.startswith(("aten.", "pcc."))}
     assert [name for name, op in own.items() if op.rule and not op.samples and name not in made_by_models] == []

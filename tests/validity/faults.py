@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from core.models import ConvNet, Residual, Transformer, seeded
+from helpers.models import ConvNet, Residual, Transformer, seeded
 from torch import Tensor, nn
 
 from pccompile.ir import Graph, Node, PCGraph, Ref, Vertex

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from core.models import Busy, Residual, mlp, seeded
+from helpers.models import Busy, Residual, mlp, seeded
 from torch import Tensor, nn
 
 import pccompile

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from core.models import Busy, mlp, seeded
+from helpers.models import Busy, mlp, seeded
 from torch import Tensor, nn
 
 import pccompile

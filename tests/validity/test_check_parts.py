@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from core.models import mlp, seeded
+from helpers.models import mlp, seeded
 from torch import Tensor, nn
 
 import pccompile

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from core.models import Residual, mlp, seeded
+from helpers.models import Residual, mlp, seeded
 from torch import Tensor
 
 import pccompile

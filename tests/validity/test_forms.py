@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
-from core.models import half_squares
+from helpers.models import half_squares
 from torch import Tensor, nn
 
 import pccompile

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from core.models import half_squares, seeded
+from helpers.models import half_squares, seeded
 from torch import Tensor, nn
 
 import pccompile

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from core.models import half_squares, seeded
+from helpers.models import half_squares, seeded
 from torch import nn
 
 import pccompile

@@ -177,7 +177,7 @@ class Datapath:
         factor, shift = scaling(p, self.formats)
         found = synapses(p, self.spec, self.tensors).sorted()
         return self._bounded(
-            Term(p.name, found, factor, shift, 0, p.pre, param=p.param, by=p.by, delay=p.delay)
+            Term(p.name, found, factor, shift, 0, p.pre, param=p.param, b=p.with_, by=p.by, delay=p.delay)
         )  # fmt: skip
 
     def _bias(self, name: str, population: Population) -> Term:

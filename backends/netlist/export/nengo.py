@@ -22,6 +22,7 @@ from pccompile.backends.netlist.export.nengo_script import Learning, Script
 from pccompile.backends.netlist.export.nengo_spiking import Spiking, unheld
 from pccompile.backends.netlist.losses import encoded
 from pccompile.backends.netlist.netlist import Netlist
+from pccompile.backends.netlist.transforms.expand import expand
 from pccompile.diagnostics import CompileError, printable
 from pccompile.ir.names import identifier
 
@@ -74,7 +75,7 @@ def generated(
     if not spiking:
         return Script(net, presented, learning, ticks, probes)
     refuse("Nengo, spiking,", unheld(net))
-    return Spiking(net, presented, ticks, probes, neurons)
+    return Spiking(expand(net), presented, ticks, probes, neurons)
 
 
 def random_states(net: Netlist, seed: int = 0) -> dict[str, np.ndarray]:

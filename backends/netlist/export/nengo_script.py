@@ -214,6 +214,9 @@ class Script:
         second, extra, operand = "", 0, ""
         if p.by is not None:
             second, extra, operand = f"winners[{p.by!r}]", self.size(p.by), f"z[{n}:]"
+        elif p.with_ is not None:
+            other = self.spec.populations[p.with_]
+            second, extra, operand = f"units[{p.with_!r}]", other.size, f"z[{n}:].reshape({other.shape})"
         elif p.param in self.shared:
             param = self.net.tensors[str(p.param)]
             second, extra, operand = f"values[{p.param!r}]", param.size, f"z[{n}:].reshape({param.shape})"
@@ -225,7 +228,7 @@ class Script:
         self.line(f"{node} = computing({p.name!r}, {width}, {self.size(p.target)}, lambda z: {scale}{call})")
         self.line(f"nengo.Connection(units[{p.pre!r}], {node}[:{n}], synapse={late})")
         if second:
-            self.line(f"nengo.Connection({second}, {node}[{n}:], synapse=None)")
+            self.line(f"nengo.Connection({second}, {node}[{n}:], synapse={late if p.with_ is not None else None})")
         self.line(f"nengo.Connection({node}, ports[{p.post!r}], synapse=None)")
 
     def pes_learns(self, param: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,9 @@ class SanaFE:
 
     def supports(self, net: Netlist) -> tuple[str, ...]:
         """Projections whose synapses are too many to be written out."""
-        counts = {p.name: count(p, net.spec, net.tensors) for p in net.spec.projections}
+        counts: Counter[str] = Counter()
+        for p in _readings(net):
+            counts[p.name] += count(p, net.spec, net.tensors)
         if sum(counts.values()) <= LARGEST:
             return ()
         largest = max(counts, key=lambda name: counts[name])
@@ -116,6 +119,12 @@ class SanaFE:
         files = {f"{stem}_arch.yaml": architecture(stem, grid, costs or loihi(), largest(cores)),
                  f"{stem}_snn.yaml": "\n".join(network(net, cores, grid)) + "\n"}  # fmt: skip
         return write(folder, {name: text.encode() for name, text in files.items()})
+
+
+def _readings(net: Netlist) -> Iterator[Projection]:
+    """The projections, and those that multiply once for each population that they hear."""
+    for p in net.spec.projections:
+        yield from OPERATIONS[p.op].readings(p)
 
 
 def packed(net: Netlist, units: int) -> Cores:
@@ -158,7 +167,7 @@ def traffic(net: Netlist, cores: Cores) -> Traffic:
     events = 0
     heard: dict[str, list[np.ndarray]] = {}
     number = 1 + max(int(c.max()) for c in cores.values() if c.size)
-    for p in net.spec.projections:
+    for p in _readings(net):
         found = synapses(p, net.spec, net.tensors)
         events += len(found.post)
         heard.setdefault(p.pre, []).append(np.unique(found.pre * number + cores[p.target].ravel()[found.post]))
@@ -218,7 +227,7 @@ def network(net: Netlist, cores: Cores, grid: Grid) -> Iterator[str]:
         yield "      attributes: {threshold: 0.0, bias: 1.0e+30, leak_decay: 0.0, force_update: true}"
         yield f"      neurons: [0..{net.spec.populations[name].size - 1}: {{}}]"
     yield "  edges:"
-    for p in net.spec.projections:
+    for p in _readings(net):
         if p.pre in names and p.target in names:
             yield f"    # {p.name.encode('unicode_escape').decode()}: {p.op}"
             yield from edges(net, p, names[p.pre], names[p.target])

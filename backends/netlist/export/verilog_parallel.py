@@ -43,7 +43,7 @@ class Parallel:
         self.lookups = lookups(path, self.id)
         self.delays: dict[str, int] = {}
         for p in self.spec.projections:
-            self.delays[p.pre] = max(p.delay, self.delays.get(p.pre, 0))
+            self.delays.update({n: max(p.delay, self.delays.get(n, 0)) for n in p.reads})
         self.first: dict[str, int] = {}
         self.parameters = 0
         for param in path.rules:
@@ -105,9 +105,10 @@ class Parallel:
         units = sum(p.size for p in spec.populations.values() if p.unit == "product")
         forward = sum(len(t.synapses.post) for t in path.all_terms() if t.a is not None and t.param in path.rules)
         hebb = sum(len(t.synapses.post) for ts in path.rules.values() for t in ts if t.b is not None)
+        products = sum(len(t.synapses.post) for t in path.all_terms() if t.b is not None)
         fixed = sum(len(t.synapses.post) for t in path.all_terms() if t.a and t.param and t.param not in path.rules)
         return {
-            "multipliers": units + forward + hebb,
+            "multipliers": units + products + forward + hebb,
             "multiplications by constants": fixed,
             "register bits": registers,
             "lookups": sum(spec.populations[n].size for n in path.tables),
@@ -253,7 +254,7 @@ class Parallel:
             value = self.path.integers[term.param][entry]
             factors.insert(0, f"{self.id('w', term.param)}[{entry}]" if plastic else literal(value))
         elif term.b is not None and s.other is not None:
-            factors.append(self.state(term.b, int(s.other[number])))
+            factors.append(self.state(term.b, int(s.other[number]), term.delay))
         text = " * ".join(factors)
         if term.by is not None and s.winner is not None and s.slot is not None:
             return f"({self.id('k', term.by)}[{int(s.winner[number])}] == {int(s.slot[number])} ? {text} : 2'sd0)"

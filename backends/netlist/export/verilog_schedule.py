@@ -106,7 +106,7 @@ class Schedule:
         """Lay out memories and passes."""
         spec, delays = self.path.spec, dict.fromkeys(self.path.spec.populations, 0)
         for p in spec.projections:
-            delays[p.pre] = max(delays[p.pre], p.delay)
+            delays.update({n: max(delays[n], p.delay) for n in p.reads})
         places = [(n, d) for n in spec.populations for d in range(delays[n] + 1)]
         self.states, self.state_words = _laid_out(places, [spec.populations[n].size for n, _ in places])
         sizes = [spec.populations[n].size for n in self.path.integrators]
@@ -240,7 +240,7 @@ class Schedule:
         elif term.param is not None and s.other is not None:
             found[s.post, at, 2] = s.other + self.parameters[term.param]
         elif term.b is not None and s.other is not None:
-            found[s.post, at, 2] = s.other + self.states[term.b, 0]
+            found[s.post, at, 2] = s.other + self.states[term.b, term.delay]
         return found
 
     @staticmethod

@@ -1,7 +1,10 @@
-"""Products with parameters are projections that learn; products of two signals are product units and a sum."""
+"""Products with parameters are projections that learn; products of two signals are synapses that multiply."""
 
 from __future__ import annotations
 
+import itertools
+import string
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +16,6 @@ from pccompile.backends.netlist.lower.registry import lowers
 from pccompile.backends.netlist.lower.selection import windows
 from pccompile.backends.netlist.lower.values import Const, Param, Signal, Value, Values
 from pccompile.ir import Node, Ref
-
-LARGEST = 2**22
-"""The most product units of one operation."""
 
 
 def matrix(lo: Lowering, value: Value) -> tuple[str, bool, tuple[int, ...]] | None:
@@ -79,16 +79,45 @@ def _computed_linear(lo: Lowering, n: Node) -> Signal:
 
 
 def contracted(lo: Lowering, x: Ids, y: Ids, label: str = "") -> Ids:
-    """The matrix product of two signals: a product unit for each pair that meets, and sums of them."""
+    """The matrix product of two signals: one population whose synapses multiply a unit of each."""
+    x = x[None] if x.ndim == 1 else x
     batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-    x = np.broadcast_to(x, (*batch, *x.shape[-2:])) if x.ndim > 1 else x[None]
-    y = np.broadcast_to(y, (*batch, *y.shape[-2:]))
-    shape = (*batch, x.shape[-2], y.shape[-1], x.shape[-1])
-    if np.prod(shape) > LARGEST:
-        raise Unsupported(f"it needs {np.prod(shape)} product units")
-    first = np.broadcast_to(x[..., :, None, :], shape)
-    second = np.broadcast_to(y.swapaxes(-1, -2)[..., None, :, :], shape)
-    return lo.summed(lo.products(first, second, f"{label}pairs"), label=label)
+    if len(batch) > len(string.ascii_lowercase) - 3:
+        raise Unsupported(f"it has {len(batch) + 2} axes")
+    row, column, inner, *before = tuple(string.ascii_lowercase[: 3 + len(batch)])
+    shape = (*batch, x.shape[-2], y.shape[-1])
+    result = "".join((*before, row, column))
+    lengths = dict(zip(before, batch, strict=True))
+    of_x, of_y = (
+        (*before[len(batch) - ids.ndim + 2 :], *last) for ids, last in ((x, (row, inner)), (y, (inner, column)))
+    )
+    full = [c for c, n in zip(of_x[:-2], x.shape, strict=False) if n == lengths[c]]
+    second = _operand(lo, y, of_y, lengths, full, f"{label}right")
+    first = _operand(lo, x, of_x, lengths, second[1], f"{label}left")
+    name = lo.population("sum", shape, [x, y], label)
+    lo.c.connect(first[0], name, "einsum", with_=second[0], subscripts=f"{first[1]},{second[1]}->{result}")
+    return lo.c.ids(name)
+
+
+def _operand(
+    lo: Lowering, ids: Ids, axes: Sequence[str], lengths: Mapping[str, int], elsewhere: Sequence[str], label: str
+) -> tuple[str, str]:
+    """A population that holds a signal, its axes in whatever order, and their letters; a relay where there is none.
+
+    lengths: of the axes before the last two, in the result. Where the signal repeats along such an axis, and the other
+    operand has it in full length (`elsewhere`), the population has it not.
+    """
+    for axis in range(ids.ndim - 3, -1, -1):
+        first = ids.take([0], axis)
+        if lengths[axes[axis]] > 1 and axes[axis] in elsewhere and bool((ids == first).all()):
+            ids, axes = first.squeeze(axis), (*axes[:axis], *axes[axis + 1 :])
+    source = lo.c.sources(ids)
+    if len(source) == 1 and lo.c.populations[source[0]].size == ids.size:
+        whole = lo.c.ids(source[0])
+        for order in itertools.permutations(range(ids.ndim)):
+            if whole.shape == tuple(ids.shape[i] for i in order) and bool((whole == ids.transpose(order)).all()):
+                return source[0], "".join(axes[i] for i in order)
+    return lo.relayed(ids, label), "".join(axes)
 
 
 @lowers("aten.mm.default", "aten.bmm.default", "aten.matmul.default", "aten.mv.default", "aten.dot.default")
@@ -121,7 +150,7 @@ OPERANDS = {
 
 @lowers("aten.convolution.default")
 def convolution(lo: Lowering, n: Node) -> Values:
-    """W ∗ x + b: a shared kernel, or product units where the kernel is computed."""
+    """W ∗ x + b: a shared kernel, or products of states where the kernel is computed."""
     weight, bias = lo.value(n["weight"]), n["bias"]
     if isinstance(weight, Signal):
         return _computed_kernel(lo, n)
@@ -149,7 +178,7 @@ def convolution(lo: Lowering, n: Node) -> Values:
 
 
 def _computed_kernel(lo: Lowering, n: Node) -> Signal:
-    """Every entry of every window meets its weight in a product unit."""
+    """Every entry of every window is multiplied with its weight."""
     if n["transposed"]:
         raise Unsupported("a transposed convolution whose kernel is computed")
     x, weight, shape, groups = lo.ids(n["input"]), lo.ids(n["weight"]), lo.shape(), int(n["groups"])

@@ -9,13 +9,14 @@ from pccompile.backends.netlist.operations.base import Change, LearningRule, Mes
 from pccompile.backends.netlist.operations.conv import Conv, Correlate
 from pccompile.backends.netlist.operations.copy import Copy, bias_entries
 from pccompile.backends.netlist.operations.dense import Dense, Outer
+from pccompile.backends.netlist.operations.einsum import Einsum
 from pccompile.backends.netlist.operations.one_to_one import OneToOne
 from pccompile.backends.netlist.operations.sparse import Paired, Sparse
 from pccompile.backends.netlist.operations.synapse_list import Synapses
 from pccompile.backends.netlist.operations.table import Gather, Route
 
 OPERATIONS: Mapping[Operator, type[Operation]] = {
-    kind.name: kind for kind in (OneToOne, Gather, Sparse, Dense, Conv, Route)
+    kind.name: kind for kind in (OneToOne, Gather, Sparse, Dense, Conv, Route, Einsum)
 }
 """All operations, by the name that a projection has them by."""
 

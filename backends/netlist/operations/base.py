@@ -25,7 +25,7 @@ Populations = Mapping[str, Population]
 Message = Callable[[Tensor, Tensor | None], Tensor]
 """From states of `pre` and the second operand to what arrives, gain left out; states are [replicas, *shape].
 
-The second operand is what else a message is made of: the parameter, or the winners of `by`.
+The second operand is what else a message is made of: the parameter, the states of `with`, or the winners of `by`.
 """
 
 Change = Callable[[Tensor | None, Tensor, Tensor], Tensor]
@@ -41,8 +41,8 @@ class Operation:
 
     needs, may: the fields of a projection that it must and may have. rule: how its parameter learns. unitwise: unit i
     is sent to unit i, which is its own adjoint. gathers: each row of its table lists what a unit reads, and a select
-    population can compare it. matrix: rows of units go through one matrix. kernel: places share a kernel. unsaid: why
-    an exporter, by its name, cannot write it.
+    population can compare it. matrix: rows of units go through one matrix. kernel: places share a kernel. multiplies:
+    messages are products of states. unsaid: why an exporter, by its name, cannot write it.
     """
 
     p: Projection
@@ -57,6 +57,7 @@ class Operation:
     gathers: ClassVar[bool] = False
     matrix: ClassVar[bool] = False
     kernel: ClassVar[bool] = False
+    multiplies: ClassVar[bool] = False
     unsaid: ClassVar[Mapping[str, str]] = {}
 
     @property
@@ -152,6 +153,11 @@ class Operation:
         parts[s], which adds up for unit owners[parts[s]] of post.
         """
         return None
+
+    @staticmethod
+    def readings(p: Projection) -> tuple[Projection, ...]:
+        """The projection as it is seen from each population whose states it carries, that being `pre`."""
+        return (p,)
 
     def adjoint(self, pre: str, post: str, name: str) -> Projection:
         """The projection from errors `pre` of post back to `post`, "population:port"."""

@@ -15,6 +15,7 @@ from pccompile.backends.netlist import chip as chips
 from pccompile.backends.netlist.arrivals import fan_in
 from pccompile.backends.netlist.chip import Chip
 from pccompile.backends.netlist.format import Spec, Tensors
+from pccompile.backends.netlist.operations import OPERATIONS
 from pccompile.backends.netlist.placement.load import Demand
 from pccompile.backends.netlist.placement.mesh import hops, spread
 from pccompile.backends.netlist.placement.packing import Packing, packed
@@ -69,12 +70,15 @@ class Placement:
         return violations(self.net, self.chip, self.cores, self.tiles)
 
     def foreign(self) -> dict[str, tuple[str, ...]]:
-        """The populations of each unit kind that cores do not run as they are."""
+        """The populations of each unit kind that cores do not run as they are, products also at synapses."""
         found: dict[str, list[str]] = {}
         for name, p in self.net.spec.populations.items():
             if p.unit not in self.chip.native.value and p.unit != "input":
                 found.setdefault(p.unit, []).append(name)
-        return {kind: tuple(names) for kind, names in found.items()}
+        if "product" not in self.chip.native.value:
+            multiplied = dict.fromkeys(p.target for p in self.net.spec.projections if OPERATIONS[p.op].multiplies)
+            found.setdefault("product", []).extend(multiplied)
+        return {kind: tuple(names) for kind, names in found.items() if names}
 
     def copies(self) -> dict[str, int]:
         """The parameters that learn and lie on several cores in full or in part alike, with the number of cores.

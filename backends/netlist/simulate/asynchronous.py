@@ -65,7 +65,7 @@ class AsynchronousSimulator(Simulator):
         super().reset()
         depth = 1 + self.asynchrony.delay
         self.recent = {n: torch.zeros(depth + self.delays[n], *s.shape, dtype=s.dtype) for n, s in self.states.items()}
-        self.held = {p.name: torch.zeros_like(self.states[p.pre]) for p in self.spec.projections}
+        self.held = {(p.name, n): torch.zeros_like(self.states[n]) for p in self.spec.projections for n in p.reads}
         for name, p in self.spec.populations.items():
             if p.unit == "select":
                 self.winners[name] = torch.zeros_like(self.states[name], dtype=torch.int64)
@@ -92,16 +92,16 @@ class AsynchronousSimulator(Simulator):
         self.learn(phase)()
         self.time += 1
 
-    def read(self, p: Projection) -> Tensor:
-        """The last messages of a projection that have arrived."""
-        sent, slots = self.recent[p.pre], len(self.recent[p.pre])
+    def carried(self, p: Projection, population: str) -> Tensor:
+        """The last messages of a population through a projection that have arrived."""
+        sent, slots = self.recent[population], len(self.recent[population])
         late = torch.full(sent.shape[1:], p.delay)
         if self.asynchrony.delay:
             late += torch.randint(self.asynchrony.delay + 1, late.shape, generator=self.chance)
         got = sent.gather(0, ((self.time - late) % slots)[None])[0]
         if self.asynchrony.loss:
-            got = torch.where(self.draw(got.shape) < self.asynchrony.loss, self.held[p.name], got)
-        self.held[p.name] = got
+            got = torch.where(self.draw(got.shape) < self.asynchrony.loss, self.held[p.name, population], got)
+        self.held[p.name, population] = got
         return got
 
     def select(self, name: str, source: Projection, states: Tensor) -> Tensor:

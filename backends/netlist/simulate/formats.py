@@ -146,7 +146,7 @@ def check(spec: Spec, tensors: Tensors, formats: Formats, replicas: int) -> None
         scale, shift = scaling(p, formats)
         weight = 2.0 ** (formats.params[p.param][0] - 1) if p.param is not None else 1.0
         terms = operation(p, spec.populations, tensors).most_terms()
-        largest = terms * 2.0 ** (formats.states[p.pre][0] - 1) * weight * abs(scale)
+        largest = terms * math.prod(2.0 ** (formats.states[n][0] - 1) for n in p.reads) * weight * abs(scale)
         ports[p.post] = ports.get(p.post, 0.0) + largest * 2.0**-shift + 1
         if max(largest, ports[p.post]) > EXACT:
             raise CompileError(f"projection {p.name} adds up to numbers of more than 52 bits",
@@ -187,7 +187,7 @@ def check_plasticity(spec: Spec, tensors: Tensors, formats: Formats, replicas: i
 def scaling(p: Projection, formats: Formats) -> tuple[int, int]:
     """The factor of a projection's sum, and the shift to the right that brings it to the fraction of its port."""
     factor, shift = constant(p.gain)
-    carried = formats.states[p.pre][1] + (formats.params[p.param][1] if p.param is not None else 0)
+    carried = sum(formats.states[n][1] for n in p.reads) + (formats.params[p.param][1] if p.param is not None else 0)
     return factor, carried + shift - formats.ports[p.target, p.port][1]
 
 

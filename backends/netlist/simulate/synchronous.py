@@ -57,7 +57,9 @@ class Simulator:
             (rule, learning_rule(rule, spec, tensors).change()) for rule in spec.plasticity
         ]
         self.integrators = [name for name, p in spec.populations.items() if p.unit == "integrator"]
-        self.delays = {n: max((p.delay for p in spec.projections if p.pre == n), default=0) for n in spec.populations}
+        self.delays = dict.fromkeys(spec.populations, 0)
+        for p in spec.projections:
+            self.delays.update({n: max(p.delay, self.delays[n]) for n in p.reads})
         self.rates: dict[str, float | Tensor] = {n: spec.populations[n].rate for n in self.integrators}
         self.room: dict[str, Tensor] = {}
         self.reset()
@@ -134,18 +136,25 @@ class Simulator:
         self.time += 1
 
     def read(self, p: Projection) -> Tensor:
-        """The states that a projection carries now."""
-        return self.past[p.pre][-p.delay] if p.delay else self.states[p.pre]
+        """The states of `pre` that a projection carries now."""
+        return self.carried(p, p.pre)
+
+    def carried(self, p: Projection, population: str) -> Tensor:
+        """The states of a population that a projection carries now."""
+        return self.past[population][-p.delay] if p.delay else self.states[population]
 
     def arrived(self, p: Projection) -> Tensor:
         """What a projection delivers."""
-        carried, operand = self.read(p), self.operand(p)
+        carried = self.read(p)
+        operand = carried if p.with_ == p.pre else self.operand(p)
         return self.fresh(p.name, (carried, operand), lambda: self.scaled(p, self.messages[p.name](carried, operand)))
 
     def operand(self, p: Projection) -> Tensor | None:
         """What the messages of a projection are made of besides the states that it carries."""
         if p.param is not None:
             return self.params[p.param]
+        if p.with_ is not None:
+            return self.carried(p, p.with_)
         return None if p.by is None else self.winners[p.by]
 
     def fresh(self, name: str, sources: tuple[Tensor | None, ...], make: Callable[[], Tensor]) -> Tensor:

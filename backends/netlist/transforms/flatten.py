@@ -15,6 +15,7 @@ from pccompile.backends.netlist.operations import RULES, Shape, bias_entries, op
 from pccompile.backends.netlist.operations.sparse import Paired
 from pccompile.backends.netlist.synapses import synapses
 from pccompile.backends.netlist.transforms import fresh
+from pccompile.backends.netlist.transforms.expand import expand
 from pccompile.diagnostics import CompileError
 
 replace = msgspec.structs.replace
@@ -23,11 +24,12 @@ replace = msgspec.structs.replace
 def flatten(net: Netlist) -> Netlist:
     """`net` with populations of one axis and synapses one by one, each naming the entry of the parameter that it has.
 
-    Every projection becomes `sparse` but the `gather` of a select population and a `route`, whose tables list single
-    synapses already. Parameters keep their shapes and names, and what shares one goes on sharing it: states and
-    learning are equal. Raises CompileError where the synapses are too many to be listed.
+    Products of two populations get a unit each first. Every projection becomes `sparse` then but the `gather` of a
+    select population and a `route`, whose tables list single synapses already. Parameters keep their shapes and names,
+    and what shares one goes on sharing it: states and learning are equal. Raises CompileError where the synapses are
+    too many to be listed.
     """
-    return _Flattening(net).run()
+    return _Flattening(expand(net)).run()
 
 
 @dataclass

@@ -21,7 +21,7 @@ def on_off(net: Netlist) -> Netlist:
     channels alone. States and learning are equal up to rounding. Raises CompileError where ε is compared.
     """
     spec = net.spec
-    read = {p.pre for p in spec.projections if not _is_channel(p, spec)}
+    read = {n for p in spec.projections if not _is_channel(p, spec) for n in p.reads}
     read |= {n for r in spec.plasticity for n in (r.pre, r.post) if n is not None}
     populations, channels, added = dict(spec.populations), Channels(), []
     names = {p.name for p in spec.projections}
@@ -54,14 +54,22 @@ def _is_channel(p: Projection, spec: Spec) -> bool:
 
 
 def _split(p: Projection, spec: Spec, channels: Channels, names: set[str]) -> list[Projection]:
-    """A projection from both channels of what it read; the first keeps its name."""
-    if p.pre not in channels or _is_channel(p, spec):
+    """A projection from both channels of each population that it read; the first keeps its name."""
+    if channels.keys().isdisjoint(p.reads) or _is_channel(p, spec):
         return [p]
     if spec.populations[p.target].unit == "select":
         raise CompileError(f"population {p.target} compares {p.pre}, whose sign would be lost")
-    on, off = channels[p.pre]
-    names.add(label := fresh(f"{p.name}.off", names))
-    return [replace(p, pre=on), replace(p, name=label, pre=off, gain=-p.gain)]
+    found = [p]
+    for end in ("pre", "with_"):
+        if (name := getattr(p, end)) in channels:
+            on, off = channels[name]
+            found = [
+                replace(q, **{end: side, "gain": q.gain * sign}) for q in found for side, sign in ((on, 1), (off, -1))
+            ]
+    for i, q in enumerate(found[1:], 1):
+        names.add(label := fresh(f"{p.name}.off", names))
+        found[i] = replace(q, name=label)
+    return found
 
 
 def _rules(rule: Plasticity, channels: Channels) -> list[Plasticity]:

@@ -11,7 +11,8 @@ from pccompile.backends.netlist.format import Plasticity, Population, Projection
 from pccompile.backends.netlist.netlist import Netlist
 from pccompile.backends.netlist.operations import RULES, operation
 from pccompile.backends.netlist.synapses import Synapses, fan_in, synapses
-from pccompile.backends.netlist.transforms import fresh
+from pccompile.backends.netlist.transforms import fresh, places, table
+from pccompile.backends.netlist.transforms.expand import expand
 from pccompile.backends.netlist.transforms.flatten import without_unused
 from pccompile.diagnostics import Collector, CompileError
 
@@ -28,7 +29,7 @@ def split_fan_in(net: Netlist, limit: int) -> Netlist:
     """
     if limit < 2:
         raise CompileError(f"a limit of {limit} leaves nothing to add up")
-    splitting = _Splitting(net)
+    splitting = _Splitting(_with_products(net, limit))
     splitting.refuse_selections(limit)
     waiting = list(splitting.populations)
     while waiting:
@@ -36,6 +37,16 @@ def split_fan_in(net: Netlist, limit: int) -> Netlist:
             continue
         waiting.pop()
     return splitting.result()
+
+
+def _with_products(net: Netlist, limit: int) -> Netlist:
+    """`net` whose units multiply no states themselves where they have more than `limit` synapses."""
+    wide = set()
+    for name, into in net.spec.into().items():
+        counts = [fan_in(p, net.spec, net.tensors) for p in into]
+        if sum(counts, np.zeros(1, np.int64)).max(initial=0) > limit:
+            wide.add(name)
+    return expand(net, wide)
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,7 @@ class _Splitting:
         found = self.synapses(p)
         kept = Projection(name=p.name, pre=p.pre, post=post, op="gather", gain=p.gain, delay=p.delay)
         if found.other is None:
-            return replace(kept, index=self._tensor(_table(parts, found.pre, owner_of.size)))
+            return replace(kept, index=self._tensor(table(parts, found.pre, owner_of.size)))
         index = np.stack([found.pre, parts] if p.transpose else [parts, found.pre])
         return replace(kept, op="sparse", param=p.param, transpose=p.transpose, index=self._tensor(index),
                        elements=self._tensor(found.other))  # fmt: skip
@@ -167,7 +178,7 @@ class _Splitting:
 
     def _gather(self, pre: str, post: str, rows: np.ndarray, units: np.ndarray, size: int) -> None:
         name = fresh(f"{pre}->{post.removesuffix(':in')}", self.projections)
-        index = self._tensor(_table(rows, units, size))
+        index = self._tensor(table(rows, units, size))
         self.projections[name] = Projection(name=name, pre=pre, post=post, op="gather", index=index)
 
     def _tensor(self, array: np.ndarray) -> str:
@@ -176,28 +187,11 @@ class _Splitting:
         return name
 
 
-def _places(owners: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many of its owner's entries precede each entry, and how many each of `size` owners has."""
-    counts = np.bincount(owners, minlength=size)
-    order = np.argsort(owners, kind="stable")
-    place = np.empty(len(owners), np.int64)
-    place[order] = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return place, counts
-
-
 def _shares(owners: np.ndarray, size: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
     """The partial sum that each synapse goes to, at most `limit` each, and the unit that each is a part of."""
-    place, counts = _places(owners, size)
+    place, counts = places(owners, size)
     shares = -(-counts // limit)
     return (np.cumsum(shares) - shares)[owners] + place // limit, np.repeat(np.arange(size), shares)
-
-
-def _table(rows: np.ndarray, units: np.ndarray, size: int) -> np.ndarray:
-    """The index of a gather of units[s] to row rows[s], of `size` rows."""
-    place, counts = _places(rows, size)
-    table = np.full((size, max(1, int(counts.max(initial=0)))), -1, np.int64)
-    table[rows, place] = units
-    return table
 
 
 __all__ = ["split_fan_in"]

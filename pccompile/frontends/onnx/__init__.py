@@ -36,8 +36,10 @@ from pccompile.frontends.onnx import (  # each enters its operators into the reg
     trees,
 )
 from pccompile.frontends.onnx.examples import randomize
+from pccompile.frontends.onnx.input_types import InputType
 from pccompile.frontends.onnx.load import load_onnx, unsupported
-from pccompile.frontends.onnx.module import InputType, OnnxModule, location_of
+from pccompile.frontends.onnx.module import OnnxModule
+from pccompile.frontends.onnx.runner import location_of
 
 FAMILIES = (
     attention,

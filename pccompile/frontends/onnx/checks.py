@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -110,25 +111,17 @@ def label(node: onnx.NodeProto) -> str:
 
 def sort_nodes(graph: onnx.GraphProto) -> list[str]:
     """The nodes that no order suits, the others being put each after what it reads."""
-    waiting: dict[str, list[int]] = {}
     makers = {o: i for i, n in enumerate(graph.node) for o in n.output if o}
-    missing = []
-    for index, node in enumerate(graph.node):
-        sources = {makers[i] for i in reads(node) if i in makers}
-        missing.append(len(sources))
-        for source in sources:
-            waiting.setdefault(str(source), []).append(index)
-    if all(all(makers.get(i, -1) < n for i in reads(node)) for n, node in enumerate(graph.node)):
+    sources = {i: {makers[r] for r in reads(node) if r in makers} for i, node in enumerate(graph.node)}
+    if all(s < i for i, several in sources.items() for s in several):
         return []
-    ready = [i for i, count in enumerate(missing) if count == 0][::-1]
-    order = []
-    while ready:
-        index = ready.pop()
-        order.append(index)
-        for reader in waiting.get(str(index), ()):
-            missing[reader] -= 1
-            if missing[reader] == 0:
-                ready.append(reader)
+    sorter, order = TopologicalSorter(sources), list[int]()
+    with suppress(CycleError):  # the nodes that no circle holds up come all the same
+        sorter.prepare()
+    while sorter.is_active():
+        batch = sorter.get_ready()
+        sorter.done(*batch)
+        order += batch
     if len(order) < len(graph.node):
         return [label(n) for i, n in enumerate(graph.node) if i not in set(order)]
     nodes = [graph.node[i] for i in order]

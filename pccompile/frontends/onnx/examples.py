@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,11 +17,8 @@ from pccompile.frontends.onnx.meter import Meter
 from pccompile.frontends.onnx.names import lookup
 from pccompile.frontends.onnx.open_sizes import OpenSizes
 from pccompile.frontends.onnx.plausible import Plausible, finite
+from pccompile.frontends.onnx.runner import Runner
 from pccompile.limits import Account, BudgetError, opened
-
-if TYPE_CHECKING:
-    from pccompile.frontends.onnx.module import OnnxModule
-
 
 SECONDS = 12.0
 """What the search for sizes may take."""
@@ -32,7 +28,7 @@ MOST_RUNS = 9
 
 
 def example_inputs(
-    module: OnnxModule, shapes: Mapping[str, Sequence[int]], seed: int = 0, values: Mapping[str, Tensor] | None = None
+    module: Runner, shapes: Mapping[str, Sequence[int]], seed: int = 0, values: Mapping[str, Tensor] | None = None
 ) -> tuple[Tensor, ...]:
     """Inputs on which `module` runs, the smallest: floats from N(0, 1), and whole numbers that fit what reads them.
 
@@ -81,7 +77,7 @@ def example_inputs(
     )
 
 
-def check_inputs(module: OnnxModule, names: Sequence[str]) -> None:
+def check_inputs(module: Runner, names: Sequence[str]) -> None:
     """Raise CompileError for names of inputs that the module does not have, and for inputs that carry no gradient."""
     absent = sorted(set(names) - {t.name for t in module.input_types})
     if absent:
@@ -107,13 +103,13 @@ def metered(spent: Account) -> Iterator[None]:
         yield
 
 
-def try_inputs(module: OnnxModule, inputs: Sequence[Tensor]) -> None:
+def try_inputs(module: Runner, inputs: Sequence[Tensor]) -> None:
     """Run a file once on inputs of the user's. Raises CompileError where it does not run, or asks for too much."""
     with metered(opened(module.stored)):
         module(*inputs)
 
 
-def randomize(module: OnnxModule, seed: int = 0) -> None:
+def randomize(module: Runner, seed: int = 0) -> None:
     """Draw anew, in place, the weights that are one number throughout, so that gradients through them mean something.
 
     Matrices and kernels get N(0, 2 / fan in), scales of normalisations N(1, 0.1²), the rest N(0, 0.1²); statistics keep

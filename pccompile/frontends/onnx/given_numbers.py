@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -15,10 +15,8 @@ from torch import Tensor
 
 from pccompile.diagnostics import CompileError, Problem, listing, printable
 from pccompile.frontends.onnx.boundary import from_numpy, to_numpy
+from pccompile.frontends.onnx.input_types import InputType
 from pccompile.frontends.onnx.values import DTYPES, NUMPY, Value, host_of, type_name
-
-if TYPE_CHECKING:
-    from pccompile.frontends.onnx.module import InputType
 
 Array = np.ndarray[Any, Any]
 
@@ -123,7 +121,6 @@ def with_initializers(model: onnx.ModelProto, constants: Mapping[str, Any]) -> o
 
 
 def _replaced(tensor: onnx.TensorProto, value: Any) -> onnx.TensorProto:
-    from pccompile.frontends.onnx.module import InputType
 
     if tensor.data_type not in DTYPES:
         raise CompileError(

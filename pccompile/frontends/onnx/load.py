@@ -19,7 +19,8 @@ from pccompile.frontends.onnx.given_numbers import check_known, fixed_inputs, wi
 from pccompile.frontends.onnx.graph import Constant, with_floats
 from pccompile.frontends.onnx.graph import read as read_graph
 from pccompile.frontends.onnx.inlining import prepared
-from pccompile.frontends.onnx.module import InputType, OnnxModule
+from pccompile.frontends.onnx.input_types import InputType
+from pccompile.frontends.onnx.module import OnnxModule
 from pccompile.frontends.onnx.roles import assign_roles, fold_constant_shapes
 from pccompile.frontends.onnx.values import DTYPES, NARROW, TEXT, type_name
 from pccompile.frontends.onnx.weights import as_inputs, weights_of, without_numbers

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx.graph import Graph, uses
+from pccompile.frontends.onnx.input_types import InputType
 from pccompile.frontends.onnx.learned import feature_count
 from pccompile.frontends.onnx.names import lookup
 from pccompile.frontends.onnx.registry import Node
+from pccompile.frontends.onnx.runner import Runner
 from pccompile.frontends.onnx.scores import LEARNED
-
-if TYPE_CHECKING:
-    from pccompile.frontends.onnx.module import InputType, OnnxModule
 
 BATCH = 2
 FIRST = 8
@@ -69,7 +67,7 @@ KEEPING = frozenset(
 class OpenSizes:
     """The open axes of a file's inputs: which share a symbol, which lie along the batch, and which a weight fixes."""
 
-    def __init__(self, module: OnnxModule, shapes: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, module: Runner, shapes: Mapping[str, Sequence[int]]) -> None:
         graph, inputs = module.graph, module.input_types
         self.inputs, self.given = inputs, shapes
         readers = uses(graph)
@@ -177,7 +175,7 @@ class OpenSizes:
                 self.fixed.setdefault(keys[axis], size)
 
 
-def constant_shapes(module: OnnxModule) -> dict[str, tuple[int, ...]]:
+def constant_shapes(module: Runner) -> dict[str, tuple[int, ...]]:
     """The shapes of all constants by name."""
     constants = {n: c for part in module.graph.subgraphs() for n, c in part.constants.items()}
     return {n: tuple(lookup(module, c.path).shape if c.path else c.array.shape) for n, c in constants.items()}

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pccompile.frontends.onnx.graph import uses
+from pccompile.frontends.onnx.input_types import InputType
 from pccompile.frontends.onnx.open_sizes import constant_shapes
 from pccompile.frontends.onnx.registry import Node, find
-
-if TYPE_CHECKING:
-    from pccompile.frontends.onnx.module import InputType, OnnxModule
+from pccompile.frontends.onnx.runner import Runner
 
 PASSING = frozenset({"Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Flatten", "Expand", "Clip"})
 """Operators through which an index stays one."""
@@ -26,7 +24,7 @@ FILLS = ("ones", "random", "zeros")
 class Plausible:
     """What the readers of a file's inputs say about their numbers."""
 
-    def __init__(self, module: OnnxModule) -> None:
+    def __init__(self, module: Runner) -> None:
         self.readers = uses(module.graph)
         self.shapes = constant_shapes(module)
         self.numbers = {

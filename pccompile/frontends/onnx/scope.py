@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -16,15 +17,28 @@ from pccompile.frontends.onnx.graph import Graph, free_names
 from pccompile.frontends.onnx.registry import Node
 from pccompile.frontends.onnx.values import NOTED, Host, Value, as_tensor
 
-if TYPE_CHECKING:
-    from pccompile.frontends.onnx.module import OnnxModule
+
+class Runs(Protocol):
+    """A module that runs graphs."""
+
+    def execute(self, graph: Graph, values: dict[str, Value]) -> list[Value]:
+        """The outputs of `graph`, given the values that it and its subgraphs read."""
+        ...
+
+    def lent(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Within: other tensors stand at these paths."""
+        ...
+
+    def tensor_at(self, path: str) -> Tensor:
+        """The tensor at `path`."""
+        ...
 
 
 @dataclass(frozen=True)
 class Scope:
     """The values that subgraphs see, and the module that runs them."""
 
-    module: OnnxModule
+    module: Runs
     values: dict[str, Value]
 
     def __call__(self, graph: Graph, inputs: Sequence[Value]) -> list[Value]:
