@@ -1,12 +1,11 @@
 """docs/extending.md: its code runs, and the operations that it defines have autograd's gradients."""
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sympy as sp
 import torch
+from helpers.pages import blocks, run
 from onnx import helper
 from onnx_frontend.build import model
 from torch import Tensor, nn
@@ -17,8 +16,7 @@ from pccompile.frontends.onnx.registry import OPERATORS
 from pccompile.ops import OPS
 from pccompile.ops.expressions import log1p, stable
 
-TEXT = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+BLOCKS = blocks("docs/extending.md")
 
 
 class Call(nn.Module):
@@ -37,17 +35,10 @@ class Call(nn.Module):
 def code() -> Any:
     """Runs block number i of the document; what it registers is forgotten after the test."""
     before, operators, known = dict(OPS), dict(OPERATORS), dict(algorithms)
-    yield lambda i: _run(BLOCKS[i])
+    yield lambda i: run(BLOCKS[i])
     for table, old in ((OPS, before), (OPERATORS, operators), (algorithms, known)):
         table.clear()
         table.update(old)
-
-
-def _run(block: str) -> dict[str, Any]:
-    # Classes of a scope without a name are of `builtins`; reading hints would write a cycle into it that stops Dynamo.
-    scope: dict[str, Any] = {"__name__": "document"}
-    exec(block, scope)
-    return scope
 
 
 def agree(compiled: nn.Module, plain: nn.Module, x: Tensor) -> None:
