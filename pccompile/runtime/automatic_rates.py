@@ -103,6 +103,7 @@ class Rates:
                     _follow(held, runtime, tables, inputs, targets_of(target))
         program = rated(runtime, held.choices, record)
         program.alarm.revise = partial(_revised, held, runtime)
+        program.alarm.keep = partial(_lowered, held, runtime)
         return program
 
 
@@ -149,10 +150,23 @@ def _revised(
     return {c.name: c.value for c in held.choices} if held.choices != before else None
 
 
+def _lowered(held: Held, runtime: Runtime, rate: float) -> None:
+    """Take a smaller rate from now on, and as many steps as before: each of them moves the weights."""
+    before = next(c for c in held.choices if c.name == "rate")
+    reason = f"parameters move while inference goes on, and errors came to more than the loss; {before.reason}"
+    held.choices = tuple(c._replace(value=rate, reason=reason) if c is before else c for c in held.choices)
+    if runtime.options.on_divergence != "ignore":
+        name = runtime.options.algorithm
+        why = "errors come to more than the loss that they began with, since parameters move as well"
+        what = f"{name} inference leaves its bound at call {held.calls}: {why}"
+        warnings.warn(f"{what}; chosen anew: rate {before.value:.4g} → {rate:.4g}", RuntimeWarning, stacklevel=2)
+
+
 def _anew(held: Held, runtime: Runtime, batch: DisplacedBatch, why: str, sure: bool = True) -> Spectrum:
     """Choose for this batch, and keep that if the rate is smaller; either is told where the bound is surely left.
 
-    Raises CompileError.
+    Steps stay where each of them is one of the optimizer's too: more of them would carry the weights farther, and the
+    bound with them. Raises CompileError.
     """
     options, spectrum, name = runtime.options, Spectrum(batch), runtime.options.algorithm
     before = {c.name: c.value for c in held.choices}
@@ -165,7 +179,8 @@ def _anew(held: Held, runtime: Runtime, batch: DisplacedBatch, why: str, sure: b
     held.measured_on(runtime, batch, spectrum)
     now = {c.name: c for c in choices}
     if "rate" in now and now["rate"].value < before["rate"]:
-        now = {k: _paced(c, before, now["rate"].value) for k, c in now.items()}
+        still = {c.name: c for c in held.choices if c.paced and runtime.source.updates}
+        now = {k: still.get(k) or _paced(c, before, now["rate"].value) for k, c in now.items()}
         held.choices = tuple(now.values())
         changes = ", ".join(f"{k} {before[k]:.4g} → {c.value:.4g}" for k, c in now.items())
         what = f"{name} inference leaves its bound at call {held.calls}: {why}; chosen anew: {changes}"

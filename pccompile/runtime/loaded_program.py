@@ -198,7 +198,8 @@ class EnergyAlarm:
     on: whether they are; None as long as nobody has looked. calls: how often inference has run, of which each
     `every`th is looked at, and `quiet`: until which call none is. flag: on a GPU that of the last look. reads: the
     arguments that learning takes.
-    revise(tables, inputs, targets): other numbers where the rate is automatic. scopes: loaded programs that measure.
+    revise(tables, inputs, targets): other numbers where the rate is automatic. keep(rate): a smaller one for the calls
+    to come. scopes: loaded programs that measure.
     """
 
     on: bool | None = None
@@ -208,6 +209,7 @@ class EnergyAlarm:
     flag: tuple[Tensor, Any] | None = None
     reads: frozenset[str] = frozenset()
     revise: Callable[..., dict[str, float] | None] | None = None
+    keep: Callable[[float], None] | None = None
     scopes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from pccompile.runtime.loaded_program import Runtime, parted
 from pccompile.runtime.losses import targets_of
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.module import CompiledModule
+from pccompile.runtime.rollback import guarded
 from pccompile.runtime.settle import learned
 
 
@@ -95,7 +97,8 @@ def _updating(
     outputs, context = pc.predict(runtime, tables, {k: t.detach() for k, t in inputs.items()})
     loss, _ = runtime.clamp(outputs, targets)
     with torch.autocast(loss.device.type, enabled=False):
-        settled = runtime.function("infer")(params, context, targets, update=update)
+        infer = partial(runtime.function("infer"), params, context, targets, update=update)
+        settled = guarded(runtime, params, optimizer, loss, infer)
         lasting = learned(runtime, params, context, settled, {})[1] if runtime.source.lasting else {}
     pc.keep(runtime, lasting)
     errors = settled[0]
