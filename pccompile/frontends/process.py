@@ -9,10 +9,8 @@ from typing import Any
 
 import torch
 
-_LOCK = threading.RLock()
-"""Held while a model is captured and compiled: torch.export and what is replaced for it are one for all threads."""
 _holders: list[int] = []
-"""The thread that holds it, as often as it does."""
+"""The thread that captures a model now, as often as it does."""
 _ABSENT = object()
 
 
@@ -20,9 +18,13 @@ _ABSENT = object()
 def capturing() -> Iterator[None]:
     """Within: a model may be captured and compiled, by one thread at a time.
 
-    torch.inference_mode is left, and not torch.no_grad: no gradient could ever pass the tensors that a program keeps.
+    torch.export and what is replaced for it are one for all threads, and Dynamo's tracing must not see it either: the
+    lock is Dynamo's own. torch.inference_mode is left, and not torch.no_grad: no gradient could ever pass the tensors
+    that a program keeps.
     """
-    with _LOCK:
+    from torch._dynamo.convert_frame import compile_lock
+
+    with compile_lock:
         learns = torch.is_grad_enabled()
         _holders.append(threading.get_ident())
         try:

@@ -89,7 +89,7 @@ def replaceable() -> dict[str, object]:
 def test_torch_is_afterwards_what_it_was(make: type[nn.Module]) -> None:
     before, model = replaceable(), seeded(lambda: make(3, 2))
     with pytest.raises(pccompile.CompileError) if make is Refused else contextlib.nullcontext():
-        pccompile.compile(model, (torch.randn(4, 3, dtype=torch.float64),), check=False)
+        pccompile.compile(model, (torch.randn(4, 3, dtype=torch.float64),), check=False, capture="export")
     assert replaceable() == before
     changed = {name for name, value in before.items() if INSIDE[name] is not value}
     assert changed >= {f"{torch.Tensor} data", f"{torch.autograd.Function} apply", f"{torch} ctc_loss", "stderr"}
@@ -106,3 +106,30 @@ def test_nothing_is_replaced_without_the_lock() -> None:
         with replaced(torch, ctc_loss=len):
             assert torch.ctc_loss is len
     assert torch.ctc_loss is before
+
+
+def test_threads_that_share_a_model_in_pieces() -> None:
+    """Dynamo traces in one thread while another captures a piece."""
+    torch.manual_seed(0)
+    model = Deciding()
+    twin, x = copy.deepcopy(model), torch.randn(4, 3)
+    pc = pccompile.compile(model, x)
+    inputs = [torch.randn(n, 3) * (-1) ** n for n in range(2, 8)]
+    with ThreadPoolExecutor(3) as pool:
+        for output, given in zip(pool.map(pc, inputs), inputs, strict=True):
+            torch.testing.assert_close(output, twin(given))
+            assert output.grad_fn is not None
+
+
+class Deciding(nn.Module):
+    """Decides by a number what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x).tanh()
+        if h[0].sum() > 0:
+            return self.second(h).mean(0, keepdim=True) + h
+        return h.sin()
