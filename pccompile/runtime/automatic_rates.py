@@ -147,7 +147,11 @@ def _revised(
     with capturing(), torch.no_grad():
         batch = _batch(runtime, tables, inputs, targets)
         _anew(held, runtime, batch, "errors come to more than the loss that they began with", sure=False)
-    return {c.name: c.value for c in held.choices} if held.choices != before else None
+    if held.choices == before:
+        return None
+    program = rated(runtime, held.choices, record=False).compiled
+    assert program is not None
+    return dict(program.program.arguments)  # one that was not chosen may follow from one that was
 
 
 def _lowered(held: Held, runtime: Runtime, rate: float) -> None:
@@ -163,10 +167,10 @@ def _lowered(held: Held, runtime: Runtime, rate: float) -> None:
 
 
 def _anew(held: Held, runtime: Runtime, batch: DisplacedBatch, why: str, sure: bool = True) -> Spectrum:
-    """Choose for this batch, and keep that if the rate is smaller; either is told where the bound is surely left.
+    """Choose for this batch, and keep that if the rate is smaller, or if the one before is too large beside all else.
 
-    Steps stay where each of them is one of the optimizer's too: more of them would carry the weights farther, and the
-    bound with them. Raises CompileError.
+    Either is told where the bound is surely left. Steps stay where each of them is one of the optimizer's too: more of
+    them would carry the weights farther, and the bound with them. Raises CompileError.
     """
     options, spectrum, name = runtime.options, Spectrum(batch), runtime.options.algorithm
     before = {c.name: c.value for c in held.choices}
@@ -178,7 +182,7 @@ def _anew(held: Held, runtime: Runtime, batch: DisplacedBatch, why: str, sure: b
         return _told(held, options, f"{name} inference leaves its bound: {why}; {e.problems[0].what}", spectrum)
     held.measured_on(runtime, batch, spectrum)
     now = {c.name: c for c in choices}
-    if "rate" in now and now["rate"].value < before["rate"]:
+    if "rate" in now and (now["rate"].value < before["rate"] or _leaves(options, before, spectrum)):
         still = {c.name: c for c in held.choices if c.paced and runtime.source.updates}
         now = {k: still.get(k) or _paced(c, before, now["rate"].value) for k, c in now.items()}
         held.choices = tuple(now.values())
@@ -191,6 +195,12 @@ def _anew(held: Held, runtime: Runtime, batch: DisplacedBatch, why: str, sure: b
         return spectrum
     hint = now["rate"].reason if "rate" in now else "numbers that were given stay"
     return _told(held, options, f"{name} inference leaves its bound: {why}; {hint}", spectrum)
+
+
+def _leaves(options: Options, chosen: Mapping[str, float], spectrum: Spectrum) -> bool:
+    """Whether a rate is above what a batch allows beside the other numbers that were chosen with it."""
+    now = bound_now(options, chosen, spectrum)
+    return now is not None and not chosen["rate"] <= now.limit
 
 
 def _paced(choice: Choice, before: Mapping[str, float], rate: float) -> Choice:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from algorithms.nets import Problem, apart, problem
+from random_networks import RandomNetwork, loss_of
 from torch import Tensor, nn
 
 import pccompile
@@ -123,6 +124,34 @@ def test_a_jump_of_the_weights_is_caught_within_the_call() -> None:
     twin = p.compile("strict", **numbers)
     twin.load_state_dict(pc.state_dict())
     twin.loss(p.x, target=p.target).backward()
+    assert apart(found, {n: q.grad for n, q in twin.named_parameters() if q.grad is not None}) == 0
+
+
+def test_a_batch_with_another_penalty_is_caught_though_its_rate_is_no_smaller() -> None:
+    """A network whose second batch has a smaller S and a larger ‖A‖, so that the rate beside the first ρ is too large.
+
+    Its gradients are those at the numbers that are chosen, the multipliers' step among them, which follows from ρ.
+    """
+    seed, settings = 52, {"algorithm": "alm", "steps": 400, "check": False}
+    model, (loss, target) = RandomNetwork(seed).double(), loss_of(seed)
+    draw = torch.Generator().manual_seed(1000 + seed)
+    (x, y), (x2, y2) = [(torch.randn(4, 5, generator=draw, dtype=torch.float64), target(draw)) for _ in range(2)]
+    pc = pccompile.compile(model, (x,), loss=loss, rate="auto", penalty="auto", **settings)
+    pc.train_step(x, y, torch.optim.Adam(pc.parameters(), 1e-2))
+    first = dict(pc.compiled.program.arguments)
+    pc.zero_grad()
+    _, told = quietly(lambda: pc.loss(x2, target=y2).backward())
+    (line,) = told
+    assert "errors come to more than the loss" in line
+    found = {n: q.grad.clone() for n, q in pc.named_parameters() if q.grad is not None}
+    _, again = quietly(lambda: pc.loss(x2, target=y2))
+    assert not again
+    numbers = {k: pc.compiled.program.arguments[k] for k in ("rate", "penalty")}
+    assert numbers["penalty"] < first["penalty"]  # type: ignore[operator]
+    assert numbers["rate"] > first["rate"]  # type: ignore[operator]
+    twin = pccompile.compile(model, (x,), loss=loss, **numbers, **settings)
+    twin.zero_grad()
+    twin.loss(x2, target=y2).backward()
     assert apart(found, {n: q.grad for n, q in twin.named_parameters() if q.grad is not None}) == 0
 
 
