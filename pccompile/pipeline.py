@@ -33,11 +33,11 @@ from pccompile.passes.choices import DERIVATIVES, FEEDBACK
 from pccompile.passes.dce import dce
 from pccompile.passes.derive_rules import derive_rules
 from pccompile.passes.energies import Energies, learned_updates, with_energies
-from pccompile.passes.every_place import every_place
 from pccompile.passes.feedback import HOME, with_feedback
 from pccompile.passes.insert_vertices import insert_vertices
 from pccompile.passes.mirror import mirrored
 from pccompile.passes.precisions import Precision
+from pccompile.passes.predicate_rows import predicate_rows
 from pccompile.passes.roles import NO_ROLES, Roles, with_roles
 from pccompile.passes.settle_layouts import settle_layouts
 from pccompile.passes.settle_presence import settle_presence
@@ -55,7 +55,7 @@ TO_VERTICES: Mapping[str, Pass] = {
 """What is done to a graph, in this order, before its operations become vertices."""
 TO_CIRCUIT: Mapping[str, Pass] = {
     "canonicalise": lambda graph, typer: dce(canonicalise(graph, typer)),
-    "every-place": every_place,
+    "predicate-rows": predicate_rows,
 }
 """What is done to a graph, in this order, before a loss is put at its end and it is simplified for a circuit."""
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from pccompile.backends.netlist.expressions import function
 from pccompile.backends.netlist.format import Population, Port, Projection, Spec, Tensor, Tensors, order, ports_of
-from pccompile.backends.netlist.geometry import plasticity_problems, projection_problems
 from pccompile.backends.netlist.operations import OPERATIONS
+from pccompile.backends.netlist.projection_checks import plasticity_problems, projection_problems
 from pccompile.backends.netlist.simulate.formats import LARGEST_TABLE, WIDEST
 from pccompile.diagnostics import Collector
 from pccompile.limits import limit

@@ -5,4 +5,4 @@ STAGES = (
     "emit",
 )  # fmt: skip
 SOME_STAGES = ("stop-unsent", "energies", "mirror", "feedback", "roles")  # where there is something to do
-CIRCUIT_STAGES = ("import", "canonicalise", "every-place", "simplify", "netlist")
+CIRCUIT_STAGES = ("import", "canonicalise", "predicate-rows", "simplify", "netlist")

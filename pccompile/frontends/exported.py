@@ -31,7 +31,7 @@ from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer, bind
 from pccompile.ops.functions import FUNCTION, call_of
 from pccompile.ops.lengths import SIZED
-from pccompile.ops.pieces import PIECE, SPLIT
+from pccompile.ops.tensor_split import PIECE, SPLIT
 from pccompile.ops.trace import STRIDED, own_strides
 
 

@@ -15,7 +15,7 @@ from pccompile.ops import (
     linear,
     multilinear,
     packed,
-    pieces,
+    piecewise_constant,
     pointwise,
     random,
     recurrent,
@@ -24,8 +24,8 @@ from pccompile.ops import (
     selection,
     special,
     spectral,
-    steps,
     strided,
+    tensor_split,
 )
 from pccompile.ops.backward import Backward
 from pccompile.ops.builder import Builder
@@ -64,7 +64,7 @@ __all__ = [
     "multilinear",
     "overload",
     "packed",
-    "pieces",
+    "piecewise_constant",
     "pointwise",
     "random",
     "recurrent",
@@ -75,8 +75,8 @@ __all__ = [
     "selection",
     "special",
     "spectral",
-    "steps",
     "strided",
+    "tensor_split",
     "traced_rule",
     "user_elementwise",
     "user_linear",

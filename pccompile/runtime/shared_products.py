@@ -31,11 +31,11 @@ Place = tuple[Any, ...]
 
 
 class _Product:
-    """The operands of an operation and its result; `lent` is the same result, apart from autograd."""
+    """The operands of an operation and its result; `detached` is the same result, apart from autograd."""
 
     def __init__(self, operands: list[Tensor], result: Any) -> None:
         self.operands, self.result = operands, result
-        self.lent = pytree.tree_map_only(Tensor, Tensor.detach, result)
+        self.detached = pytree.tree_map_only(Tensor, Tensor.detach, result)
         self.places = list(map(_place, operands))
         self._versions = _writes((operands, result))
 
@@ -56,7 +56,7 @@ class Products:
         self.rounding = rounding
         self._products: dict[Any, list[_Product]] = {}
         self._sizes: dict[int, int] = {}
-        self._lent: list[tuple[Tensor, int]] = []
+        self._handed_out: list[tuple[Tensor, int]] = []
         self._pairs: dict[
             tuple[Place, Place], tuple[Tensor, Tensor]
         ] = {}  # alive, so that no other tensor has their memory
@@ -82,7 +82,7 @@ class Products:
     @property
     def spoilt(self) -> bool:
         """Whether the second run has written into what the first gave."""
-        return any(t._version != version for t, version in self._lent)
+        return any(t._version != version for t, version in self._handed_out)
 
     def _record(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
@@ -109,8 +109,8 @@ class Products:
             product = products[i]
             if product.untouched and all(map(self._same, operands, product.operands)):
                 del products[i]
-                self._lent += [(t, t._version) for t in _tensors(product.lent) if _memory(t) in kept]
-                return product.lent
+                self._handed_out += [(t, t._version) for t in _tensors(product.detached) if _memory(t) in kept]
+                return product.detached
         return None
 
     def _known(self, place: Place, other: Place) -> bool:

@@ -14,7 +14,7 @@ from onnx_frontend.build import model, perceptron
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx import load_onnx
 from pccompile.frontends.onnx.boundary import from_numpy, to_numpy
-from pccompile.frontends.onnx.narrow import narrowed
+from pccompile.frontends.onnx.low_precision import narrowed
 
 node = helper.make_node
 WORDS = np.array([["b", "ä"], ["", "b"]], dtype=object)

@@ -11,7 +11,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from pccompile.frontends.onnx.values import NARROW, Narrow, Text, stored, text_of
+from pccompile.frontends.onnx.values import NARROW, LowPrecision, StringArray, stored, text_of
 
 
 def from_numpy(value: Any) -> Any:
@@ -35,9 +35,9 @@ def to_numpy(value: Any) -> Any:
     """A value as an array, a list as a list of them, nothing as nothing."""
     if isinstance(value, (list, tuple)):
         return [to_numpy(v) for v in value]
-    if isinstance(value, Text):
+    if isinstance(value, StringArray):
         return value.array
-    if isinstance(value, Narrow):
+    if isinstance(value, LowPrecision):
         return value.numpy()
     if not isinstance(value, Tensor):
         return value

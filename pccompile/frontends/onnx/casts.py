@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pccompile.diagnostics import CompileError
-from pccompile.frontends.onnx.narrow import narrowed
+from pccompile.frontends.onnx.low_precision import narrowed
 from pccompile.frontends.onnx.registry import Node, operator
 from pccompile.frontends.onnx.values import (
     DTYPES,
@@ -17,8 +17,8 @@ from pccompile.frontends.onnx.values import (
     NUMPY,
     TEXT,
     Host,
-    Narrow,
-    Text,
+    LowPrecision,
+    StringArray,
     Value,
     as_host,
     as_tensor,
@@ -46,22 +46,22 @@ def cast_like(node: Node, x: Value, like: Value) -> Value:
 
 def converted(node: Node, x: Value, code: int) -> Value:
     """x with ONNX's element type `code`; numbers become text, and text numbers, on the host."""
-    if isinstance(x, Text):
+    if isinstance(x, StringArray):
         return parsed(x, code)
     if isinstance(x, Host) and code in NUMPY_OF and not x.symbolic and x.array.size <= HOST_LIMIT:
         return Host(x.array.astype(NUMPY_OF[code]), DTYPES[code])
-    numbers = x.tensor if isinstance(x, Narrow) else as_tensor(x)
+    numbers = x.tensor if isinstance(x, LowPrecision) else as_tensor(x)
     if code in NARROW:
         return narrowed(numbers, code, bool(node.get("saturate", 1)), node.get("round_mode", "up"))
     if code == TEXT:
-        known = Host(x.numpy(), numbers.dtype) if isinstance(x, Narrow) else as_host(x, "what becomes text")
+        known = Host(x.numpy(), numbers.dtype) if isinstance(x, LowPrecision) else as_host(x, "what becomes text")
         return text_of(known.array.astype(str))
     if code not in DTYPES:
         raise CompileError(f"{node.op_type} to {type_name(code)}, which torch does not have")
     return numbers if numbers.dtype is DTYPES[code] else numbers.to(DTYPES[code])
 
 
-def parsed(x: Text, code: int) -> Value:
+def parsed(x: StringArray, code: int) -> Value:
     """The numbers that strings spell."""
     if code == TEXT:
         return x
@@ -75,9 +75,9 @@ def parsed(x: Text, code: int) -> Value:
 
 def code_of(value: Value) -> int:
     """ONNX's number of a value's element type."""
-    if isinstance(value, Text):
+    if isinstance(value, StringArray):
         return TEXT
-    if isinstance(value, Narrow):
+    if isinstance(value, LowPrecision):
         return value.code
     dtype = value.dtype if isinstance(value, (Tensor, Host)) else as_tensor(value).dtype
     return next(c for c, d in DTYPES.items() if d is dtype)
@@ -87,8 +87,8 @@ def code_of(value: Value) -> int:
 def bit_cast(node: Node, x: Value) -> Value:
     """The same bits read as another element type of the same size."""
     code = node.get("to")
-    if isinstance(x, Narrow) or code in NARROW:
-        array = x.numpy() if isinstance(x, Narrow) else as_host(x, "what is read as another type").array
+    if isinstance(x, LowPrecision) or code in NARROW:
+        array = x.numpy() if isinstance(x, LowPrecision) else as_host(x, "what is read as another type").array
         return stored(array.view(onnx.helper.tensor_dtype_to_np_dtype(code)), code)
     tensor = as_tensor(x)
     if tensor.dtype.itemsize != DTYPES[code].itemsize:

@@ -16,7 +16,17 @@ import torch
 from pccompile.diagnostics import CompileError, Location
 from pccompile.frontends.onnx.registry import Node
 from pccompile.frontends.onnx.tensors import array_of
-from pccompile.frontends.onnx.values import DTYPES, NARROW, NUMPY, TEXT, Host, Narrow, Text, stored, text_of
+from pccompile.frontends.onnx.values import (
+    DTYPES,
+    NARROW,
+    NUMPY,
+    TEXT,
+    Host,
+    LowPrecision,
+    StringArray,
+    stored,
+    text_of,
+)
 
 TYPES = frozenset({"to", "dtype", "output_datatype", "stash_type", "softmax_precision"})
 """Attributes that name an element type."""
@@ -94,12 +104,12 @@ def constant_of(name: str, array: np.ndarray[Any, Any], code: int, initializer: 
     return Constant(name, array, DTYPES[code], initializer)
 
 
-def constant_holding(name: str, value: Host | Text | Narrow) -> Constant:
+def constant_holding(name: str, value: Host | StringArray | LowPrecision) -> Constant:
     """A value that a Constant node makes."""
     match value:
-        case Text():
+        case StringArray():
             return Constant(name, value.array, torch.int64, False, code=TEXT)
-        case Narrow():
+        case LowPrecision():
             return Constant(name, value.tensor.numpy(), value.tensor.dtype, False, code=value.code)
     return Constant(name, value.array, value.dtype, False)
 
@@ -184,14 +194,14 @@ def attribute(proto: onnx.AttributeProto, opsets: dict[str, int], folder: Path |
     return None
 
 
-def constant_value(node: Node) -> Host | Text | Narrow | None:
+def constant_value(node: Node) -> Host | StringArray | LowPrecision | None:
     """What a Constant node holds."""
     if node.op_type != "Constant" or node.domain:
         return None
     for key, value in node.attributes.items():
         match key:
             case "value":
-                return value if isinstance(value, (Host, Text, Narrow)) else None
+                return value if isinstance(value, (Host, StringArray, LowPrecision)) else None
             case "value_float" | "value_floats":
                 return Host(np.asarray(value, dtype=np.float32), torch.float32)
             case "value_int" | "value_ints":

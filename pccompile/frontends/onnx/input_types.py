@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pccompile.diagnostics import Problem
-from pccompile.frontends.onnx.values import Narrow, Text, described, type_name
+from pccompile.frontends.onnx.values import LowPrecision, StringArray, described, type_name
 
 Shape = tuple["int | str", ...]
 
@@ -44,9 +44,9 @@ def mismatches(entry: InputType, value: Any) -> list[Problem]:
             return []
         case "tensor", Tensor():
             right = value.dtype is entry.dtype and fits(entry.shape, value.shape)
-        case "string", Text():
+        case "string", StringArray():
             right = fits(entry.shape, value.array.shape)
-        case _, Narrow():
+        case _, LowPrecision():
             right = type_name(value.code) == entry.form and fits(entry.shape, value.tensor.shape)
         case "tensor", _:
             what = f"input {entry.name} should be a tensor, {describe(entry)}; it is a {type(value).__name__}"

@@ -12,7 +12,7 @@ from torch import Tensor
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx.registry import Node, operator
 from pccompile.frontends.onnx.scores import LEARNED, labels_of
-from pccompile.frontends.onnx.values import Host, Text, Value, as_host, tensor_of, text_of
+from pccompile.frontends.onnx.values import Host, StringArray, Value, as_host, tensor_of, text_of
 
 KINDS: dict[str, Callable[[Any], Any]] = {
     "strings": str,
@@ -24,7 +24,7 @@ DEFAULTS = {"strings": "_Unused", "int64s": -1, "floats": -0.0}
 
 def array(value: Value, what: str) -> np.ndarray[Any, Any]:
     """A value's elements on the host."""
-    return value.array if isinstance(value, Text) else as_host(value, what).array
+    return value.array if isinstance(value, StringArray) else as_host(value, what).array
 
 
 def column(node: Node, name: str) -> tuple[str, np.ndarray[Any, Any]]:
@@ -76,7 +76,7 @@ def category_mapper(node: Node, x: Value) -> Value:
     """Strings as their numbers, or numbers as their strings."""
     words, numbers = node.get("cats_strings"), node.get("cats_int64s")
     elements = array(x, "what CategoryMapper looks up")
-    if isinstance(x, Text):
+    if isinstance(x, StringArray):
         known = dict(zip(words, numbers, strict=True))
         found = [known.get(v, node.get("default_int64", -1)) for v in elements.reshape(-1)]
         return torch.tensor(found, dtype=torch.int64).reshape(elements.shape)
@@ -90,9 +90,9 @@ def one_hot_encoder(node: Node, x: Value) -> Tensor:
     """A new last axis with a one at each element's category."""
     categories = node.get("cats_strings") or node.get("cats_int64s")
     elements = array(x, "what OneHotEncoder encodes")
-    if not isinstance(x, Text):
+    if not isinstance(x, StringArray):
         elements = elements.astype(np.int64)
-    hits = elements[..., None] == np.array(categories, dtype=object if isinstance(x, Text) else np.int64)
+    hits = elements[..., None] == np.array(categories, dtype=object if isinstance(x, StringArray) else np.int64)
     if not node.get("zeros", 1) and not hits.any(-1).all():
         raise CompileError("OneHotEncoder is given a value that is none of its categories")
     return torch.from_numpy(hits).to(node.single)

@@ -13,16 +13,16 @@ from torch import Tensor
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx.casts import code_of
 from pccompile.frontends.onnx.convolution import conv
-from pccompile.frontends.onnx.narrow import INTEGERS, narrowed
+from pccompile.frontends.onnx.low_precision import INTEGERS, narrowed
 from pccompile.frontends.onnx.registry import Node, operator
-from pccompile.frontends.onnx.values import DTYPES, NARROW, Narrow, Value, as_tensor, normal_axis
+from pccompile.frontends.onnx.values import DTYPES, NARROW, LowPrecision, Value, as_tensor, normal_axis
 
 UINT8 = 2
 
 
 def numbers(value: Value) -> Tensor:
     """The numbers of a value as a tensor, narrow ones in the type that holds them."""
-    return value.tensor if isinstance(value, Narrow) else as_tensor(value)
+    return value.tensor if isinstance(value, LowPrecision) else as_tensor(value)
 
 
 def along(node: Node, part: Tensor, x: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def along(node: Node, part: Tensor, x: Tensor) -> Tensor:
 
 
 @operator("QuantizeLinear", statistics=(1,))
-def quantize(node: Node, x: Tensor, scale: Tensor, zero: Value = None) -> Tensor | Narrow:
+def quantize(node: Node, x: Tensor, scale: Tensor, zero: Value = None) -> Tensor | LowPrecision:
     """x / scale, rounded and moved by the zero point, in the zero point's type."""
     code = node.get("output_dtype", 0) or (UINT8 if zero is None else code_of(zero))
     precision = DTYPES[node.get("precision", 0) or code_of(scale)]
@@ -49,7 +49,7 @@ def quantize(node: Node, x: Tensor, scale: Tensor, zero: Value = None) -> Tensor
     return rounded(ratio, shift, code)
 
 
-def rounded(x: Tensor, shift: Tensor | None, code: int) -> Tensor | Narrow:
+def rounded(x: Tensor, shift: Tensor | None, code: int) -> Tensor | LowPrecision:
     """The nearest integers, moved by `shift` and limited to the element type `code`."""
     whole = torch.round(x) if shift is None else torch.round(x) + shift.to(x.dtype)
     if code in INTEGERS:
@@ -64,7 +64,7 @@ def dequantize(node: Node, x: Value, scale: Tensor, zero: Value = None) -> Tenso
     """(x − zero point) · scale."""
     whole = numbers(x)
     shifted = whole.to(torch.float32)
-    if zero is not None and not (isinstance(x, Narrow) and x.tensor.is_floating_point()):
+    if zero is not None and not (isinstance(x, LowPrecision) and x.tensor.is_floating_point()):
         shifted = shifted - along(node, numbers(zero).to(torch.float32), whole)
     code = node.get("output_dtype", 0)
     return (shifted * along(node, scale, whole)).to(DTYPES[code] if code else scale.dtype)

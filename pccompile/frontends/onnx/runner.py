@@ -27,8 +27,8 @@ from pccompile.frontends.onnx.values import (
     HOST_LIMIT,
     TEXT,
     Host,
-    Narrow,
-    Text,
+    LowPrecision,
+    StringArray,
     Value,
     described,
     host_of,
@@ -61,7 +61,7 @@ class Runner(nn.Module):
         self.stored = stored
         self._fixed = dict(fixed or {})
         self.replaced: Mapping[str, Any] = {}
-        self._lent: dict[str, Tensor] = {}
+        self._overrides: dict[str, Tensor] = {}
         self._install_constants()
         self._install_signature()
 
@@ -180,24 +180,24 @@ class Runner(nn.Module):
         return {c.name: float(c.array.reshape(-1)[0]) for c in constants if c.formula and c.array.size == 1}
 
     @contextmanager
-    def lent(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    def override_tensors(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
         """Within: other tensors stand at these paths, as in a branch that is given its weights."""
-        before, self._lent = self._lent, {**self._lent, **tensors}
+        before, self._overrides = self._overrides, {**self._overrides, **tensors}
         try:
             yield
         finally:
-            self._lent = before
+            self._overrides = before
 
     def tensor_at(self, path: str) -> Tensor:
-        """The tensor at `path`, or what was lent for it."""
-        return self._lent[path] if path in self._lent else lookup(self, path)
+        """The tensor at `path`, or what stands in for it."""
+        return self._overrides[path] if path in self._overrides else lookup(self, path)
 
     def _constant(self, constant: Constant) -> Value:
         tensor = self.tensor_at(constant.path) if constant.path else None
         if constant.code == TEXT:
-            return Text(constant.array)
+            return StringArray(constant.array)
         if constant.code:
-            return Narrow(tensor_of(constant.array, constant.dtype) if tensor is None else tensor, constant.code)
+            return LowPrecision(tensor_of(constant.array, constant.dtype) if tensor is None else tensor, constant.code)
         known = tensor is None or (constant.kind == "buffer" and constant.array.size == tensor.numel())
         return Host(constant.array, constant.dtype, tensor) if known else tensor
 
@@ -251,7 +251,7 @@ def as_output(value: Value) -> Any:
     match value:
         case Host():
             return value.as_tensor()
-        case Text():
+        case StringArray():
             return value.array
         case list():
             return [as_output(v) for v in value]

@@ -25,7 +25,7 @@ class Runs(Protocol):
         """The outputs of `graph`, given the values that it and its subgraphs read."""
         ...
 
-    def lent(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    def override_tensors(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         """Within: other tensors stand at these paths."""
         ...
 
@@ -52,7 +52,7 @@ class Scope:
         """
         read = {n: _guarded(self.values[n], chosen) for n in sorted(free_names(node)) if n in self.values}
         kept = [c for g in graph.subgraphs() for c in g.constants.values() if c.kind == "parameter"]
-        with self.module.lent({c.path: _learning(self.module.tensor_at(c.path), chosen) for c in kept}):
+        with self.module.override_tensors({c.path: _learning(self.module.tensor_at(c.path), chosen) for c in kept}):
             return self.module.execute(graph, {**self.values, **read})
 
     def choose(
@@ -80,8 +80,8 @@ class Scope:
                 for name, tensor in zip(tensors, given, strict=False):
                     outer = read[name]
                     inner[name] = replace(outer, tensor=tensor) if isinstance(outer, Host) else tensor
-                lent = dict(zip(paths, given[starts[0] : starts[1]], strict=True))
-                with self.module.lent(lent), Made(own) as trial:
+                weights = dict(zip(paths, given[starts[0] : starts[1]], strict=True))
+                with self.module.override_tensors(weights), Made(own) as trial:
                     results = self.module.execute(branches[index], {**self.values, **inner})
                 complete[index] = not trial.left and not trial.tensors
                 return tuple(as_tensor(r).clone() for r in results)  # a result must not be an operand

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx.registry import Node
-from pccompile.frontends.onnx.values import Text, Value, tensor_of, text_of, tracing
+from pccompile.frontends.onnx.values import StringArray, Value, tensor_of, text_of, tracing
 
 LEARNED = "ai.onnx.ml"
 TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
@@ -58,7 +58,7 @@ def chosen(node: Node, index: Tensor) -> Value:
         raise CompileError(
             f"the labels of {node.op_type} are text that depends on the data", hint="cut the model before the labels"
         )
-    return Text(text_of(list(labels)).array[index.numpy()])
+    return StringArray(text_of(list(labels)).array[index.numpy()])
 
 
 def two_classes(score: Tensor, transform: str, probability: bool) -> Tensor:

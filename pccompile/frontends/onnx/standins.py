@@ -19,7 +19,16 @@ from torch import Tensor
 
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx.registry import Node, Operator
-from pccompile.frontends.onnx.values import Host, Narrow, Text, Value, as_tensor, described, tracing, type_name
+from pccompile.frontends.onnx.values import (
+    Host,
+    LowPrecision,
+    StringArray,
+    Value,
+    as_tensor,
+    described,
+    tracing,
+    type_name,
+)
 
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 MODULAR = frozenset(
@@ -55,7 +64,9 @@ def computed(node: Node, operator: Operator, values: list[Value], run: Callable[
 
 def is_foreign(value: Value) -> bool:
     """Whether torch does not compute with values of this type."""
-    return isinstance(value, (Text, Narrow)) or (isinstance(value, (Tensor, Host)) and value.dtype in UNSIGNED)
+    return isinstance(value, (StringArray, LowPrecision)) or (
+        isinstance(value, (Tensor, Host)) and value.dtype in UNSIGNED
+    )
 
 
 Variables = tuple[tuple[str, ...], bool]
@@ -99,25 +110,25 @@ def allowed(op_type: str, domain: str, opset: int, variable: str, kind: str) -> 
 def check(node: Node, variable: str, values: Sequence[Value]) -> None:
     """Raise CompileError where the operator is not defined for the values' element type."""
     for value in values:
-        if isinstance(value, (Text, Narrow)):
-            kind = type_name(value.code) if isinstance(value, Narrow) else "string"
+        if isinstance(value, (StringArray, LowPrecision)):
+            kind = type_name(value.code) if isinstance(value, LowPrecision) else "string"
             if not allowed(node.op_type, node.domain, node.opset, variable, kind):
                 raise CompileError(f"{node.op_type} does not take {described(value)}")
 
 
 def stand_ins(node: Node, values: Sequence[Value]) -> tuple[list[Tensor], Back]:
     """The tensors that stand for values of one element type, and what turns such a tensor back."""
-    texts = [v for v in values if isinstance(v, Text)]
+    texts = [v for v in values if isinstance(v, StringArray)]
     if texts:
         if len(texts) < len(values):
             raise CompileError(f"{node.op_type} of {', '.join(map(described, values))}")
         return ranked(texts)
-    codes = {v.code for v in values if isinstance(v, Narrow)}
+    codes = {v.code for v in values if isinstance(v, LowPrecision)}
     if codes:
-        if len(codes) > 1 or not all(isinstance(v, Narrow) for v in values):
+        if len(codes) > 1 or not all(isinstance(v, LowPrecision) for v in values):
             raise CompileError(f"{node.op_type} of {', '.join(map(described, values))}")
         (code,) = codes
-        return [v.tensor for v in values if isinstance(v, Narrow)], lambda t: Narrow(t, code)
+        return [v.tensor for v in values if isinstance(v, LowPrecision)], lambda t: LowPrecision(t, code)
     tensors = [as_tensor(v) for v in values]
     dtype = tensors[0].dtype
     if dtype is not torch.uint64:
@@ -128,7 +139,7 @@ def stand_ins(node: Node, values: Sequence[Value]) -> tuple[list[Tensor], Back]:
     return signed, lambda t: t.view(torch.uint64)
 
 
-def ranked(texts: Sequence[Text]) -> tuple[list[Tensor], Back]:
+def ranked(texts: Sequence[StringArray]) -> tuple[list[Tensor], Back]:
     """The ranks of strings among all of `texts` and the empty string, whose rank is 0, and what turns ranks back."""
     everything = np.concatenate([np.array([""], dtype=object), *(t.array.reshape(-1) for t in texts)])
     words, ranks = np.unique(everything, return_inverse=True)
@@ -136,9 +147,9 @@ def ranked(texts: Sequence[Text]) -> tuple[list[Tensor], Back]:
     parts = np.split(ranks[1:], ends[:-1])
     tensors = [torch.from_numpy(p.reshape(t.array.shape)) for p, t in zip(parts, texts, strict=True)]
 
-    def back(result: Tensor) -> Text:
+    def back(result: Tensor) -> StringArray:
         if tracing(result):
             raise CompileError("which text it is depends on the data, so the graph has no fixed form")
-        return Text(np.asarray(words[result.numpy()], dtype=object).reshape(tuple(result.shape)))
+        return StringArray(np.asarray(words[result.numpy()], dtype=object).reshape(tuple(result.shape)))
 
     return tensors, back

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.onnx.registry import Node, operator
-from pccompile.frontends.onnx.values import Text, Value, as_host, described, text_of
+from pccompile.frontends.onnx.values import StringArray, Value, as_host, described, text_of
 from pccompile.limits import spend
 
 CASES: dict[str, Callable[[str], str]] = {
@@ -23,21 +23,21 @@ CASES: dict[str, Callable[[str], str]] = {
 }
 
 
-def as_text(value: Value) -> Text:
+def as_text(value: Value) -> StringArray:
     """`value`, which has to be text."""
-    if not isinstance(value, Text):
+    if not isinstance(value, StringArray):
         raise CompileError(f"text is expected, {described(value)} is given")
     return value
 
 
-def each(function: Callable[..., Any], *texts: Text) -> np.ndarray[Any, Any]:
+def each(function: Callable[..., Any], *texts: StringArray) -> np.ndarray[Any, Any]:
     """`function` of each string, broadcast, as an array of objects."""
     results = np.frompyfunc(function, len(texts), 1)(*(t.array for t in texts))
     return np.asarray(results, dtype=object)
 
 
 @operator("StringConcat")
-def string_concat(node: Node, a: Value, b: Value) -> Text:
+def string_concat(node: Node, a: Value, b: Value) -> StringArray:
     """The strings of a followed by those of b."""
     first, second = as_text(a), as_text(b)
     spend("entries", int(np.prod(np.broadcast_shapes(first.array.shape, second.array.shape))), node.op_type)
@@ -46,11 +46,11 @@ def string_concat(node: Node, a: Value, b: Value) -> Text:
         spend("characters", len(x) + len(y), node.op_type)
         return x + y
 
-    return Text(each(joined, first, second))
+    return StringArray(each(joined, first, second))
 
 
 @operator("StringNormalizer")
-def string_normalizer(node: Node, x: Value) -> Text:
+def string_normalizer(node: Node, x: Value) -> StringArray:
     """The strings of x without stop words, in upper or lower case; one empty string where none is left."""
     change = CASES[node.get("case_change_action", "NONE")]
     compared = CASES["NONE" if node.get("is_case_sensitive", 0) else "LOWER"]
@@ -61,7 +61,7 @@ def string_normalizer(node: Node, x: Value) -> Text:
 
 
 @operator("StringSplit")
-def string_split(node: Node, x: Value) -> tuple[Text, Tensor]:
+def string_split(node: Node, x: Value) -> tuple[StringArray, Tensor]:
     """The parts of each string along a new axis, filled up with empty strings, and their number."""
     array, most = as_text(x).array, node.get("maxsplit", -1)
     parts = [s.split(node.get("delimiter") or None, most) for s in array.reshape(-1)]
@@ -71,7 +71,7 @@ def string_split(node: Node, x: Value) -> tuple[Text, Tensor]:
     for row, found in zip(filled, parts, strict=True):
         row[: len(found)] = found
     counts = torch.tensor([len(p) for p in parts], dtype=torch.int64).reshape(array.shape)
-    return Text(filled.reshape(*array.shape, width)), counts
+    return StringArray(filled.reshape(*array.shape, width)), counts
 
 
 @operator("RegexFullMatch")
@@ -94,7 +94,7 @@ def regex_full_match(node: Node, x: Value) -> Tensor:
 @operator("TfIdfVectorizer")
 def tf_idf(node: Node, x: Value) -> Tensor:
     """How often each n-gram of a pool occurs in each row of x, weighted as `mode` says."""
-    array = x.array if isinstance(x, Text) else as_host(x, "the tokens of TfIdfVectorizer").array
+    array = x.array if isinstance(x, StringArray) else as_host(x, "the tokens of TfIdfVectorizer").array
     places = node.get("ngram_indexes")
     weights = node.get("weights") or [1.0] * len(places)
     grams = pool(node)

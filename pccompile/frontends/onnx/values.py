@@ -104,14 +104,14 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Text:
+class StringArray:
     """An array of strings."""
 
     array: np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Narrow:
+class LowPrecision:
     """Numbers of an element type that torch does not compute with, held in a wider one.
 
     `code` is ONNX's number of the element type, `tensor` has the type that `NARROW` names for it.
@@ -125,7 +125,7 @@ class Narrow:
         return self.tensor.detach().numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(self.code))
 
 
-Value: TypeAlias = "Tensor | Host | Text | Narrow | list[Any] | None"
+Value: TypeAlias = "Tensor | Host | StringArray | LowPrecision | list[Any] | None"
 Operand: TypeAlias = "Tensor | int | float"
 
 
@@ -147,21 +147,21 @@ def _copied(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.array(array, order="C"))
 
 
-def stored(array: np.ndarray[Any, Any], code: int) -> Host | Text | Narrow:
+def stored(array: np.ndarray[Any, Any], code: int) -> Host | StringArray | LowPrecision:
     """An array of ONNX's element type `code` as a value."""
     if code == TEXT:
         return text_of(array)
     if code in NARROW:
-        return Narrow(tensor_of(array.astype(NUMPY[NARROW[code]]), NARROW[code]), code)
+        return LowPrecision(tensor_of(array.astype(NUMPY[NARROW[code]]), NARROW[code]), code)
     return Host(array, DTYPES[code])
 
 
-def text_of(strings: Any) -> Text:
+def text_of(strings: Any) -> StringArray:
     """Strings, or an array of them or of UTF-8 bytes, as a value."""
     given = np.asarray(strings, dtype=object)
     array = np.empty(given.shape, dtype=object)
     array.reshape(-1)[:] = [s.decode("utf-8", "replace") if isinstance(s, bytes) else str(s) for s in given.flat]
-    return Text(array)
+    return StringArray(array)
 
 
 def host_of(numbers: Any, dtype: torch.dtype = torch.int64) -> Host:
@@ -238,9 +238,9 @@ def described(value: Value) -> str:
             return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
         case Host():
             return f"{str(value.dtype).removeprefix('torch.')} {list(value.array.shape)}"
-        case Text():
+        case StringArray():
             return f"text {list(value.array.shape)}"
-        case Narrow():
+        case LowPrecision():
             return f"{type_name(value.code)} {list(value.tensor.shape)}"
     return "nothing" if value is None else "a sequence"
 

@@ -1,4 +1,4 @@
-"""Work on every place in place of those that a mask selects, and let the mask decide where results are added up.
+"""Predicated rows: work on every place in place of those that a mask selects, and weigh results by the mask.
 
 A program that takes the rows for which a mask holds (`nonzero`), works on them row by row and adds the results to where
 they came from, has lengths that are known only when it runs. The same sum over all rows, each weighted by its mask, has
@@ -29,7 +29,7 @@ ALONG = ("aten.select.int", "aten.slice.Tensor", "aten._softmax.default", "aten.
 """Operations along axes of `self` that must not be the first."""
 
 
-def every_place(graph: Graph, typer: Typer) -> Graph:
+def predicate_rows(graph: Graph, typer: Typer) -> Graph:
     """`graph` without lengths that a mask decides. Raises CompileError where rows do more than be added up."""
     return _Rewriter(graph, typer).run() if any(n.op == NONZERO for n in graph.nodes) else graph
 
@@ -151,4 +151,4 @@ def _refusal(n: Node) -> CompileError:
     return CompileError(what, n.where, hint)
 
 
-__all__ = ["every_place"]
+__all__ = ["predicate_rows"]

@@ -7,7 +7,7 @@ from onnx import TensorProto
 from torch import Tensor
 
 from pccompile.diagnostics import CompileError
-from pccompile.frontends.onnx.values import NARROW, Narrow, type_name
+from pccompile.frontends.onnx.values import NARROW, LowPrecision, type_name
 
 INTEGERS: dict[int, tuple[int, int]] = {
     TensorProto.INT4: (-8, 7),
@@ -37,7 +37,7 @@ def limits(code: int) -> tuple[float, float]:
     raise CompileError(f"{type_name(code)} holds powers of two only")
 
 
-def narrowed(x: Tensor, code: int, saturate: bool = True, mode: str = "up") -> Narrow:
+def narrowed(x: Tensor, code: int, saturate: bool = True, mode: str = "up") -> LowPrecision:
     """x cast to a narrow element type: floats to the nearest, integers truncated and wrapped, as a cast does.
 
     saturate: whether float8 takes its largest number for what is too large, rather than infinity or NaN. mode: how
@@ -47,17 +47,17 @@ def narrowed(x: Tensor, code: int, saturate: bool = True, mode: str = "up") -> N
         low, high = INTEGERS[code]
         whole = x.to(torch.int64)
         wrapped = torch.bitwise_and(whole - low, high - low) + low
-        return Narrow(wrapped.to(NARROW[code]), code)
+        return LowPrecision(wrapped.to(NARROW[code]), code)
     x = x.to(torch.float32)
     if code == TensorProto.FLOAT8E8M0:
-        return Narrow(power_of_two(x, saturate, mode), code)
+        return LowPrecision(power_of_two(x, saturate, mode), code)
     if code == TensorProto.FLOAT4E2M1:
-        return Narrow(four_bits(x), code)
+        return LowPrecision(four_bits(x), code)
     limited = torch.clamp(x, *limits(code)) if saturate else x
     rounded = limited.to(FLOAT8[code]).to(torch.float32)
     if code == TensorProto.FLOAT8E4M3FN and not saturate:
         rounded = torch.where(x.abs() > LARGEST_E4M3FN, torch.nan, rounded)
-    return Narrow(rounded, code)
+    return LowPrecision(rounded, code)
 
 
 def four_bits(x: Tensor) -> Tensor:
