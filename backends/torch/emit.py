@@ -18,6 +18,7 @@ from pccompile.backends.torch.optimise import optimise
 from pccompile.backends.torch.outline import Names, Outlined, Outlining, free_taken, outline, taken_once
 from pccompile.backends.torch.printer import Printer
 from pccompile.backends.torch.reserved import ARGUMENTS, STOPPING
+from pccompile.backends.torch.reuse import writing_kernel
 from pccompile.backends.torch.runs import Uses
 from pccompile.backends.torch.spell import Speller, quoted
 from pccompile.backends.torch.statements import Function, Key
@@ -211,8 +212,10 @@ class File:
         )
         imports = ["import math\n"] * ("math" in self.speller.modules) + ["import torch"]
         imports += ["import torch.nn.functional as F"] * ("F" in self.speller.modules)
-        kernels = [f"{name} = torch.ops.{op}" for op, name in sorted(self.speller.kernels.items(), key=lambda k: k[1])]
-        helpers = "\n\n\n".join(h.strip() for h in dict.fromkeys(self.speller.helpers.values()))
+        named = sorted(self.speller.kernels.items(), key=lambda k: k[1])
+        kernels = [f"{name} = torch.ops.{op}" for op, name in named if op not in self.speller.reusing]
+        writing = [writing_kernel(name, op) for op, name in named if op in self.speller.reusing]
+        helpers = "\n\n\n".join(h.strip() for h in (*writing, *dict.fromkeys(self.speller.helpers.values())))
         return "\n\n".join(
             filter(None, (title, "\n".join(imports), "\n".join(kernels), f"\n{helpers}" if helpers else ""))
         )

@@ -58,7 +58,7 @@ class _InPlace:
         """A loop, changed. beside: what is made anew whenever the loop is run."""
         body = self.lines(self.fused(loop.body))
         loop = replace(loop, body=body)
-        uses = _Uses(loop, self.made)
+        uses = Uses(loop, self.made)
         carried = [self.carried(c, uses, beside) for c in loop.carried]
         return replace(loop, carried=carried)
 
@@ -117,7 +117,7 @@ class _InPlace:
 
     # no memory of their own
 
-    def carried(self, c: Carried, uses: _Uses, beside: Collection[Ref]) -> Carried:
+    def carried(self, c: Carried, uses: Uses, beside: Collection[Ref]) -> Carried:
         """A carried value; where it can be overwritten, the statements on its way do so."""
         chain = uses.chain(c)
         if not chain or not uses.overwritten(c, chain):
@@ -130,7 +130,7 @@ class _InPlace:
 
 
 @dataclass
-class _Uses:
+class Uses:
     """Which memory the values of a loop's body are in, and where they are read."""
 
     loop: Loop
@@ -209,4 +209,4 @@ def _reads(lines: Iterable[Line]) -> list[Ref]:
     return found
 
 
-__all__ = ["METHODS", "OVERWRITING", "is_number", "moved_in_place"]
+__all__ = ["METHODS", "OVERWRITING", "Uses", "is_number", "moved_in_place"]

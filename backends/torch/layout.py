@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pccompile.backends.torch.spell import quoted
 
@@ -130,3 +130,9 @@ def _blanked(text: str) -> str:
             inside = not inside
         found.append(" " if inside else c)
     return "".join(found)
+
+
+def deleted(names: Iterable[str], depth: int) -> str:
+    """The line that frees values."""
+    line = f"del {', '.join(names)}"
+    return line if len(line) < WIDTH - len(STEP) * depth else f"del ({line[4:]})"

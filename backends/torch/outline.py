@@ -105,7 +105,7 @@ class _Outline:
         block = Block(
             self._name(modules),
             about if len({*modules}) > 1 and all(modules) else "",
-            [*(replace(s) for s in first.first.values()), *first.statements],
+            [replace(s, reuses=None) for s in (*first.first.values(), *first.statements)],
             tuple(first.values),
             first.owned,
             first.returned,

@@ -12,10 +12,11 @@ from types import MappingProxyType
 
 from pccompile.backends.torch.accumulation import onto
 from pccompile.backends.torch.in_place import METHODS, OVERWRITING
-from pccompile.backends.torch.layout import STEP, WIDTH, folded, listed, recorded
+from pccompile.backends.torch.layout import STEP, WIDTH, deleted, folded, listed, recorded
+from pccompile.backends.torch.memories import Memories
 from pccompile.backends.torch.nesting import Nesting, last_reads
-from pccompile.backends.torch.spell import SETTLED, SHAPES, Speller, atom, quoted, result_count
-from pccompile.backends.torch.statements import Block, Function, Label, Line, Loop, Role, Statement, Stop, fresh, sole
+from pccompile.backends.torch.spell import SHAPES, Speller, atom, quoted, result_count
+from pccompile.backends.torch.statements import Block, Function, Label, Line, Loop, Role, Statement, fresh, sole
 from pccompile.ir import Ref
 from pccompile.ir.names import Namer
 
@@ -63,6 +64,7 @@ class Printer:
         self.freed = set(self.names)  # what the function is given and frees
         self.kept_by_caller = False  # and yet not behind calls
         self.called = False  # whether the last line is a call of a block
+        self.memories = Memories(function.lines, self.namer, speller)
         self.vertex = ""
         self.since = 0
 
@@ -142,8 +144,10 @@ class Printer:
         elif not s.keeps and self.unpack(s, depth):
             return
         elif s.keeps or not (self.in_place(s, i, depth, last, kept) or self.overwrites(s, i, depth, last, kept)):
-            expression = self.expression(s)
-            self.line(depth, f"{self.own_name(s.target)} = {expression}")
+            expression = "" if s.reuses else self.expression(s)
+            name = self.own_name(s.target)
+            for text in self.memories.assignment(s, name, self.spell) if s.reuses else [f"{name} = {expression}"]:
+                self.line(depth, text)
         self.measure(s.target, depth)
 
     def measure(self, value: Ref, depth: int) -> None:
@@ -338,42 +342,37 @@ class Printer:
             self.line(depth, f"{self.names[c.phi]} = {self.spell(c.start)}{'.clone()' if c.copied else ''}")
         waits = any(isinstance(s, Statement) and s.since for s in loop.body)
         counter = "done" if loop.stop else "turn" if waits else "_"
-        for text in loop.turns.head(counter):
-            self.line(depth, text)
-        late = []
-        for c in loop.carried:
-            places = (i for i, s in enumerate(loop.body) if isinstance(s, Statement) and s.target == c.next)
-            at = next(places, None)
-            late_reads = at is None or any(c.phi in s.reads for s in loop.body[at + 1 :]) or c.phi in loop.shown
-            if not late_reads and c.next not in self.names:
-                self.names[c.next] = self.names[c.phi]
-                self.owner[self.names[c.phi]] = c.next
-            else:
-                late.append(c)
-        length = len(self.text)
-        read_late = {c.next for c in loop.carried} | set(loop.shown)
-        self.since = 0
-        self.block(loop.body, depth + 1, self.kept | read_late)
-        self.since = 0
-        if loop.stop:
-            self.line(depth + 1, f"calm = {self.settled(loop.stop)}")
-        for c in late:
-            self.line(depth + 1, f"{self.names[c.phi]} = {self.spell(c.next)}")
-        if loop.record:
-            shown = {key: self.spell(value) for key, value in loop.record.items()}
-            self.line(depth + 1, recorded(shown))
-        if loop.stop:
-            self.line(depth + 1, f"if calm and done + 1 >= {loop.stop.least}:")
-            self.line(depth + 2, "break")
-        if len(self.text) == length:
-            self.line(depth + 1, "pass")
+        with self.memories.of_loop(self.text, depth):
+            for text in loop.turns.head(counter):
+                self.line(depth, text)
+            late = []
+            for c in loop.carried:
+                places = (i for i, s in enumerate(loop.body) if isinstance(s, Statement) and s.target == c.next)
+                at = next(places, None)
+                late_reads = at is None or any(c.phi in s.reads for s in loop.body[at + 1 :]) or c.phi in loop.shown
+                if not late_reads and c.next not in self.names:
+                    self.names[c.next] = self.names[c.phi]
+                    self.owner[self.names[c.phi]] = c.next
+                else:
+                    late.append(c)
+            length = len(self.text)
+            read_late = {c.next for c in loop.carried} | set(loop.shown)
+            self.since = 0
+            self.block(loop.body, depth + 1, self.kept | read_late)
+            self.since = 0
+            if loop.stop:
+                self.line(depth + 1, f"calm = {self.speller.settled(loop.stop.pairs, loop.stop.below, self.spell)}")
+            for c in late:
+                self.line(depth + 1, f"{self.names[c.phi]} = {self.spell(c.next)}")
+            if loop.record:
+                shown = {key: self.spell(value) for key, value in loop.record.items()}
+                self.line(depth + 1, recorded(shown))
+            if loop.stop:
+                self.line(depth + 1, f"if calm and done + 1 >= {loop.stop.least}:")
+                self.line(depth + 2, "break")
+            if len(self.text) == length:
+                self.line(depth + 1, "pass")
         self.vertex = ""
-
-    def settled(self, stop: Stop) -> str:
-        """Whether a loop may end early."""
-        self.speller.helpers["settled"] = SETTLED
-        moves, against = (f"[{', '.join(self.spell(pair[i]) for pair in stop.pairs)}]" for i in (0, 1))
-        return f"settled({moves}, {against}, {stop.below})"
 
     def comment(self, vertex: str, depth: int) -> None:
         """Print the heading of a vertex where one begins."""
@@ -388,10 +387,9 @@ class Printer:
         if self.called and self.kept_by_caller:
             dead = [r for r in dead if r not in self.freed]
         names = [self.names[r] for r in dead if r in self.names and self.owner[self.names[r]] == r]
-        names = [name for name in names if name.isidentifier()]
+        names = [name for name in names if name.isidentifier() and name not in self.memories.names]
         if names:
-            line = f"del {', '.join(dict.fromkeys(names))}"
-            self.line(depth, line if len(line) < WIDTH - 4 * depth else f"del ({line[4:]})")
+            self.line(depth, deleted(dict.fromkeys(names), depth))
 
     def line(self, depth: int, text: str) -> None:
         """Print one line, over several where it is too long."""

@@ -32,6 +32,7 @@ def _escaped(character: str) -> str:
     return character if code < 128 else f"\\u{code:04x}" if code < 1 << 16 else f"\\U{code:08x}"
 
 
+LINEAR = "aten.linear.default"
 SETTLED = '''
 def settled(moves, against, below):
     """Whether each of `moves` is small against what stands beside it in `against`."""
@@ -53,6 +54,7 @@ class Speller:
         self.fragments: dict[Fragment, str] = {}
         self.printed: Callable[[Speller, Sequence[Fragment]], Sequence[str]] = lambda speller, fragments: ()
         self.kernels: dict[str, str] = {}
+        self.reusing: set[str] = set()
         self._kernel_names: dict[str, str] = {}
         self.helpers: dict[str, str] = {}
         self.modules: set[str] = {"torch"}
@@ -95,6 +97,23 @@ class Speller:
         if op == "getitem":
             return f"{text(args['of'])}[{args['index']}]"
         return f"{self.kernel(op)}({', '.join(self.arguments(op, args, text))})"
+
+    def written(self, op: str, args: Mapping[str, Arg], text: Text, memory: str) -> str:
+        """Python source of `op(args)` with its result in what `memory` names, made anew where that is None."""
+        arguments = [*self.arguments(op, args, text), f"out={memory}"]
+        if op == LINEAR:
+            self.modules.add("F")
+            return f"F.linear({', '.join(arguments)})"
+        name = self.kernel(op)
+        if not name.startswith("torch."):
+            self.reusing.add(op)
+        return f"{name}({', '.join(arguments)})"
+
+    def settled(self, pairs: Sequence[tuple[Ref, Ref]], below: str, text: Text) -> str:
+        """Python source of whether a loop may end early: whether each first value is small against the second."""
+        self.helpers["settled"] = SETTLED
+        moves, against = (f"[{', '.join(text(pair[i]) for pair in pairs)}]" for i in (0, 1))
+        return f"settled({moves}, {against}, {below})"
 
     def kernel(self, op: str) -> str:
         """The function that runs `op`: torch's own name for it, or a name given at the top of the file."""

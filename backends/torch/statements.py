@@ -68,6 +68,7 @@ class Statement:
     keeps: what the target is before that turn; without it, nothing reads the target then
     over: the result may take the memory of the first argument, where nothing else reads that
     block: the function that is called
+    reuses: the value whose memory of the turn before the result may take: its own target, or its first argument
     """
 
     target: Ref
@@ -80,6 +81,7 @@ class Statement:
     keeps: Ref | None = None
     over: bool = False
     block: Block | None = None
+    reuses: Ref | None = None
 
     @property
     def reads(self) -> tuple[Ref, ...]:

@@ -8,7 +8,12 @@ Gradients are those of the free energy, ∂F/∂θ: what a torch optimizer desce
 import torch
 import torch.nn.functional as F
 
-tanh_backward = torch.ops.aten.tanh_backward.default
+
+def tanh_backward(*args, out=None, **named):
+    """aten.tanh_backward, into `out` where that is a tensor."""
+    if out is None:
+        return torch.ops.aten.tanh_backward.default(*args, **named)
+    return torch.ops.aten.tanh_backward.grad_input(*args, grad_input=out, **named)
 
 
 @torch.no_grad()
@@ -52,16 +57,17 @@ def infer(params, context, output_errors, steps=5, rate=0.3):
     readout_mm = error_readout @ params["readout.weight"]
     error_hidden = error_hidden_1
     error_tanh = error_tanh_1
+    tanh_tanh_backward = None
     for turn in range(steps):
 
         # hidden · linear    Δε = η ((1 - tanh(x)**2) ⊙ ε[tanh] − ε)    tiny.py:15
         if turn >= 1:
-            tanh_tanh_backward = tanh_backward(error_tanh, prediction_tanh)
+            tanh_tanh_backward = tanh_backward(error_tanh, prediction_tanh, out=tanh_tanh_backward)
             error_hidden.lerp_(tanh_tanh_backward, rate)
-            del tanh_tanh_backward
 
         # tanh · tanh    Δε = η (Wᵀ ε[readout] − ε)    tiny.py:15
         error_tanh.lerp_(readout_mm, rate)
+    del tanh_tanh_backward
 
     return {
         "hidden": error_hidden,

@@ -45,11 +45,15 @@ def infer(params, context, targets, steps=5, rate=0.3):
     [prediction_tanh, prediction_readout, _] = context
     value_tanh = prediction_tanh.clone()
     prediction_readout_1 = prediction_readout
+    memory_prediction_readout_1 = None
     for turn in range(steps):
 
         # readout · linear    ε = −∂L/∂v̂    tiny.py:15
         if turn >= 1:
-            prediction_readout_1 = F.linear(value_tanh, params["readout.weight"], params["readout.bias"])
+            prediction_readout_1 = F.linear(
+                value_tanh, params["readout.weight"], params["readout.bias"], out=memory_prediction_readout_1,
+            )
+            memory_prediction_readout_1 = prediction_readout_1
         output_errors_1 = clamp_errors((prediction_readout_1,), targets)
         error_readout = output_errors_1[0]
         del output_errors_1
@@ -57,6 +61,7 @@ def infer(params, context, targets, steps=5, rate=0.3):
         # tanh · linear · tanh    ε = v − v̂, Δv = η (Wᵀ ε[readout] − ε)    tiny.py:15
         value_tanh.lerp_(prediction_tanh, rate)
         value_tanh.addmm_(error_readout, params["readout.weight"], alpha=rate)
+    del memory_prediction_readout_1
     del prediction_readout
 
     # readout · linear    ε = −∂L/∂v̂    tiny.py:15

@@ -8,7 +8,12 @@ Gradients are those of the free energy, ∂F/∂θ: what a torch optimizer desce
 import torch
 import torch.nn.functional as F
 
-tanh_backward = torch.ops.aten.tanh_backward.default
+
+def tanh_backward(*args, out=None, **named):
+    """aten.tanh_backward, into `out` where that is a tensor."""
+    if out is None:
+        return torch.ops.aten.tanh_backward.default(*args, **named)
+    return torch.ops.aten.tanh_backward.grad_input(*args, grad_input=out, **named)
 
 
 @torch.no_grad()
@@ -48,38 +53,45 @@ def infer(params, context, targets, steps=5, rate=0.3):
     value_tanh = prediction_tanh.clone()
     prediction_tanh_1 = prediction_tanh
     prediction_readout_1 = prediction_readout
+    memory_prediction_tanh_1 = memory_prediction_readout_1 = error_hidden = error_tanh = tanh_tanh_backward = None
+    force_hidden = None
     for turn in range(steps):
 
         # tanh · tanh    ε = v − v̂, Δv = η (Wᵀ ε[readout] − ε)    tiny.py:15
         if turn >= 2:
-            prediction_tanh_1 = torch.tanh(value_hidden)
+            prediction_tanh_1 = torch.tanh(value_hidden, out=memory_prediction_tanh_1)
+            memory_prediction_tanh_1 = prediction_tanh_1
 
         # readout · linear    ε = −∂L/∂v̂    tiny.py:15
         if turn >= 1:
-            prediction_readout_1 = F.linear(value_tanh, params["readout.weight"], params["readout.bias"])
+            prediction_readout_1 = F.linear(
+                value_tanh, params["readout.weight"], params["readout.bias"], out=memory_prediction_readout_1,
+            )
+            memory_prediction_readout_1 = prediction_readout_1
         output_errors_1 = clamp_errors((prediction_readout_1,), targets)
         error_readout = output_errors_1[0]
         del output_errors_1
 
         # hidden · linear    ε = v − v̂, Δv = η ((1 - tanh(x)**2) ⊙ ε[tanh] − ε)    tiny.py:15
         if turn >= 1:
-            error_hidden = value_hidden - prediction_hidden
+            error_hidden = torch.sub(value_hidden, prediction_hidden, out=error_hidden)
 
         # tanh · tanh    ε = v − v̂, Δv = η (Wᵀ ε[readout] − ε)    tiny.py:15
-        error_tanh = value_tanh - prediction_tanh_1
+        error_tanh = torch.sub(value_tanh, prediction_tanh_1, out=error_tanh)
 
         # hidden · linear    ε = v − v̂, Δv = η ((1 - tanh(x)**2) ⊙ ε[tanh] − ε)    tiny.py:15
         if turn >= 1:
-            tanh_tanh_backward = tanh_backward(error_tanh, prediction_tanh_1)
-            force_hidden = tanh_tanh_backward - error_hidden
-            del error_hidden, tanh_tanh_backward
+            tanh_tanh_backward = tanh_backward(error_tanh, prediction_tanh_1, out=tanh_tanh_backward)
+            force_hidden = torch.sub(tanh_tanh_backward, error_hidden, out=force_hidden)
             value_hidden.add_(force_hidden, alpha=rate)
-            del force_hidden
 
         # tanh · tanh    ε = v − v̂, Δv = η (Wᵀ ε[readout] − ε)    tiny.py:15
         value_tanh.sub_(error_tanh, alpha=rate)
-        del error_tanh
         value_tanh.addmm_(error_readout, params["readout.weight"], alpha=rate)
+    del (
+        memory_prediction_tanh_1, memory_prediction_readout_1, error_hidden, error_tanh, tanh_tanh_backward,
+        force_hidden,
+    )
     del prediction_tanh, prediction_readout
 
     # tanh · tanh    ε = v − v̂, Δv = η (Wᵀ ε[readout] − ε)    tiny.py:15
