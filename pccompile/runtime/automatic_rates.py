@@ -151,7 +151,8 @@ def _revised(
         return None
     program = rated(runtime, held.choices, record=False).compiled
     assert program is not None
-    return dict(program.program.arguments)  # one that was not chosen may follow from one that was
+    now = program.program.arguments  # one that was not chosen may follow from one that was
+    return {k: v for k, v in now.items() if isinstance(v, int | float)}
 
 
 def _lowered(held: Held, runtime: Runtime, rate: float) -> None:
