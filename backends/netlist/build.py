@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pccompile.backends.netlist.feedback import Feedback
+from pccompile.backends.netlist.feedback import ErrorCircuit
 from pccompile.backends.netlist.format import Phase, Spec
 from pccompile.backends.netlist.losses import Loss, Outputs
 from pccompile.backends.netlist.lower import Lowering
@@ -65,7 +65,7 @@ def build(
     outputs.add(results)
     learning = frozenset(graph.origin.get(p, p) for p in graph.params if p in source.active)
     circuit = lowering.c
-    feedback = Feedback(circuit, outputs.errors, options.rate, learning, options.eta)
+    feedback = ErrorCircuit(circuit, outputs.errors, options.rate, learning, options.eta)
     add_rules(lowering, feedback.add())
     spec = Spec(
         name=name,

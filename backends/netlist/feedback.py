@@ -20,7 +20,7 @@ from pccompile.backends.netlist.operations import OPERATIONS, RULES, operation
 from pccompile.diagnostics import CompileError
 
 
-class Feedback:
+class ErrorCircuit:
     """Adds the error circuit to `circuit`.
 
     given: the error population of each output population, already there. rate: of the integrators. learning: the

@@ -23,7 +23,7 @@ from pccompile.frontends.packed import Packing, refuse_packed_arguments
 from pccompile.frontends.patches import patched
 from pccompile.frontends.places import Place
 from pccompile.frontends.signature import free_batch, spelled_out
-from pccompile.frontends.states import Trace
+from pccompile.frontends.states import StateTrace
 
 AUTOCAST = "pccompile_autocast"
 """Where a program says under which autocast it was captured."""
@@ -63,7 +63,7 @@ def export(
             attempts = [None if fixed else dynamic_shapes]
         packing = Packing()
         while True:
-            trace = Trace(model, places, uncounted)
+            trace = StateTrace(model, places, uncounted)
             try:
                 with patched(model, trace, packing) as noticed, _unmarked((args, named)):
                     _exporting.append(threading.get_ident())

@@ -24,7 +24,7 @@ from pccompile.frontends.memory import counts_from_memory
 from pccompile.frontends.model_tensors import ModelTensors
 from pccompile.frontends.numbers import Read, is_read, lengths_of, number, only_asserted, relied_on, with_operands
 from pccompile.frontends.regions import inline_regions
-from pccompile.frontends.states import Captured, in_place, keys, resolved, unread
+from pccompile.frontends.states import WrittenStates, in_place, keys, resolved, unread
 from pccompile.frontends.user_places import label_of, place_of
 from pccompile.ir import DEVICE, Arg, Graph, Node, Ref, Source, TensorType, Type, refs
 from pccompile.ir.names import Namer
@@ -46,7 +46,7 @@ def import_program(
     still: the positions of inputs that carry no gradient.
     Raises CompileError for what the dialect cannot say.
     """
-    captured = program.graph_module.meta.get(STATES) or Captured()
+    captured = program.graph_module.meta.get(STATES) or WrittenStates()
     write_casts(program.graph_module, program.graph_module.meta.get(AUTOCAST))
     absolute = any(counts_from_memory(m.graph) for m in program.graph_module.modules() if isinstance(m, fx.GraphModule))
     inline_regions(program)
@@ -59,7 +59,7 @@ def import_program(
 
 class _Importer:
     def __init__(
-        self, program: ExportedProgram, model: nn.Module | None, locate: Locate | None, captured: Captured
+        self, program: ExportedProgram, model: nn.Module | None, locate: Locate | None, captured: WrittenStates
     ) -> None:
         self.program, self.locate, self.captured = program, locate, captured
         self.signature = program.graph_signature

@@ -26,19 +26,19 @@ APPLIED = "AutogradFunctionApply"
 
 
 @dataclass
-class Captured:
+class AuthorGradients:
     """What was noticed while a model was captured. learning: what it computes depends on what requires a gradient."""
 
     learning: bool = False
 
 
 @contextmanager
-def author_gradients() -> Iterator[Captured]:
+def author_gradients() -> Iterator[AuthorGradients]:
     """Within: custom autograd Functions are kept as operators, reentrant checkpoints run, hooks are refused."""
     apply = torch.autograd.Function.__dict__["apply"]
     hook: Callable[..., Any] = torch.Tensor.register_hook
     retain: Callable[..., Any] = torch.Tensor.retain_grad
-    noticed, thread = Captured(), threading.get_ident()
+    noticed, thread = AuthorGradients(), threading.get_ident()
 
     def own(cls: type[torch.autograd.Function]) -> bool:
         return cls.__module__.partition(".")[0] == "torch" and APPLIED not in cls.__qualname__ and cls is not _Dirichlet

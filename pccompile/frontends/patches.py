@@ -11,17 +11,22 @@ from contextlib import contextmanager, redirect_stderr
 from torch import nn
 from torch.distributions import Distribution
 
-from pccompile.frontends.intercept import Captured, author_gradients, data_as_detached, inference_without_gradient
+from pccompile.frontends.intercept import (
+    AuthorGradients,
+    author_gradients,
+    data_as_detached,
+    inference_without_gradient,
+)
 from pccompile.frontends.packed import Packing, packed_sequences
 from pccompile.frontends.process import capturing, replaced
 from pccompile.frontends.python_random import refuse_draws
 from pccompile.frontends.running_statistics import visible_statistics
 from pccompile.frontends.shapes import shapes_torch_lacks
-from pccompile.frontends.states import Trace
+from pccompile.frontends.states import StateTrace
 
 
 @contextmanager
-def patched(model: nn.Module, trace: Trace, packing: Packing) -> Iterator[Captured]:
+def patched(model: nn.Module, trace: StateTrace, packing: Packing) -> Iterator[AuthorGradients]:
     """Within, by one thread at a time, torch.export may trace `model`."""
     with (
         capturing(),

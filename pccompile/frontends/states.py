@@ -51,7 +51,7 @@ class State:
 
 
 @dataclass
-class Captured:
+class WrittenStates:
     """What a trace with states shows. `tensors` and `origins` are those of the buffers that stand for states.
 
     `originals` are the model's tensors by the identity of those that were in their places.
@@ -64,14 +64,14 @@ class Captured:
     originals: dict[int, Tensor] = field(default_factory=dict)
 
 
-class Trace:
+class StateTrace:
     """One trace of a model. `changed` are the attributes that it has written, `captured` what became of `places`."""
 
     def __init__(self, model: nn.Module, places: Sequence[Place], uncounted: frozenset[Place]) -> None:
         self.model, self.places, self.uncounted = model, places, uncounted
         self.snapshot = Snapshot(model)
         self.changed: tuple[Place, ...] = ()
-        self.captured = Captured()
+        self.captured = WrittenStates()
         self.values = {p: p.read(model) for p in places}
         self.names: dict[int, str] = {}
         self.counters: dict[Place, Counter] = {}
@@ -272,7 +272,7 @@ class _Index(int):
     """The position of a state's new value among the results that a trace adds."""
 
 
-def resolved(captured: Captured, names: Mapping[str, Any], added: Sequence[Any]) -> tuple[State, ...]:
+def resolved(captured: WrittenStates, names: Mapping[str, Any], added: Sequence[Any]) -> tuple[State, ...]:
     """The states of a captured program, once its graph is there.
 
     names: what the graph calls the model's buffers. added: what it calls the results that the trace has added.
@@ -297,7 +297,7 @@ def in_place(states: Iterable[State], buffers: Mapping[str, Any]) -> Iterator[St
             yield State(Place(owner, attribute, registered=True), True, (name,), spec, (Kept(0),), spec)
 
 
-def unread(captured: Captured) -> set[str]:
+def unread(captured: WrittenStates) -> set[str]:
     """The buffers of a trace that stand for what is written and never read."""
     names = {flag: {n for s in captured.states if s.read is flag for n in s.before} for flag in (False, True)}
     return {n for n in names[False] - names[True] if n in captured.tensors}
@@ -311,4 +311,4 @@ def keys(state: State) -> list[str]:
     return [f"{state.place}{pytree.keystr(path)}" for path, _ in pytree.tree_flatten_with_path(numbered)[0]]
 
 
-__all__ = ["Captured", "Kept", "State", "Trace", "in_place", "keys", "resolved", "unread"]
+__all__ = ["Kept", "State", "StateTrace", "WrittenStates", "in_place", "keys", "resolved", "unread"]

@@ -166,7 +166,7 @@ class Shapes:
         return p.shape[1:] if name in self.spatial else (p.size,)
 
 
-class Graph:
+class NIRGraph:
     """The nodes and edges of a netlist."""
 
     def __init__(self, net: Netlist) -> None:
@@ -308,7 +308,7 @@ def to_nir(net: Netlist, strict: bool = True) -> Any:
     nir = library("nir", "pccompile[nir]")
     if strict:
         refuse("NIR", tuple(unsaid(net).values()))
-    graph = Graph(net)
+    graph = NIRGraph(net)
     metadata = {"generator": "pccompile", "name": net.spec.name, "dt": DT}
     if graph.dropped:
         metadata["dropped"] = "\n".join(graph.dropped.values())

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pccompile.diagnostics import CompileError
-from pccompile.frontends.onnx.graph import Graph
+from pccompile.frontends.onnx.graph import OnnxGraph
 from pccompile.frontends.onnx.registry import Node, operator
 from pccompile.frontends.onnx.scope import Made, Scope
 from pccompile.frontends.onnx.values import Value, as_host, as_tensor, host_of
@@ -31,7 +31,7 @@ def if_(node: Node, run: Scope, condition: Value) -> list[Value]:
     return run(yes if chosen else no, [])
 
 
-def by_data(node: Node, run: Scope, condition: Tensor, yes: Graph, no: Graph) -> list[Value]:
+def by_data(node: Node, run: Scope, condition: Tensor, yes: OnnxGraph, no: OnnxGraph) -> list[Value]:
     """The outputs of the branch that a traced condition chooses when the program runs.
 
     Where `torch.cond` cannot have the branches, both run, and each element is taken from the one that is chosen.
@@ -43,7 +43,7 @@ def by_data(node: Node, run: Scope, condition: Tensor, yes: Graph, no: Graph) ->
 
 
 def both(
-    node: Node, run: Scope, condition: Tensor, yes: Graph, no: Graph
+    node: Node, run: Scope, condition: Tensor, yes: OnnxGraph, no: OnnxGraph
 ) -> tuple[list[Value], tuple[list[Tensor], list[Tensor]]]:
     """The outputs of two branches, each element taken from the one that a traced condition chooses.
 

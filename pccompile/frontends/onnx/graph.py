@@ -51,7 +51,7 @@ class Constant:
 
 
 @dataclass(slots=True)
-class Graph:
+class OnnxGraph:
     """Nodes in execution order, with the names of what goes in and out."""
 
     name: str
@@ -61,18 +61,18 @@ class Graph:
     constants: dict[str, Constant]
     last_reads: tuple[tuple[str, ...], ...] = field(default=())
 
-    def subgraphs(self) -> Iterator[Graph]:
+    def subgraphs(self) -> Iterator[OnnxGraph]:
         """This graph and all that its nodes hold, outermost first."""
         yield self
         for node in self.nodes:
             for value in node.attributes.values():
-                if isinstance(value, Graph):
+                if isinstance(value, OnnxGraph):
                     yield from value.subgraphs()
 
 
 def read(
     proto: onnx.GraphProto, opsets: dict[str, int], folder: Path | None, weights: Mapping[str, Constant | None]
-) -> Graph:
+) -> OnnxGraph:
     """`proto` as plain data."""
     constants = {name: weight for name, weight in weights.items() if weight is not None}
     for tensor in proto.initializer:
@@ -92,7 +92,7 @@ def read(
         if made.op_type == "Gradient":
             nodes[index] = with_body(made, nodes)  # in order: a derivative of a derivative holds the first
     nodes = without_unread(nodes, outputs)
-    return Graph(proto.name, inputs, outputs, tuple(nodes), constants, last_reads(nodes, outputs))
+    return OnnxGraph(proto.name, inputs, outputs, tuple(nodes), constants, last_reads(nodes, outputs))
 
 
 def constant_of(name: str, array: np.ndarray[Any, Any], code: int, initializer: bool) -> Constant:
@@ -126,7 +126,7 @@ def with_body(node: Node, nodes: list[Node]) -> Node:
             needed |= {*other.inputs, *free_names(other)}
     outputs = (node.get("y"),)
     ordered = chosen[::-1]
-    body = Graph(f"{node.name}.body", inputs, outputs, tuple(ordered), {}, last_reads(ordered, outputs))
+    body = OnnxGraph(f"{node.name}.body", inputs, outputs, tuple(ordered), {}, last_reads(ordered, outputs))
     return replace(node, attributes={**node.attributes, "body": body})
 
 
@@ -151,7 +151,7 @@ def free_names(node: Node) -> set[str]:
     """The outer values that a node's subgraphs read."""
     names: set[str] = set()
     for value in node.attributes.values():
-        if isinstance(value, Graph):
+        if isinstance(value, OnnxGraph):
             own = set(value.inputs) | set(value.constants) | {o for n in value.nodes for o in n.outputs}
             read_names = {i for n in value.nodes for i in (*n.inputs, *free_names(n))} | set(value.outputs)
             names |= read_names - own
@@ -211,7 +211,7 @@ def constant_value(node: Node) -> Host | StringArray | LowPrecision | None:
     return None
 
 
-def uses(graph: Graph) -> dict[str, list[tuple[Node, int]]]:
+def uses(graph: OnnxGraph) -> dict[str, list[tuple[Node, int]]]:
     """Who reads each value, and as which input."""
     readers: dict[str, list[tuple[Node, int]]] = {}
     for part in graph.subgraphs():
@@ -221,7 +221,7 @@ def uses(graph: Graph) -> dict[str, list[tuple[Node, int]]]:
     return readers
 
 
-def with_floats(graph: Graph, dtype: torch.dtype) -> None:
+def with_floats(graph: OnnxGraph, dtype: torch.dtype) -> None:
     """Turn all floating-point numbers of `graph` into `dtype`."""
     code = next(c for c, d in DTYPES.items() if d is dtype)
     for part in graph.subgraphs():

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from pccompile.diagnostics import CompileError
-from pccompile.frontends.onnx.graph import Graph, uses
+from pccompile.frontends.onnx.graph import OnnxGraph, uses
 from pccompile.frontends.onnx.input_types import InputType
 from pccompile.frontends.onnx.learned import feature_count
 from pccompile.frontends.onnx.names import lookup
@@ -189,7 +189,7 @@ def _met(name: str, readers: Mapping[str, list[tuple[Node, int]]], depth: int = 
             yield from _met(node.outputs[0], readers, depth - 1)
 
 
-def _reshaped(graph: Graph) -> set[int]:
+def _reshaped(graph: OnnxGraph) -> set[int]:
     """Sizes that the file's constant target shapes name, and their products."""
     numbers: set[int] = set()
     for part in graph.subgraphs():

@@ -15,7 +15,7 @@ import torch
 
 from pccompile.diagnostics import CompileError, listing, printable
 from pccompile.frontends.onnx.formulas import SCALING, written_by_hand
-from pccompile.frontends.onnx.graph import Constant, Graph, last_reads, uses
+from pccompile.frontends.onnx.graph import Constant, OnnxGraph, last_reads, uses
 from pccompile.frontends.onnx.registry import Node, find
 from pccompile.frontends.onnx.values import TEXT, Host, product
 from pccompile.limits import spend
@@ -34,7 +34,7 @@ LARGEST_FOLD = 2**28
 Readers = dict[str, list[tuple[Node, int]]]
 
 
-def fold_constant_shapes(graph: Graph) -> None:
+def fold_constant_shapes(graph: OnnxGraph) -> None:
     """Turn ConstantOfShape nodes that make weights into constants.
 
     In a file that has more of them than weights, such as the light test networks, they all stand for weights.
@@ -85,7 +85,7 @@ def in_slot(node: Node, index: int, statistics: bool = False) -> bool:
 
 
 def assign_roles(
-    graph: Graph, train: Iterable[str] = (), freeze: Iterable[str] = (), fixed: Collection[str] = ()
+    graph: OnnxGraph, train: Iterable[str] = (), freeze: Iterable[str] = (), fixed: Collection[str] = ()
 ) -> None:
     """Say of each constant whether it is a parameter, a buffer, or numbers that only the host reads.
 
@@ -110,13 +110,13 @@ def assign_roles(
 class Visible:
     """A graph, who reads its values, and what it sees: the nodes that make values and the constants, outer ones too."""
 
-    graph: Graph
+    graph: OnnxGraph
     readers: Readers
     makers: dict[str, Node]
     constants: dict[str, Constant]
 
 
-def scopes(graph: Graph, outer: Visible | None = None) -> Iterator[Visible]:
+def scopes(graph: OnnxGraph, outer: Visible | None = None) -> Iterator[Visible]:
     """Each graph with what it sees: names hold in a graph and in those inside it, not in those beside it."""
     makers, constants = (outer.makers, outer.constants) if outer else ({}, {})
     makers = {**makers, **{o: n for n in graph.nodes for o in n.outputs if o}}
@@ -124,11 +124,11 @@ def scopes(graph: Graph, outer: Visible | None = None) -> Iterator[Visible]:
     yield visible
     for node in graph.nodes:
         for value in node.attributes.values():
-            if isinstance(value, Graph):
+            if isinstance(value, OnnxGraph):
                 yield from scopes(value, visible)
 
 
-def overrule(graph: Graph, patterns: Iterable[str], option: str, kind: str) -> None:
+def overrule(graph: OnnxGraph, patterns: Iterable[str], option: str, kind: str) -> None:
     """Give the constants whose names fit a pattern another role."""
     constants = [c for g in graph.subgraphs() for c in g.constants.values()]
     candidates = [c for c in constants if c.dtype.is_floating_point and not c.code and (c.formula or c.kind != "host")]

@@ -16,7 +16,7 @@ import torch.fx.traceback
 from torch import Tensor, nn
 
 from pccompile.diagnostics import CompileError, Location, Problem
-from pccompile.frontends.onnx.graph import Constant, Graph, with_floats
+from pccompile.frontends.onnx.graph import Constant, OnnxGraph, with_floats
 from pccompile.frontends.onnx.input_types import InputType, describe, mismatches
 from pccompile.frontends.onnx.names import attach, distinct, lookup, parameter_paths
 from pccompile.frontends.onnx.registry import Node, find, host_result
@@ -48,7 +48,7 @@ class Runner(nn.Module):
 
     def __init__(
         self,
-        graph: Graph,
+        graph: OnnxGraph,
         input_types: Sequence[InputType],
         fixed: Mapping[str, Value] | None = None,
         stored: int = 0,
@@ -153,7 +153,7 @@ class Runner(nn.Module):
             raise CompileError(problems)
         return bound
 
-    def execute(self, graph: Graph, values: dict[str, Value]) -> list[Value]:
+    def execute(self, graph: OnnxGraph, values: dict[str, Value]) -> list[Value]:
         """The outputs of `graph`, given the values that it and its subgraphs read."""
         for constant in graph.constants.values():
             values[constant.name] = self._constant(constant)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pccompile.frontends.onnx.graph import Graph, free_names
+from pccompile.frontends.onnx.graph import OnnxGraph, free_names
 from pccompile.frontends.onnx.registry import Node
 from pccompile.frontends.onnx.values import NOTED, Host, Value, as_tensor
 
@@ -21,7 +21,7 @@ from pccompile.frontends.onnx.values import NOTED, Host, Value, as_tensor
 class Runs(Protocol):
     """A module that runs graphs."""
 
-    def execute(self, graph: Graph, values: dict[str, Value]) -> list[Value]:
+    def execute(self, graph: OnnxGraph, values: dict[str, Value]) -> list[Value]:
         """The outputs of `graph`, given the values that it and its subgraphs read."""
         ...
 
@@ -41,11 +41,11 @@ class Scope:
     module: Runs
     values: dict[str, Value]
 
-    def __call__(self, graph: Graph, inputs: Sequence[Value]) -> list[Value]:
+    def __call__(self, graph: OnnxGraph, inputs: Sequence[Value]) -> list[Value]:
         """The outputs of a subgraph."""
         return self.module.execute(graph, {**self.values, **dict(zip(graph.inputs, inputs, strict=True))})
 
-    def guarded(self, node: Node, graph: Graph, chosen: Tensor) -> list[Value]:
+    def guarded(self, node: Node, graph: OnnxGraph, chosen: Tensor) -> list[Value]:
         """The outputs of a branch of `node`. What it reads hears of its errors only where it is `chosen`.
 
         Elsewhere they may be no numbers, and 0 times those is none.
@@ -56,7 +56,11 @@ class Scope:
             return self.module.execute(graph, {**self.values, **read})
 
     def choose(
-        self, node: Node, condition: Tensor, branches: tuple[Graph, Graph], made: tuple[list[Tensor], list[Tensor]]
+        self,
+        node: Node,
+        condition: Tensor,
+        branches: tuple[OnnxGraph, OnnxGraph],
+        made: tuple[list[Tensor], list[Tensor]],
     ) -> list[Value] | None:
         """The outputs of the branch that a traced condition chooses, by `torch.cond`; None where that cannot be.
 
