@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pccompile.backends.torch.layout import STEP, WIDTH, filled
+from pccompile.backends.torch.layout import STEP, WIDTH, filled, listed
 from pccompile.backends.torch.printer import Printer
 from pccompile.backends.torch.spell import Speller
 from pccompile.backends.torch.statements import Block, Function
@@ -39,12 +39,16 @@ def _function(block: Block, speller: Speller, reserved: Iterable[str], adds: boo
             lines += [f"    {entries[key]} = {printer.spell(r)}{'.clone()' if key in block.copied else ''}"]
     block.more = (*sorted(speller.dims), *(["device"] if speller.device else []))
     speller.dims, speller.device = outer[0] | speller.dims, outer[1] or speller.device
-    given = [*block.tables, *names.values(), *block.words, *block.more]
+    handed = [n for r, n in names.items() if r not in block.taken]
+    given = [*block.tables, *(["context"] if block.taken else []), *handed, *block.words, *block.more]
+    taken = [names[r] for r in block.taken]
+    start = [f"    {listed(taken)} = [context.pop() for _ in range({len(taken)})]"] if len(taken) > 1 else []
+    start += [f"    {taken[0]} = context.pop()"] if len(taken) == 1 else []
     head = [f"def {block.name}({', '.join(given)}):"]
     if len(head[0]) > WIDTH:
         head = [f"def {block.name}(", *filled(given, STEP), "):"]
     about = [f"    # {block.about}"] if block.about else []
     returned = [f"    return {', '.join(map(printer.spell, block.returned))}"] if block.returned else []
-    while lines and not lines[0] and not about:
+    while lines and not lines[0] and not about and not start:
         lines.pop(0)
-    return [*head, *about, *lines, *returned]
+    return [*head, *about, *start, *lines, *returned]

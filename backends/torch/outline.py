@@ -8,8 +8,7 @@ begin and what it is called, never whether two are the same.
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pccompile.backends.torch.repeats import Repeat, repeats
@@ -281,24 +280,4 @@ class Rows:
         return len(run.values) + len(run.returned)
 
 
-def taken_once(f: Function, context: Collection[Ref]) -> list[Ref]:
-    """The values of `context` that a call of a block and nothing else reads, in the order in which they are read.
-
-    A block is handed them as they leave the context, so that it can free them. There are none in a function with loops.
-    """
-    if any(isinstance(x, Loop) for x in f.lines):
-        return []
-    reads = Counter([*f.results.values(), *(r for x in f.lines for r in x.reads)])
-    calls = (x for x in f.statements() if x.block)
-    return [r for x in calls for r in x.reads if r in context and reads[r] == 1]
-
-
-def free_taken(f: Function, taken: Collection[Ref]) -> None:
-    """Let blocks free what calls of them take from the context."""
-    for s in f.statements():
-        if s.block:
-            pairs = zip(s.block.values, s.args["values"], strict=True)
-            s.block.freed |= {own for own, value in pairs if value in taken}
-
-
-__all__ = ["Names", "Outlined", "Outlining", "free_taken", "outline", "taken_once"]
+__all__ = ["Names", "Outlined", "Outlining", "outline"]

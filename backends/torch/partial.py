@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from pccompile.backends.torch.emit import File
+from pccompile.backends.torch.context import take_none
+from pccompile.backends.torch.emit import SWEEP, File
 from pccompile.backends.torch.statements import Statement
 from pccompile.ir import Program, Ref
 
@@ -32,6 +33,7 @@ def emit_partial(whole: Program, part: Program) -> str | None:
     count = len(handed.lowered.context)
     file.names = {slots.get(i, Ref(f"unread {i}")): file.names.get(slots.get(i, Ref("")), "_") for i in range(count)}
     file.popped, file.dims_first = [], handed.dims_first
+    take_none(file.parts(SWEEP, file.lowered.sweep).function)
     builds = file.bodies()
     if not file.dims <= handed.dims:
         return None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from pccompile.backends.torch.accumulation import onto
+from pccompile.backends.torch.context import arguments
 from pccompile.backends.torch.in_place import METHODS, OVERWRITING
 from pccompile.backends.torch.layout import STEP, WIDTH, deleted, folded, listed, recorded
 from pccompile.backends.torch.memories import Memories
@@ -62,6 +63,8 @@ class Printer:
         self.unpacked: set[Ref] = set()
         self.came_from: dict[Ref, tuple[Block, Ref]] = {}
         self.freed = set(self.names)  # what the function is given and frees
+        self.places: Mapping[Ref, int] = {}  # where in the context values stand that calls read
+        self.together: Mapping[Ref, tuple[str, Sequence[Ref]]] = {}  # results of calls that are one list
         self.kept_by_caller = False  # and yet not behind calls
         self.called = False  # whether the last line is a call of a block
         self.memories = Memories(function.lines, self.namer, speller)
@@ -120,17 +123,15 @@ class Printer:
         if s.target in self.unpacked:
             self.measure(s.target, depth)
             return
-        if s.op == "keep":
-            self.line(depth, f"{self.entry(s.args['table'], s.args['key'])} = {self.spell(s.args['of'])}")
-            return
         if s.op == "update":
             gradients = zip(s.args["paths"], map(self.spell, s.args["gradients"]), strict=True)
             self.comment("", depth)
             self.text.append("")
             self.line(depth, f"update({{{', '.join(f'{quoted(k)}: {v}' for k, v in gradients)}}})")
             return
-        if s.op == "copy":
-            self.line(depth, f"{self.entry(s.args['table'], s.args['key'])}.copy_({self.spell(s.args['of'])})")
+        if s.op in ("keep", "copy"):
+            entry, value = self.entry(s.args["table"], s.args["key"]), self.spell(s.args["of"])
+            self.line(depth, f"{entry} = {value}" if s.op == "keep" else f"{entry}.copy_({value})")
             return
         if s.block:
             self.call(s, s.block, depth, {r for r in s.reads if last[r] == i and r not in kept})
@@ -164,8 +165,7 @@ class Printer:
         if not self.called and self.text and self.text[-1]:
             self.text.append("")
         self.vertex = ""
-        given = [*block.tables, *map(self.spell, s.args["values"]), *s.args["words"], *block.more]
-        expression = f"{block.name}({', '.join(given)})"
+        expression = f"{block.name}({', '.join(arguments(s, block, self.spell, self.places))})"
         parts = [p.target for p in self.readers.get(s.target, ()) if p is not None] if len(block.returned) > 1 else []
         for r, own in zip(parts or [s.target], block.returned, strict=False):
             self.hand_down(r, own, block, dying)
@@ -209,9 +209,8 @@ class Printer:
     def own_name(self, value: Ref) -> str:
         """What a value is called from here on; the first term of a sum is called what the sum is."""
         if value not in self.names:
-            whole = self.becomes(value)
-            given = self.fixed.get(value) or self.stored.get(whole)
-            self.names[value] = given or self.namer(self.labels[whole].text)
+            sum_ = self.becomes(value)
+            self.names[value] = self.fixed.get(value) or self.stored.get(sum_) or self.namer(self.labels[sum_].text)
         self.owner[self.names[value]] = value
         return self.names[value]
 
@@ -314,9 +313,8 @@ class Printer:
         """Print an operation with several results, where more than one is read, as one assignment to all of them."""
         count = result_count(s.op)
         parts = [p for p in self.readers.get(s.target, ()) if p is not None and p.op == "getitem"]
-        measured = any(p.target in self.late_dims for p in parts)
+        measured = s.target in self.kept or any(p.target in self.late_dims for p in parts)
         here = all(self.block_of[p.target] == self.block_of[s.target] for p in parts)
-        measured = measured or s.target in self.kept
         if len(parts) < 2 or count is None or not here or measured or len(self.readers[s.target]) != len(parts):
             return False
         if any(p.keeps and self.own_name(p.target) != self.names[p.keeps] for p in parts):
@@ -331,6 +329,9 @@ class Printer:
             if p is not None:
                 names[p.args["index"]] = self.own_name(p.target)
                 self.unpacked.add(p.target)
+        if s.target in self.together:
+            name, members = self.together[s.target]
+            names[-len(members) :] = [f"*{name}"]
         targets = ", ".join(names)
         room = WIDTH - len(STEP * depth) - len(expression.partition("(")[0]) - len(" = (")
         targets = targets if len(targets) <= room else listed(names, STEP * depth, 0)
@@ -386,8 +387,8 @@ class Printer:
         """Write `del` for values that nothing reads any more."""
         if self.called and self.kept_by_caller:
             dead = [r for r in dead if r not in self.freed]
-        names = [self.names[r] for r in dead if r in self.names and self.owner[self.names[r]] == r]
-        names = [name for name in names if name.isidentifier() and name not in self.memories.names]
+        names = [n for r in dead if (n := self.names.get(r, "")).isidentifier() and self.owner[n] == r]
+        names = [name for name in names if name not in self.memories.names]
         if names:
             self.line(depth, deleted(dict.fromkeys(names), depth))
 

@@ -1,4 +1,4 @@
-"""Names that generated files use for themselves."""
+"""Names that generated files use for themselves, and what they say of their functions."""
 
 from __future__ import annotations
 
@@ -26,4 +26,12 @@ ARGUMENTS = (
 STOPPING = ("settled", "done", "calm", "turn")
 """Names of a loop that ends early, and of one in which vertices wait for news."""
 
-__all__ = ["ARGUMENTS", "STOPPING"]
+SWEEP = "infer_and_learn"
+DOC = {
+    "predict": "Feed forward. Returns the outputs, and what inference and learning read of the predictions.",
+    "infer": "Settle the errors. Returns the error of each vertex.",
+    "learn": "The local weight updates. Returns the free-energy gradient of each parameter.",
+    SWEEP: "Infer and learn in one sweep on −ε, dropping each error when it has been read. Empties `context`.",
+}
+
+__all__ = ["ARGUMENTS", "DOC", "STOPPING", "SWEEP"]

@@ -99,10 +99,11 @@ class Block:
     """A run of statements that a function repeats, as a function of its own. It is written as the first run is.
 
     values: what it is handed, in the order of a call's. owned: those of them whose memory nothing else reads; freed:
-    those that nobody else has. returned: what it hands back. stored: results, by key, that it puts into tables of
-    results, at `places`; copied: those that it copies. keys: how the keys of tables are written in it that differ from
-    run to run. words: the names that these give to what differs. headings: the comments above vertices. tables: those
-    that it reads or writes. more: lengths and the like, by the names that they have in the function around it.
+    those that nobody else has; taken: those that it takes from the end of the context itself. returned: what it hands
+    back. stored: results, by key, that it puts into tables of results, at `places`; copied: those that it copies. keys:
+    how the keys of tables are written in it that differ from run to run. words: the names that these give to what
+    differs. headings: the comments above vertices. tables: those that it reads or writes. more: lengths and the like,
+    by the names that they have in the function around it.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Block:
     headings: Mapping[str, str]
     labels: Mapping[Ref, Label]
     tables: tuple[str, ...]
+    taken: tuple[Ref, ...] = ()
     freed: frozenset[Ref] = frozenset()
     more: tuple[str, ...] = ()
 

@@ -218,6 +218,43 @@ def test_deep_files_are_short_by_themselves() -> None:
     assert len(pc.source) < len(plain) / 2
 
 
+class TwoHeads(nn.Module):
+    """A deep stack with an output half way and one at its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (Stack([("plain", 1.0, False)] * 8) for _ in range(2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        half = self.first(x)
+        return half, self.second(half)
+
+
+@pytest.mark.parametrize("used", [(0,), (1,), (0, 1)], ids=str)
+def test_losses_of_some_outputs(used: tuple[int, ...]) -> None:
+    """Against autograd, twice: what a loss sends back takes nothing from the next one."""
+    pc, plain = compiled(TwoHeads), seeded(TwoHeads)
+    assert ("infer_and_learn", "first_layers_3_a") in pc.compiled.source.blocks
+    x = torch.randn(BATCH, WIDTH, dtype=torch.float64)
+    for _ in range(2):
+        for model in (pc, plain):
+            outputs = model(x)
+            torch.stack([outputs[i].square().sum() for i in used]).sum().backward()
+    for (name, p), q in zip(pc.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+def test_a_graph_that_is_kept() -> None:
+    pc, plain = (make(lambda: Stack([("norm", 1.0, False)] * 8)) for make in (compiled, seeded))
+    x = torch.randn(BATCH, WIDTH, dtype=torch.float64)
+    for model in (pc, plain):
+        loss = model(x).square().sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+    for p, q in zip(pc.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
 def test_a_vertex_inside_a_function_is_explained() -> None:
     pc = compiled(lambda: Stack([("plain", 1.0, False)] * 12))
     page = str(pc.explain("layers.7.a"))

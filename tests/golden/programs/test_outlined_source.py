@@ -31,7 +31,7 @@ def predict_layers(params, value, block):
 
     # layers.* · add    v̂ = x + y    test_outlining.py:58
     prediction_layers_add = value + prediction_layers_mul
-    return prediction_layers_tanh, prediction_layers_add
+    return prediction_layers_add, prediction_layers_tanh
 
 
 @torch.no_grad()
@@ -39,12 +39,12 @@ def predict(params, buffers, inputs):
     """Feed forward. Returns the outputs, and what inference and learning read of the predictions."""
     x = inputs["x"]
 
-    prediction_layers_0_tanh, prediction_layers_0_add = predict_layers(params, x, 0)
-    prediction_layers_1_tanh, prediction_layers_1_add = predict_layers(params, prediction_layers_0_add, 1)
-    prediction_layers_2_tanh, prediction_layers_2_add = predict_layers(params, prediction_layers_1_add, 2)
-    prediction_layers_3_tanh, prediction_layers_add = predict_layers(params, prediction_layers_2_add, 3)
+    prediction_layers_0_add, prediction_layers_0_tanh = predict_layers(params, x, 0)
+    prediction_layers_1_add, prediction_layers_1_tanh = predict_layers(params, prediction_layers_0_add, 1)
+    prediction_layers_2_add, prediction_layers_2_tanh = predict_layers(params, prediction_layers_1_add, 2)
+    prediction_layers_tanh, prediction_layers_3_tanh = predict_layers(params, prediction_layers_2_add, 3)
 
-    return (prediction_layers_add,), [
+    return (prediction_layers_tanh,), [
         prediction_layers_0_tanh, x, prediction_layers_0_add, prediction_layers_1_tanh, prediction_layers_1_add,
         prediction_layers_2_tanh, prediction_layers_2_add, prediction_layers_3_tanh,
     ]
@@ -80,18 +80,15 @@ def infer_block(params, errors, error_layers_b, prediction_layers_tanh, block, b
 @torch.no_grad()
 def infer(params, context, output_errors):
     """Settle the errors. Returns the error of each vertex."""
-    [
-        prediction_layers_0_tanh, _, _, prediction_layers_1_tanh, _, prediction_layers_2_tanh, _,
-        prediction_layers_3_tanh,
-    ] = context
+    [prediction_layers_0_tanh, _, _, _, _, _, _, _] = context
     errors = {}
 
     # layers.3.b · linear    ε = ε[layers_3_mul]    test_outlining.py:58
     error_layers_3_b = output_errors[0]
 
-    error_layers_b = infer_block(params, errors, error_layers_3_b, prediction_layers_3_tanh, 3, 2)
-    error_layers_b = infer_block(params, errors, error_layers_b, prediction_layers_2_tanh, 2, 1)
-    error_layers_b = infer_block(params, errors, error_layers_b, prediction_layers_1_tanh, 1, 0)
+    error_layers_b = infer_block(params, errors, error_layers_3_b, context[-1], 3, 2)
+    error_layers_b = infer_block(params, errors, error_layers_b, context[-3], 2, 1)
+    error_layers_b = infer_block(params, errors, error_layers_b, context[-5], 1, 0)
 
     # layers.0 · tanh    ε = Wᵀ ε[layers_0_b]    test_outlining.py:58
     error_layers_0_tanh = error_layers_b @ params["layers.0.b.weight"]
@@ -119,26 +116,22 @@ def learn_block(errors, gradients, value, block, block_1):
 @torch.no_grad()
 def learn(params, context, errors):
     """The local weight updates. Returns the free-energy gradient of each parameter."""
-    [
-        prediction_layers_0_tanh, x, prediction_layers_0_add, prediction_layers_1_tanh, prediction_layers_1_add,
-        prediction_layers_2_tanh, prediction_layers_2_add, prediction_layers_3_tanh,
-    ] = context
     gradients = {}
-    learn_block(errors, gradients, x, 0, "a")
-    learn_block(errors, gradients, prediction_layers_0_tanh, 0, "b")
-    learn_block(errors, gradients, prediction_layers_0_add, 1, "a")
-    learn_block(errors, gradients, prediction_layers_1_tanh, 1, "b")
-    learn_block(errors, gradients, prediction_layers_1_add, 2, "a")
-    learn_block(errors, gradients, prediction_layers_2_tanh, 2, "b")
-    learn_block(errors, gradients, prediction_layers_2_add, 3, "a")
-    learn_block(errors, gradients, prediction_layers_3_tanh, 3, "b")
+    learn_block(errors, gradients, context[-7], 0, "a")
+    learn_block(errors, gradients, context[-8], 0, "b")
+    learn_block(errors, gradients, context[-6], 1, "a")
+    learn_block(errors, gradients, context[-5], 1, "b")
+    learn_block(errors, gradients, context[-4], 2, "a")
+    learn_block(errors, gradients, context[-3], 2, "b")
+    learn_block(errors, gradients, context[-2], 3, "a")
+    learn_block(errors, gradients, context[-1], 3, "b")
 
     return gradients
 
 
-def infer_and_learn_block(
-    params, gradients, minus_error_layers_b, prediction_layers_tanh, prediction_layers_add, block,
-):
+def infer_and_learn_block(params, gradients, context, minus_error_layers_b, block):
+    [prediction_layers_tanh, prediction_layers_add] = [context.pop() for _ in range(2)]
+
     # layers.*.b · linear    ε = ε[layers_*_mul]    test_outlining.py:58
     gradients[f"layers.{block}.b.weight"] = minus_error_layers_b.t() @ prediction_layers_tanh
     gradients[f"layers.{block}.b.bias"] = torch.sum(minus_error_layers_b, [0])
@@ -176,17 +169,11 @@ def infer_and_learn(params, context, output_errors):
     minus_error_layers_3_b = -error_layers_3_add
     del error_layers_3_add
 
-    minus_error_layers_b = infer_and_learn_block(
-        params, gradients, minus_error_layers_3_b, context.pop(), context.pop(), 3,
-    )
+    minus_error_layers_b = infer_and_learn_block(params, gradients, context, minus_error_layers_3_b, 3)
     del minus_error_layers_3_b
 
-    minus_error_layers_b = infer_and_learn_block(
-        params, gradients, minus_error_layers_b, context.pop(), context.pop(), 2,
-    )
-    minus_error_layers_b = infer_and_learn_block(
-        params, gradients, minus_error_layers_b, context.pop(), context.pop(), 1,
-    )
+    minus_error_layers_b = infer_and_learn_block(params, gradients, context, minus_error_layers_b, 2)
+    minus_error_layers_b = infer_and_learn_block(params, gradients, context, minus_error_layers_b, 1)
 
     # layers.0.b · linear    ε = ε[layers_0_mul]    test_outlining.py:58
     gradient_layers_0_b_weight = minus_error_layers_b.t() @ prediction_layers_0_tanh
