@@ -22,7 +22,7 @@ MOST_PARTS = 3000
 """The longest program without a loop that is chosen by itself: each part is a few lines of the generated file."""
 MOST_ERRORS = 4
 """A program without a loop is chosen by itself where vertices carry so many errors or parts on average at most: its
-file is then up to three times as long as that of exact. That of exponentials is as long as exact's, but slower."""
+file is then up to three times as long as that of exact, what repeats written out. That of exponentials is slower."""
 FINEST, ROUNDINGS, COARSEST = 1e-9, 256, 1e-3
 """How close to the steps a lowering is to come by default: as many roundings of the type, within these bounds."""
 SHORT = 1.25
