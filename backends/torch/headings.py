@@ -16,6 +16,7 @@ class Headings:
         self.program, self.pc, self.moving = program, program.pc, bool(program.state)
         self.vertices = {v.name: v for v in self.pc.vertices}
         self.children = self.pc.children()
+        self.damped = any(isinstance(s, ForEach) for s in program.infer)
 
     def of(self, function: str) -> Callable[[str], str]:
         """The comments in one of the functions; learning has none."""
@@ -41,7 +42,7 @@ class Headings:
         if self.moving:
             own = f"h), h = ∂E/∂v, E = {v.energy}" if v.energy else "ε)"
             return _heading(v, f"ε = v − v̂, Δv = η ({text} − {own}")
-        if any(isinstance(s, ForEach) for s in self.program.infer):
+        if self.damped:
             return _heading(v, f"u = z ({text.replace('ε', 'u')}), Δε = u")
         return _heading(v, f"Δε = η ({text} − ε)" if self.program.arguments else f"ε = {text}")
 

@@ -121,7 +121,7 @@ class _Outline:
         self.stored |= {key for run in runs for key, _ in run.stored}
         self.places |= {v: block.name for run in runs for v in run.vertices if v}
         self.saved += saved(first, len(runs), self.names.headed)
-        calls = (self._call(block, run, words.arguments(i)) for i, run in enumerate(runs))
+        calls = (self._call(block, *of) for of in zip(runs, words.arguments(), strict=True))
         return {target: lines for call in calls for target, lines in call.items()}
 
     def _call(self, block: Block, run: Run, words: tuple[str, ...]) -> dict[Ref, list[Line]]:

@@ -66,9 +66,11 @@ class Words:
                 found.append(column[0])
         return found
 
-    def arguments(self, run: int) -> tuple[str, ...]:
-        """The words of one run as Python text: a number where all are."""
-        return tuple(column[run] if all(map(_is_number, column)) else quoted(column[run]) for column in self.columns)
+    def arguments(self) -> list[tuple[str, ...]]:
+        """The words of each run as Python text: numbers where all of a column are."""
+        columns = ((c, all(map(_is_number, c))) for c in self.columns)
+        texts = [c if numbers else tuple(map(quoted, c)) for c, numbers in columns]
+        return list(zip(*texts, strict=True)) if texts else [()] * self.runs
 
 
 def _is_number(text: str) -> bool:
