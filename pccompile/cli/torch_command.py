@@ -123,6 +123,7 @@ def compiled(target: Target, options: argparse.Namespace, settings: Mapping[str,
         loss=loss,
         hook=progress,
         check=options.check,
+        capture="export",  # one program is written
         on_divergence="ignore" if options.verify else "raise",
         **settings,
     )
