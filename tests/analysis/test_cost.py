@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from typing import Any
 
 import pytest
@@ -25,7 +26,8 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     "nudged": {"steps": 2},
     "langevin": {"steps": 2, "burn_in": 3},
 }
-BY_TORCH = {  # of these, torch counts the variants that are not in place
+BY_TORCH = {  # of these, torch counts the variants that are not in place, and give a tensor of their own
+    torch.ops.aten.linear: lambda x, w, *_, out_shape=None, **__: 2 * math.prod(x) * w[0],
     torch.ops.aten.addmm_: lambda a, x, y, *_, out_shape=None, **__: 2 * x[0] * x[1] * y[1],
     torch.ops.aten.baddbmm_: lambda a, x, y, *_, out_shape=None, **__: 2 * x[0] * x[1] * x[2] * y[2],
 }

@@ -314,8 +314,8 @@ def test_a_key_with_its_words_is_the_key(middles: list[str], before: str, behind
     words = Words(len(texts))
     template = words.template(texts)
     names = [f"w{i}" for i in range(len(words.columns))]
-    for i, text in enumerate(texts):
-        scope: Mapping[str, object] = dict(zip(names, map(eval, words.arguments(i)), strict=True))
+    for text, arguments in zip(texts, words.arguments(), strict=True):
+        scope: Mapping[str, object] = dict(zip(names, map(eval, arguments), strict=True))
         assert eval(spelled(template, names), dict(scope)) == text
 
 
