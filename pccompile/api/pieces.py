@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pccompile.algorithms import ALGORITHMS
 from pccompile.api.module import PCModule
@@ -17,11 +15,10 @@ from pccompile.pipeline import Hook, Options
 from pccompile.report.explain import explain
 from pccompile.report.summary import summary
 from pccompile.report.tables import Page
-from pccompile.runtime.derivative_guards import opaque
+from pccompile.runtime.comparison import NotRun
 from pccompile.runtime.module import Criterion
-from pccompile.runtime.pieces import ModuleInPieces, note_on
+from pccompile.runtime.pieces import ModuleInPieces
 from pccompile.runtime.pieces_check import compile_pieces
-from pccompile.runtime.self_check import NotRun
 from pccompile.runtime.torch_compile import Piece
 
 Capture = Literal["auto", "export", "pieces"]
@@ -40,24 +37,6 @@ class PiecewiseModule(ModuleInPieces, PCModule):
     """
 
     kind = PieceModule
-
-    @opaque
-    def train_step(
-        self,
-        args: tuple[Any, ...] | Tensor,
-        target: Any,
-        optimizer: torch.optim.Optimizer,
-        kwargs: Mapping[str, Any] | None = None,
-        **roles: Any,
-    ) -> Tensor:
-        """One step on one batch with any torch optimizer; returns the loss before, detached. Raises CompileError."""
-        if roles:
-            raise self._refuse("roles are of one program")
-        optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(*((args,) if isinstance(args, Tensor) else args), target=target, **(kwargs or {}))
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
 
     def summary(self) -> Page:
         """The notes on the whole, and the summary of each piece."""
@@ -106,8 +85,6 @@ def in_pieces(
         raise refusal or CompileError(f"{type(model).__name__} is not compiled in pieces: {e}") from e
     except CompileError as e:
         raise CompileError((*problems, *(replace(p, what=f"in pieces: {p.what}") for p in e.problems))) from e
-    for note in note_on(pc.left):
-        warnings.warn(f"{type(model).__name__}: {note}", stacklevel=3)
     return pc
 
 

@@ -6,12 +6,12 @@ the gradients of its pieces' algorithm where these are backpropagation's: what i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from pccompile.analysis.compare import Checked
 from pccompile.diagnostics import CompileError, listing
@@ -19,10 +19,11 @@ from pccompile.frontends.capture import exported_elsewhere
 from pccompile.passes.roles import NO_ROLES, Roles
 from pccompile.pipeline import Hook, Options
 from pccompile.runtime.autograd_function import Bridge
+from pccompile.runtime.comparison import tensors_of
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
 from pccompile.runtime.losses import targets_of
 from pccompile.runtime.module import CompiledModule, Criterion
-from pccompile.runtime.torch_compile import Piece, PieceProgram, program_of
+from pccompile.runtime.torch_compile import OPTIONS, Piece, PieceProgram, program_of
 
 FORMS = 64
 """So many forms of a function are compiled, one for each path and kind of arguments; further ones run as they are."""
@@ -47,9 +48,10 @@ class ModuleInPieces(CompiledModule):
         self._run_by_dynamo: Callable[..., Any] | None = None
         self.comparison: Checked | None = None
         self.left: tuple[str, ...] = ()
+        self._looked = -1
 
     def _anew(self) -> dict[str, Any]:
-        return {**super()._anew(), "_programs": [], "_run_by_dynamo": None}
+        return {**super()._anew(), "_programs": [], "_run_by_dynamo": None, "_looked": -1}
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
@@ -75,7 +77,19 @@ class ModuleInPieces(CompiledModule):
         if not torch.is_grad_enabled() or (torch.compiler.is_exporting() and not exported_elsewhere()):
             return model(*args, **kwargs)  # without gradients the model is its own program
         refuse_transforms(model, args, kwargs)
-        return self._dynamo()(*args, **kwargs)
+        outputs = self._dynamo()(*args, **kwargs)
+        if self._looked != len(self._programs):  # a path that no call has taken before
+            self._look(outputs)
+        return outputs
+
+    def _look(self, outputs: Any) -> None:
+        """Say once of each parameter that no piece holds what reads it on the path that led to these outputs."""
+        model: nn.Module = self.__dict__["model"]
+        found = left_to_autograd(tensors_of(outputs), dict(model.named_parameters()))
+        if new := tuple(name for name in found if name not in self.left):
+            self.left = (*self.left, *new)
+            warnings.warn(f"{type(model).__name__}: {note_on(new)[0]}", stacklevel=6)
+        self._looked = len(self._programs)
 
     def _dynamo(self) -> Callable[..., Any]:
         if self._run_by_dynamo is None:
@@ -87,8 +101,7 @@ class ModuleInPieces(CompiledModule):
 
     def _compile_piece(self, piece: fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
         del example_inputs
-        options = self.options
-        how = {"algorithm": options.algorithm, "granularity": options.granularity, **options.settings}
+        how = {name: getattr(self.options, name) for name in OPTIONS} | dict(self.options.settings)
         program = program_of(piece, {**how, "hook": self._hook, "check": self._check}, self.kind)
         self._programs.append(program)
         return program.run
@@ -100,7 +113,7 @@ class ModuleInPieces(CompiledModule):
         outputs = self(*args, **kwargs)
         if criterion is not None:
             return criterion(outputs, target)
-        floating = [t for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
+        floating = [t for t in tensors_of(outputs) if t.is_floating_point()]
         pairs = zip(floating, targets_of(target), strict=True)
         return torch.stack([0.5 * (o - t).square().sum() for o, t in pairs]).sum()
 

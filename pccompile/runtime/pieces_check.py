@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pccompile.analysis.compare import Checked
 from pccompile.diagnostics import CompileError, first_line
 from pccompile.runtime.check_refusal import REPORT
+from pccompile.runtime.comparison import TOLERANCE, Comparison, tensors_of
 from pccompile.runtime.fault_location import Fault
-from pccompile.runtime.pieces import EAGER, UNCHECKED, ModuleInPieces, left_to_autograd
-from pccompile.runtime.self_check import TOLERANCE, Check
+from pccompile.runtime.pieces import EAGER, UNCHECKED, ModuleInPieces
 from pccompile.runtime.smaller_example import Example
 from pccompile.runtime.trial_run import Change, Results, backward, has_hooks
 
@@ -36,16 +35,14 @@ def compile_pieces(pc: ModuleInPieces, args: tuple[Any, ...], kwargs: Mapping[st
         whole.program()
 
 
-class _Check(Check):
-    """Compares what the pieces make together."""
+class _Check(Comparison):
+    """What the pieces make together, against the model."""
 
     def __init__(self, pc: ModuleInPieces, example: Example) -> None:
-        self.pc, self.model, self.example = pc, pc.__dict__["model"], example
-        self.random, self.misjudged, self.alone, self.sharing = True, "", False, False
-        self.reference = self.eager
-        tensors = [*self.model.parameters(), *pytree.tree_leaves((example.args, example.kwargs))]
-        kinds = {t.dtype.to_real() for t in tensors if isinstance(t, Tensor)} & set(TOLERANCE)
-        self.dtype = max(kinds, key=lambda d: TOLERANCE[d], default=torch.float32)
+        self.pc, model = pc, pc.__dict__["model"]
+        tensors = [*model.parameters(), *tensors_of((example.args, example.kwargs))]
+        kinds = {t.dtype.to_real() for t in tensors} & set(TOLERANCE)
+        super().__init__(model, example, max(kinds, key=lambda d: TOLERANCE[d], default=torch.float32))
 
     def learning(self) -> dict[str, Tensor]:
         """The parameters that learn, by path."""
@@ -59,9 +56,7 @@ class _Check(Check):
         """What the pieces give. Raises CompileError where they fail."""
         with self.trial(change) as (learning, args, kwargs):
             try:
-                outputs = [t for t in pytree.tree_leaves(self.pc(*args, **kwargs)) if isinstance(t, Tensor)]
-                self.pc.left = left_to_autograd(outputs, dict(self.model.named_parameters()))
-                results = backward(outputs, learning)
+                results = backward(tensors_of(self.pc(*args, **kwargs)), learning)
             except CompileError:
                 raise
             except Exception as e:
@@ -73,10 +68,6 @@ class _Check(Check):
 
     def shared(self) -> None:
         """No product is shared with eager torch."""
-
-    def decided(self) -> set[str]:
-        """No branch is chosen within a program of which eager torch would not know."""
-        return set()
 
     def fault(self) -> tuple[Fault | None, str]:
         """None: each piece has been compared by itself, so that what differs lies between them."""

@@ -32,6 +32,8 @@ from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.module import CompiledModule
 from pccompile.runtime.shared_memory import Sharing, memory, refuse_overlap, shared, sharing
 
+OPTIONS = tuple(f.name for f in fields(Options) if f.name not in ("settings", "home", "choices"))
+"""What of a compilation is chosen for each piece; what else is given are settings of its algorithm."""
 torch._dynamo.config.allow_rnn = True  # else Dynamo leaves each function that calls a recurrent layer to autograd
 
 
@@ -125,8 +127,7 @@ class Piece(CompiledModule):
 
     def __init__(self, piece: Exportable, options: Mapping[str, Any]) -> None:
         settings = dict(options)
-        names = [f.name for f in fields(Options) if f.name not in ("settings", "home", "choices")]
-        named = {k: settings.pop(k) for k in names if k in settings}
+        named = {k: settings.pop(k) for k in OPTIONS if k in settings}
         if named.get("feedback") in LEAVES:
             what = f"torch.compile has no place for the weights of {named['feedback']} feedback"
             raise CompileError(what, hint=f'pccompile.compile(model, args, feedback="{named["feedback"]}") has')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from pccompile.runtime.loaded_program import Runtime, parted
 from pccompile.runtime.losses import targets_of
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.module import CompiledModule
+from pccompile.runtime.pieces import ModuleInPieces
 from pccompile.runtime.rollback import guarded
 from pccompile.runtime.settle import learned
 
@@ -37,13 +38,11 @@ def train_step(
     named, given = dict(kwargs), Given(NO_ROLES, targets=tuple(targets_of(target)))
     if free or clamped or mask:
         given = Given.of(target, pc.criterion, free, clamped, mask)
+    if isinstance(pc, ModuleInPieces) and not given.roles:
+        return _descended(lambda: pc.loss_by(pc.criterion, args, named, target), optimizer)
     runtime, tables, inputs = pc.program_for(args, named, target, given.roles)
     if not runtime.source.updates and not given.roles:
-        optimizer.zero_grad(set_to_none=True)
-        loss = pc.loss_of(runtime, tables, inputs, given.targets)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
+        return _descended(lambda: pc.loss_of(runtime, tables, inputs, given.targets), optimizer)
 
     step = _updating if runtime.source.updates else _settling
 
@@ -52,6 +51,15 @@ def train_step(
 
     with torch.no_grad():
         return pc.step_by(run, runtime, tables, given.leaves(runtime, inputs), list(given.targets))[0]
+
+
+def _descended(loss_of: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> Tensor:
+    """The loss, after a step of the optimizer along its gradient."""
+    optimizer.zero_grad(set_to_none=True)
+    loss = loss_of()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
 
 
 def _settling(

@@ -1,5 +1,5 @@
 """One thread and a known seed for every test of this folder."""
 
-from helpers.fixtures import fresh_dynamo, quiet_torch
+from helpers.fixtures import fresh_dynamo, quiet_torch, silent_logs
 
-__all__ = ["fresh_dynamo", "quiet_torch"]
+__all__ = ["fresh_dynamo", "quiet_torch", "silent_logs"]

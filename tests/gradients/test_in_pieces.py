@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,7 @@ from gradients.test_zoo import ALL
 from pccompile import CompileError
 from pccompile.api.pieces import PiecewiseModule
 
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo", "silent_logs")
 
 
 class Net(nn.Module):
@@ -101,7 +93,7 @@ def test_each_path_learns_as_in_eager_torch(run: Any) -> None:
     torch.manual_seed(0)
     net, x = Net(run).double(), torch.randn(4, 3, dtype=torch.float64)
     plain = copy.deepcopy(net)
-    pc = pccompile.compile(net, x)
+    pc = pccompile.compile(net, x, algorithm="zil" if run is expert_by_row else "exact")
     assert isinstance(pc, PiecewiseModule)
     assert isinstance(pc, pccompile.PCModule)
     assert pc.checked is not None
@@ -165,6 +157,14 @@ def test_each_way_to_capture_is_asked_for_by_name() -> None:
     for options in ({"algorithm": "strict"}, {"algorithm": "fixed-prediction"}, {"feedback": "random"}):
         with pytest.raises(CompileError, match=r"cannot capture Net[\s\S]*not compiled in pieces, since"):
             pccompile.compile(net, x, **options)
+    for options, words in (
+        ({"energies": "laplace"}, "knows no energy"),
+        ({"precision": 2.0}, "knows no energy"),
+        ({"granularity": "nonsense"}, "unknown granularity"),
+        ({"steps": 3}, "has no setting steps"),
+    ):
+        with pytest.raises(CompileError, match=f"in pieces: .*{words}"):
+            pccompile.compile(net, x, **options)
     plain = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
     assert isinstance(pccompile.compile(plain, x, capture="pieces"), PiecewiseModule)
     assert not isinstance(pccompile.compile(plain, x), PiecewiseModule)
@@ -196,6 +196,17 @@ def test_what_dynamo_leaves_to_eager_torch_is_said() -> None:
     with pytest.warns(UserWarning, match=r"autograd itself has the gradients of second.weight.*last.weight"):
         pc = pccompile.compile(Net(after_a_piece), x)
     assert any("autograd itself" in note for note in pc.notes)
+
+
+def test_what_is_left_to_eager_torch_is_said_at_the_call_that_finds_it() -> None:
+    """The example of a model with hooks is not run when it is compiled."""
+    torch.manual_seed(0)
+    net = Net(in_a_loop)
+    net.register_forward_hook(lambda *_: None)
+    pc = pccompile.compile(net, torch.randn(4, 3))
+    assert not pc.pieces  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match="autograd itself has the gradients of first.weight"):
+        pc(torch.randn(4, 3))
 
 
 def test_a_model_that_fails_by_itself_is_told_its_own_error() -> None:

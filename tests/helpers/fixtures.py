@@ -1,5 +1,6 @@
 """Fixtures of the folders whose tests run on one thread with a known seed."""
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -21,3 +22,11 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def silent_logs() -> Iterator[None]:
+    """Nothing of what torch logs where it cuts a program or gives up on it."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)

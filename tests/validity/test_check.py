@@ -17,6 +17,7 @@ from helpers.models import Busy, Residual, mlp, seeded
 from torch import Tensor, nn
 
 import pccompile
+from pccompile.runtime import comparison
 from pccompile.runtime import self_check as checking
 from pccompile.runtime.trial_run import Copies, untouched
 
@@ -233,7 +234,7 @@ def test_gradients_of_zero_are_named() -> None:
 
 
 def test_what_would_take_too_much_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "BUDGET", 100)
+    monkeypatch.setattr(comparison, "BUDGET", 100)
     pc = pccompile.compile(seeded(mlp, torch.float32), (torch.randn(6, 4),))
     assert pc.checked.outputs == 0
     assert pc.notes == ("not compared with eager torch: a second set of gradients takes 0.0 GiB, more than 0",)

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 import pccompile
 from pccompile import CompileError
 from pccompile.analysis.compare import difference
+from pccompile.runtime import comparison, smaller_example
 from pccompile.runtime import module as runtime_module
-from pccompile.runtime import self_check as checking
-from pccompile.runtime import smaller_example
 from pccompile.runtime.shared_products import Products
 from pccompile.runtime.trial_run import backward
 from pccompile.runtime.weight_factors import weight_factors
@@ -140,7 +139,7 @@ def test_other_free_lengths_are_cut_less() -> None:
 
 def test_small_models_are_computed_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(checking, "Products", None)
+    monkeypatch.setattr(comparison, "Products", None)
     pccompile.compile(Seen(plain), (torch.randn(6, 4),))
     assert SIZES == [(6, 4)]
 
