@@ -74,9 +74,11 @@ class Collector:
 
     def add(self, what: str, where: Location = NOWHERE, hint: str = "") -> None:
         """Record one problem; an equal one is recorded once."""
-        problem = Problem(what, where, hint)
-        if problem not in self.problems:
-            self.problems.append(problem)
+        self.extend([Problem(what, where, hint)])
+
+    def extend(self, problems: Iterable[Problem]) -> None:
+        """Record each problem that is not there yet."""
+        self.problems += [p for p in dict.fromkeys(problems) if p not in self.problems]
 
     def raise_if_any(self, kind: type[CompileError] = CompileError) -> None:
         """Raise one error with everything that was recorded."""

@@ -84,7 +84,7 @@ def _checked(name: str, training: bool) -> Row:
     reference = copy.deepcopy(model)
     start = time.process_time()
     try:
-        compiled = pccompile.compile(model, (), given)
+        compiled = pccompile.compile(model, (), given, capture="export")
     except CompileError as e:
         seconds = time.process_time() - start
         if reason := _not_capturable(reference, given) or _captured_otherwise(reference, given):

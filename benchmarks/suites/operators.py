@@ -107,7 +107,7 @@ def judge(sample: Sample, dtype: torch.dtype) -> Verdict | None:
     if not expected.gradients:
         return None
     try:
-        pc = pccompile.compile(copy.deepcopy(sample.model), sample.args, sample.kwargs, algorithm="exact")
+        pc = pccompile.compile(copy.deepcopy(sample.model), sample.args, sample.kwargs, capture="export")
     except pccompile.CompileError as e:
         refusal = uncapturable(sample)
         return Verdict("not capturable", refusal) if refusal else Verdict("refused", _line(e))

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
-from pccompile.diagnostics import Collector, CompileError, Location
+from pccompile.diagnostics import CaptureError, Collector, CompileError, Location
 from pccompile.frontends.autocast import write_casts
 from pccompile.frontends.capture import AUTOCAST, HOOKS, LEARNING, STATES
 from pccompile.frontends.control import CONTROL, Nested
@@ -73,7 +73,7 @@ class _Importer:
         self.model_tensors = ModelTensors(program, model, self.namer)
         self.dims: dict[str, Source] = {}
         self.wanted: set[str] = set()
-        self.problems = Collector()
+        self.problems, self.readings = Collector(), Collector()
         self.parts: dict[Arg, str] = {}
         self.targets: dict[str, Arg] = {}
         self.read_as: dict[fx.Node, Arg] = {}
@@ -117,7 +117,9 @@ class _Importer:
             if self.env[p] in self.params:
                 where = Location(self.model_tensors.origin[str(self.env[p])])
                 self.problems.add("a parameter is changed in place", where, "change it outside the model")
-        self.problems.raise_if_any()
+        kind = CompileError if self.problems.problems else CaptureError
+        self.problems.extend(self.readings.problems)
+        self.problems.raise_if_any(kind)
         updates = {self.env[p]: self.env[v] for p, v in written.items() if self.env[p] in self.buffers}
         for name, other in self.model_tensors.overlaps(updates):
             what = f"{name} is changed in place and shares memory with {other}"
@@ -291,8 +293,7 @@ class _Importer:
             self._append(n, call, bound, self.typer.infer(call, bound, types))
             self.parts[self.env[n]] = f"{name}_result"
         except CompileError as e:
-            for p in e.problems:
-                self.problems.add(p.what, p.where, p.hint)
+            self.problems.extend(e.problems)
             self.env[n] = Ref("unsupported")
 
     def _given(self, n: fx.Node) -> tuple[Any, ...]:
@@ -327,10 +328,9 @@ class _Importer:
         return bool({str(s) for s in symbols} - set(self.dims))
 
     def _refuse_number(self, n: fx.Node) -> None:
-        self.problems.add(
-            "a number that is read from a tensor's contents decides what is computed",
-            self._where(n),
-            "compute it outside the model and pass it as an argument, or avoid .item()",
+        hint = "compute it outside the model and pass it as an argument, or avoid .item()"
+        self.readings.add(
+            "a number that is read from a tensor's contents decides what is computed", self._where(n), hint
         )
 
     def _number(self, n: fx.Node, value: object) -> bool:

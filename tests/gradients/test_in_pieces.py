@@ -77,7 +77,13 @@ def noted(m: Any, x: Tensor) -> Tensor:
     return m.last(h.tanh())  # type: ignore[no-any-return]
 
 
-PROGRAMS = (branch, expert_by_row, order_of_numpy, chosen_by_name, rounds_without_gradient, noted)
+def rows_by_number(m: Any, x: Tensor) -> Tensor:
+    h = m.first(x)
+    rows = int(h[0].argmax()) + 1
+    return m.last(h[:rows].tanh())  # type: ignore[no-any-return]
+
+
+PROGRAMS = (rows_by_number, branch, expert_by_row, order_of_numpy, chosen_by_name, rounds_without_gradient, noted)
 
 
 def _step(called: Any, net: nn.Module, x: Tensor) -> list[Tensor | None]:

@@ -110,4 +110,4 @@ def test_a_number_is_returned_as_a_number() -> None:
 @pytest.mark.parametrize("use", [lambda h, a, n: h[:n], lambda h, a, n: F.leaky_relu(h, a)])
 def test_a_number_that_is_a_size_or_a_setting_is_refused(use: Use) -> None:
     with pytest.raises(CompileError, match="read from a tensor's contents"):
-        pccompile.compile(Reader(use), (torch.randn(3, 4),))
+        pccompile.compile(Reader(use), (torch.randn(3, 4),), capture="export")
