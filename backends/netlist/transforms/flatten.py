@@ -54,7 +54,7 @@ class _Flattening:
             populations[self.one] = Population(
                 shape=(1,), unit="sum", role="context", vertex="", bias=self.tensor(np.ones(1))
             )
-        described = {name: Tensor.of(a) for name, a in self.tensors.items() if name not in spec.tensors}
+        described = {name: self.described(a) for name, a in self.tensors.items() if name not in spec.tensors}
         made = replace(
             spec,
             populations=populations,
@@ -72,6 +72,11 @@ class _Flattening:
             self.stored[key] = fresh(f"#flat.{len(self.stored)}", self.tensors)
             self.tensors[self.stored[key]] = array
         return self.stored[key]
+
+    def described(self, array: np.ndarray) -> Tensor:
+        """What is said of a structural tensor. In fixed point a weight of 1 needs no more than two bits."""
+        described = Tensor.of(array)
+        return replace(described, bits=(2, 0)) if self.net.quantised and array.dtype.kind == "f" else described
 
     def population(self, name: str, p: Population) -> Population:
         """A population with one axis; a bias that several of its units share becomes a projection from a unit at 1."""
