@@ -78,20 +78,11 @@ def counts(a: Arrival, spec: Spec, tensors: Tensors, inside: np.ndarray) -> np.n
     return at_work.chosen_by(inside) if a.winners else at_work.sent(inside)
 
 
-def turned(a: Arrival) -> Arrival:
-    """The same synapses seen from their other end."""
-    p = msgspec.structs.replace(
-        a.projection, pre=a.post, post=f"{a.pre}:in", transpose=not a.projection.transpose, by=None
-    )
-    return Arrival(a.post, a.pre, p)
-
-
 def fan_in(spec: Spec, tensors: Tensors) -> dict[str, np.ndarray]:
     """The synapses that reach each unit of each population, `[units]`."""
     found = {name: np.zeros(p.size, dtype=np.int64) for name, p in spec.populations.items()}
-    for a in arrivals(spec):
-        if a.synapses:
-            found[a.post] += counts(turned(a), spec, tensors, np.ones(spec.populations[a.pre].shape, dtype=bool))
+    for p in spec.projections:
+        found[p.target] += operation(p, spec.populations, tensors).fan_in()
     return found
 
 

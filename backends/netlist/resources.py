@@ -134,7 +134,11 @@ def resources(net: Netlist, placement: Placement | None = None) -> Resources:
     )
     projections = tuple(
         ProjectionCost(
-            p.name, p.op, operation(p, spec.populations, tensors).number(), p.param is not None, p.param in plastic
+            p.name,
+            p.op,
+            int(operation(p, spec.populations, tensors).fan_in().sum()),
+            p.param is not None,
+            p.param in plastic,
         )
         for p in spec.projections
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -114,10 +113,19 @@ def _operand(
     source = lo.c.sources(ids)
     if len(source) == 1 and lo.c.populations[source[0]].size == ids.size:
         whole = lo.c.ids(source[0])
-        for order in itertools.permutations(range(ids.ndim)):
-            if whole.shape == tuple(ids.shape[i] for i in order) and bool((whole == ids.transpose(order)).all()):
-                return source[0], "".join(axes[i] for i in order)
+        order = _order(ids, whole)
+        if whole.ndim == ids.ndim and np.array_equal(whole, ids.transpose(order)):
+            return source[0], "".join(axes[i] for i in order)
     return lo.relayed(ids, label), "".join(axes)
+
+
+def _order(ids: Ids, whole: Ids) -> list[int]:
+    """The axes of `ids`, as they lie in `whole` if it has the same units in another order of axes."""
+    steps = {i: int(ids.take(1, i).flat[0]) - int(ids.flat[0]) for i, n in enumerate(ids.shape) if n > 1 and ids.size}
+    longer = iter(sorted(steps, key=lambda i: steps[i], reverse=True))
+    single = (i for i in range(ids.ndim) if i not in steps)
+    found = [next(longer if n > 1 and ids.size else single, None) for n in whole.shape]
+    return [i for i in found if i is not None] if None not in found else list(range(ids.ndim))
 
 
 @lowers("aten.mm.default", "aten.bmm.default", "aten.matmul.default", "aten.mv.default", "aten.dot.default")

@@ -7,6 +7,7 @@ rule of plasticity. Both know the populations and tensors of their circuit, and 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -36,7 +37,7 @@ Source = Callable[[str | None], str]
 
 
 @dataclass(frozen=True)
-class Operation:
+class Operation(ABC):
     """An operation at work in projection `p`. `ends` are those of the map itself, also where `p` is its adjoint.
 
     needs, may: the fields of a projection that it must and may have. rule: how its parameter learns. unitwise: unit i
@@ -90,67 +91,65 @@ class Operation:
         """The table of entries, or of deciding units."""
         return None if self.p.elements is None else self.tensors[self.p.elements]
 
+    @abstractmethod
     def problems(self) -> Iterator[str]:
         """What does not fit; the fields that it needs are there, and are tensors of the right kind."""
-        raise NotImplementedError
 
+    @abstractmethod
     def message(self) -> Message:
         """What it does to states. Linear, so that it also holds for whole numbers in float64, exact below 2⁵³."""
-        raise NotImplementedError
 
+    @abstractmethod
     def listed(self) -> Synapses:
         """The synapses of the map itself, also where the projection is its adjoint."""
-        raise NotImplementedError
 
     def synapses(self) -> Synapses:
         """The synapses of the projection, of a choice all those that it chooses from."""
         found = self.listed()
         return replace(found, post=found.pre, pre=found.post) if self.p.transpose else found
 
+    @abstractmethod
     def count(self) -> int:
         """How many synapses there are, at most: those beyond the edge of a convolution are counted too."""
-        raise NotImplementedError
 
     def fan_in(self) -> np.ndarray:
         """The number of synapses on each unit of post; a route has one for each slot."""
-        return np.bincount(self.synapses().post, minlength=self.post.size)
+        p = self.p
+        turned = msgspec.structs.replace(p, pre=p.target, post=f"{p.pre}:in", transpose=not p.transpose)
+        return replace(self, p=turned).sent(np.ones(self.pre.shape, dtype=bool))
 
+    @abstractmethod
     def most_terms(self) -> int:
         """The most terms that are added up for one unit."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sent(self, inside: np.ndarray) -> np.ndarray:
         """For each unit of pre, the synapses to those units of post that are `inside`, a mask in their shape."""
-        raise NotImplementedError
-
-    def number(self) -> int:
-        """How many synapses there are; of a choice all that it chooses from."""
-        return int(self.sent(np.ones(self.post.shape, dtype=bool)).sum())
 
     def chosen_by(self, inside: np.ndarray) -> np.ndarray:
         """For each unit of the select population `by`, the units `inside`, as for `sent`, whose messages it chooses."""
-        raise NotImplementedError
+        return np.zeros(0, dtype=np.int64)
 
     def first_read(self) -> tuple[np.ndarray, int] | None:
         """For each unit of post the first unit of pre that it reads, and the size of the table that says so, if any."""
         return None
 
-    def channels(self, inside: np.ndarray) -> np.ndarray:
-        """Of a kernel, the channels of post that have units `inside`."""
-        raise NotImplementedError
+    def channels(self, inside: np.ndarray) -> np.ndarray | None:
+        """The channels of post that have units `inside`; None without a kernel."""
+        return None
 
-    def stored(self, where: np.ndarray, count: int) -> np.ndarray:
+    def stored(self, where: np.ndarray, count: int) -> np.ndarray | None:
         """Which entries of the parameter each core needs, `[count, *param]`; where: the cores of the units of post."""
-        raise NotImplementedError
+        return None
 
     def is_single_synapses(self) -> bool:
         """Whether its tables name a unit, and an entry of a parameter, for each synapse already."""
         return False
 
     def divided(self, parts: np.ndarray, owners: np.ndarray) -> dict[str, np.ndarray] | None:
-        """The tables with which it reaches partial sums, None where single synapses do: synapse s then is on unit
+        """The tables with which it reaches partial sums; None where single synapses do.
 
-        parts[s], which adds up for unit owners[parts[s]] of post.
+        Synapse s then is on unit parts[s], which adds up for unit owners[parts[s]] of post.
         """
         return None
 
@@ -163,9 +162,9 @@ class Operation:
         """The projection from errors `pre` of post back to `post`, "population:port"."""
         return msgspec.structs.replace(self.p, name=name, pre=pre, post=post, transpose=not self.p.transpose)
 
+    @abstractmethod
     def numpy_source(self, x: str, operand: str, source: Source) -> str:
         """What it does to flat states x, as an expression of the functions in `export/nengo_parts.py`."""
-        raise NotImplementedError
 
     def nengo_transform(self, source: Source) -> str | None:
         """The transform of a connection in Nengo; "" for none, None where Nengo has no such transform."""
@@ -181,7 +180,7 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class LearningRule:
+class LearningRule(ABC):
     """A rule of plasticity at work between its populations; via: the projection that gives the geometry.
 
     operation: the operation whose parameters it changes, None for biases. has_pre: it reads states of pre. takes_via:
@@ -219,29 +218,29 @@ class LearningRule:
         assert self.via is not None
         return self.via
 
+    @abstractmethod
     def problems(self) -> Iterator[str]:
         """What does not fit together."""
-        raise NotImplementedError
 
+    @abstractmethod
     def change(self) -> Change:
         """What it adds up, over replicas too, rate and gain left out."""
-        raise NotImplementedError
 
+    @abstractmethod
     def synapses(self) -> Synapses:
         """What it adds up for each entry of its parameter: units of its post times units of its pre."""
-        raise NotImplementedError
 
     def most_terms(self) -> int:
         """The most products that it adds up for one entry and one replica."""
-        return -(-self.post.size // int(self.param.shape[0]))
+        return -(-self.post.size // max(1, int(self.param.shape[0])))
 
+    @abstractmethod
     def products(self) -> int:
         """The products of pre and post, or states of post, that it adds up in a tick."""
-        raise NotImplementedError
 
+    @abstractmethod
     def numpy_source(self, e: str, x: str, source: Source) -> str:
         """What it adds, rate left out, from flat states e of post and x of pre."""
-        raise NotImplementedError
 
 
 def flat(x: Tensor) -> Tensor:

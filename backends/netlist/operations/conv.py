@@ -124,12 +124,10 @@ class Correlate(LearningRule):
         return products
 
     def synapses(self) -> Synapses:
-        found = kernel_synapses(self.wiring, self.param.shape, self.post.shape, self.pre.shape)
-        assert found.other is not None
-        return Synapses(found.other, found.post, found.pre)
+        return kernel_synapses(self.wiring, self.param.shape, self.post.shape, self.pre.shape).by_entry()
 
     def products(self) -> int:
-        return Conv(self.wiring, self.populations, self.tensors).number()
+        return int(Conv(self.wiring, self.populations, self.tensors).fan_in().sum())
 
     def numpy_source(self, e: str, x: str, source: Source) -> str:
         to, of = self.post.shape, self.pre.shape

@@ -40,7 +40,7 @@ class Copy(LearningRule):
         return Synapses(bias_entries(self.post.shape, self.rule.axis), np.arange(self.post.size))
 
     def most_terms(self) -> int:
-        return -(-self.post.size // self.param.size)
+        return -(-self.post.size // max(1, self.param.size))
 
     def products(self) -> int:
         return self.post.size

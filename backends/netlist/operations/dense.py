@@ -43,9 +43,6 @@ class Dense(Operation):
     def count(self) -> int:
         return size(self.ends[0]) * size(self.param.shape[1:])
 
-    def fan_in(self) -> np.ndarray:
-        return np.full(self.post.size, self.param.shape[0 if self.p.transpose else 1])
-
     def most_terms(self) -> int:
         return int(self.param.shape[0 if self.p.transpose else 1])
 
@@ -90,9 +87,7 @@ class Outer(LearningRule):
 
     def synapses(self) -> Synapses:
         kernel = self.param.shape
-        found = matrix_synapses(self.post.size // kernel[0], kernel)
-        assert found.other is not None
-        return Synapses(found.other, found.post, found.pre)
+        return matrix_synapses(self.post.size // kernel[0], kernel).by_entry()
 
     def products(self) -> int:
         kernel = self.param.shape

@@ -74,26 +74,25 @@ class Einsum(Operation):
 
         return multiplied
 
-    def synapses(self) -> Synapses:
+    def listed(self) -> Synapses:
         lengths = self.lengths
         places = dict(zip(lengths, np.indices(tuple(lengths.values()), sparse=True), strict=True))
-        pre, other, post = (_flat(term, lengths, places) for term in self.terms)
+        pre, other, post = (_flat(term, lengths, places) for term in parts(str(self.p.subscripts)))
         return Synapses(post, pre, other)
 
     def count(self) -> int:
         return math.prod(self.lengths.values())
 
-    def fan_in(self) -> np.ndarray:
-        return np.full(self.post.size, self.most_terms())
-
     def most_terms(self) -> int:
         return math.prod(n for letter, n in self.lengths.items() if letter not in self.terms[2])
 
     def sent(self, inside: np.ndarray) -> np.ndarray:
-        pre, other, post = self.terms
-        ones = np.ones(self.other.shape, dtype=np.int64)
-        found = np.einsum(f"{post},{other}->{pre}", inside.reshape(self.post.shape).astype(np.int64), ones)
-        return np.asarray(found).reshape(-1)
+        # Each letter is one of pre or of post: what is summed of post repeats along the letters that only pre has.
+        pre, _, post = self.terms
+        both = "".join(letter for letter in pre if letter in post)
+        summed = np.einsum(f"{post}->{both}", inside.reshape(self.post.shape).astype(np.int64))
+        shape = [self.lengths[letter] if letter in both else 1 for letter in pre]
+        return np.broadcast_to(summed.reshape(shape), self.pre.shape).reshape(-1)
 
     @staticmethod
     def readings(p: Projection) -> tuple[Projection, ...]:

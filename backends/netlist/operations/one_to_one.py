@@ -42,5 +42,8 @@ class OneToOne(Operation):
     def adjoint(self, pre: str, post: str, name: str) -> Projection:
         return msgspec.structs.replace(self.p, name=name, pre=pre, post=post, transpose=False)
 
+    def numpy_source(self, x: str, operand: str, source: Source) -> str:
+        return x
+
     def nengo_transform(self, source: Source) -> str | None:
         return "" if self.p.gain == 1 else repr(self.p.gain)

@@ -120,9 +120,7 @@ class Paired(LearningRule):
         return apply
 
     def synapses(self) -> Synapses:
-        found = listed(self.wiring, self.tensors)
-        assert found.other is not None
-        return Synapses(found.other, found.post, found.pre)
+        return listed(self.wiring, self.tensors).by_entry()
 
     def most_terms(self) -> int:
         elements = self.wiring.elements

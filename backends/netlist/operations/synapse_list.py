@@ -26,6 +26,11 @@ class Synapses:
     winner: np.ndarray | None = None
     slot: np.ndarray | None = None
 
+    def by_entry(self) -> Synapses:
+        """Those of a projection with a parameter as a rule sees them: what it adds up for each entry."""
+        assert self.other is not None
+        return Synapses(self.other, self.post, self.pre)
+
     def sorted(self) -> Synapses:
         """The same synapses in the order of `post`, otherwise as they were."""
         order = np.argsort(self.post, kind="stable")

@@ -79,6 +79,10 @@ class Gather(Table):
             return None
         return np.where(self.index < 0, self.pre.size, self.index).min(1), self.index.size
 
+    def numpy_source(self, x: str, operand: str, source: Source) -> str:
+        rows, units = f"*pairs({source(self.p.index)})", "[::-1]" if self.p.transpose else ""
+        return f"gathered({self.post.size}, {x}, {rows}{units})"
+
     def nengo_transform(self, source: Source) -> str | None:
         order = "[::-1]" if self.p.transpose else ""
         gain = "" if self.p.gain == 1 else f", weights={self.p.gain!r}"

@@ -112,9 +112,10 @@ class Demand:
         if not a.synapses or self.chip.memory is None:
             return
         p = a.projection
-        if OPERATIONS[p.op].kernel and self.chip.shares_kernels.value:
+        shares = self.chip.shares_kernels.value
+        channels = operation(p, self.spec.populations, self.tensors).channels(inside) if shares else None
+        if channels is not None:
             key = (str(p.param), p.transpose)
-            channels = operation(p, self.spec.populations, self.tensors).channels(inside)
             load.kernels[key] = load.kernels[key] | channels if key in load.kernels else channels
         else:
             load.bits += int(self.chip.row_bits(synapses, self.width(p.param)).sum())

@@ -77,7 +77,7 @@ class Placement:
                 found.setdefault(p.unit, []).append(name)
         if "product" not in self.chip.native.value:
             multiplied = dict.fromkeys(p.target for p in self.net.spec.projections if OPERATIONS[p.op].multiplies)
-            found.setdefault("product", []).extend(multiplied)
+            found["product"] = [*dict.fromkeys([*found.get("product", []), *multiplied])]
         return {kind: tuple(names) for kind, names in found.items() if names}
 
     def copies(self) -> dict[str, int]:

@@ -66,9 +66,9 @@ def measured(net: Netlist, chip: Chip, cores: Mapping[str, np.ndarray], count: i
         if not a.synapses:
             continue
         reaching[a.post] += np.bincount(pairs[1], minlength=len(reaching[a.post]))
-        if a.projection.param is not None:
-            key = (a.projection.param, a.projection.transpose)
-            needed = operation(a.projection, spec.populations, tensors).stored(where[a.post], count)
+        needed = operation(a.projection, spec.populations, tensors).stored(where[a.post], count)
+        if needed is not None:
+            key = (str(a.projection.param), a.projection.transpose)
             stored[key] = stored[key] | needed if key in stored else needed
         if not (chip.shares_kernels.value and OPERATIONS[a.projection.op].kernel):
             bits = chip.row_bits(number, _bits(spec, chip, a.projection.param))
