@@ -28,15 +28,17 @@ def _function(block: Block, speller: Speller, reserved: Iterable[str], adds: boo
     results = {("value", str(i)): r for i, r in enumerate(block.returned)} | dict(block.stored)
     heading = lambda vertex: block.headings.get(vertex, "")  # noqa: E731
     printer = Printer(Function([*block.lines], results), block.labels, names, {}, speller, heading, known, block.keys)
-    printer.adds, printer.owned, printer.freed = adds, block.owned, set(block.freed)
-    printer.block_of |= dict.fromkeys(block.owned, 0)
-    entries = {key: printer.entry(*place) for key, place in block.places.items()}
+    printer.flow.adds, printer.freed = adds, set(block.freed)
+    printer.flow.hand_over(block.owned)
+    entries = {key: printer.expressions.entry(*place) for key, place in block.places.items()}
     alone = (key for key, r in block.stored.items() if key not in block.copied and r not in block.returned)
-    printer.stored = {block.stored[key]: entries[key] for key in alone if block.stored[key] not in printer.readers}
+    printer.names.stored = {
+        block.stored[key]: entries[key] for key in alone if block.stored[key] not in printer.flow.readers
+    }
     lines = printer.run({})
     for key, r in block.stored.items():
-        if printer.spell(r) != entries[key]:
-            lines += [f"    {entries[key]} = {printer.spell(r)}{'.clone()' if key in block.copied else ''}"]
+        if printer.names.spell(r) != entries[key]:
+            lines += [f"    {entries[key]} = {printer.names.spell(r)}{'.clone()' if key in block.copied else ''}"]
     block.more = (*sorted(speller.dims), *(["device"] if speller.device else []))
     speller.dims, speller.device = outer[0] | speller.dims, outer[1] or speller.device
     handed = [n for r, n in names.items() if r not in block.taken]
@@ -48,7 +50,7 @@ def _function(block: Block, speller: Speller, reserved: Iterable[str], adds: boo
     if len(head[0]) > WIDTH:
         head = [f"def {block.name}(", *filled(given, STEP), "):"]
     about = [f"    # {block.about}"] if block.about else []
-    returned = [f"    return {', '.join(map(printer.spell, block.returned))}"] if block.returned else []
+    returned = [f"    return {', '.join(map(printer.names.spell, block.returned))}"] if block.returned else []
     while lines and not lines[0] and not about and not start:
         lines.pop(0)
     return [*head, *about, *start, *lines, *returned]

@@ -114,15 +114,15 @@ class Clamp:
     def _returned(self, f: Function, printer: Printer) -> str:
         """The constants, or the errors and before them the value, if it is a result."""
         assert self.loss is not None
-        if constants := [printer.spell(value) for (slot, _), value in f.results.items() if slot == "constant"]:
+        if constants := [printer.names.spell(value) for (slot, _), value in f.results.items() if slot == "constant"]:
             return f"[{', '.join(constants)}]"
         zeros = {j: f"torch.zeros_like(outputs[{j}])" for j in self.indices}
-        sent = {name: printer.spell(value) for (slot, name), value in f.results.items() if slot == "gradient"}
+        sent = {name: printer.names.spell(value) for (slot, name), value in f.results.items() if slot == "gradient"}
         by_output = [self.loss.outputs[j] for j in self.indices]
         errors = (
             zeros[j] if n is None else sent.get(n, zeros[j]) for n, j in zip(by_output, self.indices, strict=True)
         )
-        value = [printer.spell(v) for (slot, _), v in f.results.items() if slot == "output"]
+        value = [printer.names.spell(v) for (slot, _), v in f.results.items() if slot == "output"]
         return ", ".join([*value, f"[{', '.join(errors)}]"])
 
 

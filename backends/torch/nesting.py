@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
-from pccompile.backends.torch.statements import EFFECTS, Function, Label, Line, Role, Statement, fresh
+from pccompile.backends.torch.dataflow import Dataflow
+from pccompile.backends.torch.statements import EFFECTS, Line, Role, Statement, fresh
 from pccompile.ir import Ref
 from pccompile.ops import OPS
 
@@ -15,26 +16,14 @@ DEEPEST = 16
 
 
 class Nesting:
-    """What is known of a function's values: who reads them, and in which block they are made.
+    """Which values of a function have no line of their own. named: values that must have a name."""
 
-    named: values that must have a name.
-    """
-
-    def __init__(
-        self,
-        f: Function,
-        labels: Mapping[Ref, Label],
-        readers: Mapping[Ref, Sequence[Statement | None]],
-        block_of: Mapping[Ref, int],
-        named: Collection[Ref],
-    ) -> None:
-        self.f, self.labels, self.readers, self.block_of, self.named = f, labels, readers, block_of, named
-        self.made: dict[Ref, Statement] = {}
+    def __init__(self, flow: Dataflow, named: Collection[Ref]) -> None:
+        self.flow, self.named = flow, named
         self.writes_before: dict[Ref, int] = {}
         """How many statements before each one write over what they read."""
         writes = 0
-        for s in f.statements():
-            self.made[s.target] = s
+        for s in flow.f.statements():
             self.writes_before[s.target] = writes
             writes += bool(s.into) + (sum(bool(inner.into) for inner in s.block.lines) if s.block else 0)
 
@@ -42,7 +31,7 @@ class Nesting:
         """The values that have no line of their own, none written inside more than DEEPEST others."""
         found: set[Ref] = set()
         depth: dict[Ref, int] = {}
-        for s in self.f.statements():
+        for s in self.flow.f.statements():
             depth[s.target] = 1 + max((depth[r] for r in s.reads if r in found), default=0)
             if depth[s.target] <= DEEPEST and self._reads_well_inside(s) and not self._overtaken(s):
                 found.add(s.target)
@@ -51,14 +40,14 @@ class Nesting:
     def _overtaken(self, s: Statement) -> bool:
         """Whether memory is written to between a statement that computes something and the one that reads it."""
         writes = self.writes_before[s.target]
-        return fresh(s, self.made) and any(
-            r and self.writes_before[r.target] != writes for r in self.readers.get(s.target, ())
+        return fresh(s, self.flow.made) and any(
+            r and self.writes_before[r.target] != writes for r in self.flow.readers.get(s.target, ())
         )
 
     def _reads_well_inside(self, s: Statement) -> bool:
         if s.target in self.named or s.keeps or s.op in OWN_LINE:
             return False
-        readers = self.readers.get(s.target, [])
+        readers = self.flow.readers.get(s.target, [])
         if s.op == "leaf" and s.args["table"] == "params":
             return True
         if len(readers) != 1:
@@ -70,9 +59,9 @@ class Nesting:
             return False
         if s.op in ("given", "leaf"):
             return True
-        if self.block_of[reader.target] != self.block_of[s.target] or reader.op in ("alias", *EFFECTS):
+        if self.flow.block_of[reader.target] != self.flow.block_of[s.target] or reader.op in ("alias", *EFFECTS):
             return False
-        if self.labels[s.target].role in (Role.ERROR, Role.PREDICTION, Role.VALUE):
+        if self.flow.labels[s.target].role in (Role.ERROR, Role.PREDICTION, Role.VALUE):
             return False
         wired = s.op in OPS and OPS[s.op].wiring
         single = reader.op == "getitem" and s.op != "getitem"
@@ -80,7 +69,7 @@ class Nesting:
 
     def _scaled(self, s: Statement) -> bool:
         """Whether a statement is a product with a number of a loop."""
-        factor = self.made.get(s.args["self"]) if s.op == "aten.mul.Tensor" else None
+        factor = self.flow.made.get(s.args["self"]) if s.op == "aten.mul.Tensor" else None
         return factor is not None and bool(factor.args.get("names"))
 
     def _absorbed(self, s: Statement, reader: Statement) -> bool:
@@ -88,7 +77,7 @@ class Nesting:
         if reader.op == "aten.neg.default" or (
             reader.op == "aten.mul.Tensor" and isinstance(reader.args["other"], float)
         ):
-            return fresh(s, self.made) and self.labels[reader.target].role is Role.GRADIENT
+            return fresh(s, self.flow.made) and self.flow.labels[reader.target].role is Role.GRADIENT
         return s.op == "aten.mm.default" and reader.op == "aten.add.Tensor" and reader.args["other"] == s.target
 
 

@@ -40,7 +40,7 @@ def emit_partial(whole: Program, part: Program) -> str | None:
     file.dims = handed.dims
     bodies = [build() for build in builds]
     if not file.lowered.sweep.lines:
-        bodies.append(file.both())
+        bodies.append(file.signature.both())
     return "\n\n\n".join([file.head(), *map("\n".join, bodies)]) + "\n"
 
 
