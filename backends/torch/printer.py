@@ -96,6 +96,7 @@ class Printer:
             self.line(depth, f"update({{{', '.join(f'{quoted(k)}: {v}' for k, v in gradients)}}})")
             return
         if s.op in ("keep", "copy"):
+            self.since = 0
             entry, value = self.expressions.entry(s.args["table"], s.args["key"]), self.names.spell(s.args["of"])
             self.line(depth, f"{entry} = {value}" if s.op == "keep" else f"{entry}.copy_({value})")
             return
@@ -129,7 +130,7 @@ class Printer:
         """Print the call of a block, the first of several behind an empty line. dying: what nothing reads again."""
         if not self.called and self.text and self.text[-1]:
             self.text.append("")
-        self.vertex = ""
+        self.vertex, self.since = "", 0
         expression = f"{block.name}({', '.join(arguments(s, block, self.names.spell, self.places))})"
         parts = (
             [p.target for p in self.flow.readers.get(s.target, ()) if p is not None] if len(block.returned) > 1 else []
@@ -188,7 +189,7 @@ class Printer:
                 self.unpacked.add(p.target)
         if s.target in self.together:
             name, members = self.together[s.target]
-            names[-len(members) :] = [f"*{name}"]
+            names[-len(members) :] = [f"*{name}"] if len(members) < count else [name]
         targets = ", ".join(names)
         room = WIDTH - len(STEP * depth) - len(expression.partition("(")[0]) - len(" = (")
         targets = targets if len(targets) <= room else listed(names, STEP * depth, 0)

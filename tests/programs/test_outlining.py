@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.models import seeded
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -27,16 +27,19 @@ from pccompile.runtime.loaded_program import load
 
 EVERYTHING = Outlining(least_calls=2, least_lines=1)
 """Whatever stands twice."""
-SETTINGS: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
+SETTINGS: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "phases": (Phase.explicit, Phase.generate)}
 WIDTH, BATCH = 4, 3
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "exact": {},
+    "zil": {},
     **{
         f"fixed-prediction {lowering}": {"steps": 7, "rate": 0.3, "lowering": lowering}
         for lowering in ("closed-form", "combinations", "exponentials", "relax")
     },
     "strict": {"steps": 4, "rate": 0.1},
     "alm": {"steps": 3, "rate": 0.1},
+    "langevin": {"steps": 2, "burn_in": 3, "rate": 0.1, "temperature": 0.01},
+    "error-optimization": {"steps": 2, "rate": 0.1},
     "incremental": {"steps": 2, "rate": 0.1},
 }
 
@@ -76,6 +79,34 @@ class Stack(nn.Module):
         for layer in self.layers.values() if isinstance(self.layers, nn.ModuleDict) else self.layers:
             x = layer(x)
         return x
+
+
+class Convolved(nn.Module):
+    """A convolution with batch norm, then a pooling of several results or a residual."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.before, self.after = kind, nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 1)
+        self.norms, self.pool = nn.ModuleList(nn.BatchNorm2d(2) for _ in range(3)), nn.MaxPool2d(2, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = torch.relu(self.norms[0](self.before(x)))
+        if self.kind == "pool":
+            return self.pool(inner)[..., :2, :2]
+        inner = torch.relu(self.norms[1](self.after(inner)))
+        return torch.relu(x + self.norms[2](self.after(inner)))
+
+
+class Image(nn.Module):
+    """Layers of convolutions on an image of two by two."""
+
+    def __init__(self, kinds: Sequence[str]) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 2, 1), *map(Convolved, kinds))
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layers(x.view(-1, 1, 2, 2)).mean(1).flatten(1))
 
 
 class Recurrent(nn.Module):
@@ -167,6 +198,14 @@ def test_any_stack(recipe: list[tuple[str, float, bool]]) -> None:
 @given(recipes)
 def test_any_stack_at_length(recipe: list[tuple[str, float, bool]]) -> None:
     pc = compiled(lambda: Stack(recipe))
+    for program in programs(pc).values():
+        assert_same(pc, program)
+
+
+@pytest.mark.parametrize("kinds", [["pool"] * 4, ["residual"] * 3 + ["pool"] + ["residual"] * 3])
+def test_convolutions(kinds: list[str]) -> None:
+    """Operations of several results, steps that wait for their turn, and what only later sweeps read."""
+    pc = compiled(lambda: Image(kinds))
     for program in programs(pc).values():
         assert_same(pc, program)
 
