@@ -27,7 +27,11 @@ from pccompile.runtime.loaded_program import load
 
 EVERYTHING = Outlining(least_calls=2, least_lines=1)
 """Whatever stands twice."""
-SETTINGS: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "phases": (Phase.explicit, Phase.generate)}
+SETTINGS: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": list(HealthCheck),
+    "phases": (Phase.explicit, Phase.generate),
+}
 WIDTH, BATCH = 4, 3
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "exact": {},

@@ -13,23 +13,23 @@ tanh_backward = torch.ops.aten.tanh_backward.default
 def predict_layers(params, value, block):
     # What layers.0, layers.1, layers.2, layers.3 have in common.
 
-    # layers.*.a · linear    v̂ = W x + b    test_outlining.py:58
+    # layers.*.a · linear    v̂ = W x + b    test_outlining.py:62
     prediction_layers_a = F.linear(value, params[f"layers.{block}.a.weight"], params[f"layers.{block}.a.bias"])
 
-    # layers.* · tanh    v̂ = tanh(x)    test_outlining.py:61
+    # layers.* · tanh    v̂ = tanh(x)    test_outlining.py:65
     prediction_layers_tanh = torch.tanh_(prediction_layers_a)
     del prediction_layers_a
 
-    # layers.*.b · linear    v̂ = W x + b    test_outlining.py:61
+    # layers.*.b · linear    v̂ = W x + b    test_outlining.py:65
     prediction_layers_b = F.linear(
         prediction_layers_tanh, params[f"layers.{block}.b.weight"], params[f"layers.{block}.b.bias"],
     )
 
-    # layers.* · mul    v̂ = x*y    test_outlining.py:61
+    # layers.* · mul    v̂ = x*y    test_outlining.py:65
     prediction_layers_mul = prediction_layers_b * 1.0
     del prediction_layers_b
 
-    # layers.* · add    v̂ = x + y    test_outlining.py:61
+    # layers.* · add    v̂ = x + y    test_outlining.py:65
     prediction_layers_add = value + prediction_layers_mul
     return prediction_layers_add, prediction_layers_tanh
 
@@ -58,16 +58,16 @@ def clamp(outputs, targets):
 
 
 def infer_block(params, errors, error_layers_b, prediction_layers_tanh, block, block_1):
-    # layers.* · tanh    ε = Wᵀ ε[layers_*_b]    test_outlining.py:61
+    # layers.* · tanh    ε = Wᵀ ε[layers_*_b]    test_outlining.py:65
     error_layers_tanh = error_layers_b @ params[f"layers.{block}.b.weight"]
 
-    # layers.*.a · linear    ε = (1 - tanh(x)**2) ⊙ ε[layers_*_tanh]    test_outlining.py:58
+    # layers.*.a · linear    ε = (1 - tanh(x)**2) ⊙ ε[layers_*_tanh]    test_outlining.py:62
     error_layers_a = tanh_backward(error_layers_tanh, prediction_layers_tanh)
 
-    # layers.* · add    ε = Wᵀ ε[layers_*_a] + ε[layers_*_add]    test_outlining.py:61
+    # layers.* · add    ε = Wᵀ ε[layers_*_a] + ε[layers_*_add]    test_outlining.py:65
     error_layers_b_1 = error_layers_a @ params[f"layers.{block}.a.weight"]
 
-    # layers.*.b · linear    ε = ε[layers_*_mul]    test_outlining.py:61
+    # layers.*.b · linear    ε = ε[layers_*_mul]    test_outlining.py:65
     error_layers_b_1 += error_layers_b
     errors[f"layers_{block}_tanh"] = error_layers_tanh
     errors[f"layers_{block}_a"] = error_layers_a
@@ -83,18 +83,18 @@ def infer(params, context, output_errors):
     [prediction_layers_0_tanh, _, _, _, _, _, _, _] = context
     errors = {}
 
-    # layers.3.b · linear    ε = ε[layers_3_mul]    test_outlining.py:61
+    # layers.3.b · linear    ε = ε[layers_3_mul]    test_outlining.py:65
     error_layers_3_b = output_errors[0]
 
     error_layers_b = infer_block(params, errors, error_layers_3_b, context[-1], 3, 2)
     error_layers_b = infer_block(params, errors, error_layers_b, context[-3], 2, 1)
     error_layers_b = infer_block(params, errors, error_layers_b, context[-5], 1, 0)
 
-    # layers.0 · tanh    ε = Wᵀ ε[layers_0_b]    test_outlining.py:61
+    # layers.0 · tanh    ε = Wᵀ ε[layers_0_b]    test_outlining.py:65
     error_layers_0_tanh = error_layers_b @ params["layers.0.b.weight"]
     del error_layers_b
 
-    # layers.0.a · linear    ε = (1 - tanh(x)**2) ⊙ ε[layers_0_tanh]    test_outlining.py:58
+    # layers.0.a · linear    ε = (1 - tanh(x)**2) ⊙ ε[layers_0_tanh]    test_outlining.py:62
     error_layers_0_a = tanh_backward(error_layers_0_tanh, prediction_layers_0_tanh)
 
     return {
@@ -132,25 +132,25 @@ def learn(params, context, errors):
 def infer_and_learn_block(params, gradients, context, minus_error_layers_b, block):
     [prediction_layers_tanh, prediction_layers_add] = [context.pop() for _ in range(2)]
 
-    # layers.*.b · linear    ε = ε[layers_*_mul]    test_outlining.py:61
+    # layers.*.b · linear    ε = ε[layers_*_mul]    test_outlining.py:65
     gradients[f"layers.{block}.b.weight"] = minus_error_layers_b.t() @ prediction_layers_tanh
     gradients[f"layers.{block}.b.bias"] = torch.sum(minus_error_layers_b, [0])
 
-    # layers.* · tanh    ε = Wᵀ ε[layers_*_b]    test_outlining.py:61
+    # layers.* · tanh    ε = Wᵀ ε[layers_*_b]    test_outlining.py:65
     minus_error_layers_tanh = minus_error_layers_b @ params[f"layers.{block}.b.weight"]
 
-    # layers.*.a · linear    ε = (1 - tanh(x)**2) ⊙ ε[layers_*_tanh]    test_outlining.py:58
+    # layers.*.a · linear    ε = (1 - tanh(x)**2) ⊙ ε[layers_*_tanh]    test_outlining.py:62
     minus_error_layers_a = tanh_backward(minus_error_layers_tanh, prediction_layers_tanh)
     del prediction_layers_tanh, minus_error_layers_tanh
     gradients[f"layers.{block}.a.weight"] = minus_error_layers_a.t() @ prediction_layers_add
     del prediction_layers_add
     gradients[f"layers.{block}.a.bias"] = torch.sum(minus_error_layers_a, [0])
 
-    # layers.* · add    ε = Wᵀ ε[layers_*_a] + ε[layers_*_add]    test_outlining.py:61
+    # layers.* · add    ε = Wᵀ ε[layers_*_a] + ε[layers_*_add]    test_outlining.py:65
     minus_error_layers_b_1 = minus_error_layers_a @ params[f"layers.{block}.a.weight"]
     del minus_error_layers_a
 
-    # layers.*.b · linear    ε = ε[layers_*_mul]    test_outlining.py:61
+    # layers.*.b · linear    ε = ε[layers_*_mul]    test_outlining.py:65
     minus_error_layers_b_1 += minus_error_layers_b
     return minus_error_layers_b_1
 
@@ -162,10 +162,10 @@ def infer_and_learn(params, context, output_errors):
     del context[:2]
     gradients = {}
 
-    # layers.3 · add    ε = −∂L/∂v̂    test_outlining.py:61
+    # layers.3 · add    ε = −∂L/∂v̂    test_outlining.py:65
     error_layers_3_add = output_errors[0]
 
-    # layers.3.b · linear    ε = ε[layers_3_mul]    test_outlining.py:61
+    # layers.3.b · linear    ε = ε[layers_3_mul]    test_outlining.py:65
     minus_error_layers_3_b = -error_layers_3_add
     del error_layers_3_add
 
@@ -175,15 +175,15 @@ def infer_and_learn(params, context, output_errors):
     minus_error_layers_b = infer_and_learn_block(params, gradients, context, minus_error_layers_b, 2)
     minus_error_layers_b = infer_and_learn_block(params, gradients, context, minus_error_layers_b, 1)
 
-    # layers.0.b · linear    ε = ε[layers_0_mul]    test_outlining.py:61
+    # layers.0.b · linear    ε = ε[layers_0_mul]    test_outlining.py:65
     gradient_layers_0_b_weight = minus_error_layers_b.t() @ prediction_layers_0_tanh
     gradient_layers_0_b_bias = torch.sum(minus_error_layers_b, [0])
 
-    # layers.0 · tanh    ε = Wᵀ ε[layers_0_b]    test_outlining.py:61
+    # layers.0 · tanh    ε = Wᵀ ε[layers_0_b]    test_outlining.py:65
     minus_error_layers_0_tanh = minus_error_layers_b @ params["layers.0.b.weight"]
     del minus_error_layers_b
 
-    # layers.0.a · linear    ε = (1 - tanh(x)**2) ⊙ ε[layers_0_tanh]    test_outlining.py:58
+    # layers.0.a · linear    ε = (1 - tanh(x)**2) ⊙ ε[layers_0_tanh]    test_outlining.py:62
     minus_error_layers_0_a = tanh_backward(minus_error_layers_0_tanh, prediction_layers_0_tanh)
     del prediction_layers_0_tanh, minus_error_layers_0_tanh
     gradient_layers_0_a_weight = minus_error_layers_0_a.t() @ x
