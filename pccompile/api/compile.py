@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from pccompile.api.models import as_module, called, load_program, with_constants
 from pccompile.api.module import PCModule
-from pccompile.api.pieces import Capture, in_pieces
+from pccompile.api.pieces import Capture, PiecewiseModule, in_pieces
 from pccompile.backends.netlist import LOSSES, Netlist, NetlistOptions
 from pccompile.diagnostics import CaptureError, CompileError, printable
 from pccompile.frontends.exported import import_program
@@ -143,12 +143,31 @@ def compile(
         return _circuit(model, args, kwargs, loss, settings, hook, trust_code)
     if backend != "torch":
         raise CompileError(f"unknown backend {printable(backend)}", hint="torch or netlist")
-    if capture not in get_args(Capture):
-        raise CompileError(f"unknown capture {printable(str(capture))}", hint="auto, export or pieces")
     if jit:
         refuse_without_compiler()
     given = energies, precision, outside_loss, on_divergence, feedback, derivatives
     options = Options(algorithm, granularity, settings, *given, jit=jit)
+    pc = _module(model, args, kwargs, options, loss, dynamic_shapes, hook, check, trust_code, capture)
+    if not isinstance(pc, PiecewiseModule) and pc.criterion is None and pc.compiled.source.moving:
+        warnings.warn(f"{algorithm}: {SQUARED_ERROR}", stacklevel=2)
+    return pc
+
+
+def _module(
+    model: Any,
+    args: Any,
+    kwargs: Any,
+    options: Options,
+    loss: Any,
+    dynamic_shapes: Any,
+    hook: Hook | None,
+    check: bool,
+    trust_code: bool,
+    capture: Capture,
+) -> PCModule:
+    """A model, a file or an exported program as a compiled module: whole, or in pieces."""
+    if capture not in get_args(Capture):
+        raise CompileError(f"unknown capture {printable(str(capture))}", hint="auto, export or pieces")
     if isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2":
         model = load_program(Path(model), trust_code)
     if isinstance(model, ExportedProgram) and capture != "pieces":
@@ -165,13 +184,6 @@ def compile(
         if capture == "export" or locate is not None or dynamic_shapes is not None:
             raise
         return in_pieces(model, args, kwargs, options, loss, hook, check, refusal)
-    return said(pc)
-
-
-def said(pc: PCModule) -> PCModule:
-    """`pc`, once a user has been warned who gave no loss where inference needs one."""
-    if pc.compiled.source.moving and pc.criterion is None:
-        warnings.warn(f"{pc.options.algorithm}: {SQUARED_ERROR}", stacklevel=3)
     return pc
 
 
@@ -204,4 +216,4 @@ def _from_program(program: ExportedProgram, options: Options, loss: Any, hook: H
     args, kwargs = program.example_inputs or ((), {})
     pc.adopt(imported, tuple(args), kwargs)
     pc.prepare(tuple(args), kwargs)
-    return said(pc)
+    return pc

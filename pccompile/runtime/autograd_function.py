@@ -89,27 +89,9 @@ class Bridge(torch.autograd.Function):
         ctx.maybe_clear_saved_tensors()  # unless the graph is kept, the sweep frees each value when it has read it
         if runtime.source.updates:
             raise CompileError(f"{runtime.options.algorithm} moves the parameters inside inference", hint=STEP)
-        moving, scale, errors = runtime.source.moving, None, runtime.source.errors
-        if moving and ctx.targets is None and runtime.options.outside_loss == "refuse":
-            raise CompileError(OUTSIDE, hint=INSIDE)
-        arrived = [_arrived(runtime, i, grads if ctx.targets is None else grads[1:]) for i in range(len(errors))]
-        used = {i for i, g in enumerate(arrived) if g is not None}
-        if ctx.targets is not None and (moving or not used):
-            scale, given = grads[0], ctx.targets if moving else saved
-        else:
-            full = [
-                torch.zeros(shape, dtype=dtype, device=device) if g is None else g
-                for g, (shape, dtype, device) in zip(arrived, ctx.like, strict=True)
-            ]
-            if ctx.targets is None:
-                given = [o - g for o, g in zip(saved, full, strict=True)] if moving else [-g for g in full]
-            else:  # the loss is not all: what it sends is scaled here, since what else arrives is not
-                sent = [e * (0 if grads[0] is None else grads[0]) for e in saved]
-                given = [e - g for e, g in zip(sent, full, strict=True)]
-        if ctx.targets is not None and grads[0] is not None:
-            used |= runtime.in_loss
+        given, scale, used = _clamped(ctx, grads, saved)
         if runtime.compiled is not None and len(ctx.results) > 1:
-            sent_to = {runtime.compiled.graph.outputs[errors[i]] for i in used}
+            sent_to = {runtime.compiled.graph.outputs[runtime.source.errors[i]] for i in used}
             refuse_value_hooks(runtime.compiled, ctx.results, sent_to)
         with without_autocast(given[0].device.type):
             partial, finite = partial_sweep(runtime, frozenset(used)), None
@@ -122,12 +104,10 @@ class Bridge(torch.autograd.Function):
                 notice(runtime, gradients, params, context, given, finite)
         if ctx.keep is not None:
             ctx.keep(runtime, lasting)
-        found: list[Tensor | None] = []
         scale = None if scale is None or _is_one(scale) else scale
-        for gradient in runtime.source.gradients:
-            g = gradients.get(gradient.key) if runtime.reaching[gradient.key] & used else None
-            found.append(g if g is None or scale is None else g * scale)
-        return (*none, *found)
+        keys = (gradient.key for gradient in runtime.source.gradients)
+        reached = (gradients.get(key) if runtime.reaching[key] & used else None for key in keys)
+        return (*none, *(g if g is None or scale is None else g * scale for g in reached))
 
 
 def _forward(predict: Predict, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], targets: Any) -> Any:
@@ -137,6 +117,32 @@ def _forward(predict: Predict, runtime: Runtime, tables: Tables, inputs: dict[st
         return runtime.forward(*tables, inputs, targets)
     outputs, context = predict(runtime, tables, inputs)
     return outputs, context, *(runtime.clamp(outputs, targets) if targets is not None else (None, []))
+
+
+def _clamped(ctx: Any, grads: tuple[Tensor | None, ...], saved: list[Tensor]) -> tuple[Any, Tensor | None, set[int]]:
+    """What inference is given of the outputs, by what its gradients are scaled, and which outputs a loss reaches.
+
+    saved: the clamped outputs, or the errors that the loss has set there.
+    """
+    runtime: Runtime = ctx.runtime
+    moving, inside = runtime.source.moving, ctx.targets is not None
+    if moving and not inside and runtime.options.outside_loss == "refuse":
+        raise CompileError(OUTSIDE, hint=INSIDE)
+    sent = grads[1:] if inside else grads
+    arrived = [_arrived(runtime, i, sent) for i in range(len(runtime.source.errors))]
+    used = {i for i, g in enumerate(arrived) if g is not None}
+    in_loss = set(runtime.in_loss) if inside and grads[0] is not None else set()
+    if inside and (moving or not used):
+        return ctx.targets if moving else saved, grads[0], used | in_loss
+    full = [
+        torch.zeros(shape, dtype=dtype, device=device) if g is None else g
+        for g, (shape, dtype, device) in zip(arrived, ctx.like, strict=True)
+    ]
+    if inside:  # the loss is not all: what it sends is scaled here, since what else arrives is not
+        saved = [e * (0 if grads[0] is None else grads[0]) for e in saved]
+    beside = inside or moving
+    clamped = [e - g for e, g in zip(saved, full, strict=True)] if beside else [-g for g in full]
+    return clamped, None, used | in_loss
 
 
 def _arrived(runtime: Runtime, index: int, grads: tuple[Tensor | None, ...]) -> Tensor | None:

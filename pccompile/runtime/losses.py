@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from pccompile.algorithms import ALGORITHMS
 from pccompile.backends.torch import Loss
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.imported import Imported
-from pccompile.pipeline import import_model, to_vertices
+from pccompile.pipeline import Compiled, import_model, to_vertices
 from pccompile.runtime.loaded_program import Interface
 
 SQUARED_ERROR = "no loss was given: inference takes the squared error ½‖target − output‖², summed"
@@ -86,3 +87,15 @@ def targets_of(target: Any) -> list[Tensor]:
     """The tensors of a target, flat."""
     leaves = (target,) if isinstance(target, Tensor) else pytree.tree_leaves(target)
     return [t for t in leaves if isinstance(t, Tensor)]
+
+
+def refuse_losses(compiled: Compiled, algorithm: str) -> None:
+    """Raise CompileError where outputs can have no loss: one has a precision, or targets are values."""
+    if ALGORITHMS[algorithm].mirrors:
+        what = f"{algorithm}: a target is the value of the output, and no loss is taken of it"
+        raise CompileError(what, hint="leave loss= and outside_loss= out; a class is a row of 0 and 1")
+    weighted = [v for v in compiled.pc.vertices if v.name in compiled.pc.clamped and v.energy]
+    if weighted:
+        what = f"precision names {weighted[0].name}, an output, whose energy is the loss that is given"
+        hint = "weigh it in loss=, or leave loss= out: a precision weighs half the squared error of a target"
+        raise CompileError(what, weighted[0].where, hint)

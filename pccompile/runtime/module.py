@@ -17,35 +17,34 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pccompile.algorithms import ALGORITHMS
-from pccompile.diagnostics import CompileError, ModelValueError, RuleError
-from pccompile.frontends.autocast import current, without_autocast
-from pccompile.frontends.capture import device_of, exported_elsewhere
-from pccompile.frontends.imported import Imported, Locate
+from pccompile.diagnostics import CompileError, RuleError
+from pccompile.frontends.autocast import without_autocast
+from pccompile.frontends.capture import exported_elsewhere
+from pccompile.frontends.imported import Locate
 from pccompile.frontends.process import capturing
 from pccompile.passes.carry_updates import carry_updates
 from pccompile.passes.mirror import MIRROR
 from pccompile.passes.roles import ALL, NO_ROLES, Roles
-from pccompile.pipeline import Compiled, Hook, Options, Stages, compile_imported, import_model, silent
+from pccompile.pipeline import Hook, Options, Stages, compile_imported
 from pccompile.runtime.autograd_function import Bridge, Keep
 from pccompile.runtime.automatic_rates import Rates, measures
-from pccompile.runtime.derivative_guards import opaque, refuse_transforms
+from pccompile.runtime.derivative_guards import opaque
 from pccompile.runtime.exact_rules import ALONE, MIRRORED
 from pccompile.runtime.feedback_weights import unused
 from pccompile.runtime.hook_calls import run_hooks
-from pccompile.runtime.loaded_program import Interface, Mismatch, Runtime, asking, flattened, reaching
-from pccompile.runtime.losses import MEAN_LOSS, compile_loss, means_over_batch, targets_of
+from pccompile.runtime.loaded_program import Runtime, asking, reaching
+from pccompile.runtime.losses import MEAN_LOSS, compile_loss, means_over_batch, refuse_losses, targets_of
 from pccompile.runtime.model_state import Tables
-from pccompile.runtime.own_tensors import OwnTensors
-from pccompile.runtime.program_cache import Captured, ProgramCache, learning, offsets
+from pccompile.runtime.module_captures import Call, ModuleCaptures
+from pccompile.runtime.program_cache import Captured
 from pccompile.runtime.self_check import check_loss, self_check
-from pccompile.runtime.states import Writes, fits, refuse_moving
+from pccompile.runtime.states import Writes, refuse_moving
 from pccompile.runtime.uncompiled import Refusals
 
 Criterion = Callable[..., Tensor]
-_Call = tuple[Captured, dict[str, Tensor]]
 
 
-class CompiledModule(OwnTensors):
+class CompiledModule(ModuleCaptures):
     """`model` with predictive-coding gradients: the same Parameter objects, the same state_dict.
 
     A call in a new form (another shape where dimensions are fixed, another dtype, train instead of eval mode) compiles
@@ -63,24 +62,18 @@ class CompiledModule(OwnTensors):
         hook: Hook | None = None,
         check: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(dynamic_shapes, locate, recapture, hook)
         home = MIRROR if ALGORITHMS[options.algorithm].mirrors else options.home
         self.options = replace(options, home=unused(home, model), kept=unused(options.kept, model))
         self._share(model)
         self.__dict__["criterion"] = loss  # a loss that is a module is none of the model's, whose table this one shares
-        self._dynamic_shapes, self._locate, self._recapture = dynamic_shapes, locate, recapture
-        self._hook: Hook = hook or silent
-        self._cache = ProgramCache()
+        self._check = check
         self._last: Runtime | None = None
-        self._fixed, self._check = False, check
         self._rates = Rates()
         self._refusals = Refusals()
 
     def _anew(self) -> dict[str, Any]:
-        return {**super()._anew(), "_cache": ProgramCache(), "_last": None, "_refusals": Refusals()}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_hook": silent}
+        return {**super()._anew(), "_last": None, "_refusals": Refusals()}
 
     # compiling
 
@@ -99,7 +92,7 @@ class CompiledModule(OwnTensors):
 
     def _program(
         self,
-        call: _Call,
+        call: Call,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         loss: Any = None,
@@ -146,78 +139,6 @@ class CompiledModule(OwnTensors):
         captured.recent[key] = captured.programs[kind]
         return captured, captured.programs[kind]
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-        """The capture of the model as it is now that fits a call, and the call's tensors by name."""
-        model: nn.Module = self.__dict__["model"]
-        refuse_transforms(model, args, kwargs)
-        leaves, spec = flattened(args, kwargs)
-        captured, _ = self._find(leaves, spec)
-        if captured is None:
-            with capturing():
-                captured, reason = self._find(leaves, spec)  # another thread may have been here
-                if captured is None:
-                    captured = self._capture(args, kwargs, reason)
-        return captured, captured.interface.named(leaves)
-
-    def _find(self, leaves: list[Any], spec: pytree.TreeSpec) -> tuple[Captured | None, Mismatch | None]:
-        """The capture for a call, or why those of this state of the model do not fit it."""
-        model: nn.Module = self.__dict__["model"]
-        state, reason = self._cache.state(model), None
-        autocast = current(state.device.type if state.device is not None else device_of(model, leaves))
-        for captured in self._cache.captures:
-            learns = captured.learning is None or captured.learning == learning(model, leaves)
-            placed = captured.offsets is None or captured.offsets == offsets(model)
-            if captured.state is state and captured.autocast == autocast and learns and placed:
-                reason = captured.interface.mismatch(leaves, spec)
-                if not reason and fits(captured.imported, model):
-                    return captured, None
-        return None, reason
-
-    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: Mismatch | None) -> Captured:
-        """The model captured anew for a call that no capture fits for this reason. Raises CompileError."""
-        captures = self._cache.captures
-        if captures and not self._recapture:
-            what = "this program was captured in one mode and dtype, and with or without autocast"
-            what = reason.what if reason else what
-            raise CompileError(what, hint="compile the nn.Module itself to call it in several forms")
-        try:
-            imported = self._import(args, kwargs, self._dynamic_shapes if not captures else None)
-        except CompileError as e:
-            if isinstance(e, ModelValueError) or reason is None or not reason.of_input:
-                raise
-            why = f"captured anew for this call: {e.problems[0].what}"
-            raise CompileError(reason.what, e.problems[0].where, why) from e
-        return self.adopt(imported, args, kwargs)
-
-    def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Imported:
-        """The model as a graph, for calls of this form."""
-        model, how = self.__dict__["model"], (dynamic_shapes, self._locate, self._hook)
-        return import_model(model, args, kwargs, *how, fixed=self._fixed, places=self._cache.places)
-
-    def _frees(self, captured: Captured) -> bool:
-        """Whether dimensions are free in a captured model that nobody asked to be free."""
-        dims = captured.imported.graph.dims.values()
-        asked = self._dynamic_shapes is not None or not self._recapture
-        return not asked and any(d.tensor in captured.imported.graph.inputs for d in dims)
-
-    def _fix(self, captured: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
-        """The model captured anew with the lengths of this call: the free ones stand in the way of a rule."""
-        self._fixed = True
-        self._cache.remove(captured)
-        return self.adopt(self._import(args, kwargs, None), args, kwargs)
-
-    def adopt(self, imported: Imported, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
-        """Take an imported model as what calls of this form run."""
-        model: nn.Module = self.__dict__["model"]
-        self._cache.learn(imported)
-        leaves, state = pytree.tree_leaves((args, dict(kwargs))), self._cache.state(model)
-        autocast = current(state.device.type if state.device is not None else device_of(model, leaves))
-        flags = learning(model, leaves) if imported.learning else None
-        places = offsets(model) if imported.absolute else None
-        captured = Captured(state, autocast, flags, places, imported, Interface.of(imported, leaves))
-        self._cache.add(captured, model)
-        return captured
-
     def _compile(
         self,
         captured: Captured,
@@ -242,7 +163,8 @@ class CompiledModule(OwnTensors):
             if plain.source.moving and means_over_batch(loss, captured.interface, outputs, target):
                 notes = (MEAN_LOSS,)
         compiled = compile_imported(imported, options, compiled_loss, record, self._hook)
-        self._refuse_losses(compiled, loss)
+        if loss or self.criterion or options.outside_loss != "refuse":
+            refuse_losses(compiled, options.algorithm)
         own = captured.state.tables(captured.imported), captured.interface.named(pytree.tree_leaves((args, kwargs)))
         self._grow(compiled, *own)
         if self._check and not (record or roles) and compiled.plain is not None:
@@ -263,19 +185,6 @@ class CompiledModule(OwnTensors):
             runtime.checked = plain.checked
             check_loss(runtime, loss, outputs, target)
         return runtime
-
-    def _refuse_losses(self, compiled: Compiled, loss: Criterion | None) -> None:
-        """Raise CompileError for a loss where an output has a precision or its target is its value."""
-        if not (loss or self.criterion or self.options.outside_loss != "refuse"):
-            return
-        if ALGORITHMS[self.options.algorithm].mirrors:
-            what = f"{self.options.algorithm}: a target is the value of the output, and no loss is taken of it"
-            raise CompileError(what, hint="leave loss= and outside_loss= out; a class is a row of 0 and 1")
-        weighted = [v for v in compiled.pc.vertices if v.name in compiled.pc.clamped and v.energy]
-        if weighted:
-            what = f"precision names {weighted[0].name}, an output, whose energy is the loss that is given"
-            hint = "weigh it in loss=, or leave loss= out: a precision weighs half the squared error of a target"
-            raise CompileError(what, weighted[0].where, hint)
 
     # running
 

@@ -1,0 +1,125 @@
+"""What torch.export has captured of one model: once for each form of call, and anew where the model has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pccompile.diagnostics import CompileError, ModelValueError
+from pccompile.frontends.autocast import current
+from pccompile.frontends.capture import device_of
+from pccompile.frontends.imported import Imported, Locate
+from pccompile.frontends.process import capturing
+from pccompile.pipeline import Hook, import_model, silent
+from pccompile.runtime.derivative_guards import refuse_transforms
+from pccompile.runtime.loaded_program import Interface, Mismatch, flattened
+from pccompile.runtime.model_state import ModelState
+from pccompile.runtime.own_tensors import OwnTensors
+from pccompile.runtime.program_cache import Captured, ProgramCache, learning, offsets
+from pccompile.runtime.states import fits
+
+Call = tuple[Captured, dict[str, Tensor]]
+"""The capture that a call fits, and the tensors of the call by name."""
+
+
+class ModuleCaptures(OwnTensors):
+    """Finds the capture for a call, or makes it.
+
+    dynamic_shapes: as torch.export takes it, for the first capture. recapture: whether calls may have several forms.
+    """
+
+    def __init__(self, dynamic_shapes: Any, locate: Locate | None, recapture: bool, hook: Hook | None) -> None:
+        super().__init__()
+        self._dynamic_shapes, self._locate, self._recapture = dynamic_shapes, locate, recapture
+        self._hook: Hook = hook or silent
+        self._cache = ProgramCache()
+        self._fixed = False
+
+    def _anew(self) -> dict[str, Any]:
+        return {**super()._anew(), "_cache": ProgramCache()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_hook": silent}
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """The capture of the model as it is now that fits a call, and the call's tensors by name."""
+        model: nn.Module = self.__dict__["model"]
+        refuse_transforms(model, args, kwargs)
+        leaves, spec = flattened(args, kwargs)
+        captured, _ = self._find(leaves, spec)
+        if captured is None:
+            with capturing():
+                captured, reason = self._find(leaves, spec)  # another thread may have been here
+                if captured is None:
+                    captured = self._capture(args, kwargs, reason)
+        return captured, captured.interface.named(leaves)
+
+    def _find(self, leaves: list[Any], spec: pytree.TreeSpec) -> tuple[Captured | None, Mismatch | None]:
+        """The capture for a call, or why those of this state of the model do not fit it."""
+        model: nn.Module = self.__dict__["model"]
+        state, reason = self._cache.state(model), None
+        autocast = _autocast(state, model, leaves)
+        for captured in self._cache.captures:
+            learns = captured.learning is None or captured.learning == learning(model, leaves)
+            placed = captured.offsets is None or captured.offsets == offsets(model)
+            if captured.state is state and captured.autocast == autocast and learns and placed:
+                reason = captured.interface.mismatch(leaves, spec)
+                if not reason and fits(captured.imported, model):
+                    return captured, None
+        return None, reason
+
+    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: Mismatch | None) -> Captured:
+        """The model captured anew for a call that no capture fits for this reason. Raises CompileError."""
+        captures = self._cache.captures
+        if captures and not self._recapture:
+            what = "this program was captured in one mode and dtype, and with or without autocast"
+            what = reason.what if reason else what
+            raise CompileError(what, hint="compile the nn.Module itself to call it in several forms")
+        try:
+            imported = self._import(args, kwargs, self._dynamic_shapes if not captures else None)
+        except CompileError as e:
+            if isinstance(e, ModelValueError) or reason is None or not reason.of_input:
+                raise
+            why = f"captured anew for this call: {e.problems[0].what}"
+            raise CompileError(reason.what, e.problems[0].where, why) from e
+        return self.adopt(imported, args, kwargs)
+
+    def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Imported:
+        """The model as a graph, for calls of this form."""
+        model, how = self.__dict__["model"], (dynamic_shapes, self._locate, self._hook)
+        return import_model(model, args, kwargs, *how, fixed=self._fixed, places=self._cache.places)
+
+    def _frees(self, captured: Captured) -> bool:
+        """Whether dimensions are free in a captured model that nobody asked to be free."""
+        dims = captured.imported.graph.dims.values()
+        asked = self._dynamic_shapes is not None or not self._recapture
+        return not asked and any(d.tensor in captured.imported.graph.inputs for d in dims)
+
+    def _fix(self, captured: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
+        """The model captured anew with the lengths of this call: the free ones stand in the way of a rule."""
+        self._fixed = True
+        self._cache.remove(captured)
+        return self.adopt(self._import(args, kwargs, None), args, kwargs)
+
+    def adopt(self, imported: Imported, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
+        """Take an imported model as what calls of this form run."""
+        model: nn.Module = self.__dict__["model"]
+        self._cache.learn(imported)
+        leaves, state = pytree.tree_leaves((args, dict(kwargs))), self._cache.state(model)
+        autocast = _autocast(state, model, leaves)
+        flags = learning(model, leaves) if imported.learning else None
+        places = offsets(model) if imported.absolute else None
+        captured = Captured(state, autocast, flags, places, imported, Interface.of(imported, leaves))
+        self._cache.add(captured, model)
+        return captured
+
+
+def _autocast(state: ModelState, model: nn.Module, leaves: list[Any]) -> Any:
+    """The autocast under which a call would run."""
+    return current(state.device.type if state.device is not None else device_of(model, leaves))
+
+
+__all__ = ["Call", "ModuleCaptures"]
