@@ -55,6 +55,18 @@ def parser() -> argparse.ArgumentParser:
         "--backend", choices=("torch", "netlist"), default="torch", help="a torch file, or a circuit that learns"
     )
     p.add_argument("--seed", type=whole, default=0, help="for example inputs, targets and dropout (default: 0)")
+    compiling_options(p)
+    input_options(p)
+    energy_options(p)
+    circuit_options(p)
+    permission_options(p)
+    shown_options(p)
+    p.add_argument("--version", action="version", version=f"pccompile {__version__}")
+    return p
+
+
+def compiling_options(p: argparse.ArgumentParser) -> None:
+    """How a model is compiled; the settings of its algorithm are `setting_options`."""
     group = p.add_argument_group("how it is compiled")
     group.add_argument("--algorithm", default="exact", help="exact (default) or another; with --help, its settings")
     group.add_argument(
@@ -72,13 +84,13 @@ def parser() -> argparse.ArgumentParser:
         help="the loss in the generated file or circuit (default: %(default)s)",
     )
     group.add_argument("--rate", type=rate, help="size of an inference step, or auto: what a measurement allows")
-    input_options(p)
-    energy_options(p)
     group.add_argument(
         "--no-check", dest="check", action="store_false", help="do not compare with eager torch after compiling"
     )
-    circuit_options(p)
-    permission_options(p)
+
+
+def shown_options(p: argparse.ArgumentParser) -> None:
+    """What is printed besides or instead of files."""
     group = p.add_argument_group("what is shown")
     what = group.add_mutually_exclusive_group()
     what.add_argument(
@@ -100,8 +112,6 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--time-passes", action="store_true", help="print what each stage took")
     group.add_argument("--quiet", action="store_true", help="no talk, only results and errors")
     group.add_argument("--debug", action="store_true", help="show the traceback of an internal error")
-    p.add_argument("--version", action="version", version=f"pccompile {__version__}")
-    return p
 
 
 def setting_options(p: argparse.ArgumentParser, algorithm: str) -> None:

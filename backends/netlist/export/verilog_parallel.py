@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from pccompile.backends.netlist.export.datapath import Datapath, Term, tabulated
+from pccompile.backends.netlist.export.datapath import Datapath, Term
+from pccompile.backends.netlist.export.verilog_picks import Pick, Picks
 from pccompile.backends.netlist.export.verilog_text import (
     Identifiers,
     comment,
     functions,
     header,
-    literal,
     lookups,
     scaled,
     word,
     wrapped,
 )
-from pccompile.backends.netlist.format import Projection, ports_of
+from pccompile.backends.netlist.export.verilog_wires import Wires
+from pccompile.backends.netlist.format import ports_of
 from pccompile.backends.netlist.simulate.formats import product_shift, scaling
-
-
-class Pick(NamedTuple):
-    """What a function that says which slot wins depends on; bits of a slot's number, total bits of a state."""
-
-    slots: tuple[int, ...]
-    rank: int
-    upwards: bool
-    bits: int
-    total: int
 
 
 class Parallel:
@@ -41,6 +31,7 @@ class Parallel:
         self.id, self.width = Identifiers(), path.width()
         self.module = self.id("pc", name)
         self.lookups = lookups(path, self.id)
+        self.wires = Wires(path, self.id, self.lookups)
         self.delays: dict[str, int] = {}
         for p in self.spec.projections:
             self.delays.update({n: max(p.delay, self.delays.get(n, 0)) for n in p.reads})
@@ -49,7 +40,7 @@ class Parallel:
         for param in path.rules:
             self.first[param] = self.parameters
             self.parameters += len(path.integers[param])
-        self.picks: dict[Pick, str] = {}
+        self.picks = Picks()
 
     def text(self) -> str:
         """The whole file."""
@@ -59,7 +50,7 @@ class Parallel:
             "`default_nettype none",
             self._interface(),
             *functions(self.path, self.width, self.lookups),
-            *self._picks(),
+            *self.picks.texts(),
             *self._parameters(),
             self._states(),
             *self._inputs(),
@@ -97,22 +88,7 @@ class Parallel:
 
     def resources(self) -> dict[str, int]:
         """What the circuit takes, before a synthesis tool shares or removes anything."""
-        path, spec = self.path, self.spec
-        registers = sum(path.formats.states[n][0] * spec.populations[n].size * d for n, d in self.delays.items())
-        for n in path.integrators:
-            registers += (path.formats.states[n][0] + path.guard(n)) * spec.populations[n].size
-        registers += sum(path.formats.params[p][0] * len(path.integers[p]) for p in path.rules)
-        units = sum(p.size for p in spec.populations.values() if p.unit == "product")
-        forward = sum(len(t.synapses.post) for t in path.all_terms() if t.a is not None and t.param in path.rules)
-        hebb = sum(len(t.synapses.post) for ts in path.rules.values() for t in ts if t.b is not None)
-        products = sum(len(t.synapses.post) for t in path.all_terms() if t.b is not None)
-        fixed = sum(len(t.synapses.post) for t in path.all_terms() if t.a and t.param and t.param not in path.rules)
-        return {
-            "multipliers": units + products + forward + hebb,
-            "multiplications by constants": fixed,
-            "register bits": registers,
-            "lookups": sum(spec.populations[n].size for n in path.tables),
-        }
+        return resources(self.path, self.delays)
 
     def bus(self, name: str) -> str:
         """The range of the bits of all states of a population."""
@@ -178,10 +154,6 @@ class Parallel:
                 for i in range(self.spec.populations[name].size)
             )
 
-    def state(self, name: str, unit: int, delay: int = 0) -> str:
-        """What holds the state of a unit, some ticks ago."""
-        return f"{self.id('s', name)}[{unit}]" if not delay else f"{self.id(f'd{delay}', name)}[{unit}]"
-
     def _population(self, name: str) -> Iterator[str]:
         """The wires of a population that is no input."""
         p, total = self.spec.populations[name], self.path.formats.states[name][0]
@@ -191,7 +163,9 @@ class Parallel:
         if p.unit == "select":
             yield "\n".join([*lines, *self._select(name)])
             return
-        ports = {port: [list(self._term(t, name)) for t in self.path.terms[name, port]] for port in ports_of(p.unit)}
+        ports = {
+            port: [list(self.wires.term(t, name)) for t in self.path.terms[name, port]] for port in ports_of(p.unit)
+        }
         lines += [text for terms in ports.values() for declarations, _ in terms for text in declarations]
         sums = {
             port: [" + ".join(rows[i] for _, rows in terms if rows[i]) or "2'sd0" for i in range(p.size)]
@@ -206,59 +180,12 @@ class Parallel:
                 case "sum":
                     value = f"sat{total}({sums['in'][i]})"
                 case "product":
-                    x, y = (self._arriving(name, port, sums[port][i]) for port in ("x", "y"))
+                    x, y = (self.wires.arriving(name, port, sums[port][i]) for port in ("x", "y"))
                     value = f"sat{total}({scaled(f'{x} * {y}', 1, product_shift(name, self.path.formats))})"
                 case _:
-                    value = self._map(name, self._arriving(name, "in", sums["in"][i]))
-            lines.append(wrapped(f"  assign {self.state(name, i)} = ", value.split(" "), " ", ";"))
+                    value = self.wires.map(name, self.wires.arriving(name, "in", sums["in"][i]))
+            lines.append(wrapped(f"  assign {self.wires.state(name, i)} = ", value.split(" "), " ", ";"))
         yield "\n".join(lines)
-
-    def _arriving(self, name: str, port: str, total: str) -> str:
-        """What the format of a port holds of the sum there."""
-        return f"sat{self.path.formats.ports[name, port][0]}({total})"
-
-    def _map(self, name: str, u: str) -> str:
-        population, (total, fraction) = self.spec.populations[name], self.path.formats.states[name]
-        if tabulated(population):
-            return f"{self.lookups[name]}({u})"
-        high = word(min(1 << fraction, (1 << total - 1) - 1), total)
-        if population.function == "relu(x)":
-            shift = self.path.relu_shift(name)
-            same = self.path.formats.ports[name, "in"] == (total, fraction)
-            positive = u if same else f"sat{total}({scaled(u, 1, shift)})"
-        else:
-            positive = f"{total}'sh{high}"
-        return f"{u} > 0 ? {positive} : {total}'sd0"
-
-    def _term(self, term: Term, name: str) -> tuple[list[str], list[str]]:
-        """Declarations, and what the term adds to each unit."""
-        size = self.spec.populations[name].size
-        rows = [[self._product(term, s) for s in row] for row in term.synapses.rows(size)]
-        if all(len(row) <= 1 for row in rows) or term.factor == 0:
-            return [], [scaled(row[0], term.factor, term.shift) if row else "" for row in rows]
-        sums = self.id("m", f"{term.name}")
-        bits = (term.bound // abs(term.factor)).bit_length() + 1
-        lines = [f"  wire signed [{bits - 1}:0] {sums} [0:{size - 1}];"]
-        lines += [
-            wrapped(f"  assign {sums}[{i}] = ", row or ["2'sd0"], " + ", ";") for i, row in enumerate(rows)
-        ]  # fmt: skip
-        return lines, [scaled(f"{sums}[{i}]", term.factor, term.shift) if row else "" for i, row in enumerate(rows)]
-
-    def _product(self, term: Term, number: int) -> str:
-        """The summand of one synapse."""
-        s = term.synapses
-        factors = [] if term.a is None else [self.state(term.a, int(s.pre[number]), term.delay)]
-        if term.param is not None and s.other is not None:
-            entry = int(s.other[number])
-            plastic = term.param in self.path.rules
-            value = self.path.integers[term.param][entry]
-            factors.insert(0, f"{self.id('w', term.param)}[{entry}]" if plastic else literal(value))
-        elif term.b is not None and s.other is not None:
-            factors.append(self.state(term.b, int(s.other[number]), term.delay))
-        text = " * ".join(factors)
-        if term.by is not None and s.winner is not None and s.slot is not None:
-            return f"({self.id('k', term.by)}[{int(s.winner[number])}] == {int(s.slot[number])} ? {text} : 2'sd0)"
-        return text
 
     def _integrator(self, name: str, sums: Sequence[str]) -> Iterator[str]:
         guard, total = self.path.guard(name), self.path.formats.states[name][0]
@@ -269,7 +196,7 @@ class Parallel:
                 change += f" - {held}"
             value = f"sat{total + guard}({held} + {scaled(change, 1, self.path.halvings(name))})"
             yield wrapped(f"  assign {self.id('next', name)}[{i}] = ", value.split(" "), " ", ";")
-            yield f"  assign {self.state(name, i)} = sat{total}({scaled(held, 1, guard)});"
+            yield f"  assign {self.wires.state(name, i)} = sat{total}({scaled(held, 1, guard)});"
 
     def _select(self, name: str) -> Iterator[str]:
         p, source = self.spec.populations[name], self.path.sources(name)
@@ -278,44 +205,26 @@ class Parallel:
         bits = self.slot_bits(name)
         total = self.path.formats.states[name][0]
         factor, shift = scaling(source, self.path.formats)
+        upwards, arriving = (source.gain < 0) == p.smallest, self.path.formats.states[source.pre][0]
         for i, row in enumerate(index):
             slots = [k for k, unit in enumerate(row) if unit >= 0]
-            states = [self.state(source.pre, int(row[k]), source.delay) for k in slots]
-            pick = self._pick(name, source, tuple(slots), int(ranks[i]), bits)
+            states = [self.wires.state(source.pre, int(row[k]), source.delay) for k in slots]
+            pick = self.picks.named(Pick(tuple(slots), int(ranks[i]), upwards, bits, arriving))
             winner = f"{self.id('k', name)}[{i}]"
             chosen = " : ".join([*(f"{winner} == {k} ? {s}" for k, s in zip(slots[:-1], states[:-1], strict=True)),
                                  states[-1]])  # fmt: skip
             yield wrapped(f"  assign {winner} = {pick}(", states, ", ", ");")
             value = f"sat{total}({scaled(f'({chosen})', factor, shift)})"
-            yield wrapped(f"  assign {self.state(name, i)} = ", value.split(" "), " ", ";")
+            yield wrapped(f"  assign {self.wires.state(name, i)} = ", value.split(" "), " ", ";")
 
     def slot_bits(self, name: str) -> int:
         """The bits of the number of a select population's slots."""
         slots = self.path.tensors[str(self.path.sources(name).index)].shape[1]
         return max(1, int(slots - 1).bit_length())
 
-    def _pick(self, name: str, source: Projection, slots: tuple[int, ...], rank: int, bits: int) -> str:
-        """The name of the function that says which slot wins."""
-        upwards = (source.gain < 0) == self.spec.populations[name].smallest
-        pick = Pick(slots, rank, upwards, bits, self.path.formats.states[source.pre][0])
-        return self.picks.setdefault(pick, f"pick_{len(self.picks)}")
-
-    def _picks(self) -> Iterator[str]:
-        for (slots, rank, upwards, bits, total), name in self.picks.items():
-            ahead = ">" if upwards else "<"
-            arguments = ", ".join(f"input signed [{total - 1}:0] c{k}" for k in slots)
-            best = "largest" if upwards else "smallest"
-            lines = [f"  {comment(f'the slot {rank} places behind the {best}, the first of equals')}",
-                     f"  function automatic [{bits - 1}:0] {name}({arguments});", "    begin",
-                     f"    {name} = {slots[0]};"]  # fmt: skip
-            for k in slots:
-                before = [f"(c{j} {ahead}{'=' if j < k else ''} c{k})" for j in slots if j != k]
-                lines.append(f"    if ({' + '.join(before) or 0} == {rank}) {name} = {k};")
-            yield "\n".join([*lines, "    end", "  endfunction"])
-
     def _outputs(self) -> Iterator[str]:
         for name in self.observed():
-            units = [self.state(name, i) for i in reversed(range(self.spec.populations[name].size))]
+            units = [self.wires.state(name, i) for i in reversed(range(self.spec.populations[name].size))]
             yield wrapped(f"  assign {self.id('out', name)} = {{", units, ", ", "};")
 
     def _latches(self) -> str:
@@ -328,7 +237,7 @@ class Parallel:
             for d in range(1, delay + 1):
                 for i in range(self.spec.populations[name].size):
                     reset.append(f"{self.id(f'd{d}', name)}[{i}] <= 0;")
-                    ticked.append(f"{self.id(f'd{d}', name)}[{i}] <= {self.state(name, i, d - 1)};")
+                    ticked.append(f"{self.id(f'd{d}', name)}[{i}] <= {self.wires.state(name, i, d - 1)};")
         for param, terms in self.path.rules.items():
             total = self.path.formats.params[param][0]
             for i, value in enumerate(self.path.integers[param]):
@@ -347,8 +256,28 @@ class Parallel:
             value = weight
             for term, row in zip(terms, rows, strict=True):
                 if row[i]:
-                    sums = " + ".join(self._product(term, s) for s in row[i])
+                    sums = " + ".join(self.wires.product(term, s) for s in row[i])
                     change = scaled(f"({sums})" if len(row[i]) > 1 else sums, term.factor, term.shift)
                     value += f" {'-' if term.negative else '+'} ({self.id('phase', term.phase)} ? {change} : 2'sd0)"
             if value != weight:
                 yield wrapped(f"{weight} <= ", f"sat{total}({value})".split(" "), " ", ";")
+
+
+def resources(path: Datapath, delays: Mapping[str, int]) -> dict[str, int]:
+    """What a circuit takes with hardware for every synapse. delays: the longest of what reads each population."""
+    spec = path.spec
+    registers = sum(path.formats.states[n][0] * spec.populations[n].size * d for n, d in delays.items())
+    for n in path.integrators:
+        registers += (path.formats.states[n][0] + path.guard(n)) * spec.populations[n].size
+    registers += sum(path.formats.params[p][0] * len(path.integers[p]) for p in path.rules)
+    units = sum(p.size for p in spec.populations.values() if p.unit == "product")
+    forward = sum(len(t.synapses.post) for t in path.all_terms() if t.a is not None and t.param in path.rules)
+    hebb = sum(len(t.synapses.post) for ts in path.rules.values() for t in ts if t.b is not None)
+    products = sum(len(t.synapses.post) for t in path.all_terms() if t.b is not None)
+    fixed = sum(len(t.synapses.post) for t in path.all_terms() if t.a and t.param and t.param not in path.rules)
+    return {
+        "multipliers": units + products + forward + hebb,
+        "multiplications by constants": fixed,
+        "register bits": registers,
+        "lookups": sum(spec.populations[n].size for n in path.tables),
+    }
