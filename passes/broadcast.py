@@ -201,6 +201,3 @@ def _unwired(b: Builder, route: _Route, value: Ref, sent: Ref) -> dict[str, Ref]
     problems.raise_if_any()
     b.wants = wants
     return {end: arrived[end] for end in route.ends if end in arrived}
-
-
-__all__ = ["BROADCAST", "PRODUCTS", "broadcast"]

@@ -93,6 +93,3 @@ def _named(b: Builder, result: Arg, name: str, start: int) -> Arg:
             b.rename(i, name)
             return Ref(name)
     return result
-
-
-__all__ = ["canonicalise", "once"]

@@ -94,6 +94,3 @@ def _shortest(alternatives: Iterable[frozenset[Decision]]) -> Condition:
     possible = {a for a in alternatives if not any(Decision(d.cond, d.result, not d.taken) in a for d in a)}
     shortest = frozenset(a for a in possible if not any(b < a for b in possible))
     return ALWAYS if len(shortest) > MOST else shortest
-
-
-__all__ = ["decisions"]

@@ -99,6 +99,3 @@ def learned_updates(pc: PCGraph) -> Iterator[Do]:
             # the error of a vertex that is given is what it sends, Π ε
             by = {"error": f"error / {kept.slot}"} if kept.owner in pc.observed else {}
             yield Do(kept.owner, kept.slot, substituted(kept.learned, by))
-
-
-__all__ = ["Energies", "Precision", "is_in", "learned_updates", "with_energies"]

@@ -330,5 +330,3 @@ def _refusal(node: Node, why: str) -> CompileError:
 
 
 HINT = 'write it step by step, with cells and layers, or take feedback="transpose" and derivatives="exact"'
-
-__all__ = ["HOME", "LEAVES", "with_feedback"]

@@ -197,6 +197,3 @@ class _Mirroring:
                 raise _refusal(layer.vertex, f"its input {old.types[product['input']]} has free lengths")
             found.append(outer[i] - ((inner[i] - 1) * stride - 2 * pad + dilation * (weight[i] - 1) + 1))
         return tuple(found)
-
-
-__all__ = ["MIRROR", "mirrored"]

@@ -73,6 +73,3 @@ def _learned(v: Vertex, how: LearnedPrecision, free: bool) -> Lasting:
     change = f"{how.step!r} * ({how.shape + 0.5!r} - {SLOT} * ({how.rate!r} + {mean}(error ** 2) / 2))"
     start = how.shape / how.rate if how.rate else 1.0
     return Lasting(v.name, SLOT, start, how.single, f"{SLOT} * exp({change})")
-
-
-__all__ = ["Precision", "Weight", "weighted"]

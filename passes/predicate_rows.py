@@ -149,6 +149,3 @@ def _refusal(n: Node) -> CompileError:
     hint = "work on all rows, and weight them by the mask"
     what = f"how many results {n.op} has or reads depends on values, and more is done with them than row by row"
     return CompileError(what, n.where, hint)
-
-
-__all__ = ["predicate_rows"]

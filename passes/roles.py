@@ -276,6 +276,3 @@ class _Rewriting:
         hint = f"near it: {listing(near)}; " if near else ""
         hint += f"inputs: {listing(inputs, 8)}; vertices: {listing(names, 8)}; modules: {listing(modules, 8)}"
         return CompileError(f"{printable(repr(name))} is no input, no vertex and no module", hint=hint)
-
-
-__all__ = ["ALL", "NO_ROLES", "Free", "Roles", "with_roles"]

@@ -36,6 +36,3 @@ def parts(graph: Graph, node: Node) -> Iterator[tuple[int, str]]:
     for n in graph.nodes:
         if n.op == SLICE and n["self"] == node.name and n["start"] in starts:
             yield starts[n["start"]], n.name
-
-
-__all__ = ["parts", "settle_presence"]

@@ -40,6 +40,3 @@ def stop_unsent(graph: Graph, pairs: frozenset[tuple[str, str]]) -> Graph:
 def _reading(node: Node, behind: dict[Ref, Ref]) -> Node:
     args: dict[str, Arg] = {k: map_refs(a, lambda r: behind.get(r, r)) for k, a in node.args.items()}
     return replace(node, args=args)
-
-
-__all__ = ["stop_unsent", "unsent"]

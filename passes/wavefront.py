@@ -229,6 +229,3 @@ class _Symbols:
             if any(symbol != 0.0 or not isinstance(symbol, float) for symbol, _ in sent):
                 parts += [child.name, *sent, *self.parents(child.name, d.at)]
         return self.tensor("pull", d.vertex, self.parameters, *parts) if parts else 0.0
-
-
-__all__ = ["wavefront"]

@@ -170,17 +170,3 @@ def parse_budget(texts: list[str]) -> tuple[float, dict[str, int]]:
             raise UsageError(f"--budget {printable(text, 60)}: a factor, or NAME=NUMBER") from None
     Budget().raised(factor, **limits)
     return factor, limits
-
-
-__all__ = [
-    "Account",
-    "Budget",
-    "BudgetError",
-    "account",
-    "budget",
-    "exceeded",
-    "limit",
-    "opened",
-    "parse_budget",
-    "spend",
-]

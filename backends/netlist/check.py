@@ -303,6 +303,3 @@ def _port(port: Port, p: Population) -> Iterator[str]:
         yield f"{list(shape)} has no axis {port.axis}"
     elif math.prod(s for i, s in enumerate(shape) if i != port.axis % axes) != math.prod(port.shape):
         yield f"shape {list(port.shape)} of whole numbers does not fit {list(shape)} without axis {port.axis}"
-
-
-__all__ = ["check", "problems"]

@@ -115,7 +115,7 @@ LONGEST = 10_000
 
 
 class _Printer(atoms.ConditionPrinter):
-    """Prints an expression in the language; numbers so that they read back exactly."""
+    """Prints an expression in the language."""
 
     def _print_Function(self, e: sp.Function) -> str:
         name = _SPELLED.get(type(e).__name__, type(e).__name__)
@@ -124,17 +124,6 @@ class _Printer(atoms.ConditionPrinter):
         return f"{name}({', '.join(map(self._print, e.args))})"
 
     _print_log = _print_sin = _print_cos = _print_tan = _print_Abs = _print_polygamma = _print_Function
-
-    def _print_ExpBase(self, e: sp.Function) -> str:
-        return f"exp({self._print(e.args[0])})"
-
-    def _print_Float(self, e: sp.Float) -> str:
-        return repr(float(e))
-
-    def _print_NumberSymbol(self, e: sp.Expr) -> str:
-        return repr(float(e))
-
-    _print_Pi = _print_Exp1 = _print_NumberSymbol
 
     def _print_Pow(self, e: sp.Pow, rational: bool = False) -> str:
         base, power = e.args
@@ -225,6 +214,3 @@ def _branch(node: ast.expr) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]
 def derivative(expr: sp.Expr) -> sp.Expr:
     """The derivative by x, each function by its own stable one."""
     return sp.diff(expr, X)
-
-
-__all__ = ["FUNCTIONS", "X", "atoms", "derivative", "function", "text"]

@@ -240,6 +240,3 @@ def schema() -> str:
     found["$defs"]["Spec"]["required"] = ["format", "version", *found["$defs"]["Spec"]["required"]]
     draft = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"pcnetlist {VERSION}"}
     return json.dumps({**draft, **found}, indent=1, ensure_ascii=False) + "\n"
-
-
-__all__ = ["check_writable", "load", "parse", "paths", "plain", "save", "schema", "text"]

@@ -127,6 +127,3 @@ def encoded(port: Port, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
     if value.size % max(int(np.prod(shape)), 1):
         raise ValueError(f"shape {list(value.shape)} does not fit {list(shape)}")
     return np.asarray(value, dtype=np.float64).reshape(-1, *shape)
-
-
-__all__ = ["LOSSES", "Loss", "Outputs", "encoded", "with_probabilities"]

@@ -45,6 +45,3 @@ def plasticity_problems(
         yield f"{rule.rule} needs a {kind.operation} projection, and {rule.via} is none"
     else:
         yield from kind(rule, populations, via, tensors).problems()
-
-
-__all__ = ["plasticity_problems", "projection_problems"]

@@ -179,6 +179,3 @@ def _progress(ticks: int, wanted: bool) -> Iterator[_Bar]:
                 shown.advance(task)
 
         yield Bar()
-
-
-__all__ = ["Session"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pccompile.backends.netlist.format import Plasticity, Projection, Spec, Tensors
-from pccompile.backends.netlist.operations import Synapses, bias_entries, learning_rule, operation
+from pccompile.backends.netlist.operations import Synapses, learning_rule, operation
 from pccompile.limits import exceeded, limit
 
 
@@ -51,6 +51,3 @@ def fan_in(p: Projection, spec: Spec, tensors: Tensors) -> np.ndarray:
 def changes(rule: Plasticity, spec: Spec, tensors: Tensors) -> Synapses:
     """What a rule adds up for each entry of its parameter, sorted: units of its post times units of its pre."""
     return learning_rule(rule, spec, tensors).synapses().sorted()
-
-
-__all__ = ["Synapses", "bias_entries", "changes", "count", "fan_in", "matrix", "synapses", "weights", "work"]

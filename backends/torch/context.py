@@ -135,6 +135,3 @@ def _calls(f: Function) -> dict[Block, list[Statement]]:
         if s.block:
             found.setdefault(s.block, []).append(s)
     return found
-
-
-__all__ = ["arguments", "kept_together", "opened", "pieces", "read_by_calls", "take_none", "taken_once"]

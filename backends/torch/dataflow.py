@@ -61,6 +61,3 @@ class Dataflow:
         """Whether a statement may write over an operand that is no prediction and no value."""
         mine = self.adds and self.read_once_here(operand, reader)
         return mine and self.labels[operand].role not in (Role.PREDICTION, Role.VALUE)
-
-
-__all__ = ["Dataflow"]

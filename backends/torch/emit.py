@@ -19,7 +19,7 @@ from pccompile.backends.torch.optimise import optimise
 from pccompile.backends.torch.outline import Names, Outlined, Outlining, outline
 from pccompile.backends.torch.preamble import preamble
 from pccompile.backends.torch.printer import Printer
-from pccompile.backends.torch.reserved import ARGUMENTS, DOC, MARK, STOPPING, SWEEP
+from pccompile.backends.torch.reserved import ARGUMENTS, DOC, STOPPING, SWEEP
 from pccompile.backends.torch.runs import Uses
 from pccompile.backends.torch.signature import Signature
 from pccompile.backends.torch.spell import Speller, quoted
@@ -313,6 +313,3 @@ class File:
     def device(self, tensor: str) -> list[str]:
         """The line that says where new tensors go, if any are made."""
         return [f"    device = {tensor}.device"] if self.speller.device else []
-
-
-__all__ = ["MARK", "SWEEP", "File", "Gradient", "Loss", "Source", "emit"]

@@ -168,6 +168,3 @@ def number_text(e: ast.expr, arguments: Mapping[str, Argument], vertex: str) -> 
             return ast.BinOp(argument, ast.Pow(), ast.Constant(0.5))
 
     return ast.unparse(ast.fix_missing_locations(Spelling().visit(copy.deepcopy(e))))
-
-
-__all__ = ["Equations"]

@@ -56,6 +56,3 @@ class Expressions:
 def scaling(s: Statement) -> str:
     """The method call that negates a tensor, or multiplies it by a number, in place."""
     return "neg_()" if s.op == "aten.neg.default" else f"mul_({s.args['other']!r})"
-
-
-__all__ = ["Expressions", "scaling"]

@@ -168,6 +168,3 @@ def _moved(loop: Loop, step: _Step, lowered: Lowered) -> tuple[list[Line], Loop,
     total = make("total", MM, received, step.weight)
     behind = make("", ADD, c.start, total.target, target=c.phi)
     return [*before, start], replace(loop, carried=carried, body=body), [total, behind]
-
-
-__all__ = ["behind_weights"]

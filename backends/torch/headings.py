@@ -51,6 +51,3 @@ def _heading(v: Vertex, equation: str) -> str:
     ops = " · ".join(equations.short(n.op) for n in equations.working(v)) if v.prediction else "output"
     place = f"{printable(v.where.file, 100)}:{v.where.line}" if v.where.file else ""
     return "    ".join(filter(None, (f"{printable(v.where.module or v.name, 100)} · {ops}", equation, place)))
-
-
-__all__ = ["Headings"]

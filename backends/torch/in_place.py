@@ -207,6 +207,3 @@ def _reads(lines: Iterable[Line]) -> list[Ref]:
         found += [r for c in line.carried for r in (c.start, c.next)] + line.shown
         found += _reads(line.body)
     return found
-
-
-__all__ = ["METHODS", "OVERWRITING", "Uses", "is_number", "moved_in_place"]

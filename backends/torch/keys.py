@@ -42,6 +42,3 @@ def gradient_keys(graph: Graph) -> dict[str, Gradient]:
 def table_of(slot: str) -> str:
     """What the dictionary of a slot is called that inference hands to learning."""
     return f"{slot}s"
-
-
-__all__ = ["Gradient", "gradient_keys", "table_of"]

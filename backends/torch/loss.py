@@ -167,6 +167,3 @@ def _moves(s: Statement, made: dict[Ref, Statement], moving: set[Ref], outputs: 
     if s.op in FORM_ONLY:
         return any(r in moving for name, r in s.args.items() if name != FORM_ONLY[s.op] and isinstance(r, Ref))
     return any(r in moving for r in s.reads)
-
-
-__all__ = ["Clamp"]

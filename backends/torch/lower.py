@@ -251,6 +251,3 @@ class _Lowering:
         )
         value = value if bare else self.w.name(value, label_of(d.slot, d.vertex))
         self.slots[d.vertex, d.slot] = self.w.keep(value, old, label_of(d.slot, d.vertex)) if old else value
-
-
-__all__ = ["Lowered", "lower", "lower_loss"]

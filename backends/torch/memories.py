@@ -52,6 +52,3 @@ def nothing(names: Iterable[str], indent: str) -> list[str]:
         else:
             lines.append(f"{indent}{name} = None")
     return lines
-
-
-__all__ = ["Memories"]

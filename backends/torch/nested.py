@@ -59,6 +59,3 @@ class _Nested:
         head = f"def {self.name}({', '.join([*self.parameters, *more])}):"
         head += f'\n    """{self.about}"""' if self.about else ""
         return "\n".join([head, *self.lines, f"    return ({''.join(f'{r}, ' for r in self.results).strip()})"])
-
-
-__all__ = ["fragments_of", "print_fragments"]

@@ -94,6 +94,3 @@ def last_reads(lines: Sequence[Line], nested: Collection[Ref]) -> dict[Ref, int]
             for r in line.reads:
                 found[r] = max(found[r], found[line.target])
     return found
-
-
-__all__ = ["Nesting", "last_reads"]

@@ -278,6 +278,3 @@ class Rows:
         """How many values a run is handed and hands back."""
         run = self.run(place, length)
         return len(run.values) + len(run.returned)
-
-
-__all__ = ["Names", "Outlined", "Outlining", "outline"]

@@ -70,6 +70,3 @@ def onto(name: str, s: Statement, text: Callable[[Arg], str], other: Statement |
     if other and other.op == MM:
         return f"{name}.addmm_({text(other.args['self'])}, {text(other.args['mat2'])}{further})"
     return f"{name}.add_({text(s.args['other'])}{further})" if further else f"{name} += {text(s.args['other'])}"
-
-
-__all__ = ["Overwriting"]

@@ -64,6 +64,3 @@ def reading(loop: Loop, places: Mapping[Ref, Ref]) -> Loop:
         for x in loop.body
     ]
     return replace(loop, body=body)
-
-
-__all__ = ["packed"]

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from pccompile.backends.torch.context import take_none
-from pccompile.backends.torch.emit import SWEEP, File
+from pccompile.backends.torch.emit import File
+from pccompile.backends.torch.reserved import SWEEP
 from pccompile.backends.torch.statements import Statement
 from pccompile.ir import Program, Ref
 
@@ -73,6 +74,3 @@ def _identity(s: Statement, named: dict[Ref, str], found: dict[Ref, Hashable]) -
     if s.op == "getitem" and s.args["of"] in found:
         return ("result", found[s.args["of"]], s.args["index"])
     return ("own", id(s))
-
-
-__all__ = ["emit_partial"]

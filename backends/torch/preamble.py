@@ -57,6 +57,3 @@ def _states(program: Program) -> str:
     if graph.further:
         said += f"The last {graph.further} of its outputs are not the model's results but what it writes elsewhere.\n"
     return said
-
-
-__all__ = ["preamble"]

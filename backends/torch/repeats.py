@@ -101,6 +101,3 @@ def _apart(places: Places, length: int) -> tuple[int, ...]:
         if not found or place >= found[-1] + length:
             found.append(place)
     return tuple(found)
-
-
-__all__ = ["Repeat", "repeats"]

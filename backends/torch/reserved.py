@@ -20,5 +20,3 @@ DOC = {
     "learn": "The local weight updates. Returns the free-energy gradient of each parameter.",
     SWEEP: "Infer and learn in one sweep on −ε, dropping each error when it has been read. Empties `context`.",
 }
-
-__all__ = ["ARGUMENTS", "DOC", "MARK", "STOPPING", "SWEEP"]

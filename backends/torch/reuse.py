@@ -160,6 +160,3 @@ def {name}(*args, out=None, **named):
 def _has_kernel(schema: torch.FunctionSchema) -> bool:
     name = f"{schema.name}.{schema.overload_name}"
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU"))
-
-
-__all__ = ["out_variant", "reused", "writing_kernel"]

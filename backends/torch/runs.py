@@ -181,6 +181,3 @@ def _blank(arg: Arg, uses: Uses) -> Hashable:
     if isinstance(arg, Ref):
         return uses.made[arg].op if arg in uses.anywhere else "value"
     return tuple(_blank(a, uses) for a in arg) if isinstance(arg, tuple) else constant(arg)
-
-
-__all__ = ["Entry", "Run", "Uses", "constant", "may_repeat", "outline_of"]

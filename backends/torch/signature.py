@@ -63,6 +63,3 @@ class Signature:
 def _literal(argument: Argument) -> str:
     """An argument of a program as Python text; in a table by vertex the names may be Refs, whose repr is none."""
     return repr(argument if isinstance(argument, int | float) else {str(k): v for k, v in argument.items()})
-
-
-__all__ = ["Signature"]

@@ -175,6 +175,3 @@ class Terms:
             args["constants"] = self.w.call("clamp_constants", {"outputs": first}, Label("loss_constants"))
         call = self.w.call("clamp", args, Label("output_errors"))
         return self.w.call("getitem", {"of": call, "index": index}, label)
-
-
-__all__ = ["Terms"]

@@ -66,6 +66,3 @@ class ValueNames(dict[Ref, str]):
             if adding is None:
                 return value
             value = adding.target
-
-
-__all__ = ["ValueNames"]

@@ -84,6 +84,3 @@ def spelled(template: Sequence[str | int], names: Sequence[str]) -> str:
         for p in template
     )
     return f'f"{"".join(pieces)}"'
-
-
-__all__ = ["Words", "pattern", "rest", "spelled"]

@@ -66,6 +66,3 @@ class Bounds(Protocol):
     def curvature(self) -> Interval:
         """λ_min(S) and λ_max(S)."""
         ...
-
-
-__all__ = ["Bound", "Bounds", "Interval"]

@@ -55,6 +55,3 @@ def _parts(pc: PCGraph, lengths: Mapping[str, Sequence[int]], slot: str, start: 
 def _weighted(lengths: Sequence[int], steps: int, rate: float) -> str:
     weights = {k: weight(steps, rate, k) for k in lengths}
     return " + ".join(f"part{k}" if w == 1 else f"{w!r} * part{k}" for k, w in weights.items())
-
-
-__all__ = ["closed_form"]

@@ -237,6 +237,3 @@ def skeleton(matrix: Matrix, least: float, preferred: npt.NDArray[np.bool_]) -> 
     express = np.zeros((len(matrix), len(found)))
     express[rows] = by
     return [int(rows[i]) for i in found], express
-
-
-__all__ = ["Combinations", "slot"]

@@ -156,25 +156,3 @@ def refuse_draws(pc: PCGraph) -> None:
                 what = f"{n.op.split('.')[1].strip('_')} draws a sample that changes with its parameters"
                 problems.add(what, v.where, "use an algorithm whose predictions stay: exact or fixed-prediction")
     problems.raise_if_any()
-
-
-__all__ = [
-    "EULER",
-    "FORCE",
-    "along",
-    "clamped",
-    "each",
-    "energetic",
-    "exchange",
-    "forces",
-    "forwards",
-    "held",
-    "learn",
-    "learners",
-    "look",
-    "move",
-    "refuse_draws",
-    "sent",
-    "start",
-    "sweep",
-]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pccompile.algorithms.common import clamped, learn
-from pccompile.algorithms.exponentials import MOST_NODES, Sections, closest
+from pccompile.algorithms.exponentials import Sections, closest
 from pccompile.algorithms.law import PathLengths
 from pccompile.ir import Do, ForEach, PCGraph, Program, Step
 
@@ -60,6 +60,3 @@ class DampedSweeps:
         infer: tuple[Step, ...] = (*start, ForEach(names, sections.rows, tuple(sweeps)))
         tolerance = max(self.tolerance, sections.error)
         return Program(pc, "fixed-prediction", infer, tuple(learn(pc)), facts=facts, tolerance=tolerance)
-
-
-__all__ = ["MOST_NODES", "DampedSweeps"]

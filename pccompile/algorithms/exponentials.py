@@ -123,6 +123,3 @@ def _judged(rows: tuple[Row, ...], law: Vector, eps: float) -> Sections:
         fit = float(np.abs(parts.sum(1) - law).max())
         added = (np.abs(parts) * (1 + np.abs(product))).sum(1)
     return Sections(rows, fit, 0.5 * eps * float(added.max())) if math.isfinite(fit) else _judged((), law, eps)
-
-
-__all__ = ["MOST_NODES", "Sections", "closest"]

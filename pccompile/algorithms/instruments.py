@@ -69,6 +69,3 @@ def _nothing(pc: PCGraph) -> dict[str, float]:
 def _among_latent(pc: PCGraph, slot: str) -> dict[str, dict[str, float]]:
     """What hidden vertices send; outputs send nothing."""
     return {v.name: {slot: 1.0} for v in pc.latent}
-
-
-__all__ = ["adjoint", "forces", "forward_sweep", "inverse_adjoint", "loss_gradients", "predictions"]

@@ -53,6 +53,3 @@ def _reading(v: Vertex, senders: Mapping[str, str]) -> Vertex:
         messages={senders.get(p, p): names.get(m, m) for p, m in v.messages.items()},
         result=names.get(v.result, v.result),
     )
-
-
-__all__ = ["levelled"]

@@ -10,7 +10,8 @@ import torch
 from pccompile.algorithms.closed_form import closed_form
 from pccompile.algorithms.combinations import Combinations
 from pccompile.algorithms.common import clamped, learn, learners, sweep
-from pccompile.algorithms.damped_sweeps import MOST_NODES, DampedSweeps
+from pccompile.algorithms.damped_sweeps import DampedSweeps
+from pccompile.algorithms.exponentials import MOST_NODES
 from pccompile.algorithms.law import PathLengths
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Do, PCGraph, Program, Repeat, Step
@@ -126,6 +127,3 @@ class Lowerings:
             steps = f"{self.steps} steps of size {self.rate:g} in {str(self.kind).removeprefix('torch.')}"
             hint = f"leave the lowering open, or take a lowering_tolerance above {error:.2g}"
             raise CompileError(f"no {what} come within {self.tolerance:.2g} of {steps}", hint=hint)
-
-
-__all__ = ["MOST_PARTS", "Lowering", "Lowerings"]

@@ -50,4 +50,3 @@ ALGORITHM = Algorithm(
     equals="fixed-prediction, whose gradients it has",
     needs_loss=False,
 )
-__all__ = ["ALGORITHM", "normalise_weights", "schedule"]

@@ -126,6 +126,3 @@ def _number(rate: Any) -> float:
 def _still(settings: Any) -> tuple[Choice, ...]:
     defaults = {"rate": 1.0, "penalty": 1.0, "steps": 1}
     return tuple(Choice(k, v, STILL) for k, v in defaults.items() if getattr(settings, k, None) == "auto")
-
-
-__all__ = ["by_curvature", "descent", "nudged_descent", "saddle", "sampling"]

@@ -209,6 +209,3 @@ def _check(of: Field[Any], kind: Any, value: Any) -> None:
 def _range(above: float | None, below: float | None) -> str:
     parts = [f"above {above:g}"] if above is not None else []
     return " and ".join([*parts, f"below {below:g}"] if below is not None else parts)
-
-
-__all__ = ["COMPILE_OPTIONS", "Algorithm", "Auto", "Choice", "choices", "options_of", "resolved", "setting"]

@@ -40,6 +40,3 @@ def refuse_roles(algorithm: Algorithm, settings: Mapping[str, Any]) -> None:
     if algorithm.measures(settings):
         what = f"{algorithm.name}: what is automatic is measured with inputs that are given"
         raise CompileError(what, hint="give rate and steps as numbers")
-
-
-__all__ = ["refuse_energies", "refuse_roles"]

@@ -123,6 +123,3 @@ def settled(pc: PCGraph) -> tuple[tuple[Step, ...], Until]:
     """
     effort = each(pc.latent, f"effort = abs(pull) + abs({held(pc)})", at="value", carries=sent(pc))
     return effort, Until("force", "effort", "tolerance", PathLengths(pc).longest)
-
-
-__all__ = ["Stepper", "StepperName", "by_vertex", "settled", "stepper"]

@@ -69,6 +69,3 @@ def learned(pc: PCGraph) -> Program:
     }
     learning = tuple(learn(pc, at="value")) if learners(pc) else ()
     return Program(pc, "learned", infer, learning, arguments=arguments, state="value")
-
-
-__all__ = ["KINDS", "learned", "unit"]

@@ -156,6 +156,3 @@ class Run:
         self.newest[key] = when
         self.arrived += 1
         (self.seen if value else self.heard)[receiver][sender] = content
-
-
-__all__ = ["Conditions", "Run", "Units", "Woken"]

@@ -38,6 +38,3 @@ def _larger_root(sum_: float, product: float) -> float:
     """The larger absolute value of the roots of z² − sum·z + product."""
     root = cmath.sqrt(sum_ * sum_ - 4 * product)
     return max(abs(sum_ + root), abs(sum_ - root)) / 2
-
-
-__all__ = ["left", "left_by_multipliers"]

@@ -144,6 +144,3 @@ def _depth(program: Program, steps: Sequence[Step]) -> int:
         else:
             run.append(s)
     return found + farthest(program, run)[0]
-
-
-__all__ = ["PRODUCTS", "Traffic", "at", "depth", "products", "size_in_bytes", "traffic", "turns"]

@@ -56,6 +56,3 @@ def computed_of(v: Vertex) -> dict[str, set[str]]:
     for n in v.prediction:
         behind[n.name] = {p for i in n.inputs for p in behind.get(str(i), ())}
     return behind
-
-
-__all__ = ["computed_of", "factors"]

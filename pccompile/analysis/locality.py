@@ -198,6 +198,3 @@ def carried(program: Program) -> Mapping[str, int]:
     add(program.infer, 1)
     add(program.learn, 1)
     return found
-
-
-__all__ = ["Hops", "Locality", "carried", "farthest", "locality"]

@@ -301,6 +301,3 @@ def _normal_rule() -> tuple[Tensor, Tensor]:
     diagonal = torch.arange(1, NODES, dtype=torch.float64).sqrt()
     points, vectors = torch.linalg.eigh(torch.diag(diagonal, 1) + torch.diag(diagonal, -1))
     return points, vectors[0].square()
-
-
-__all__ = ["Factor", "factors"]

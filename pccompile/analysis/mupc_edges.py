@@ -149,19 +149,3 @@ class EdgeReader:
         while name in self.nodes and (before := self.through(self.nodes[name])) is not None:
             name = before
         return name
-
-
-__all__ = [
-    "CAST",
-    "FILL",
-    "MEAN",
-    "POOLS",
-    "PRODUCT",
-    "PRODUCTS",
-    "QUOTIENT",
-    "SOFTMAX",
-    "SUM",
-    "Edge",
-    "EdgeReader",
-    "Factor",
-]

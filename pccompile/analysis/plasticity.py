@@ -82,6 +82,3 @@ def _from_inputs(pc: PCGraph) -> set[str]:
     for n in pc.context:
         found |= {n.name} if found & set(map(str, n.inputs)) else set()
     return found
-
-
-__all__ = ["Plasticity", "plasticity"]

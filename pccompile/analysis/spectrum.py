@@ -278,6 +278,3 @@ def _unflat(flat: Tensor, like: Vector) -> Vector:
         found[name] = torch.view_as_complex(part.reshape(*t.shape, 2)) if t.is_complex() else part.reshape(t.shape)
         position += count
     return found
-
-
-__all__ = ["Ends", "Measured", "Operators", "Spectrum", "lanczos"]

@@ -89,6 +89,3 @@ def called(program: ExportedProgram) -> nn.Module:
         return program.module()
     except Exception as e:
         raise CompileError(f"the exported program cannot be called: {printable(str(e), 120)}") from e
-
-
-__all__ = ["as_module", "called", "load_program", "with_constants"]

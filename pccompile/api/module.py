@@ -99,6 +99,3 @@ class PCModule(CompiledModule):
         Raises CompileError rather than overwrite a file that pccompile did not generate.
         """
         return save_generated(self.source, self.state(), Path(folder), name)
-
-
-__all__ = ["PCModule"]

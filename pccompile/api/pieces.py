@@ -97,6 +97,3 @@ def not_in_pieces(options: Options) -> str:
     if (options.feedback, options.derivatives) != ("transpose", "exact"):
         return "feedback by other weights is of one program"
     return ""
-
-
-__all__ = ["Capture", "PiecewiseModule", "in_pieces"]

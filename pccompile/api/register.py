@@ -41,6 +41,3 @@ def register_onnx(*names: str, domain: str, weights: tuple[int, ...] = ()) -> Ca
     if domain in ("", "ai.onnx"):
         raise ValueError("operators of ONNX itself are not redefined; use a domain of your own")
     return operator(*names, domain=domain, weights=weights)
-
-
-__all__ = ["register_elementwise", "register_linear", "register_onnx"]

@@ -153,6 +153,3 @@ def _read(graph: Graph, value: str, stop: str) -> set[str]:
             seen.add(name)
             open_ += nodes[name].inputs if name in nodes else ()
     return seen
-
-
-__all__ = ["Temporal"]

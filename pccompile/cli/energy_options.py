@@ -109,6 +109,3 @@ def _number(option: str, text: str) -> float:
     if not math.isfinite(value):
         raise UsageError(f"{option}: {printable(text, 40)!r} is not a number")
     return value
-
-
-__all__ = ["energy_checks", "energy_options", "energy_settings"]

@@ -239,6 +239,3 @@ def present(result: Result, net: Netlist, options: argparse.Namespace) -> None:
 
 def _largest(values: np.ndarray) -> float:
     return float(np.abs(values).max()) if values.size else 0.0
-
-
-__all__ = ["run"]

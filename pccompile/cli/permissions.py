@@ -27,6 +27,3 @@ def granted(options: argparse.Namespace) -> Iterator[None]:
     factor, limits = parse_budget(options.budget)
     with budget(factor, **limits), forced(options.force):
         yield
-
-
-__all__ = ["granted", "permission_options"]

@@ -34,6 +34,3 @@ def report_checks(options: argparse.Namespace, circuit: bool) -> list[tuple[Any,
         (name and options.output, f"--{name} writes nothing: leave -o out"),
         (name and circuit, f"--{name} does not go with circuits"),
     ]
-
-
-__all__ = ["REPORTS", "report_asked", "report_checks", "report_options"]

@@ -22,7 +22,6 @@ from pccompile.cli.user_inputs import user_inputs
 from pccompile.diagnostics import (
     EXIT_DONE,
     EXIT_MODEL,
-    EXIT_USAGE,
     EXIT_VERIFY,
     CompileError,
     UsageError,
@@ -206,6 +205,3 @@ def present(pc: PCModule, options: argparse.Namespace) -> None:
         print(getattr(pc.compiled, options.emit))
     else:
         show(pc.summary())
-
-
-__all__ = ["EXIT_USAGE", "run"]

@@ -112,6 +112,3 @@ def draw(curves: Curves, path: Path) -> Path:
     except (OSError, ValueError) as e:
         raise CompileError(f"cannot draw {printable(str(path))}: {printable(str(e), 100)}") from None
     return path
-
-
-__all__ = ["bars", "draw", "page", "read", "watch"]

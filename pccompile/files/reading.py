@@ -37,6 +37,3 @@ def read_file(path: Path, largest: int) -> bytes:
             return file.read(largest)
     except OSError as e:
         raise CompileError(f"cannot read {printable(str(path))}: {e.strerror or first_line(e)}") from None
-
-
-__all__ = ["open_file", "read_file"]

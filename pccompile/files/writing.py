@@ -217,6 +217,3 @@ def _digest(file: IO[bytes], place: tuple[int, int]) -> str:
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
-
-
-__all__ = ["SEAL", "Write", "check_folder", "check_replaceable", "forced", "sealed", "write_together"]

@@ -214,6 +214,3 @@ def _write_parts(graph: fx.Graph, n: fx.Node, setting: Autocast) -> None:
     else:
         n.replace_all_uses_with(result)
     graph.erase_node(n)
-
-
-__all__ = ["Autocast", "current", "write_casts"]

@@ -232,6 +232,3 @@ class CallNodes:
 
     def _where(self, n: fx.Node) -> Location:
         return place_of(n, self.locate)
-
-
-__all__ = ["CallNodes"]

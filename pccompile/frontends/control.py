@@ -130,6 +130,3 @@ def _tensors(values: Sequence[Any]) -> tuple[Ref, ...]:
 
 def _row(type_: Any) -> Any:
     return type(type_)(type_.shape[1:], type_.dtype)
-
-
-__all__ = ["CONTROL", "Nested"]

@@ -81,5 +81,3 @@ for _name in ARITHMETIC:
     setattr(Counter, f"__r{_name}__", _arithmetic(_name, reflected=True))
 for _name in READING:
     setattr(Counter, _name, _reading(_name))
-
-__all__ = ["Advance", "Counter", "is_counter"]

@@ -182,6 +182,3 @@ def _label(n: fx.Node) -> str:
     local, member = LOCAL.match(text), MEMBER.findall(text)
     steps = [*STEPS.findall(text), *member]
     return ".".join(steps) if steps else local[1] if local else n.name
-
-
-__all__ = ["Exportable", "exportable"]

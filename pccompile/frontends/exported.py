@@ -200,6 +200,3 @@ class _Importer:
                 self.buffers[name] = self.types[name] = self.typer.type_of(constant)
         else:
             self.env[n] = constant
-
-
-__all__ = ["import_program"]

@@ -57,6 +57,3 @@ class Imported:
             for name, place, i in named
             if name in self.lifted or (place.registered and self.graph.origin[name] == str(place))
         }
-
-
-__all__ = ["Imported", "Locate"]

@@ -103,6 +103,3 @@ def _place(tensor: torch.Tensor) -> object:
     except (RuntimeError, NotImplementedError):
         pass
     return id(tensor)
-
-
-__all__ = ["ModelTensors", "tensor_at"]

@@ -152,6 +152,3 @@ def relied_on(n: fx.Node) -> tuple[fx.Node, int, Any] | None:
     size: Any = equal.args[1] if equal.args[0] is last else equal.args[0]
     read = isinstance(size, fx.Node) and size.target is torch.ops.aten.item.default
     return tensor, axis, size.args[0] if read else size
-
-
-__all__ = ["Read", "is_read", "lengths_of", "number", "only_asserted", "relied_on", "with_operands"]

@@ -226,6 +226,3 @@ def packed_sequences(packing: Packing) -> Iterator[None]:
         for kind in (nn.LSTM, nn.GRU, nn.RNN):
             stack.enter_context(replaced(kind, forward=forward(kind.forward)))
         yield
-
-
-__all__ = ["Packing", "packed_sequences", "refuse_packed_arguments"]

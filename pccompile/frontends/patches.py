@@ -71,6 +71,3 @@ def unvalidated() -> Iterator[None]:
     """Within: distributions take their parameters as they are; their checks branch on numbers. torch.compile, too."""
     with replaced(Distribution, _validate_args=False):
         yield
-
-
-__all__ = ["patched"]

@@ -224,6 +224,3 @@ def _put_back(table: dict[str, Any], entries: dict[str, Any]) -> None:
     if table.keys() != entries.keys() or any(table[k] is not v for k, v in entries.items()):
         table.clear()
         table.update(entries)
-
-
-__all__ = ["MISSING", "PLAIN", "Place", "Snapshot", "change_attributes", "leaves_of", "same"]

@@ -50,6 +50,3 @@ def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
     finally:
         for name, value in before.items():
             delattr(owner, name) if value is _ABSENT else setattr(owner, name, value)
-
-
-__all__ = ["capturing", "replaced"]

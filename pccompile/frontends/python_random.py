@@ -136,6 +136,3 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
     return np.array_equal(a, b) if isinstance(a, np.ndarray) else bool(a == b)
-
-
-__all__ = ["refuse_draws"]

@@ -309,6 +309,3 @@ def keys(state: State) -> list[str]:
         return []
     numbered = pytree.tree_unflatten(range(len(state.after)), state.after_spec)
     return [f"{state.place}{pytree.keystr(path)}" for path, _ in pytree.tree_flatten_with_path(numbered)[0]]
-
-
-__all__ = ["Kept", "State", "StateTrace", "WrittenStates", "in_place", "keys", "resolved", "unread"]

@@ -52,6 +52,3 @@ def _counts(n: fx.Node) -> bool:
     """Whether a result is a whole number, such as the batches that a batch norm has seen."""
     value = n.meta.get("val")
     return isinstance(value, torch.Tensor) and not (value.dtype.is_floating_point or value.dtype.is_complex)
-
-
-__all__ = ["label_of", "place_of"]

@@ -58,5 +58,3 @@ class Energy:
 
 FLAT = Energy("flat", "zero", "zero", "zero")
 """No energy: such a vertex may have any value, and sends nothing."""
-
-__all__ = ["FLAT", "Energy"]

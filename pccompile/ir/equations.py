@@ -125,6 +125,3 @@ def _check(e: ast.expr) -> None:
         case ast.Call(func=ast.Name(id=name)):
             raise EquationError(f"no function {name}; there are {', '.join(FUNCTIONS)}")
     raise EquationError(f"{ast.unparse(e)} is no sum, product, power or function")
-
-
-__all__ = ["FUNCTIONS", "TERMS", "EquationError", "added_up", "calls", "names", "outside", "parse", "substituted"]

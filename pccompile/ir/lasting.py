@@ -38,6 +38,3 @@ class Lasting:
     def __str__(self) -> str:
         shape = ", one number" if self.single else ""
         return f"{self.slot}[{self.owner}]{shape}"
-
-
-__all__ = ["LASTING", "Lasting"]

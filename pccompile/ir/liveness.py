@@ -74,6 +74,3 @@ def handed(program: Program) -> tuple[str, ...]:
     live |= dict.fromkeys(slot for owner, slot in program.kept if (owner, slot) in assigned)
     live |= dict.fromkeys(program.also)
     return tuple(live)
-
-
-__all__ = ["Place", "handed", "reads"]

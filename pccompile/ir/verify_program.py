@@ -175,6 +175,3 @@ class _Checker:
             table = self.program.arguments[name]
             if not isinstance(table, int | float) and d.vertex not in table:
                 raise self.refuse(d, f"{name} has no entry for {d.vertex}", d.vertex)
-
-
-__all__ = ["verify_program"]

@@ -128,6 +128,3 @@ def _moved(fragment: Fragment, wanted: Iterable[str]) -> set[str]:
         if carries and n.op != STOP and family_of(n.op) != "context" and any(i in moved for i in n.inputs):
             moved.add(n.name)
     return moved
-
-
-__all__ = ["Backward", "reversed_fragment"]

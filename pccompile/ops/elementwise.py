@@ -167,6 +167,3 @@ define(OpDef("pcc.map", "elementwise", parameters=("expr", "names", "args"), inf
 
 def _sample(tensors: int) -> Sample:
     return lambda: tuple(torch.randn(4, 3, dtype=torch.float64) for _ in range(tensors))
-
-
-__all__ = ["Formula", "arguments", "elementwise", "is_real", "rule_of", "slope_of", "times_slope"]

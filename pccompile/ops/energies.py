@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import sympy as sp
-from sympy.printing.str import StrPrinter
 
 from pccompile.diagnostics import CompileError, printable
 from pccompile.ir import Energy
 from pccompile.ir.equations import ELEMENTWISE
-from pccompile.ops.expressions import atom, log1p, magnitude, sigmoid, softplus, stable, step
+from pccompile.ops.expressions import NumberPrinter, atom, log1p, magnitude, sigmoid, softplus, stable, step
 
 value, prediction, error = sp.symbols("value prediction error", real=True)
 """v, v̂ and v − v̂ as the equations of a program call them."""
@@ -218,7 +217,7 @@ def _slope(density: sp.Expr, by: sp.Symbol) -> sp.Expr:
 _NAMES = {"magnitude": "abs", "sgn": "sign"} | {n: n for n in (*ELEMENTWISE, "softmax", "logsoftmax", "total")}
 
 
-class _Printer(StrPrinter):
+class _Printer(NumberPrinter):
     """Prints an expression in the language of equations. Raises ValueError for what that does not have."""
 
     def _print_Function(self, e: sp.Function) -> str:
@@ -233,17 +232,6 @@ class _Printer(StrPrinter):
         return f"{_NAMES[e.func.__name__]}({', '.join(map(self._print, e.args))})"
 
     _print_log = _print_sin = _print_cos = _print_Function
-
-    def _print_ExpBase(self, e: sp.Function) -> str:
-        return f"exp({self._print(e.args[0])})"
-
-    def _print_Float(self, e: sp.Float) -> str:
-        return repr(float(e))
-
-    def _print_NumberSymbol(self, e: sp.Expr) -> str:
-        return repr(float(e))
-
-    _print_Pi = _print_Exp1 = _print_NumberSymbol
 
     def _print_Relational(self, e: sp.Rel) -> str:
         if e.rel_op not in ("<", "<=", ">", ">="):
@@ -266,6 +254,3 @@ class _Printer(StrPrinter):
 
     def emptyPrinter(self, expr: object) -> str:
         raise ValueError(f"has {type(expr).__name__}, which equations do not have")
-
-
-__all__ = ["ENERGIES", "LearnedPrecision", "energy", "learned_precision", "logsoftmax"]

@@ -133,7 +133,19 @@ def _minimum(first: sp.Expr, *rest: sp.Expr) -> sp.Expr:
     return first - relu(first - _minimum(*rest)) if rest else first
 
 
-class ConditionPrinter(StrPrinter):
+class NumberPrinter(StrPrinter):
+    """Prints numbers so that they read back exactly, and powers of e as `exp`."""
+
+    def _print_ExpBase(self, e: sp.Function) -> str:
+        return f"exp({self._print(e.args[0])})"
+
+    def _print_Float(self, e: sp.Expr) -> str:
+        return repr(float(e))
+
+    _print_NumberSymbol = _print_Pi = _print_Exp1 = _print_Float
+
+
+class ConditionPrinter(NumberPrinter):
     """Prints conditions as Python has them for tensors, `&` and `|` between parentheses."""
 
     def _print_Relational(self, e: sp.Rel) -> str:
@@ -167,20 +179,17 @@ class _TorchPrinter(ConditionPrinter):
     def _print_polygamma(self, e: sp.Function) -> str:
         return f"torch.polygamma({int(e.args[0])}, {self._print(e.args[1])})"
 
-    def _number(self, e: sp.Expr) -> str:
-        return repr(float(e))
-
-    _print_Rational = _print_Float = _print_NumberSymbol = _number
+    _print_Rational = NumberPrinter._print_Float
 
     def _print_Integer(self, e: sp.Integer) -> str:
-        return str(e) if abs(int(e)) < 2**63 else self._number(e)
+        return str(e) if abs(int(e)) < 2**63 else repr(float(e))
 
     def emptyPrinter(self, expr: object) -> str:
         raise ValueError(f"no torch spelling for {type(expr).__name__}: {expr}")
 
     def _print(self, expr: object, **kwargs: object) -> str:
         if isinstance(expr, sp.Expr) and expr.is_number and not expr.is_Integer:
-            return self._number(expr)
+            return repr(float(expr))
         return str(super()._print(expr, **kwargs))
 
     def _print_Pow(self, e: sp.Pow, rational: bool = False) -> str:
@@ -196,7 +205,7 @@ class _TorchPrinter(ConditionPrinter):
         return f"{self.parenthesize(base, 60)} ** {self.parenthesize(power, 60)}"
 
     def _branch(self, e: sp.Expr) -> str:
-        return f"torch.full_like({self.like}, {self._number(e)})" if e.is_number else self._print(e)
+        return f"torch.full_like({self.like}, {float(e)!r})" if e.is_number else self._print(e)
 
     def _print_Piecewise(self, e: sp.Piecewise) -> str:
         text = ""

@@ -30,5 +30,3 @@ define(
         samples=(lambda: (torch.randn(3, 4, dtype=torch.float64), 1, 4),),
     )
 )
-
-__all__ = ["SIZED"]

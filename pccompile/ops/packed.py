@@ -270,6 +270,3 @@ for name, parameters, infer, helper in (
             helper=helper,
         )
     )
-
-
-__all__ = ["LAYERS", "SIZES", "batch_sizes", "packed_gru", "packed_lstm", "packed_rnn"]

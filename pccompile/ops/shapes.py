@@ -46,6 +46,3 @@ def known_shapes(shapes: dict[str, Callable[..., Any]] = SHAPES) -> Iterator[Non
             holder = singleton.find(f"aten::{name}").fake_impl
             stack.callback(holder.register(shape, __name__, library).destroy)
         yield
-
-
-__all__ = ["SHAPES", "known_shapes"]

@@ -307,19 +307,3 @@ def is_composite(op: str) -> bool:
     if op in OPS or not op.startswith("aten."):
         return False
     return torch._C._dispatch_has_kernel_for_dispatch_key(overload(op).name(), "CompositeImplicitAutograd")
-
-
-__all__ = [
-    "STRIDED",
-    "canonical",
-    "captured",
-    "constants_of",
-    "decompose",
-    "fx_arg",
-    "inline",
-    "is_composite",
-    "own_strides",
-    "trace",
-    "traced_rule",
-    "unless_complex",
-]

@@ -85,6 +85,3 @@ def _operator(op: object, door: str) -> tuple[str, torch._ops.OpOverload]:
             f"{getattr(op, '__name__', op)!r} is a plain function, which is compiled without being registered"
         )
     return str(op) if str(op).count(".") == 2 else f"{op.namespace}.{op._opname}.{op._overloadname}", op
-
-
-__all__ = ["user_elementwise", "user_linear"]

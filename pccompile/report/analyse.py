@@ -96,6 +96,3 @@ def analyse(
         convergence_report(runtime.options, batch, spectrum) if "convergence" in kinds else None,
         asynchronous_report(runtime.options, batch, spectrum, conditions) if "asynchronous" in kinds else None,
     )
-
-
-__all__ = ["KINDS", "Analysis", "analyse"]

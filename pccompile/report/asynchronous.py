@@ -146,6 +146,3 @@ def asynchronous_report(
         outcomes.append(Outcome(one.name, run.arrived, run.lost, away[0], away[1]))
     what = "the equilibrium's" if own.algorithm == "strict" else "backpropagation's"
     return AsynchronousReport(options.algorithm, what, steps, rate, tuple(outcomes))
-
-
-__all__ = ["CONDITIONS", "AsynchronousReport", "CompiledUnits", "asynchronous_report"]

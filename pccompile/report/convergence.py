@@ -193,6 +193,3 @@ def _left(own: Options, program: Program, spectrum: Spectrum) -> float | None:
 
 def _norm(x: Tensor) -> float:
     return float(x.abs().double().norm())
-
-
-__all__ = ["ConvergenceReport", "convergence_report"]

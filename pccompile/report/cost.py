@@ -9,10 +9,10 @@ from typing import Any
 from pccompile.algorithms import exact
 from pccompile.analysis.cost import at, depth, products, size_in_bytes, traffic
 from pccompile.backends.torch.keys import gradient_keys, table_of
-from pccompile.backends.torch.lower import Lowered, lower
+from pccompile.backends.torch.lower import lower
 from pccompile.backends.torch.optimise import optimise
 from pccompile.backends.torch.spell import quoted
-from pccompile.backends.torch.statements import Carried, Function, Line, Loop
+from pccompile.backends.torch.statements import Carried, Function, Line, Loop, Lowered
 from pccompile.diagnostics import CompileError, listing
 from pccompile.frontends.imported import Imported
 from pccompile.ir import Dim, Program, Ref, Type, map_refs, refs
@@ -205,6 +205,3 @@ def _carried(lines: list[Line]) -> Iterator[Carried]:
             read = {r for x in line.body for r in (x.reads if isinstance(x, Loop) else refs(x.args.values()))}
             yield from (c for c in line.carried if c.phi in read)
             yield from _carried(line.body)
-
-
-__all__ = ["Cost", "CostReport", "report_cost"]

@@ -14,6 +14,3 @@ def figure(width: float, height: float) -> Any:
     except ImportError:
         raise CompileError("matplotlib is not installed", hint='pip install "pccompile[demo]"') from None
     return Figure(figsize=(width, height), layout="constrained")
-
-
-__all__ = ["figure"]

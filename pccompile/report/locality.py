@@ -101,6 +101,3 @@ def report_locality(program: Program, notes: tuple[str, ...] = ()) -> LocalityRe
     """What `program` needs of a substrate."""
     work = dict(carried(program))
     return LocalityReport(program.algorithm, locality(program), work, plasticity(program.pc), notes)
-
-
-__all__ = ["LocalityReport", "report_locality", "stepped"]

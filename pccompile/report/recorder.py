@@ -93,6 +93,3 @@ def measured(
         scale = regime.rate * regime.steps
         found |= {"q": regime.q, "lambda_max": regime.q / scale if scale else math.nan}
     return found
-
-
-__all__ = ["JsonLines", "Recorder", "Sink", "measured"]

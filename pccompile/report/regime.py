@@ -227,18 +227,3 @@ def apart(found: Gradients, other: Gradients) -> float:
 def plain(value: Any) -> float:
     """A number, or the largest of a table of numbers."""
     return max(value.values(), default=0.0) if isinstance(value, Mapping) else value
-
-
-__all__ = [
-    "Comparison",
-    "RegimeReport",
-    "apart",
-    "equilibrium",
-    "gradients",
-    "has_regime",
-    "plain",
-    "rated_by_measurement",
-    "regime_report",
-    "stepped",
-    "until_settled",
-]

@@ -74,6 +74,3 @@ def spectrum_report(spectrum: Spectrum) -> SpectrumReport:
         f"alm, penalty {number(penalty)}": 1 / (penalty * stiffness.value) if penalty else float("inf"),
     }
     return SpectrumReport(dict(zip(MEANING, found, strict=True)), rates, spectrum.condition, spectrum.longest)
-
-
-__all__ = ["SpectrumReport", "spectrum_report"]

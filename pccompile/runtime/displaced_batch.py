@@ -123,6 +123,3 @@ class DisplacedBatch:
         with self.plainly():
             loss, _ = ready.scope["clamp"](present, self.targets)
         return float(loss) + sum(0.5 * float(errors[v].abs().double().square().sum()) for v in self.latent)
-
-
-__all__ = ["DisplacedBatch", "Ready"]

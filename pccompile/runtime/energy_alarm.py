@@ -159,6 +159,3 @@ def _tell(runtime: Runtime, call: Call, targets: Sequence[Tensor]) -> None:
     what = f"{program.algorithm} inference leaves its bound: errors come to more than the loss that they began with"
     measured = f"rate {rate:.4g} was given, and {now.value:.4g} would be {now.reason}"
     warnings.warn(f"{what}; {measured}; {HINT}", RuntimeWarning, stacklevel=2)
-
-
-__all__ = ["Call", "bound_now", "gradients_of", "sweeps_of", "watched"]

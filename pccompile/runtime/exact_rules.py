@@ -33,6 +33,3 @@ def exact(runtime: Runtime) -> Runtime:
     options = replace(runtime.options, on_divergence="ignore", feedback="transpose", derivatives="exact", jit=False)
     rules = replace(runtime, source=emit(program), name=f"{runtime.name} rules", options=options, _scope={})
     return replace(rules, compiled=compiled, mirrored=swapped)
-
-
-__all__ = ["ALONE", "MIRRORED", "exact"]

@@ -197,6 +197,3 @@ class _Widener:
             for v in pc.vertices
         )
         return replace(pc, graph=self.graph(pc.graph), vertices=vertices, context=self.nodes(pc.context))
-
-
-__all__ = ["Fault", "first_fault"]

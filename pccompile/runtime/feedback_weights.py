@@ -149,6 +149,3 @@ def unused(name: str, model: nn.Module) -> str:
         count += 1
         found = f"{name}_{count}"
     return found
-
-
-__all__ = ["FeedbackWeights", "JoinedModules", "unused"]

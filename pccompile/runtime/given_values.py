@@ -94,6 +94,3 @@ def _expanded(name: str, mask: Tensor, shape: tuple[int, ...]) -> Tensor:
         return mask.expand(shape)
     except RuntimeError:
         raise CompileError(f"the mask of {name} is {list(mask.shape)}, and {name} is {list(shape)}") from None
-
-
-__all__ = ["Given", "completed"]

@@ -204,6 +204,3 @@ def _assembly(result: Any, places: Mapping[int, int]) -> Callable[[Sequence[Any]
     if kind is dict:
         return lambda found: dict(zip(keys, [part(found) for part in known], strict=True))
     return lambda found: kind([part(found) for part in known])
-
-
-__all__ = ["CHECKED", "FORWARD", "PASSES", "Compiled", "joined", "refuse_updates", "refuse_without_compiler"]

@@ -67,6 +67,3 @@ def beginning(pc: PCGraph, kept: Lasting) -> Tensor:
 
 def _type(pc: PCGraph, kept: Lasting) -> TensorType:
     return pc.graph.params.get(kept.owner) or next(v.type for v in pc.vertices if v.name == kept.owner)
-
-
-__all__ = ["LastingState", "beginning"]

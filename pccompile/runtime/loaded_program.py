@@ -355,6 +355,3 @@ def _materializes(node: Node) -> bool:
     saved = node["saved"]
     assert isinstance(saved, Saved)
     return saved.materialize
-
-
-__all__ = ["EnergyAlarm", "Interface", "Runtime", "asking", "load", "parted", "reaching"]

@@ -120,6 +120,3 @@ class ModuleCaptures(OwnTensors):
 def _autocast(state: ModelState, model: nn.Module, leaves: list[Any]) -> Any:
     """The autocast under which a call would run."""
     return current(state.device.type if state.device is not None else device_of(model, leaves))
-
-
-__all__ = ["Call", "ModuleCaptures"]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from pccompile.analysis.mupc import Factor, factors
+from pccompile.analysis.mupc import factors
+from pccompile.analysis.mupc_edges import Factor
 from pccompile.diagnostics import CompileError, printable
 from pccompile.frontends.process import capturing
 from pccompile.passes.canonicalise import canonicalise
@@ -90,6 +91,3 @@ def _places(model: nn.Module, found: Mapping[str, Factor]) -> dict[str, tuple[nn
             raise CompileError(f"mupc: {' and '.join(homes[id(parameter)])} are one weight", hint="untie them")
         places[path] = module, name
     return places
-
-
-__all__ = ["ATTENTION", "Scaled", "mupc"]

@@ -79,6 +79,3 @@ class OwnTensors(Inspection):
 def _device(tables: Tables, inputs: Mapping[str, Tensor]) -> torch.device:
     """Where a program runs."""
     return next((t.device for table in (*tables, inputs) for t in table.values()), torch.device("cpu"))
-
-
-__all__ = ["OwnTensors"]

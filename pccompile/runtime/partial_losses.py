@@ -51,6 +51,3 @@ def _compiled(runtime: Runtime, used: frozenset[int]) -> Sweep | None:
         return None
     found: Sweep = load(text, f"{runtime.name} for outputs {sorted(used)}")[SWEEP]
     return found
-
-
-__all__ = ["partial_sweep"]

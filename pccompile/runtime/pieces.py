@@ -171,6 +171,3 @@ def note_on(names: tuple[str, ...]) -> tuple[str, ...]:
     if not names:
         return ()
     return (f"autograd itself has the gradients of {listing(names)}: {EAGER}",)
-
-
-__all__ = ["EAGER", "UNCHECKED", "ModuleInPieces", "left_to_autograd", "note_on"]

@@ -72,6 +72,3 @@ class _Check(Comparison):
     def fault(self) -> tuple[Fault | None, str]:
         """None: each piece has been compared by itself, so that what differs lies between them."""
         return None, "it lies between pieces"
-
-
-__all__ = ["compile_pieces"]

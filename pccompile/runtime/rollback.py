@@ -87,6 +87,3 @@ def _most(runtime: Runtime, loss: Tensor) -> float:
     assert runtime.compiled is not None
     bounded = not energetic(runtime.compiled.pc) and bool(loss >= 0)
     return float(loss) if bounded else torch.finfo(torch.float64).max
-
-
-__all__ = ["guarded"]

@@ -171,6 +171,3 @@ def coarsest(compiled: Compiled) -> torch.dtype:
     types += compiled.graph.leaves.values()
     real = {t.dtype.to_real() for t in types if isinstance(t, TensorType) and t.differentiable}
     return max((d for d in real if d in TOLERANCE), key=lambda d: TOLERANCE[d], default=torch.float32)
-
-
-__all__ = ["check_loss", "self_check"]

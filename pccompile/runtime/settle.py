@@ -138,6 +138,3 @@ def outputs_of(
     ends = {str(v.result): found["prediction"][v.name] for v in pc.vertices if v.name in pc.ends}
     known = {**inputs, **found[runtime.compiled.program.state], **ends}
     return [known.get(o, tensor) for o, tensor in zip(pc.graph.outputs, forward, strict=True)]
-
-
-__all__ = ["Settled", "changed", "learned", "settle", "values_of"]

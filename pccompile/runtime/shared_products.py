@@ -174,6 +174,3 @@ def _place(tensor: Tensor) -> Place:
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-
-__all__ = ["Products"]

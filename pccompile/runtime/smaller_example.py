@@ -145,6 +145,3 @@ def _each(type_: Type | None) -> Sequence[set[Any]]:
 def _symbols(type_: Type | None) -> set[Any]:
     """The free dimensions in the shapes of a type."""
     return set[Any]().union(*_each(type_))
-
-
-__all__ = ["Example", "examples"]

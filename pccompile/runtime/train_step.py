@@ -130,6 +130,3 @@ def _notice(runtime: Runtime, errors: Mapping[str, Tensor]) -> None:
         raise CompileError(what, hint=hint)
     runtime.warned = True
     warnings.warn(f"{what}; {hint}", RuntimeWarning, stacklevel=3)
-
-
-__all__ = ["train_step"]

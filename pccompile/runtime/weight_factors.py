@@ -95,6 +95,3 @@ def _readers(roots: Sequence[Any]) -> tuple[dict[Any, Any], Counter[Any]]:
                     seen.add(child)
                     queue.append(child)
     return readers, uses
-
-
-__all__ = ["Factors", "weight_factors"]

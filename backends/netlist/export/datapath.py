@@ -13,6 +13,7 @@ import torch
 
 from pccompile.backends.netlist.format import Plasticity, Population, Projection, Spec, order, ports_of
 from pccompile.backends.netlist.netlist import Netlist
+from pccompile.backends.netlist.operations import Synapses, bias_entries
 from pccompile.backends.netlist.simulate.fixed import EXACT_FUNCTIONS, table
 from pccompile.backends.netlist.simulate.formats import (
     TABLE,
@@ -26,7 +27,7 @@ from pccompile.backends.netlist.simulate.formats import (
     scaling,
     stepping,
 )
-from pccompile.backends.netlist.synapses import Synapses, bias_entries, changes, synapses
+from pccompile.backends.netlist.synapses import changes, synapses
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,3 @@ class Picks(dict[Pick, str]):
                 before = [f"(c{j} {ahead}{'=' if j < k else ''} c{k})" for j in slots if j != k]
                 lines.append(f"    if ({' + '.join(before) or 0} == {rank}) {name} = {k};")
             yield "\n".join([*lines, "    end", "  endfunction"])
-
-
-__all__ = ["Pick", "Picks"]

@@ -11,8 +11,8 @@ import numpy as np
 
 from pccompile.backends.netlist.export.datapath import Datapath, Term, tabulated
 from pccompile.backends.netlist.format import Population, ports_of
+from pccompile.backends.netlist.operations import Synapses
 from pccompile.backends.netlist.simulate.formats import product_shift, scaling
-from pccompile.backends.netlist.synapses import Synapses
 
 KINDS = ("SUM", "RELU", "STEP", "TABLE", "PRODUCT", "INTEGRATE", "COMMIT", "LEARN", "LARGEST", "SMALLEST")
 """What is done with the ports of a unit once they are added up."""

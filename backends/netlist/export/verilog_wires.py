@@ -65,6 +65,3 @@ class Wires:
         else:
             positive = f"{total}'sh{high}"
         return f"{u} > 0 ? {positive} : {total}'sd0"
-
-
-__all__ = ["Wires"]

@@ -74,6 +74,3 @@ def _deliver(lo: Lowering, parent: np.ndarray, message: np.ndarray, errors: Mapp
         first, size = lo.c.first[source], lo.c.populations[source].size
         inside = (parent >= first) & (parent < first + size)
         lo.c.collect(grouped(parent[inside] - first, message[inside], size), errors[source])
-
-
-__all__ = ["add_rules"]

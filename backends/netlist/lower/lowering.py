@@ -266,6 +266,3 @@ class Lowering:
         name = self.population("sum", ids.shape, [ids], label)
         self.c.project(ids, name)
         return name
-
-
-__all__ = ["TAKES_TOKENS", "Lowering", "Unsupported"]

@@ -126,6 +126,3 @@ class AsynchronousFixedSimulator(AsynchronousSimulator, FixedSimulator):
         state = super().integrated(name)
         self.accumulators[name] = torch.where(self.awake, self.accumulators[name], before)
         return state
-
-
-__all__ = ["AsynchronousFixedSimulator", "AsynchronousSimulator", "Asynchrony"]

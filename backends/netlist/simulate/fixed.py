@@ -253,6 +253,3 @@ class FixedSimulator(Simulator):
         ideal = self.params[name] + total
         self.params[name].copy_(saturated(ideal, self.formats.params[name][0]))
         self.saturated_entries.mark(name, ideal, self.params[name])
-
-
-__all__ = ["FixedSimulator", "Rounding", "entry", "shifted", "table"]

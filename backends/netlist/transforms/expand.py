@@ -87,6 +87,3 @@ class _Expansion:
         name = fresh(f"#pairs.{len(self.tensors)}", {**self.net.tensors, **self.tensors})
         self.tensors[name] = np.ascontiguousarray(array, dtype=np.int64)
         return name
-
-
-__all__ = ["expand"]

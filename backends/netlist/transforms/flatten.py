@@ -150,6 +150,3 @@ def without_unused(net: Netlist) -> Netlist:
     used |= {r.param for r in spec.plasticity} | {p.example for p in spec.draws.values()}
     kept = {k: t for k, t in spec.tensors.items() if k in used or t.path is not None}
     return Netlist(replace(spec, tensors=kept), {k: net.tensors[k] for k in kept}, net.drawn)
-
-
-__all__ = ["flatten", "without_unused"]

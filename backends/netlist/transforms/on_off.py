@@ -80,6 +80,3 @@ def _rules(rule: Plasticity, channels: Channels) -> list[Plasticity]:
         pres = list(zip(channels[str(rule.pre)], (1, -1), strict=True))
     found = [replace(rule, post=post, pre=pre, gain=rule.gain * s * t) for post, s in posts for pre, t in pres]
     return [found[0], *(replace(r, decay=0.0) for r in found[1:])]
-
-
-__all__ = ["on_off"]

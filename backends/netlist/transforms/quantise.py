@@ -223,6 +223,3 @@ def _rounded(array: np.ndarray, bits: Bits) -> np.ndarray:
 
 def _described(spec: Spec, name: str, array: np.ndarray, bits: Bits | None) -> fmt.Tensor:
     return msgspec.structs.replace(spec.tensors.get(name) or fmt.Tensor.of(array), bits=bits)
-
-
-__all__ = ["Presentation", "quantise"]

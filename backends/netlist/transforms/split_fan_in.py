@@ -9,8 +9,8 @@ import numpy as np
 
 from pccompile.backends.netlist.format import Plasticity, Population, Projection, Tensor, ports_of
 from pccompile.backends.netlist.netlist import Netlist
-from pccompile.backends.netlist.operations import RULES, operation
-from pccompile.backends.netlist.synapses import Synapses, fan_in, synapses
+from pccompile.backends.netlist.operations import RULES, Synapses, operation
+from pccompile.backends.netlist.synapses import fan_in, synapses
 from pccompile.backends.netlist.transforms import fresh, places, table
 from pccompile.backends.netlist.transforms.expand import expand
 from pccompile.backends.netlist.transforms.flatten import without_unused
@@ -192,6 +192,3 @@ def _shares(owners: np.ndarray, size: int, limit: int) -> tuple[np.ndarray, np.n
     place, counts = places(owners, size)
     shares = -(-counts // limit)
     return (np.cumsum(shares) - shares)[owners] + place // limit, np.repeat(np.arange(size), shares)
-
-
-__all__ = ["split_fan_in"]

@@ -61,6 +61,3 @@ def _decaying(rules: tuple[Plasticity, ...], own: dict[str, str], decay: float) 
     """The rules, of which the first of each parameter that has feedback also decays it."""
     first = {r.param: i for i, r in reversed(list(enumerate(rules))) if r.param in own}
     return tuple(replace(r, decay=decay) if first.get(r.param) == i else r for i, r in enumerate(rules))
-
-
-__all__ = ["Mode", "is_feedback", "untie"]

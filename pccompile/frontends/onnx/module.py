@@ -32,6 +32,3 @@ class OnnxModule(Runner):
             {axis: torch.export.Dim.AUTO} if 0 <= axis < value.dim() else None
             for axis, value in zip(axes, inputs, strict=True)
         )
-
-
-__all__ = ["OnnxModule"]
