@@ -131,10 +131,10 @@ class File:
             kept = [*self.names, *self.late_dims()] if name == "predict" else []
             uses = Uses(f, self.lowered.labels, places, kept, name not in ("predict", "infer"))
             names = Names(name, self.headings.of(name), lambda vertex: modules.get(vertex, ""), name != "learn")
-            found = outline(f, uses, names, self.speller.namer, outlining)
-            if found.saved >= outlining.least_lines:
-                self.outlined[name] = found
-                self.reserved |= {b.name for b in found.blocks}
+            outlined = outline(f, uses, names, self.speller.namer, outlining)
+            if outlined.saved >= outlining.least_lines:
+                self.outlined[name] = outlined
+                self.reserved |= {b.name for b in outlined.blocks}
         if SWEEP in self.outlined:
             self.popped = taken_once(self.outlined[SWEEP].function, self.names)
             self.dims_first = bool(self.popped)
@@ -229,11 +229,11 @@ class File:
         """For each value whose size is known only when it has been computed, the lengths to read off it."""
         functions = (self.lowered.predict, self.lowered.infer, self.lowered.learn, self.lowered.sweep)
         used = {d for f in functions for s in f.statements() for d in s.lengths}
-        found: dict[Ref, list[tuple[str, int]]] = {}
+        lengths: dict[Ref, list[tuple[str, int]]] = {}
         for name, source in self.pc.graph.dims.items():
             if name in used and source.tensor in self.lowered.made:
-                found.setdefault(self.lowered.made[source.tensor], []).append((name, source.axis))
-        return found
+                lengths.setdefault(self.lowered.made[source.tensor], []).append((name, source.axis))
+        return lengths
 
     def body(self, name: str, f: Function, given: str) -> Callable[[], list[str]]:
         """One of the later functions; what is returned adds its first lines, once all needs are known."""

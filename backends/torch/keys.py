@@ -24,19 +24,19 @@ class Gradient:
 
 def gradient_keys(graph: Graph) -> dict[str, Gradient]:
     """What the gradients of parameters, buffers and inputs are called in a file's results."""
-    found: dict[str, Gradient] = {}
+    gradients: dict[str, Gradient] = {}
     taken = set(graph.origin.values())
     for name in graph.leaves:
         if name not in graph.inputs:
             table = "params" if name in graph.params else "buffers"
             path = graph.origin.get(name, name)
-            found[name] = Gradient(path, name, table, path)
+            gradients[name] = Gradient(path, name, table, path)
             continue
         keys = (f"input {name}{f' {i}' if i else ''}" for i in itertools.count())
         key = next(key for key in keys if key not in taken)
         taken.add(key)
-        found[name] = Gradient(key, name, "inputs", name)
-    return found
+        gradients[name] = Gradient(key, name, "inputs", name)
+    return gradients
 
 
 def table_of(slot: str) -> str:

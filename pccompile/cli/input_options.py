@@ -38,16 +38,9 @@ def input_options(parser: argparse.ArgumentParser) -> None:
 
 def input_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
     """What is wrong with options about inputs, for the kind of model that is named."""
-    described, onnx = ready(options), options.model.lower().endswith(".onnx")
-    names = ("constant", "train", "freeze")
+    other = not options.model.lower().endswith(".onnx")
+    unused = ready(options) and not (options.simulate or options.bits)
     return [
-        *((getattr(options, n) and not onnx, f"--{n} goes with an .onnx file") for n in names),
-        (
-            described and options.data and not (options.simulate or options.bits),
-            "--data goes with --simulate or --bits",
-        ),
-        (
-            described and options.value and not (options.simulate or options.bits),
-            "--value goes with --simulate or --bits",
-        ),
+        *((getattr(options, n) and other, f"--{n} goes with an .onnx file") for n in ("constant", "train", "freeze")),
+        *((getattr(options, n) and unused, f"--{n} goes with --simulate or --bits") for n in ("data", "value")),
     ]

@@ -89,7 +89,7 @@ class CallNodes:
         elif value is None and not n.users:
             self._relied_on(n)
         else:
-            args = [self._arg(a) for a in self._given(n)]
+            args = [self._arg(a) for a in self._positional(n)]
             kwargs = {} if n.target in STRIDED else {k: self._arg(a) for k, a in n.kwargs.items()}
             bound = bind(op, args, kwargs)
             if op == FUNCTION:
@@ -105,9 +105,9 @@ class CallNodes:
 
     def _relied_on(self, n: fx.Node) -> None:
         """Check a length that data decides where the model was captured on the assumption that it is another one."""
-        if (found := relied_on(n)) is None or self.env[found[0]] not in self.types:
+        if (length := relied_on(n)) is None or self.env[length[0]] not in self.types:
             return
-        tensor, axis, size = found
+        tensor, axis, size = length
         b = self._builder(tensor)
         checked = b(SIZED, self._arg(tensor), axis, self._arg(size))
         (self.read_as if tensor.op == "placeholder" else self.env)[tensor] = checked  # an input keeps its name
@@ -115,12 +115,12 @@ class CallNodes:
 
     def _pieces(self, n: fx.Node, bound: Mapping[str, Arg]) -> None:
         """Each piece of a tensor that is split at places which a tensor holds, as an operation of its own."""
-        found = []
+        pieces = []
         for i, piece in enumerate(n.meta["val"]):
             type_ = self.typer.type_of(piece)
             self._append(n, PIECE, {**bound, "index": i, "type": type_}, type_)
-            found.append(self.env[n])
-        self.env[n] = tuple(found)
+            pieces.append(self.env[n])
+        self.env[n] = tuple(pieces)
 
     def _control(self, n: fx.Node, op: str) -> None:
         name, types = label_of(n, op, self.locate, self.namer), self.types
@@ -133,7 +133,7 @@ class CallNodes:
             self.problems.extend(e.problems)
             self.env[n] = Ref("unsupported")
 
-    def _given(self, n: fx.Node) -> tuple[Any, ...]:
+    def _positional(self, n: fx.Node) -> tuple[Any, ...]:
         """The positional arguments of a call, independent of how its tensors lie in memory."""
         if n.target not in STRIDED:
             return n.args
@@ -173,11 +173,11 @@ class CallNodes:
     def _number(self, n: fx.Node, value: object) -> bool:
         """Take a number that is read from a tensor as a tensor, if that can be done."""
         b = self._builder(n)
-        found = number(b, n.target, tuple(self._arg(a) for a in n.args), value)
+        operand = number(b, n.target, tuple(self._arg(a) for a in n.args), value)
         self._keep(b)
-        if found is not None:
-            self.env[n] = found
-        return found is not None
+        if operand is not None:
+            self.env[n] = operand
+        return operand is not None
 
     def _builder(self, n: fx.Node) -> Builder:
         b = Builder(self.types, self.typer, f"{n.name}_", self._where(n))
