@@ -106,6 +106,7 @@ class CodeReads:
                 known[name] = None
                 self._read(name, function.__globals__[name])
         self.describe.snapshots.attributes(function, "__code__", "__defaults__", "__kwdefaults__")
+        self.descriptions.append(("__code__", function.__code__))  # reloading puts other code into the same function
         self._read("__defaults__", (function.__defaults__, function.__kwdefaults__))
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             try:

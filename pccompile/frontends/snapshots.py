@@ -194,6 +194,11 @@ class Describer:
         self._kept.append(value)
         return self._followed(value)
 
+    @property
+    def met(self) -> tuple[Any, ...]:
+        """All that was described but constants."""
+        return tuple(self._kept)
+
     def _followed(self, value: Any) -> Description:
         match value:
             case dict() | types.MappingProxyType():

@@ -16,6 +16,7 @@ from pccompile.diagnostics import CompileError
 from pccompile.frontends.imported import Imported
 from pccompile.pipeline import Compiled, import_model, to_vertices
 from pccompile.runtime.loaded_program import Interface
+from pccompile.runtime.loss_state import LossState
 
 SQUARED_ERROR = "no loss was given: inference takes the squared error ½‖target − output‖², summed"
 MEAN_LOSS = (
@@ -36,10 +37,13 @@ class _LossModule(nn.Module):
         return self.loss(self.interface.assemble(outputs), target)
 
 
-def compile_loss(loss: Callable[..., Tensor], interface: Interface, outputs: Sequence[Tensor], target: Any) -> Loss:
+def compile_loss(
+    loss: Callable[..., Tensor], state: LossState, interface: Interface, outputs: Sequence[Tensor], target: Any
+) -> Loss:
     """`loss(output, target)` as a part of a program. `outputs` and `target` are examples.
 
-    Raises CompileError where the loss is not a scalar or cannot be captured.
+    state: that of the loss, which is told of the tensors that are written into the program.
+    Raises CompileError where the loss is not a scalar, cannot be captured, or reads what learns.
     """
     flat = tuple(o.detach() for o in outputs)
     with torch.no_grad():
@@ -56,6 +60,11 @@ def compile_loss(loss: Callable[..., Tensor], interface: Interface, outputs: Seq
     wanted = frozenset(n for n in own if n is not None and imported.graph.inputs[n].differentiable)
     graph = replace(imported.graph, wanted=wanted)
     _, pc = to_vertices(replace(imported, graph=graph), "op")
+    held = [imported.tensors[name] for name in pc.graph.buffers]
+    for tensor in filter(state.learns, held):
+        what = f"the loss reads a tensor {tuple(tensor.shape)} that requires a gradient, and would give it none"
+        raise CompileError(what, hint="let the model return it, or what the loss makes of it, or freeze it")
+    state.copied(held)
     return Loss(pc, own, given, {name: literal(imported, name) for name in pc.graph.buffers})
 
 
@@ -87,6 +96,23 @@ def targets_of(target: Any) -> list[Tensor]:
     """The tensors of a target, flat."""
     leaves = (target,) if isinstance(target, Tensor) else pytree.tree_leaves(target)
     return [t for t in leaves if isinstance(t, Tensor)]
+
+
+def refuse_learning_targets(targets: Sequence[Tensor]) -> None:
+    """Raise CompileError where autograd would give a target a gradient, which inference does not compute."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in targets):
+        what = "a target requires a gradient, and a loss that is compiled in gives it none"
+        raise CompileError(what, hint="detach it, or take the loss of pc(x) in place of pc.loss")
+
+
+def target_form(target: Any) -> tuple[Any, ...]:
+    """What of a target a program rests on: its structure, types, which lengths are 1, and what is no tensor."""
+    leaves, spec = pytree.tree_flatten(target)
+    return spec, *(_form(leaf) if isinstance(leaf, Tensor) else (type(leaf), repr(leaf)) for leaf in leaves)
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tuple(n == 1 for n in tensor.shape)
 
 
 def refuse_losses(compiled: Compiled, algorithm: str) -> None:

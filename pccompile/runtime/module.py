@@ -33,7 +33,16 @@ from pccompile.runtime.exact_rules import ALONE, MIRRORED
 from pccompile.runtime.feedback_weights import unused
 from pccompile.runtime.hook_calls import run_hooks
 from pccompile.runtime.loaded_program import Runtime, asking, reaching
-from pccompile.runtime.losses import MEAN_LOSS, compile_loss, means_over_batch, refuse_losses, targets_of
+from pccompile.runtime.loss_state import LossState, LossStates
+from pccompile.runtime.losses import (
+    MEAN_LOSS,
+    compile_loss,
+    means_over_batch,
+    refuse_learning_targets,
+    refuse_losses,
+    target_form,
+    targets_of,
+)
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.module_captures import Call, ModuleCaptures
 from pccompile.runtime.program_cache import Captured
@@ -70,10 +79,10 @@ class CompiledModule(ModuleCaptures):
         self._check = check
         self._last: Runtime | None = None
         self._rates = Rates()
-        self._refusals = Refusals()
+        self._refusals, self._losses = Refusals(), LossStates()
 
     def _anew(self) -> dict[str, Any]:
-        return {**super()._anew(), "_last": None, "_refusals": Refusals()}
+        return {**super()._anew(), "_last": None, "_refusals": Refusals(), "_losses": LossStates()}
 
     # compiling
 
@@ -105,8 +114,8 @@ class CompiledModule(ModuleCaptures):
         tables = captured.state.tables(captured.imported)
         key = (
             *captured.learning_flags(tables, inputs),
-            loss,
-            tuple((t.dtype, t.dim()) for t in targets_of(target)) if loss is not None else (),
+            self._losses.of(loss),
+            target_form(target) if loss is not None else (),
             record,
             roles,
         )
@@ -130,12 +139,12 @@ class CompiledModule(ModuleCaptures):
         kind = (wanted, *key[3:])
         if kind not in captured.programs:
             try:
-                captured.programs[kind] = self._compile(captured, wanted, args, kwargs, loss, target, *key[-2:])
+                captured.programs[kind] = self._compile(captured, wanted, args, kwargs, loss, target, key[3], *key[-2:])
             except RuleError:
                 if not self._frees(captured):
                     raise
                 captured = self._fix(captured, args, kwargs)
-                captured.programs[kind] = self._compile(captured, wanted, args, kwargs, loss, target, *key[-2:])
+                captured.programs[kind] = self._compile(captured, wanted, args, kwargs, loss, target, key[3], *key[-2:])
         captured.recent[key] = captured.programs[kind]
         return captured, captured.programs[kind]
 
@@ -147,6 +156,7 @@ class CompiledModule(ModuleCaptures):
         kwargs: dict[str, Any],
         loss: Any,
         target: Any,
+        state: LossState | None,
         record: bool,
         roles: Roles,
     ) -> Runtime:
@@ -156,10 +166,10 @@ class CompiledModule(ModuleCaptures):
         imported = replace(captured.imported, graph=carry_updates(replace(captured.imported.graph, wanted=wanted)))
         compiled_loss = None
         notes: tuple[str, ...] = ()
-        if loss is not None:
+        if state is not None:
             plain, tables, inputs = self._program(self._call(args, kwargs), args, kwargs)
             outputs, _ = self.predict(plain, tables, inputs, probe=True)
-            compiled_loss = compile_loss(loss, captured.interface, outputs, target)
+            compiled_loss = compile_loss(loss, state, captured.interface, outputs, target)
             if plain.source.moving and means_over_batch(loss, captured.interface, outputs, target):
                 notes = (MEAN_LOSS,)
         compiled = compile_imported(imported, options, compiled_loss, record, self._hook)
@@ -272,6 +282,7 @@ class CompiledModule(ModuleCaptures):
     ) -> Tensor:
         """As `loss`, by another criterion: a program for that is compiled first."""
         named = dict(kwargs)
+        refuse_learning_targets(targets_of(target))
         runtime, tables, inputs = self._program(self._call(args, named), args, named, criterion, target)
         return self.loss_of(runtime, tables, inputs, targets_of(target))
 

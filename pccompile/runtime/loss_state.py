@@ -1,0 +1,78 @@
+"""What a loss is when it is captured, noticed when it changes.
+
+A program has the numbers in it that its loss read from outside: globals, closures, attributes, small tensors. A loss in
+which any of them has changed is another loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pccompile.frontends.code_reads import CodeReads, functions_in
+from pccompile.frontends.snapshots import Describer, Snapshots, is_own_code
+from pccompile.runtime.model_state import ModelState
+from pccompile.runtime.shared_memory import memory
+
+STATES = 8
+"""So many states of a loss are remembered; the one that was left longest ago goes first."""
+
+
+class LossState:
+    """A loss as it was at one moment: what its code reads, the modules among that, and tensors that programs copy."""
+
+    def __init__(self, loss: Callable[..., Tensor]) -> None:
+        self._snapshots = Snapshots()
+        self._tensors: list[tuple[Tensor, Tensor]] = []
+        describe = Describer(self._snapshots)
+        describe(loss)
+        describe.functions.update(dict.fromkeys(f for f in functions_in(loss) if is_own_code(f)))
+        CodeReads(describe).follow(())
+        self._modules = [ModelState(v) for v in describe.met if isinstance(v, nn.Module)]
+        held = [t for m in self._modules for t in m.tensors.values()]
+        self._read = [t for t in (*describe.met, *held) if isinstance(t, Tensor)]
+
+    def copied(self, tensors: Iterable[Tensor]) -> None:
+        """Compare the entries of these tensors too: a program has been written with them in it."""
+        self._tensors += [(t, t.detach().clone()) for t in tensors]
+
+    def learns(self, tensor: Tensor) -> bool:
+        """Whether a tensor that the program of a loss holds is one that requires a gradient where the loss read it."""
+        return any(t.requires_grad and memory(t) == memory(tensor) for t in self._read)
+
+    def holds(self) -> bool:
+        """Whether the loss is what it was."""
+        states = (self._snapshots.hold(), *(m.holds() for m in self._modules))
+        return all(states) and all(_same(tensor, copy) for tensor, copy in self._tensors)
+
+
+class LossStates:
+    """The states in which losses have been seen. A copy of a module begins without any."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, tuple[LossState, ...]] = {}
+
+    def __reduce__(self) -> tuple[type[LossStates], tuple[()]]:
+        return LossStates, ()
+
+    def of(self, loss: Callable[..., Tensor] | None) -> LossState | None:
+        """The state that a loss is in: one of those that were seen, if it is again as it was then."""
+        if loss is None:
+            return None
+        known = self._known.get(loss, ())
+        state = next((s for s in known if s.holds()), None) or LossState(loss)
+        if not known or state is not known[0]:
+            self._known = {**self._known, loss: (state, *(s for s in known if s is not state))[:STATES]}
+        return state
+
+
+def _same(tensor: Tensor, copy: Tensor) -> bool:
+    if tensor.shape != copy.shape or tensor.dtype != copy.dtype or tensor.device != copy.device:
+        return False
+    return torch.equal(tensor, copy) or bool(((tensor == copy) | ((tensor != tensor) & (copy != copy))).all())
+
+
+__all__ = ["LossState", "LossStates"]
