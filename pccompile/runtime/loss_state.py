@@ -73,6 +73,3 @@ def _same(tensor: Tensor, copy: Tensor) -> bool:
     if tensor.shape != copy.shape or tensor.dtype != copy.dtype or tensor.device != copy.device:
         return False
     return torch.equal(tensor, copy) or bool(((tensor == copy) | ((tensor != tensor) & (copy != copy))).all())
-
-
-__all__ = ["LossState", "LossStates"]
