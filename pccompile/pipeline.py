@@ -22,6 +22,7 @@ from pccompile.diagnostics import Collector, CompileError, printable
 from pccompile.frontends.capture import export
 from pccompile.frontends.exported import import_program
 from pccompile.frontends.imported import Imported, Locate
+from pccompile.frontends.paths import Reading
 from pccompile.frontends.places import Place
 from pccompile.frontends.process import capturing
 from pccompile.ir import LASTING, Graph, PCGraph, Program, Ref, live, verify, verify_local, verify_program
@@ -200,14 +201,15 @@ def import_model(
     still: frozenset[int] = frozenset(),
     fixed: bool = False,
     places: tuple[Place, ...] = (),
+    path: tuple[Reading, ...] = (),
 ) -> Imported:
-    """`model` as an operation graph; `still` as for import_program, `fixed` and `places` as for export.
+    """`model` as an operation graph; `still` as for import_program, `fixed`, `places` and `path` as for export.
 
     Raises CompileError where it cannot be captured.
     """
     stage = Stages(hook)
     with capturing():
-        program = stage("export", lambda: export(model, args, kwargs, dynamic_shapes, fixed, places))
+        program = stage("export", lambda: export(model, args, kwargs, dynamic_shapes, fixed, places, path))
         return stage("import", lambda: import_program(program, model, locate, still))
 
 

@@ -116,7 +116,8 @@ def compile(
         a rate leaves its bound (docs/algorithms.md).
     jit: run inference and learning behind torch.compile (docs/torch_compile.md): faster steps, for seconds to minutes
         of compilation at the first call and for tensors of another form; needs a C++ compiler.
-    capture: "export" captures the model whole, by torch.export; "pieces" lets Dynamo cut it where Python decides by
+    capture: "export" captures the model whole, by torch.export; "path" too, along the path that Python takes where it
+        decides by numbers, with a program for each path; "pieces" lets Dynamo cut it where Python decides by
         numbers, with a program for each piece (docs/torch_compile.md); "auto" does so where export cannot.
     settings: what the algorithm takes, such as steps and rate; `pccompile --algorithm NAME --help` lists them;
         "auto" lets the first batch with a target choose rate and steps, and chooses anew where weights that learn have
@@ -138,8 +139,8 @@ def compile(
             raise CompileError("a circuit has no outside_loss and no on_divergence")
         if jit:
             raise CompileError("a circuit is simulated and not compiled: it has no jit")
-        if capture == "pieces":
-            raise CompileError("a circuit is made of one graph, and not of pieces")
+        if capture in ("path", "pieces"):
+            raise CompileError("a circuit is made of one graph, and not of pieces or paths")
         return _circuit(model, args, kwargs, loss, settings, hook, trust_code)
     if backend != "torch":
         raise CompileError(f"unknown backend {printable(backend)}", hint="torch or netlist")
@@ -167,10 +168,10 @@ def _module(
 ) -> PCModule:
     """A model, a file or an exported program as a compiled module: whole, or in pieces."""
     if capture not in get_args(Capture):
-        raise CompileError(f"unknown capture {printable(str(capture))}", hint="auto, export or pieces")
+        raise CompileError(f"unknown capture {printable(str(capture))}", hint="auto, export, path or pieces")
     if isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2":
         model = load_program(Path(model), trust_code)
-    if isinstance(model, ExportedProgram) and capture != "pieces":
+    if isinstance(model, ExportedProgram) and capture not in ("path", "pieces"):
         return _from_program(model, options, loss, hook, check)
     model, args, locate = as_module(model, args, kwargs)
     if capture == "pieces":
@@ -178,10 +179,14 @@ def _module(
             raise CompileError("an ONNX file, and dynamic_shapes, are of one program", hint='capture="export"')
         return in_pieces(model, args, kwargs, options, loss, hook, check)
     pc = PCModule(model, options, loss, dynamic_shapes, locate, hook=hook, check=check)
+    if capture == "path":
+        if options.jit:
+            raise CompileError('jit=True compiles what reads no numbers: it goes without capture="path"')
+        pc.follow_paths()
     try:
         pc.prepare(args, kwargs)
     except CaptureError as refusal:
-        if capture == "export" or locate is not None or dynamic_shapes is not None:
+        if capture in ("export", "path") or locate is not None or dynamic_shapes is not None:
             raise
         return in_pieces(model, args, kwargs, options, loss, hook, check, refusal)
     return pc

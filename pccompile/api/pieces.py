@@ -21,7 +21,7 @@ from pccompile.runtime.pieces import ModuleInPieces
 from pccompile.runtime.pieces_check import compile_pieces
 from pccompile.runtime.torch_compile import Piece
 
-Capture = Literal["auto", "export", "pieces"]
+Capture = Literal["auto", "export", "path", "pieces"]
 """How `compile` comes by the operations of a model."""
 
 

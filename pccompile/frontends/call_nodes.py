@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -17,6 +17,8 @@ from pccompile.frontends.control import CONTROL, Nested
 from pccompile.frontends.functional import op_name
 from pccompile.frontends.imported import Locate
 from pccompile.frontends.numbers import Read, is_read, lengths_of, number, only_asserted, relied_on, with_operands
+from pccompile.frontends.paths import Reading
+from pccompile.frontends.results import Results, compared
 from pccompile.frontends.user_places import label_of, place_of
 from pccompile.ir import DEVICE, Arg, Node, Ref, Source, TensorType, Type, refs
 from pccompile.ir.names import Namer
@@ -178,6 +180,15 @@ class CallNodes:
         if operand is not None:
             self.env[n] = operand
         return operand is not None
+
+    def compared(self, leaves: Results, readings: Sequence[Reading]) -> Results:
+        """The leaves of a result, of which the last are compared with what Python read there."""
+        if not readings:
+            return leaves
+        b = self._builder(next(reversed(self.program.graph.nodes)))
+        results = compared(b, leaves, readings)
+        self._keep(b)
+        return results
 
     def _builder(self, n: fx.Node) -> Builder:
         b = Builder(self.types, self.typer, f"{n.name}_", self._where(n))

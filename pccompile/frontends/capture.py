@@ -21,6 +21,7 @@ from pccompile.frontends.forward_hooks import recorded_hooks
 from pccompile.frontends.intercept import as_parameters, refuse_backward_hooks, refuse_inference_parameters
 from pccompile.frontends.packed import Packing, refuse_packed_arguments
 from pccompile.frontends.patches import patched
+from pccompile.frontends.paths import Reading
 from pccompile.frontends.places import Place
 from pccompile.frontends.signature import free_batch, spelled_out
 from pccompile.frontends.states import StateTrace
@@ -44,11 +45,13 @@ def export(
     dynamic_shapes: Any = None,
     fixed: bool = False,
     places: tuple[Place, ...] = (),
+    path: tuple[Reading, ...] = (),
 ) -> ExportedProgram:
     """The program that torch.export captures, in the mode (train or eval) that `model` is in; that stays what it was.
 
     dynamic_shapes: as torch.export takes it; None frees dimension 0 of every tensor input where the model allows that.
     fixed: free no dimension. places: attributes that are known to be states; others are found.
+    path: what Python reads from tensors on the path to be captured; without it, reading is refused.
     Raises CompileError where torch.export cannot capture the model.
     """
     refuse_packed_arguments((args, kwargs))
@@ -63,7 +66,7 @@ def export(
             attempts = [None if fixed else dynamic_shapes]
         packing = Packing()
         while True:
-            trace = StateTrace(model, places, uncounted)
+            trace = StateTrace(model, places, uncounted, path)
             try:
                 with patched(model, trace, packing) as noticed, _unmarked((args, named)):
                     _exporting.append(threading.get_ident())

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
+from torch.export.graph_signature import InputKind, TensorArgument
 
 from pccompile.diagnostics import CaptureError, CompileError, Location
 from pccompile.frontends.autocast import write_casts
@@ -21,6 +21,7 @@ from pccompile.frontends.imported import Imported, Locate
 from pccompile.frontends.memory import counts_from_memory
 from pccompile.frontends.model_tensors import ModelTensors
 from pccompile.frontends.regions import inline_regions
+from pccompile.frontends.results import results_of
 from pccompile.frontends.states import WrittenStates, in_place, keys, resolved, unread
 from pccompile.ir import Arg, Graph, Ref, TensorType
 
@@ -99,11 +100,12 @@ class _Importer:
 
     def _imported(self, updates: dict[str, Any]) -> Imported:
         """The graph, and how it is called. updates: the new values of buffers."""
-        leaves, spec = self._outputs(), self.program.call_spec
+        spec, readings = self.program.call_spec, self.captured.readings
+        leaves = self.calls.compared(results_of(self.program, self.env), readings)
         assert spec.in_spec is not None
         assert spec.out_spec is not None
         out_spec, added = spec.out_spec, len(leaves)
-        if self.captured.states:
+        if self.captured.states or readings:
             out_spec = out_spec.child(0)
             added = out_spec.num_leaves
         states = resolved(self.captured, self.targets, leaves[added:])
@@ -134,6 +136,7 @@ class _Importer:
             constants=frozenset(self.model_tensors.constants),
             states=(*states, *in_place(states, self._buffers_of(updates))),
             lifted=frozenset(self.lifted),
+            path=readings,
         )
 
     def _buffers_of(self, updates: Iterable[str]) -> dict[str, Ref]:
@@ -146,12 +149,6 @@ class _Importer:
             return None
         node = next(n for n in self.program.graph.nodes if n.name == arg.name)
         return str(self.env[node])
-
-    def _outputs(self) -> tuple[Ref | object, ...]:
-        returned = next(n for n in reversed(self.program.graph.nodes) if n.op == "output").args[0]
-        pairs = zip(self.signature.output_specs, returned, strict=True)
-        results = ((spec.arg, value) for spec, value in pairs if spec.kind == OutputKind.USER_OUTPUT)
-        return tuple(self.env[v] if isinstance(v, fx.Node) else getattr(arg, "value", v) for arg, v in results)
 
     def _placeholder(self, n: fx.Node, spec: Any) -> None:
         value = n.meta.get("val")

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import Location
 from pccompile.frontends.forward_hooks import HookRecord
+from pccompile.frontends.paths import Reading
 from pccompile.frontends.places import Place
 from pccompile.frontends.states import State
 from pccompile.ir import Graph, Ref
@@ -30,7 +31,8 @@ class Imported:
     among the graph's outputs. `learning`: it depends on which tensors require a gradient. `constants` are those of the
     graph's tensors that have no place in the model. `hooks` are those that run after the program, and what they are
     shown. `lifted` are those of the graph's buffers that lie in plain attributes which are states. `absolute`: it
-    reads places that are counted from where the memory of an input starts.
+    reads places that are counted from where the memory of an input starts. `path` is what Python read from tensors: the
+    program is of the calls on which it reads the same.
     """
 
     graph: Graph
@@ -47,6 +49,7 @@ class Imported:
     states: tuple[State, ...] = ()
     lifted: frozenset[str] = frozenset()
     absolute: bool = False
+    path: tuple[Reading, ...] = ()
 
     @functools.cached_property
     def places(self) -> dict[str, tuple[Place, int]]:

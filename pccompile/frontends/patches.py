@@ -31,7 +31,7 @@ def patched(model: nn.Module, trace: StateTrace, packing: Packing) -> Iterator[A
     with (
         capturing(),
         refuse_draws(model),  # torch.manual_seed, .seed, .set_rng_state and default_generator
-        trace.running(),  # fx.Interpreter.run, nn.Module.__getattr__
+        trace.running(),  # fx.Interpreter.run, nn.Module.__getattr__, FakeTensor.tolist
         author_gradients() as noticed,  # autograd.Function.apply, Tensor.register_hook and .retain_grad
         packed_sequences(packing),  # the packing functions of torch._VF, torch.as_tensor, forward of LSTM, GRU and RNN
         shapes_torch_lacks(),  # shapes of operators, torch.ctc_loss

@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError, Location
 from pccompile.frontends.counters import Advance, Counter, is_counter
+from pccompile.frontends.paths import Reading, Replayed
 from pccompile.frontends.places import MISSING, PLAIN, Place, Snapshot, leaves_of
 from pccompile.frontends.process import replaced
 
@@ -54,7 +56,8 @@ class State:
 class WrittenStates:
     """What a trace with states shows. `tensors` and `origins` are those of the buffers that stand for states.
 
-    `originals` are the model's tensors by the identity of those that were in their places.
+    `originals` are the model's tensors by the identity of those that were in their places. `readings` are what Python
+    read on the path of the trace; the tensors come last among the added results.
     In `before` of a state a tensor is still the name of such a buffer, in `after` an index among the added results.
     """
 
@@ -62,13 +65,21 @@ class WrittenStates:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     originals: dict[int, Tensor] = field(default_factory=dict)
+    readings: tuple[Reading, ...] = ()
 
 
 class StateTrace:
     """One trace of a model. `changed` are the attributes that it has written, `captured` what became of `places`."""
 
-    def __init__(self, model: nn.Module, places: Sequence[Place], uncounted: frozenset[Place]) -> None:
-        self.model, self.places, self.uncounted = model, places, uncounted
+    def __init__(
+        self,
+        model: nn.Module,
+        places: Sequence[Place],
+        uncounted: frozenset[Place],
+        path: tuple[Reading, ...] = (),
+    ) -> None:
+        self.model, self.places, self.uncounted, self.path = model, places, uncounted, path
+        self.replayed = Replayed(path)
         self.snapshot = Snapshot(model)
         self.changed: tuple[Place, ...] = ()
         self.captured = WrittenStates()
@@ -164,6 +175,9 @@ class StateTrace:
             self.held[place] = leaves_of(self.standing[place])
         if self.places:
             self.lookup.enter_context(replaced(nn.Module, __getattr__=self.watched(nn.Module.__getattr__)))
+        if self.path:
+            self.replayed = self.lookup.enter_context(Replayed(self.path))
+            self.lookup.enter_context(replaced(FakeTensor, tolist=Tensor.tolist))  # its own reads entry by entry
 
     def stand_in(self, place: Place, value: Any, memo: dict[int, Any]) -> Any:
         """`value` with traced tensors in place of its own; containers that are shared stay shared."""
@@ -224,7 +238,10 @@ class StateTrace:
             module._buffers.clear()
             module._buffers.update(self.tables[id(module)])
         self.changed = tuple(p for p in found if p not in self.values)
-        return (output, tuple(added)) if self.places else None
+        self.replayed.finish()
+        self.captured.readings = self.path
+        added += self.replayed.tensors
+        return (output, tuple(added)) if self.places or self.path else None
 
     def state(self, place: Place, added: list[Any]) -> State:
         """What became of one attribute; new tensors and lengths go to `added`."""

@@ -43,7 +43,7 @@ def interpret(node: Node, values: Mapping[str, Any]) -> Any:
             return args["of"][args["index"]]
         case "pcc.tensor":
             return torch.tensor(node["entries"], dtype=node["dtype"]).reshape(tuple(node["shape"]))
-        case "pcc.sized":
+        case "pcc.sized" | "pcc.on_path":
             return args["x"]
         case "pcc.function":
             return _Author.apply(args["value"], node, args["kept"], *args["tensors"])  # type: ignore[no-untyped-call]

@@ -12,17 +12,21 @@ from pccompile.diagnostics import CompileError, ModelValueError
 from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of
 from pccompile.frontends.imported import Imported, Locate
+from pccompile.frontends.paths import Reading
 from pccompile.frontends.process import capturing
 from pccompile.pipeline import Hook, import_model, silent
 from pccompile.runtime.derivative_guards import refuse_transforms
 from pccompile.runtime.loaded_program import Interface, Mismatch, flattened
 from pccompile.runtime.model_state import ModelState
 from pccompile.runtime.own_tensors import OwnTensors
+from pccompile.runtime.paths import Paths
 from pccompile.runtime.program_cache import Captured, ProgramCache, learning, offsets
 from pccompile.runtime.states import fits
 
 Call = tuple[Captured, dict[str, Tensor]]
 """The capture that a call fits, and the tensors of the call by name."""
+Path = tuple[Reading, ...]
+"""What Python reads in a call, in its order; nothing where paths are not followed."""
 
 
 class ModuleCaptures(OwnTensors):
@@ -37,6 +41,7 @@ class ModuleCaptures(OwnTensors):
         self._hook: Hook = hook or silent
         self._cache = ProgramCache()
         self._fixed = False
+        self._paths: Paths | None = None
 
     def _anew(self) -> dict[str, Any]:
         return {**super()._anew(), "_cache": ProgramCache()}
@@ -44,20 +49,25 @@ class ModuleCaptures(OwnTensors):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_hook": silent}
 
+    def follow_paths(self) -> None:
+        """Capture calls along the path that Python takes, with a program for each."""
+        self._paths = Paths()
+
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The capture of the model as it is now that fits a call, and the call's tensors by name."""
         model: nn.Module = self.__dict__["model"]
         refuse_transforms(model, args, kwargs)
         leaves, spec = flattened(args, kwargs)
-        captured, _ = self._find(leaves, spec)
+        path = self._paths.of(model, args, kwargs) if self._paths else ()
+        captured, _ = self._find(leaves, spec, path)
         if captured is None:
             with capturing():
-                captured, reason = self._find(leaves, spec)  # another thread may have been here
+                captured, reason = self._find(leaves, spec, path)  # another thread may have been here
                 if captured is None:
-                    captured = self._capture(args, kwargs, reason)
+                    captured = self._capture(args, kwargs, reason, path)
         return captured, captured.interface.named(leaves)
 
-    def _find(self, leaves: list[Any], spec: pytree.TreeSpec) -> tuple[Captured | None, Mismatch | None]:
+    def _find(self, leaves: list[Any], spec: pytree.TreeSpec, path: Path) -> tuple[Captured | None, Mismatch | None]:
         """The capture for a call, or why those of this state of the model do not fit it."""
         model: nn.Module = self.__dict__["model"]
         state, reason = self._cache.state(model), None
@@ -65,21 +75,24 @@ class ModuleCaptures(OwnTensors):
         for captured in self._cache.captures:
             learns = captured.learning is None or captured.learning == learning(model, leaves)
             placed = captured.offsets is None or captured.offsets == offsets(model)
-            if captured.state is state and captured.autocast == autocast and learns and placed:
+            here = captured.state is state and captured.imported.path == path
+            if here and captured.autocast == autocast and learns and placed:
                 reason = captured.interface.mismatch(leaves, spec)
                 if not reason and fits(captured.imported, model):
                     return captured, None
         return None, reason
 
-    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: Mismatch | None) -> Captured:
+    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: Mismatch | None, path: Path) -> Captured:
         """The model captured anew for a call that no capture fits for this reason. Raises CompileError."""
         captures = self._cache.captures
         if captures and not self._recapture:
             what = "this program was captured in one mode and dtype, and with or without autocast"
             what = reason.what if reason else what
             raise CompileError(what, hint="compile the nn.Module itself to call it in several forms")
+        if self._paths:
+            self._paths.admit(path, self.__dict__["model"], [c.imported.path for c in captures])
         try:
-            imported = self._import(args, kwargs, self._dynamic_shapes if not captures else None)
+            imported = self._import(args, kwargs, self._dynamic_shapes if not captures else None, path)
         except CompileError as e:
             if isinstance(e, ModelValueError) or reason is None or not reason.of_input:
                 raise
@@ -87,10 +100,10 @@ class ModuleCaptures(OwnTensors):
             raise CompileError(reason.what, e.problems[0].where, why) from e
         return self.adopt(imported, args, kwargs)
 
-    def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Imported:
+    def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any, path: Path) -> Imported:
         """The model as a graph, for calls of this form."""
         model, how = self.__dict__["model"], (dynamic_shapes, self._locate, self._hook)
-        return import_model(model, args, kwargs, *how, fixed=self._fixed, places=self._cache.places)
+        return import_model(model, args, kwargs, *how, fixed=self._fixed, places=self._cache.places, path=path)
 
     def _frees(self, captured: Captured) -> bool:
         """Whether dimensions are free in a captured model that nobody asked to be free."""
@@ -102,7 +115,7 @@ class ModuleCaptures(OwnTensors):
         """The model captured anew with the lengths of this call: the free ones stand in the way of a rule."""
         self._fixed = True
         self._cache.remove(captured)
-        return self.adopt(self._import(args, kwargs, None), args, kwargs)
+        return self.adopt(self._import(args, kwargs, None, captured.imported.path), args, kwargs)
 
     def adopt(self, imported: Imported, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
         """Take an imported model as what calls of this form run."""

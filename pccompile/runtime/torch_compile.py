@@ -30,6 +30,7 @@ from pccompile.runtime.dynamo_notes import (
 )
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.module import CompiledModule
+from pccompile.runtime.module_captures import Path
 from pccompile.runtime.shared_memory import Sharing, memory, refuse_overlap, shared, sharing
 
 OPTIONS = tuple(f.name for f in fields(Options) if f.name not in ("settings", "home", "choices"))
@@ -137,11 +138,11 @@ class Piece(CompiledModule):
         self.carrying: dict[tuple[bool, ...], bool] = {}
         self.sharing: Sharing | None = None
 
-    def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Imported:
+    def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any, path: Path) -> Imported:
         plain = pytree.tree_map_only(Tensor, torch.Tensor.detach, args)
         model: nn.Module = self.__dict__["model"]
         still = frozenset(i for i, t in enumerate(args) if isinstance(t, Tensor) and not t.requires_grad)
-        return import_model(model, plain, kwargs, hook=self._hook, still=still, fixed=self._fixed)
+        return import_model(model, plain, kwargs, hook=self._hook, still=still, fixed=self._fixed, path=path)
 
     def prepared(self, args: tuple[Any, ...]) -> Runtime | None:
         """The program for a call, compiled if there is none yet; None where no error can flow."""

@@ -102,6 +102,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "pccompile.packed_gru.default": _packed_gru,
     "pccompile.packed_rnn.default": _packed_rnn,
     "pcc.sized": lambda x, axis, size: x,
+    "pcc.on_path": lambda x, values, where: x,
     "pcc.piece": lambda x, at, dim, index, type_: torch.tensor_split(x, at, dim)[index],
     "pcc.flat": lambda value, by: by.clone().copy_(value.detach()),
     "aten.heaviside.default": lambda x, y: torch.heaviside(x.detach(), y.detach()),  # torch has no derivative
