@@ -20,10 +20,10 @@ from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError, Location, first_line
 from pccompile.ops.functions import overwritten, stop_gradient
+from pccompile.ops.random import bernoulli_like
 
 TWINS = {
     "aten.zero_.default": "aten.zero.default",
-    "aten.bernoulli_.float": "aten.bernoulli.p",
     "aten.normal_.default": "aten.normal_functional.default",
     "aten.copy_.default": "aten.copy.default",
 }
@@ -61,6 +61,8 @@ def mutated(node: fx.Node) -> list[fx.Node]:
 def twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
     """The functional operator that computes what the in-place operator `target` writes."""
     name = op_name(target)
+    if name == "aten.bernoulli_.float":
+        return bernoulli_like()
     if name in TWINS:
         namespace, packet, which = TWINS[name].split(".")
     else:
@@ -68,6 +70,12 @@ def twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
         packet = packet.removesuffix("_")
     found = getattr(getattr(getattr(torch.ops, namespace), packet, None), which, None)
     return found if isinstance(found, torch._ops.OpOverload) and not found._schema.is_mutable else None
+
+
+def _in_full(n: fx.Node) -> tuple[Any, ...]:
+    """The arguments of an in-place call by position, its own defaults written out: those of its twin may be others."""
+    rest = [a for a in n.target._schema.arguments[len(n.args) :] if not a.kwarg_only]  # type: ignore[union-attr]
+    return (*n.args, *(a.default_value for a in rest if a.name not in n.kwargs))
 
 
 def storage(n: fx.Node) -> int | None:
@@ -131,7 +139,7 @@ def rename_in_place(graph: fx.Graph) -> tuple[bool, dict[fx.Node, fx.Node]]:
         if not mutated(n):
             continue
         (target,) = mutated(n)
-        n.target = twin(n.target)
+        n.target, n.args = twin(n.target), _in_full(n)
         value = _in_type(graph, n)
         value = _keeping_gradient(graph, target, value) if n.meta.get(NO_GRAD) else value
         root[value] = root.get(target, target)
@@ -250,7 +258,7 @@ def _spell_writes_without_gradient(program: ExportedProgram, still: frozenset[in
             )
         meta = {k: v for k, v in n.meta.items() if k != NO_GRAD} | {"val": target.meta["val"]}
         with program.graph.inserting_before(n):
-            value = _in_type(program.graph, _call(program.graph, functional, n.args, n.kwargs, meta))
+            value = _in_type(program.graph, _call(program.graph, functional, _in_full(n), n.kwargs, meta))
         with program.graph.inserting_before(n):
             value = _call(program.graph, overwritten(), (target, value), {}, meta)
             value = _call(program.graph, torch.ops.aten.copy_.default, (target, value), {}, meta)

@@ -168,7 +168,7 @@ define(
         parameters=("x", "lower", "upper"),
         infer=_like_x,
         spell=lambda t, a: (
-            f"torch.ops.aten.rrelu_with_noise_functional({t['x']}, torch.empty_like({t['x']}), "
+            f"torch.ops.aten.rrelu_with_noise_functional({t['x']}, {t['x']}.new_empty({t['x']}.shape), "
             f"{t['lower']}, {t['upper']}, True)[1]"
         ),
         random=True,

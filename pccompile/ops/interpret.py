@@ -45,6 +45,8 @@ def interpret(node: Node, values: Mapping[str, Any]) -> Any:
             return torch.tensor(node["entries"], dtype=node["dtype"]).reshape(tuple(node["shape"]))
         case "pcc.sized" | "pcc.on_path":
             return args["x"]
+        case "pccompile.bernoulli_like.default":
+            return torch.empty_like(args["x"]).bernoulli_(args["p"])
         case "pcc.function":
             return _Author.apply(args["value"], node, args["kept"], *args["tensors"])  # type: ignore[no-untyped-call]
         case "pccompile.overwritten.default":

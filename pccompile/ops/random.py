@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
+
+import torch
 
 from pccompile.ir import Node, Ref
 from pccompile.ops.builder import Builder
@@ -38,13 +41,50 @@ define(
         "aten.poisson.default", "linear", lambda b, n, err: {"self": None}, random=True, equation="poisson(x)"
     )  # its derivative is 0 everywhere
 )
-rewrite("aten.bernoulli.default", lambda b, n: flat(b, b("aten.bernoulli.Tensor", n["self"], n["self"]), n["self"]))
+BERNOULLI_LIKE = "pccompile.bernoulli_like.default"
+
+
+@functools.cache
+def bernoulli_like() -> torch._ops.OpOverload:
+    """The operator of Tensor.bernoulli_: drawn in the order of memory of x; torch.bernoulli draws in rows."""
+
+    @torch.library.custom_op("pccompile::bernoulli_like", mutates_args=())
+    def like(x: torch.Tensor, p: float = 0.5) -> torch.Tensor:
+        return torch.empty_like(x).bernoulli_(p)
+
+    @like.register_fake
+    def _(x: torch.Tensor, p: float = 0.5) -> torch.Tensor:
+        return torch.empty_like(x)
+
+    found: torch._ops.OpOverload = torch.ops.pccompile.bernoulli_like.default
+    return found
+
+
+define(
+    OpDef(
+        BERNOULLI_LIKE,
+        "context",
+        parameters=("x", "p"),
+        infer=lambda args, type_of: type_of(args["x"]),
+        spell=lambda t, a: f"torch.empty_like({t['x']}).bernoulli_({t['p']})",
+        random=True,
+    )
+)
+
+
+def _bernoulli(b: Builder, n: Node) -> Ref:
+    probability: Any = n["self"]
+    entries = b("aten.new_empty.default", probability, b.shape(probability))
+    return flat(b, b("aten.bernoulli.Tensor", entries, probability), probability)
+
+
+rewrite("aten.bernoulli.default", _bernoulli)
 
 
 def dropped(b: Builder, x: Ref, p: float, shape_of: Ref | None = None) -> Ref:
     """`x` with entries zeroed with probability `p` and the others scaled up; one mask for each prediction."""
     keep = 1 - p
-    mask = b("aten.bernoulli.p", x if shape_of is None else shape_of, keep)
+    mask = b(BERNOULLI_LIKE, x if shape_of is None else shape_of, keep)
     return b.mul(x, b("aten.div.Tensor", mask, keep) if keep else mask)
 
 
@@ -54,6 +94,27 @@ def _dropout(b: Builder, n: Node) -> Any:
 
 
 rewrite("aten.dropout.default", _dropout)
+
+
+SATURATION = 1.7580993408473766
+"""What selu's negative side tends to, with the opposite sign."""
+
+
+def _alpha_dropout(b: Builder, n: Node) -> Any:
+    """Entries set to selu's saturation, then mean and variance restored (Klambauer et al. 2017, arXiv 1706.02515)."""
+    x, p = n["input"], n["p"]
+    if not n["train"] or not p:
+        return x
+    if p == 1:
+        return b.mul(x, b("aten.zeros_like.default", x))
+    mask = b(BERNOULLI_LIKE, x, 1 - p)
+    scale = ((SATURATION**2 * p + 1) * (1 - p)) ** -0.5
+    shift = b.mul(b("aten.add.Scalar", mask, -1), SATURATION * scale)
+    kept = b.mul(x, b.mul(mask, scale))
+    return b("aten.add.Tensor", kept, b("aten.add.Scalar", shift, SATURATION * scale * p))
+
+
+rewrite("aten.alpha_dropout.default", _alpha_dropout)
 
 
 def _feature_dropout(b: Builder, n: Node) -> Any:
