@@ -79,7 +79,7 @@ def test_every_algorithm_on_every_model(case: Case) -> None:
     first, *others = (bench.gradients(a, settings) for a, settings in STRICT.items())
     for found in others:
         assert found.keys() == first.keys()
-        assert all(torch.equal(g, found[k]) for k, g in first.items() if bool(g.isfinite().all()))
+        assert distance(found, first, floor=1e-3) < 1e-13
     moved = bench.gradients("error-optimization", {"steps": STEPS})
     assert moved.keys() == first.keys()
     compiled = bench.runtime.compiled
