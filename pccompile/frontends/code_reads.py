@@ -17,6 +17,10 @@ import torch
 
 from pccompile.frontends.snapshots import Describer, Description, is_own_code
 
+BY_ANY_NAME = frozenset(
+    ("getattr", "vars", "__dict__", "attrgetter", "asdict", "astuple", "__getattribute__", "methodcaller", "eval")
+)
+"""Names of what reads attributes that no code names."""
 ALWAYS = ("forward", "backward", "setup_context", "__call__", "__init__", "__getattr__", "__torch_function__")
 """Methods that run without being named."""
 
@@ -74,20 +78,31 @@ class CodeReads:
         describe = self.describe
         describe.classes.update(dict.fromkeys(c for c in classes if is_own_code(c)))
         count = -1
-        parts = self._names, describe.functions, describe.classes, self._modules
+        parts = (
+            self._names,
+            describe.functions,
+            describe.classes,
+            describe.named_classes,
+            describe.objects,
+            self._modules,
+        )
         while count != (count := sum(map(len, parts))):
             for function in list(describe.functions):
                 self._function(function)
             for kind in list(describe.classes):
                 self._class(kind)
-            for owner, known in (*self._modules.values(), *self._classes.values()):
+            for owner, known in self._owners():
                 self._entries(owner, known)
         for owner, read in self._globals.values():
             describe.snapshots.entries(owner, list(read))
-        for owner, known in (*self._modules.values(), *self._classes.values()):
+        for owner, known in self._owners():
             if known:
                 describe.snapshots.attributes(owner, *known)
         return tuple(self.descriptions)
+
+    def _owners(self) -> list[tuple[Any, dict[str, None]]]:
+        """What attributes are read from, with the names that were followed."""
+        return [*self._modules.values(), *self._classes.values(), *self.describe.objects.values()]
 
     @property
     def names(self) -> frozenset[str]:
@@ -123,12 +138,15 @@ class CodeReads:
         self.descriptions.append((name, self.describe(value)))
 
     def _class(self, kind: type) -> None:
-        """Follow the methods of a class that code names; all methods of what is no module."""
+        """Follow the methods of a class that code names or that run unnamed; all, where objects are followed whole."""
         self._classes.setdefault(id(kind), (kind, {}))
-        every = not issubclass(kind, torch.nn.Module)
+        by_name = self.describe.by_name
+        every = not issubclass(kind, torch.nn.Module) and not by_name
+        unnamed = () if not by_name or kind in self.describe.named_classes else ("__init__", "__post_init__")
         for base in kind.__mro__:
             for name, value in [] if not is_own_code(base) else list(vars(base).items()):
-                if every or name in self._names:
+                runs = every or name in self._names or (by_name and name.startswith("__"))
+                if runs and name not in unnamed:  # what made an object does not run again
                     for function in functions_of(value):
                         if is_own_code(function):
                             self.describe.functions[function] = None

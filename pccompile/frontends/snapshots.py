@@ -171,13 +171,17 @@ def _put_back(owner: Any, getter: Any, value: Any) -> None:
 class Describer:
     """Descriptions of values, with snapshots of all mutable containers in them.
 
-    `known` gives the tensors that a program reads where they stand in the model their own description.
+    `known` gives the tensors that a program reads where they stand in the model their own description. by_name: of an
+    object of the user's own class nothing is described; it stands in `objects`, for whoever knows the names that are
+    read.
     """
 
-    def __init__(self, snapshots: Snapshots) -> None:
-        self.snapshots = snapshots
+    def __init__(self, snapshots: Snapshots, by_name: bool = False) -> None:
+        self.snapshots, self.by_name = snapshots, by_name
+        self.objects: dict[int, tuple[Any, dict[str, None]]] = {}
         self.known: dict[int, Description] = {}
         self.classes: dict[type, None] = {}
+        self.named_classes: set[type] = set()
         self.functions: dict[types.FunctionType, None] = {}
         self._seen: dict[int, int] = {}
         self._kept: list[Any] = []
@@ -225,6 +229,7 @@ class Describer:
             case type():
                 if is_own_code(value):
                     self.classes[value] = None
+                    self.named_classes.add(value)
                 return "class", id(value)
         return self._object(value)
 
@@ -235,6 +240,10 @@ class Describer:
         kind = type(value)
         own = getattr(value, "__dict__", None)
         if isinstance(value, Tensor | nn.Module) or (is_foreign(kind) and not isinstance(value, FOLLOWED)):
+            return "object", id(value)
+        if self.by_name and is_own_code(kind) and isinstance(own, dict) and not isinstance(value, FOLLOWED):
+            self.objects[id(value)] = value, {}
+            self.classes[kind] = None
             return "object", id(value)
         parts: list[Any] = []
         if isinstance(own, dict):

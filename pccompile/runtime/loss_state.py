@@ -6,31 +6,32 @@ which any of them has changed is another loss.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pccompile.frontends.code_reads import CodeReads, functions_in
+from pccompile.frontends.code_reads import BY_ANY_NAME, CodeReads, functions_in
 from pccompile.frontends.snapshots import Describer, Snapshots, is_own_code
 from pccompile.runtime.model_state import ModelState
 from pccompile.runtime.shared_memory import memory
 
 STATES = 8
 """So many states of a loss are remembered; the one that was left longest ago goes first."""
+MANY = 4
+"""So many states of a loss are compiled without a word."""
 
 
 class LossState:
     """A loss as it was at one moment: what its code reads, the modules among that, and tensors that programs copy."""
 
     def __init__(self, loss: Callable[..., Tensor]) -> None:
-        self._snapshots = Snapshots()
         self._tensors: list[tuple[Tensor, Tensor]] = []
-        describe = Describer(self._snapshots)
-        describe(loss)
-        describe.functions.update(dict.fromkeys(f for f in functions_in(loss) if is_own_code(f)))
-        CodeReads(describe).follow(())
+        self._snapshots, describe, names = _followed(loss, by_name=True)
+        if names & BY_ANY_NAME:
+            self._snapshots, describe, _ = _followed(loss, by_name=False)
         self._modules = [ModelState(v) for v in describe.met if isinstance(v, nn.Module)]
         held = [t for m in self._modules for t in m.tensors.values()]
         self._read = [t for t in (*describe.met, *held) if isinstance(t, Tensor)]
@@ -49,6 +50,17 @@ class LossState:
         return all(states) and all(_same(tensor, copy) for tensor, copy in self._tensors)
 
 
+def _followed(loss: Callable[..., Tensor], by_name: bool) -> tuple[Snapshots, Describer, frozenset[str]]:
+    """What the code of a loss reads. by_name: of objects only what code names, so not the counters of a trainer."""
+    snapshots = Snapshots()
+    describe = Describer(snapshots, by_name)
+    describe(loss)
+    describe.functions.update(dict.fromkeys(f for f in functions_in(loss) if is_own_code(f)))
+    reads = CodeReads(describe)
+    reads.follow(())
+    return snapshots, describe, reads.names
+
+
 class LossStates:
     """The states in which losses have been seen. A copy of a module begins without any."""
 
@@ -64,6 +76,11 @@ class LossStates:
             return None
         known = self._known.get(loss, ())
         state = next((s for s in known if s.holds()), None) or LossState(loss)
+        if len(known) == MANY and state not in known:
+            what = (
+                f"the loss {getattr(loss, '__name__', type(loss).__name__)} is compiled anew for the {MANY + 1}th time"
+            )
+            warnings.warn(f"{what}: what it reads from outside changes; hand it over with the target", stacklevel=2)
         if not known or state is not known[0]:
             self._known = {**self._known, loss: (state, *(s for s in known if s is not state))[:STATES]}
         return state

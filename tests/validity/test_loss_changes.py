@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -155,3 +156,64 @@ def test_functions_whose_code_is_replaced_as_reloading_does() -> None:
     before.__code__ = after.__code__
     agree(pc, loss, Y)
     torch.testing.assert_close(pc(X), model.layer(X).sin())
+
+
+class Trainer:
+    """What a loop for training keeps beside its loss."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight, self.step, self.curve = weight, 0, []
+        self.scales = {"error": 1.0}
+
+    def criterion(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.scaled((output - target).square().sum())
+
+    def scaled(self, value: Tensor) -> Tensor:
+        return self.weight * self.scales["error"] * value
+
+    def train(self, pc: Any) -> None:
+        self.step += 1
+        self.curve.append(float(pc.loss(X, target=Y)))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_only_what_a_loss_names_makes_it_another(wrapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(2.0)
+    taken = (lambda output, target: trainer.criterion(output, target)) if wrapped else trainer.criterion
+    pc = pccompile.compile(net(), (X,), loss=taken)
+    agree(pc, trainer.criterion, Y)
+    with monkeypatch.context() as m:
+        m.setattr("pccompile.runtime.module.compile_loss", None)
+        for _ in range(3):
+            trainer.train(pc)
+    assert trainer.step == 3
+    trainer.weight = 3.0
+    agree(pc, trainer.criterion, Y)
+    trainer.scales["error"] = 0.5
+    agree(pc, trainer.criterion, Y)
+    trainer.scales = {"error": 4.0}
+    agree(pc, trainer.criterion, Y)
+
+
+def test_attributes_that_no_code_names_are_followed() -> None:
+    class Looked(Trainer):
+        def scaled(self, value: Tensor) -> Tensor:
+            return getattr(self, "".join(("wei", "ght"))) * value
+
+    trainer = Looked(2.0)
+    pc = pccompile.compile(net(), (X,), loss=trainer.criterion)
+    agree(pc, trainer.criterion, Y)
+    trainer.weight = 3.0
+    agree(pc, trainer.criterion, Y)
+
+
+def test_a_loss_that_is_compiled_again_and_again_is_told() -> None:
+    trainer = Trainer(1.0)
+    pc = pccompile.compile(net(), (X,), loss=trainer.criterion)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for weight in range(7):
+            trainer.weight = float(weight)
+            agree(pc, trainer.criterion, Y)
+    assert [str(w.message) for w in told if "loss criterion is compiled anew for the 5th time" in str(w.message)]
+    assert len(told) == 1
