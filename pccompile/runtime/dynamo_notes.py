@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from types import CodeType, FrameType, FunctionType
+from typing import Any
 
 import torch
 from torch import fx
 from torch._dynamo.guards import GuardBuilder
 from torch._dynamo.output_graph import OutputGraph
 from torch._dynamo.source import AttrSource, TypeSource
+from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._guards import CompileContext, Guard, TracingContext
 from torch.autograd.function import FunctionCtx
 
@@ -72,6 +74,17 @@ def _output() -> OutputGraph | None:
             return output
         frame = frame.f_back
     return None
+
+
+def compiles_here() -> bool:
+    """Whether what Dynamo traces now goes to a backend of this package."""
+    found: Any = InstructionTranslator.current_tx().output.compiler_fn
+    while found is not None:
+        if str(getattr(found, "__module__", "")).startswith("pccompile"):
+            return True
+        inner = (getattr(found, name, None) for name in ("_torchdynamo_orig_backend", "compiler_fn", "func"))
+        found = next((f for f in inner if f is not None), None)
+    return False
 
 
 def takes_absent_gradients() -> bool:

@@ -31,6 +31,7 @@ from pccompile.runtime.automatic_rates import Rates, measures
 from pccompile.runtime.derivative_guards import opaque
 from pccompile.runtime.exact_rules import ALONE, MIRRORED
 from pccompile.runtime.feedback_weights import unused
+from pccompile.runtime.graph_call import traced_call
 from pccompile.runtime.hook_calls import run_hooks
 from pccompile.runtime.loaded_program import Runtime, asking, reaching
 from pccompile.runtime.loss_state import LossState, LossStates
@@ -215,9 +216,15 @@ class CompiledModule(ModuleCaptures):
                 outputs, context = runtime.function("predict", plain=probe)(params, buffers, inputs)
         return outputs, context
 
-    @opaque
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns, with predictive coding as its backward pass; for torch.export, the model itself."""
+        if torch.compiler.is_dynamo_compiling():
+            return traced_call(self, self.__dict__["_name"], args, kwargs)
+        return self.called(*args, **kwargs)
+
+    @opaque
+    def called(self, *args: Any, **kwargs: Any) -> Any:
+        """A call by eager torch."""
         if torch.compiler.is_exporting() and not exported_elsewhere():
             return self.__dict__["model"](*args, **kwargs)
         try:

@@ -16,6 +16,7 @@ from pccompile.frontends.paths import Reading
 from pccompile.frontends.process import capturing
 from pccompile.pipeline import Hook, import_model, silent
 from pccompile.runtime.derivative_guards import refuse_transforms
+from pccompile.runtime.graph_call import register
 from pccompile.runtime.loaded_program import Interface, Mismatch, flattened
 from pccompile.runtime.model_state import ModelState
 from pccompile.runtime.own_tensors import OwnTensors
@@ -44,7 +45,11 @@ class ModuleCaptures(OwnTensors):
         self._paths: Paths | None = None
 
     def _anew(self) -> dict[str, Any]:
-        return {**super()._anew(), "_cache": ProgramCache()}
+        return {**super()._anew(), "_cache": ProgramCache(), "_name": ""}
+
+    def _share(self, model: nn.Module) -> None:
+        super()._share(model)
+        self._name = register(self)  # a copy is found by a name of its own
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_hook": silent}

@@ -84,6 +84,13 @@ class Writes:
         """How many of the outputs are the model's results."""
         return len(self.imported.graph.outputs) - self.imported.graph.further
 
+    def refuse_in_graphs(self) -> None:
+        """Raise CompileError for what a graph that holds the call would not know to be written."""
+        written = [str(s.place) for s in self.imported.states] + list(self.imported.writes) + list(self.carried)
+        if written:
+            what = f"a call within a graph writes {written[0]}, which the graph does not know"
+            raise CompileError(what, hint="leave out fullgraph=True, or run the model outside torch.compile")
+
     def own(self, buffers: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`inputs`, those copied that a call changes in place: what reads them later reads what they were."""
         for name in self.imported.writes:

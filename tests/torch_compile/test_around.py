@@ -115,11 +115,6 @@ def test_the_algorithm_stays_what_it_was(algorithm: str) -> None:
     torch.testing.assert_close(inside, {k: p.grad for k, p in model.named_parameters()}, rtol=0, atol=0)
 
 
-def test_a_graph_that_must_be_whole_is_refused_with_what_to_do() -> None:
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"leave out fullgraph=True, or give the model itself to"):
-        torch.compile(compiled(core()), backend="eager", fullgraph=True)(batch())
-
-
 def test_torch_export_takes_the_model_itself() -> None:
     model = core()
     pc = compiled(model)
