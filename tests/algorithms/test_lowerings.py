@@ -64,6 +64,7 @@ def from_steps(p: Problem, found: Gradients, steps: Gradients) -> float:
 LAWS = [(1, 0.3), (20, 0.1), (2000, 0.1), (60, 1.2)]
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("steps, rate", [(100, 0.1), *(pytest.param(*of, marks=pytest.mark.slow) for of in LAWS)])
 def test_combinations_and_damped_sweeps_are_the_steps(name: str, steps: int, rate: float) -> None:

@@ -274,6 +274,7 @@ def test_numbers_that_are_none_are_told_and_not_chosen_for() -> None:
         strict.loss(p.x, target=p.target)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_compiled_as_a_whole_is_followed_only() -> None:
     p = two()
     pc = p.compile("strict", jit=True, **AUTO)

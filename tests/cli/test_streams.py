@@ -54,6 +54,7 @@ def test_nobody_listens(line: str, codes: tuple[int, ...], place: Path) -> None:
 ASCII = ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("environment", ASCII)
 @pytest.mark.parametrize("arguments", ["'ü.onnx' --explain", pytest.param("'☃.onnx'", marks=pytest.mark.slow)])
 def test_few_characters(arguments: str, environment: dict[str, str], place: Path) -> None:

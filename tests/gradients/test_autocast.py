@@ -111,7 +111,7 @@ def distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     return max(float((found[k] - w).norm() / w.norm()) for k, w in wanted.items())
 
 
-@pytest.mark.quick(8)
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("outside", [True, False])
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_and_gradients_are_those_of_autocast(name: str, outside: bool) -> None:

@@ -151,6 +151,7 @@ def built(run: Callable[..., Any], flow: Any) -> nn.Module:
     return seeded(lambda: Layers(lambda m, x: run(m, x, flow)))
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_gradients_are_those_of_python(name: str) -> None:
     xs = examples(name)
@@ -238,7 +239,7 @@ def detached_in_a_branch(m: Any, x: Tensor, cond: Any) -> Tensor:
     return cond(x.sum() > 0, lambda z: m.a(z).detach() + m.d(z), lambda z: m.b(z), (x,))
 
 
-@pytest.mark.quick(8)
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("algorithm", ["exact", "fixed-prediction", "strict"])
 @pytest.mark.parametrize(
     "run",

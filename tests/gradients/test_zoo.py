@@ -74,7 +74,7 @@ def compared(case: Case, dtype: torch.dtype) -> float:
     return distance({k: found[k] for k in kept}, {k: wanted[k] for k in kept}, floor=1e-3)
 
 
-@pytest.mark.quick(60)
+@pytest.mark.quick(40)
 @pytest.mark.parametrize("case", cases(ALL, SLOW))
 def test_exact_equals_autograd(case: Case) -> None:
     try:
@@ -86,7 +86,7 @@ def test_exact_equals_autograd(case: Case) -> None:
     assert worst < LIMITS[torch.float64]
 
 
-@pytest.mark.quick(14)
+@pytest.mark.quick(8)
 @pytest.mark.parametrize("case", cases(ZOO, SLOW | SLOW_TWICE))
 def test_float32_equals_float32_autograd(case: Case) -> None:
     assert compared(case, torch.float32) < LIMITS[torch.float32]

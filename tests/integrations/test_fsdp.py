@@ -76,6 +76,7 @@ def worker(rank: int, world: int, port: int, wrapper: str, results: Any) -> None
         dist.destroy_process_group()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("wrapper", ["flat", pytest.param("original", marks=pytest.mark.slow), "fully_shard"])
 def test_the_curve_is_that_of_eager(wrapper: str, world: int) -> None:

@@ -50,7 +50,7 @@ STEPS: dict[str, tuple[Callable[[Any], Any], ...]] = {
 }  # fmt: skip
 
 
-@pytest.mark.quick(8)
+@pytest.mark.quick(4)
 @pytest.mark.filterwarnings("ignore:.*deprecated")
 @pytest.mark.parametrize("name", STEPS)
 def test_each_step_shows_at_the_next_call(name: str) -> None:

@@ -79,6 +79,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(("yes", "no"), PAIRS, ids="/".join)
 def test_only_the_chosen_branch_learns(yes, no, tmp_path):
     made = chosen_by_rate(yes, no)

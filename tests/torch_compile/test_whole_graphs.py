@@ -144,6 +144,7 @@ def assert_as_eager(
     return pc
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_in_training_and_evaluation(name: str) -> None:
     build, shape = MODELS[name]
@@ -243,6 +244,7 @@ def test_copies_are_modules_of_their_own(copied: Callable[[PCModule], PCModule])
     torch.testing.assert_close(learned(whole(pc), model, x), before, rtol=0, atol=0)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("how", [{"algorithm": "zil"}, {"algorithm": "fixed-prediction", "steps": 3}, {"jit": True}])
 def test_algorithms_are_those_of_the_module(how: dict[str, Any]) -> None:
     model, x = made(mlp), drawn((3, 4))
