@@ -15,10 +15,21 @@ from typing import Any
 
 import torch
 
-from pccompile.frontends.snapshots import Describer, Description, is_own_code
+from pccompile.frontends.snapshots import Describer, Description, NamedEntries, is_own_code
 
 BY_ANY_NAME = frozenset(
-    ("getattr", "vars", "__dict__", "attrgetter", "asdict", "astuple", "__getattribute__", "methodcaller", "eval")
+    (
+        "getattr",
+        "hasattr",
+        "vars",
+        "__dict__",
+        "attrgetter",
+        "asdict",
+        "astuple",
+        "__getattribute__",
+        "methodcaller",
+        "eval",
+    )
 )
 """Names of what reads attributes that no code names."""
 ALWAYS = ("forward", "backward", "setup_context", "__call__", "__init__", "__getattr__", "__torch_function__")
@@ -91,18 +102,17 @@ class CodeReads:
                 self._function(function)
             for kind in list(describe.classes):
                 self._class(kind)
-            for owner, known in self._owners():
+            for owner, known in (*self._modules.values(), *self._classes.values(), *describe.objects.values()):
                 self._entries(owner, known)
         for owner, read in self._globals.values():
             describe.snapshots.entries(owner, list(read))
-        for owner, known in self._owners():
+        for owner, known in (*self._modules.values(), *self._classes.values()):
             if known:
                 describe.snapshots.attributes(owner, *known)
+        for owner, _ in describe.objects.values():
+            part = NamedEntries(vars(owner), self.names)
+            describe.snapshots.container(part, part.now())
         return tuple(self.descriptions)
-
-    def _owners(self) -> list[tuple[Any, dict[str, None]]]:
-        """What attributes are read from, with the names that were followed."""
-        return [*self._modules.values(), *self._classes.values(), *self.describe.objects.values()]
 
     @property
     def names(self) -> frozenset[str]:

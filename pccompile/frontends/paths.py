@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from pccompile.diagnostics import CaptureError, Location
 
-OWN = f"{Path(__file__).parents[1]}/"
+OWN = tuple(f"{Path(p).parent}/" for p in (Path(__file__).parent, torch.__file__))
 """Where code stands that is none of the model's."""
 READERS: dict[Any, str] = {
     Tensor.__bool__: "bool",
@@ -140,7 +140,7 @@ def _result(reader: str, values: tuple[Any, ...], shape: list[int]) -> Any:
 def _caller() -> Location:
     """The line of the model that reads."""
     frame = sys._getframe(1)
-    while frame.f_back and ("/torch/" in frame.f_code.co_filename or frame.f_code.co_filename.startswith(OWN)):
+    while frame.f_back and frame.f_code.co_filename.startswith(OWN):
         frame = frame.f_back
     return Location(file=Path(frame.f_code.co_filename).name, line=frame.f_lineno)
 

@@ -8,7 +8,7 @@ import operator
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -258,6 +258,25 @@ class Describer:
         if is_own_code(kind):
             self.classes[kind] = None
         return ("object", id(kind), *parts) if parts else ("object", id(value))
+
+
+class NamedEntries:
+    """The entries of a dictionary that have certain names, those that are not there yet among them."""
+
+    def __init__(self, entries: dict[str, Any], names: Collection[str]) -> None:
+        self.entries, self.names = entries, names
+
+    def now(self) -> dict[str, Any]:
+        """The entries as they are."""
+        return {name: value for name, value in self.entries.items() if name in self.names}
+
+    def __getitem__(self, name: str) -> Any:
+        return self.entries[name]
+
+    def __eq__(self, other: object) -> bool:
+        return self.now() == other
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class _Array:

@@ -28,6 +28,8 @@ _numbers = itertools.count()
 _reasons: dict[str, str] = {}
 AS_IT_IS = "a compiled model runs as it is here, between two graphs, which fullgraph=True forbids: "
 HERE = AS_IT_IS + 'the backend "pccompile" makes no piece of it; give it the model itself'
+BETWEEN_PATHS, BETWEEN_GROUPS = "..", "..."
+"""No name of a module or a tensor is empty or has a dot in it, so no path has two side by side."""
 Paths = tuple[tuple[str, ...], ...]
 
 
@@ -39,14 +41,24 @@ def register(pc: Any) -> str:
 
 
 @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
-def listed(name: str) -> str:
-    """The paths of operands as one word, which Dynamo takes for a constant; '' where the call is no operation.
+def obstacle(name: str) -> str:
+    """Why no call of a module can be an operation of the graph that Dynamo traces now; '' where one may be.
 
     A backend of this package makes pieces of graphs, and has no rule for an operation that is a whole program.
     """
     if compiles_here():
-        return ""
-    return "|".join(",".join(paths) for paths in operands(name))
+        return HERE
+    pc = MODULES[name]
+    for path in itertools.chain(*operands(name)):
+        if tensor_at(pc, path) is None:
+            return f"{AS_IT_IS}the name of its tensor {path} has a dot in it"
+    return ""
+
+
+@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
+def listed(name: str) -> str:
+    """The paths of operands as one word, which Dynamo takes for a constant."""
+    return BETWEEN_GROUPS.join(BETWEEN_PATHS.join(paths) for paths in operands(name))
 
 
 def operands(name: str) -> Paths:
@@ -68,14 +80,14 @@ def reason_for(name: str) -> str:
 
 def tensors_at(pc: Any, paths: str) -> list[Tensor]:
     """The tensors under these paths; Dynamo follows each."""
-    return [tensor_at(pc, path) for path in paths.split(",") if path]
+    return [tensor_at(pc, path) for path in paths.split(BETWEEN_PATHS) if path]
 
 
 def tensor_at(pc: Any, path: str) -> Any:
-    """The tensor under a path."""
+    """The tensor under a path; None where attributes do not lead there."""
     found = pc
     for part in path.split("."):
-        found = getattr(found, part)
+        found = getattr(found, part, None)
     return found
 
 
@@ -85,11 +97,11 @@ def traced_call(pc: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any
         return pc.called(*args, **kwargs)
     if torch.compiler.is_exporting():
         return pc.__dict__["model"](*args, **kwargs)
-    paths = listed(name)
-    if not paths:
-        torch._dynamo.graph_break(msg=HERE)
+    reason = obstacle(name)
+    if reason:
+        torch._dynamo.graph_break(msg=reason)
         return pc.called(*args, **kwargs)
-    params, state = (tensors_at(pc, group) for group in paths.split("|"))
+    params, state = (tensors_at(pc, group) for group in listed(name).split(BETWEEN_GROUPS))
     describe(name, args, kwargs, params, state)
     reason = reason_for(name)
     if reason:

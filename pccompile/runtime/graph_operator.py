@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pccompile.diagnostics import CompileError
-from pccompile.frontends.autocast import current
+from pccompile.frontends.autocast import current, without_autocast
 from pccompile.runtime.graph_plan import Plan, laid_out, order_of
 
 TOKEN = 8
@@ -62,10 +62,10 @@ def call_of(token: Tensor) -> Call:
 
 
 def setting(tensors: Sequence[Tensor]) -> str:
-    """The setting of autocast that holds now, as a word; '' where it is off."""
+    """The device of a call and the dtype of autocast there, as one word; no dtype where it is off."""
     device = tensors[0].device.type if tensors else "cpu"
     now = current(device)
-    return f"{now.device}:{str(now.dtype).removeprefix('torch.')}" if now else ""
+    return f"{device}:{str(now.dtype).removeprefix('torch.') if now else ''}"
 
 
 @contextmanager
@@ -75,11 +75,9 @@ def _as_in_eager(autocast: str, grad: bool) -> Iterator[None]:
         stack.enter_context(torch._C._ForceDispatchKeyGuard(_INCLUDED, _EXCLUDED))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(grad))
-        if autocast:
-            device, dtype = autocast.split(":")
-            stack.enter_context(torch.autocast(device, dtype=getattr(torch, dtype)))
-        else:
-            stack.enter_context(torch.autocast("cpu", enabled=False))
+        device, dtype = autocast.split(":")
+        on = torch.autocast(device, dtype=getattr(torch, dtype)) if dtype else without_autocast(device)
+        stack.enter_context(on)
         yield
 
 
@@ -119,7 +117,7 @@ def call(
 ) -> list[Tensor]:
     """What a compiled module returns, then what it leaves in the written ones of `state`, and the token of the call.
 
-    name: that of a plan. autocast: the setting. learning: which inputs and parameters a gradient is wanted of.
+    name: that of a plan. autocast: what `setting` says. learning: which inputs and parameters a gradient is wanted of.
     state: buffers and other tensors of the model.
     """
     pc, plan = plan_of(name)
@@ -137,15 +135,9 @@ def call(
 
 
 @call.register_fake
-def _(
-    name: str,
-    autocast: str,
-    learning: Sequence[bool],
-    inputs: Sequence[Tensor],
-    params: Sequence[Tensor],
-    state: Sequence[Tensor],
-) -> list[Tensor]:
+def _(name: str, *others: Any) -> list[Tensor]:
     _, plan = plan_of(name)
+    state = others[-1]
     made = [torch.empty(v.shape, dtype=v.dtype, device=v.device, memory_format=order_of(v)) for v in plan.values]
     left = [torch.empty_like(state[i]) for i in plan.written]
     return [*made, *left, torch.empty(TOKEN, dtype=torch.uint8)]
@@ -159,7 +151,8 @@ def call_backward(token: Tensor, grads: Sequence[Tensor | None], leaves: Sequenc
     """
     made = call_of(token)
     sent = [(o, g) for o, g in zip(made.outputs, grads, strict=False) if g is not None and o.requires_grad]
-    with torch._C._ForceDispatchKeyGuard(_INCLUDED, _EXCLUDED), torch.autocast("cpu", enabled=False):
+    device = leaves[0].device.type if leaves else "cpu"
+    with torch._C._ForceDispatchKeyGuard(_INCLUDED, _EXCLUDED), without_autocast(device):
         found: Sequence[Tensor | None] = [None] * len(made.leaves)
         if sent:
             outputs, given = zip(*sent, strict=True)

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from pccompile.diagnostics import CompileError, first_line
+from pccompile.frontends.places import SKIPPED, leaves_of
 from pccompile.runtime.model_state import FORWARD_HOOKS, HOOK_TABLES, OWN, Tables
 
 PLAIN = (int, float, bool, str, type(None))
@@ -164,11 +165,11 @@ def plan(
     with _disable_current_modes(), mode:
         fakes = {id(t): _fake(t) for t in (*inputs, *params.values(), *state.values())}
         own = [fakes[id(t)] for t in inputs]
-        twin = _twin(model, {path: fakes[id(t)] for path, t in (*params.items(), *state.items())}, pc)
+        twin, beside = _twin(model, {path: fakes[id(t)] for path, t in (*params.items(), *state.items())}, pc)
         given = iter(own)
         call = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         result = _run(twin, *pytree.tree_unflatten(call, spec))
-        _refuse_writes(own, [fakes[id(t)] for t in params.values()])
+        _refuse_writes(own, [fakes[id(t)] for t in params.values()], beside)
         results, values, out_spec = _results(result, own, list(fakes.values()))
         written = _written(model, state, fakes)
         reached = _reached(values, [*own, *(fakes[id(t)] for t in params.values())])
@@ -190,15 +191,18 @@ def _fake(t: Tensor) -> Tensor:
     return made.requires_grad_(t.requires_grad)
 
 
-def _twin(model: nn.Module, tensors: dict[str, Tensor], pc: Any) -> nn.Module:
-    """A copy of the model that holds these tensors. Raises CompileError for a model that cannot be copied."""
+def _twin(model: nn.Module, tensors: dict[str, Tensor], pc: Any) -> tuple[nn.Module, list[Tensor]]:
+    """A copy of the model that holds these tensors, and further ones where it has some in lists and dictionaries.
+
+    Raises CompileError for a model that cannot be copied.
+    """
     held = pc._cache.look(model).tensors
     memo: dict[int, Any] = {id(held[path]): fake for path, fake in tensors.items()}
-    for t in held.values():
-        if id(t) not in memo:
-            memo[id(t)] = _fake(t)
+    attributes = [v for m in model.modules() for k, v in m.__dict__.items() if k not in SKIPPED]
+    contained = [leaf for v in attributes for leaf in leaves_of(v)[0] if isinstance(leaf, Tensor)]
+    beside = {id(t): _fake(t) for t in (*held.values(), *contained) if id(t) not in memo}
     try:
-        return copy.deepcopy(model, memo)
+        return copy.deepcopy(model, memo | beside), list(beside.values())
     except Exception as e:
         raise CompileError(f"{type(model).__name__} cannot be copied: {first_line(e)}") from e
 
@@ -258,8 +262,10 @@ def _written(model: nn.Module, state: dict[str, Tensor], fakes: dict[int, Tensor
     return tuple(i for i, (path, t) in enumerate(state.items()) if path in buffers or fakes[id(t)]._version)
 
 
-def _refuse_writes(inputs: list[Tensor], params: list[Tensor]) -> None:
-    """Raise CompileError where a call writes into its arguments or into a parameter."""
+def _refuse_writes(inputs: list[Tensor], params: list[Tensor], beside: list[Tensor]) -> None:
+    """Raise CompileError where a call writes into its arguments, a parameter, or a tensor in a list."""
+    if any(t._version for t in beside):
+        raise CompileError("it changes a tensor in place that is neither a parameter nor a buffer")
     if any(t._version for t in inputs):
         raise CompileError("it changes an argument in place")
     if any(t._version for t in params):

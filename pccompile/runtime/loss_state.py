@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ class LossStates:
     """The states in which losses have been seen. A copy of a module begins without any."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, tuple[LossState, ...]] = {}
+        self._known: tuple[tuple[Callable[..., Tensor], tuple[LossState, ...]], ...] = ()
 
     def __reduce__(self) -> tuple[type[LossStates], tuple[()]]:
         return LossStates, ()
@@ -74,16 +74,27 @@ class LossStates:
         """The state that a loss is in: one of those that were seen, if it is again as it was then."""
         if loss is None:
             return None
-        known = self._known.get(loss, ())
+        known = next((states for other, states in self._known if _is_same(other, loss)), ())
         state = next((s for s in known if s.holds()), None) or LossState(loss)
         if len(known) == MANY and state not in known:
-            what = (
-                f"the loss {getattr(loss, '__name__', type(loss).__name__)} is compiled anew for the {MANY + 1}th time"
-            )
-            warnings.warn(f"{what}: what it reads from outside changes; hand it over with the target", stacklevel=2)
+            what = f"the loss {getattr(loss, '__name__', type(loss).__name__)} is compiled anew"
+            why = "what it reads from outside changes; hand it over with the target"
+            warnings.warn(f"{what} for the {MANY + 1}th time: {why}", stacklevel=5)
         if not known or state is not known[0]:
-            self._known = {**self._known, loss: (state, *(s for s in known if s is not state))[:STATES]}
+            others = (entry for entry in self._known if not _is_same(entry[0], loss))
+            self._known = (loss, (state, *(s for s in known if s is not state))[:STATES]), *others
         return state
+
+    def __contains__(self, state: object) -> bool:
+        """Whether a state is remembered, so that programs of it may be asked for."""
+        return state is None or any(state in states for _, states in self._known)
+
+
+def _is_same(a: Callable[..., Tensor], b: Callable[..., Tensor]) -> bool:
+    """Whether two losses are one object, or one method of one object. Those that are equal may change apart."""
+    if isinstance(a, MethodType) and isinstance(b, MethodType):
+        return a.__self__ is b.__self__ and a.__func__ is b.__func__
+    return a is b
 
 
 def _same(tensor: Tensor, copy: Tensor) -> bool:

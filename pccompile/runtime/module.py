@@ -146,8 +146,9 @@ class CompiledModule(ModuleCaptures):
                     raise
                 captured = self._fix(captured, args, kwargs)
                 captured.programs[kind] = self._compile(captured, wanted, args, kwargs, loss, target, key[3], *key[-2:])
-        captured.recent[key] = captured.programs[kind]
-        return captured, captured.programs[kind]
+        runtime = captured.recent[key] = captured.programs[kind]
+        self._cache.keep_losses(self._losses)
+        return captured, runtime
 
     def _compile(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -153,6 +153,12 @@ class ProgramCache:
             )
         self.states, dropped = self.states[:STATES], self.states[STATES:]
         self.captures = tuple(c for c in self.captures if c.state not in dropped)
+
+    def keep_losses(self, states: Container[Any]) -> None:
+        """Forget the programs of losses that were in other states than these."""
+        for captured in self.captures:
+            captured.programs = {kind: p for kind, p in captured.programs.items() if kind[1] in states}
+            captured.recent = {key: p for key, p in captured.recent.items() if key[3] in states}
 
     def remove(self, captured: Captured) -> None:
         """Forget a capture."""

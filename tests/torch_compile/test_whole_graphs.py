@@ -55,6 +55,24 @@ class Tied(nn.Module):
         return self.scale * self.second(torch.tanh(self.first(x)))
 
 
+class Named(nn.Module):
+    """Tensors in all places that a model has for them, under names that are no identifiers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("a,b|c", nn.Parameter(torch.randn(4, 4)))
+        self.table = nn.ParameterDict({"x|y": torch.randn(4), "p,q": torch.randn(4)})
+        self.add_module("m,|", nn.Linear(4, 4))
+        self.register_buffer("u|,v", torch.randn(4))
+        self.plain = torch.randn(4, dtype=torch.float64)
+        self.several = [torch.randn(4, dtype=torch.float64), {"k,|": torch.randn(4, dtype=torch.float64)}]
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = x @ getattr(self, "a,b|c") + self.table["x|y"] * self.table["p,q"]
+        first, rest = self.several
+        return getattr(self, "m,|")(mixed) * getattr(self, "u|,v") * self.plain + first * rest["k,|"]
+
+
 class Around(nn.Module):
     """A model with a compiled part that is called twice."""
 
@@ -156,8 +174,6 @@ def test_gradients_in_training_and_evaluation(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_by_other_backends(name: str, backend: str) -> None:
     build, shape = MODELS[name]
-    if backend == "inductor" and name in ("dropout", "encoder"):
-        pytest.xfail("inductor draws other numbers")
     assert_as_eager(made(build), drawn(shape), (lambda m: m.eval(),), backend)
 
 
@@ -180,6 +196,29 @@ def written(model: Any) -> None:
 
 def test_a_model_that_changes() -> None:
     assert_as_eager(made(mlp), drawn((3, 4)), (swapped, replaced, fixed, written))
+
+
+def test_names_mean_nothing() -> None:
+    def other(model: Any) -> None:
+        model.plain = 2 * model.plain
+
+    def inside(model: Any) -> None:
+        model.several[0].mul_(3)
+        model.several[1]["k,|"] = model.plain
+
+    assert_as_eager(made(Named), drawn((3, 4)), (other, inside))
+
+
+class Dotted(nn.Module):
+    """A tensor under a name that no attribute of a module has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        setattr(self, "at.all", torch.ones(4, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * getattr(self, "at.all")
 
 
 def test_a_keyword_and_other_attributes() -> None:
@@ -283,7 +322,12 @@ class Viewed(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "build, why", [(Written, "it changes an argument in place"), (Viewed, "it returns a view of an argument")]
+    "build, why",
+    [
+        (Written, "it changes an argument in place"),
+        (Viewed, "it returns a view of an argument"),
+        (Dotted, "at.all has a dot in it"),
+    ],
 )
 def test_what_is_no_operation_is_refused_with_why(build: Callable[[], nn.Module], why: str) -> None:
     model, x = made(build), drawn((3, 4))

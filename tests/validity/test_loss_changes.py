@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import warnings
 from collections.abc import Callable
@@ -217,3 +218,77 @@ def test_a_loss_that_is_compiled_again_and_again_is_told() -> None:
             agree(pc, trainer.criterion, Y)
     assert [str(w.message) for w in told if "loss criterion is compiled anew for the 5th time" in str(w.message)]
     assert len(told) == 1
+
+
+class Weighted:
+    """A weight that stands in the class, until an object has its own."""
+
+    weight = 1.0
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.weight * (output - target).square().sum()
+
+
+class Asking(Weighted):
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return (self.weight if hasattr(self, "own") else 3.0) * (output - target).square().sum()
+
+
+class Trying(Weighted):
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        try:
+            factor = self.own
+        except AttributeError:
+            factor = self.weight
+        return factor * (output - target).square().sum()
+
+
+@pytest.mark.parametrize("kind, name", [(Weighted, "weight"), (Asking, "own"), (Trying, "own")])
+def test_attributes_that_come_and_go(kind: type[Weighted], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = kind()
+    pc = pccompile.compile(net(), (X,), loss=held.loss)
+    agree(pc, held.loss, Y)
+    setattr(held, name, 2.0)
+    agree(pc, held.loss, Y)
+    delattr(held, name)
+    agree(pc, held.loss, Y)
+    monkeypatch.setattr(Weighted, "weight", 5.0)
+    agree(pc, held.loss, Y)
+
+
+@dataclasses.dataclass
+class Settings:
+    weight: float = 1.0
+
+
+@dataclasses.dataclass
+class Configured:
+    """A loss that is equal to others, and has no hash."""
+
+    settings: Settings
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.settings.weight * (output - target).square().sum()
+
+
+def test_a_loss_without_a_hash() -> None:
+    criterion = Configured(Settings())
+    pc = pccompile.compile(net(), (X,), loss=criterion)
+    agree(pc, criterion, Y)
+    criterion.settings.weight = 2.0
+    agree(pc, criterion, Y)
+    criterion.settings = Settings(4.0)
+    agree(pc, criterion, Y)
+
+
+def test_programs_of_old_states_are_forgotten() -> None:
+    trainer = Trainer(1.0)
+    pc = pccompile.compile(net(), (X,), loss=trainer.criterion)
+    counts = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for weight in range(12):
+            trainer.weight = float(weight)
+            agree(pc, trainer.criterion, Y)
+            counts.append(sum(len(c.programs) for c in pc._cache.captures))
+    assert counts[-1] == counts[-2] < 12
