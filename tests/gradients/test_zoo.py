@@ -74,7 +74,7 @@ def compared(case: Case, dtype: torch.dtype) -> float:
     return distance({k: found[k] for k in kept}, {k: wanted[k] for k in kept}, floor=1e-3)
 
 
-@pytest.mark.quick(40)
+@pytest.mark.quick(30)
 @pytest.mark.parametrize("case", cases(ALL, SLOW))
 def test_exact_equals_autograd(case: Case) -> None:
     try:

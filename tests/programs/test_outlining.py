@@ -189,7 +189,7 @@ recipes = st.lists(
 )
 
 
-@settings(max_examples=3, **SETTINGS)
+@settings(max_examples=2, **SETTINGS)
 @given(recipes)
 def test_any_stack(recipe: list[tuple[str, float, bool]]) -> None:
     pc = compiled(lambda: Stack(recipe))

@@ -162,7 +162,7 @@ def assert_as_eager(
     return pc
 
 
-@pytest.mark.quick(6)
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_in_training_and_evaluation(name: str) -> None:
     build, shape = MODELS[name]

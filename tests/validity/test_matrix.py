@@ -113,7 +113,7 @@ def cells() -> Iterator[Any]:
             yield pytest.param(road, algorithm, change, marks=marks, id=f"{road}-{algorithm}-{change}")
 
 
-@pytest.mark.quick(30)
+@pytest.mark.quick(22)
 @pytest.mark.parametrize("road, algorithm, change", cells())
 def test_a_changed_model(road: str, algorithm: str, change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
     model, options = seeded(Net, torch.float64), ALGORITHMS[algorithm]
