@@ -10,7 +10,7 @@ import dis
 import functools
 import itertools
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -73,11 +73,16 @@ def functions_in(value: Any) -> list[types.FunctionType]:
 
 
 class CodeReads:
-    """Follows code, and has the values that it reads described and watched by `describe`."""
+    """Follows code, and has the values that it reads described and watched by `describe`.
 
-    def __init__(self, describe: Describer) -> None:
+    unread: variables around functions that are left out. `variables` are the names of the others.
+    """
+
+    def __init__(self, describe: Describer, unread: Collection[types.CellType] = ()) -> None:
         self.describe = describe
         self.descriptions: list[Description] = []
+        self.variables: dict[int, str] = {}
+        self._unread = {id(cell) for cell in unread}
         self._names: set[str] = set(ALWAYS)
         self._globals: dict[int, tuple[dict[str, Any], dict[str, None]]] = {}
         self._modules: dict[int, tuple[Any, dict[str, None]]] = {}
@@ -134,6 +139,9 @@ class CodeReads:
         self.descriptions.append(("__code__", function.__code__))  # reloading puts other code into the same function
         self._read("__defaults__", (function.__defaults__, function.__kwdefaults__))
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            if id(cell) in self._unread:
+                continue
+            self.variables[id(cell)] = name
             try:
                 self.describe.snapshots.attributes(cell, "cell_contents")
             except ValueError:  # empty: a function that is defined later

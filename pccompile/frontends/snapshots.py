@@ -128,6 +128,20 @@ class Snapshots:
         except Exception:  # a comparison of tensors or arrays, a name that is gone: something was replaced
             return False
 
+    def changes(self) -> Iterator[tuple[Any, str]]:
+        """What is not as it was: the object or table that it stands in, and the name that it has there."""
+        for live, copy in zip(self.live, self.copies, strict=True):
+            if isinstance(copy, dict):
+                entries: dict[Any, Any] = live.now() if isinstance(live, NamedEntries) else dict(live)
+                keys = dict.fromkeys((*copy, *entries))
+                yield from ((live, str(k)) for k in keys if not _unchanged(entries.get(k, live), copy.get(k, live)))
+            elif not _same(live, copy):
+                yield live, ""
+        for getter, owner, value in zip(self._getters, self._owners, self._values, strict=True):
+            names = _names_of(getter)
+            values = (getter(owner), value) if len(names) > 1 else ((getter(owner),), (value,))
+            yield from ((owner, n) for n, a, b in zip(names, *values, strict=True) if not _unchanged(a, b))
+
     def restore(self) -> bool:
         """Put back what stood in dictionaries, lists, sets and closure cells; return whether anything had changed."""
         changed = False
@@ -158,9 +172,20 @@ def _same(a: Any, b: Any) -> bool:
         return False
 
 
+def _unchanged(a: Any, b: Any) -> bool:
+    """Whether a value is what it was: of a tensor, whether it is the same one."""
+    return a is b or (type(a) is type(b) and not isinstance(a, Tensor) and _same(a, b))
+
+
+def _names_of(getter: Any) -> tuple[Any, ...]:
+    """What a getter reads."""
+    names: tuple[Any, ...] = getter.__reduce__()[1]
+    return names
+
+
 def _put_back(owner: Any, getter: Any, value: Any) -> None:
     """Set what `getter` reads from `owner`, a closure cell, an object or the globals of a file."""
-    _, names = getter.__reduce__()
+    names = _names_of(getter)
     for name, part in zip(names, value if len(names) > 1 else (value,), strict=True):
         if isinstance(owner, dict):
             owner[name] = part

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Arg, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
+from pccompile.ops.held_tensors import note_backward, note_forward
 from pccompile.ops.registry import Message, OpDef, define
 from pccompile.ops.shapes import known_shapes
 from pccompile.ops.trace import inline, trace
@@ -146,7 +147,7 @@ class Call:
         for place, tensor in zip(self.places, tensors, strict=True):
             leaves[place] = tensor
         args = pytree.tree_unflatten(leaves, self.spec)
-        cells = _cells(self.function.forward)
+        cells = cells_of(self.function.forward)
         before = {name: _content(cell) for name, cell in cells.items()}
         if self.function.setup_context is not torch.autograd.Function.setup_context:
             result = self.function.forward(*args)
@@ -173,7 +174,7 @@ class Call:
 
     def backward(self, ctx: Context, errors: Sequence[Any]) -> tuple[Any, ...]:
         """What the user's backward returns for the tensors. errors: those of the tensors that forward returned."""
-        cells = _cells(self.function.forward)
+        cells = cells_of(self.function.forward)
         for name, value in ctx.nonlocals.items():
             cells[name].cell_contents = value
         with torch.no_grad():
@@ -183,7 +184,7 @@ class Call:
         return tuple(None if i is None else sent[i] for i in self.arguments)
 
 
-def _cells(function: Any) -> dict[str, CellType]:
+def cells_of(function: Any) -> dict[str, CellType]:
     """The variables around a function that it reads or binds anew, as torch.compile's own Functions keep tensors."""
     code = getattr(function, "__code__", None)
     return dict(zip(code.co_freevars, function.__closure__ or (), strict=True)) if code else {}
@@ -243,12 +244,16 @@ def call_of(key: int) -> Call:
 
 @dataclass(eq=False)
 class Saved:
-    """What a Function's forward left in its context: its entries flattened, None where a tensor stood."""
+    """What a Function's forward left in its context: its entries flattened, None where a tensor stood.
+
+    entries: the objects themselves, by name.
+    """
 
     call: Call
     leaves: tuple[Any, ...]
     spec: pytree.TreeSpec
     places: tuple[int, ...]
+    entries: Mapping[str, Any]
 
     @classmethod
     def of(cls, call: Call, ctx: Context) -> tuple[Saved, list[torch.Tensor]]:
@@ -256,7 +261,7 @@ class Saved:
         leaves, spec = pytree.tree_flatten(dict(vars(ctx)))
         places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor))
         rest = tuple(None if i in places else leaf for i, leaf in enumerate(leaves))
-        return cls(call, rest, spec, places), [leaves[p] for p in places]
+        return cls(call, rest, spec, places, dict(vars(ctx))), [leaves[p] for p in places]
 
     def context(self, needs: Callable[[int], bool], tensors: Sequence[Any]) -> Context:
         """The context that backward is given."""
@@ -311,6 +316,7 @@ def _expand(b: Builder, node: Node) -> Message:
     stopped = tuple(b(STOP, t) for t in tensors)
     tensors = tuple(s if call.arguments[i] is None else tensors[i] for i, s in enumerate(stopped))
     traced = _traced(b, forward, stopped)
+    note_forward(_tensors(traced).values())
     values: list[Any] = inline(b, traced.graph, stopped, _tensors(traced))
     count = len(values) - len(saved[0].places)
     results, kept = values[:count], tuple(values[count:])
@@ -359,6 +365,7 @@ def _rule(b: Builder, node: Node, err: Ref) -> Mapping[str, Message]:
 
     names = (*kept, *arrived.values())
     traced = _traced(b, product, names)
+    note_backward(_tensors(traced).values())
     sent = iter(inline(b, traced.graph, names, _tensors(traced)))
     return {"tensors": tuple(None if i in none else next(sent) for i in range(len(tensors)))}
 

@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pccompile.ir import DEVICE, Arg, Node, Ref, TensorType, refs
 from pccompile.ops.builder import Builder
+from pccompile.ops.held_tensors import note_backward
 from pccompile.ops.registry import OPS, Message, OpDef, Rule, define
 from pccompile.ops.signatures import overload
 from pccompile.ops.typer import Typer, split_arguments
@@ -247,6 +248,8 @@ def traced_rule(b: Builder, node: Node, err: Any) -> Mapping[str, Message]:
         return [g for g in got if g is not None]
 
     traced, typer = captured(b, [*names, *errors], product, missing.clear)
+    if not node.op.startswith("aten."):
+        note_backward(constants_of(traced).values())
     found = [n for n in active if n not in missing]
     sent = dict(zip(found, inline(b, traced.graph, [*names, *errors], constants_of(traced), typer), strict=True))
     return _by_argument(node, sent)

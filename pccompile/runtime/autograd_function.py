@@ -78,6 +78,8 @@ class Bridge(torch.autograd.Function):
         """The gradients of what was given as `_`, from what the loss sends to the outputs."""
         refuse_second_order()
         runtime: Runtime = ctx.runtime
+        if runtime.reads is not None:
+            runtime.reads.refuse_changes()
         none = (None,) * 6
         if all(g is None for g in grads):
             return (*none, *(None for _ in runtime.source.gradients))

@@ -6,7 +6,7 @@ import functools
 import linecache
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import sympy
 from torch import Tensor
@@ -213,6 +213,19 @@ class EnergyAlarm:
     scopes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
+class Reads(Protocol):
+    """What derivatives read that an author wrote, see `derivative_reads`."""
+
+    def watch(self) -> None:
+        """Begin to compare: the program has been checked, for which other tensors stand in the model for a moment."""
+
+    def hold(self) -> bool:
+        """Whether the program may be used for a call."""
+
+    def refuse_changes(self) -> None:
+        """Raise CompileError where a backward pass of eager torch would read another value than the call did."""
+
+
 @dataclass
 class Runtime:
     """The functions of one compiled program, and what they return.
@@ -224,6 +237,7 @@ class Runtime:
     sweep where a loss uses some of the outputs only. `rated` has the program with the choices that were made for
     automatic settings. `flag` and `warned` belong to `divergence.notice`. `mirrored`: weights stand in the places of
     their feedback weights, so that the gradients must be those of backpropagation. `alarm` belongs to `energy_alarm`.
+    `reads` says whether what the author's own derivatives read is as it was, where there are any.
     """
 
     source: Source
@@ -239,6 +253,7 @@ class Runtime:
     warned: bool = False
     mirrored: bool = False
     asking: Mapping[str, tuple[frozenset[int], ...]] = field(default_factory=dict)
+    reads: Reads | None = None
     rated: dict[tuple[Choice, ...], Runtime] = field(default_factory=dict, init=False)
     partial: dict[frozenset[int], Callable[..., Any] | None] = field(default_factory=dict, init=False)
     alarm: EnergyAlarm = field(default_factory=EnergyAlarm, init=False)
@@ -251,7 +266,14 @@ class Runtime:
             jit.refuse_updates(self.options.algorithm)
 
     def __getstate__(self) -> dict[str, Any]:
-        hidden: dict[str, Any] = {"_scope": {}, "compiled": None, "interface": None, "writes": None, "flag": None}
+        hidden: dict[str, Any] = {
+            "_scope": {},
+            "compiled": None,
+            "interface": None,
+            "writes": None,
+            "flag": None,
+            "reads": None,
+        }
         hidden |= {"partial": {}, "rated": {}, "alarm": EnergyAlarm(), "_jitted": {}, "_functional": {}}
         return {**self.__dict__, **hidden}
 

@@ -47,7 +47,7 @@ class LossState:
     def holds(self) -> bool:
         """Whether the loss is what it was."""
         states = (self._snapshots.hold(), *(m.holds() for m in self._modules))
-        return all(states) and all(_same(tensor, copy) for tensor, copy in self._tensors)
+        return all(states) and all(is_same_tensor(tensor, copy) for tensor, copy in self._tensors)
 
 
 def _followed(loss: Callable[..., Tensor], by_name: bool) -> tuple[Snapshots, Describer, frozenset[str]]:
@@ -97,7 +97,8 @@ def _is_same(a: Callable[..., Tensor], b: Callable[..., Tensor]) -> bool:
     return a is b
 
 
-def _same(tensor: Tensor, copy: Tensor) -> bool:
+def is_same_tensor(tensor: Tensor, copy: Tensor) -> bool:
+    """Whether a tensor has the entries of its copy, what is no number among them."""
     if tensor.shape != copy.shape or tensor.dtype != copy.dtype or tensor.device != copy.device:
         return False
     return torch.equal(tensor, copy) or bool(((tensor == copy) | ((tensor != tensor) & (copy != copy))).all())

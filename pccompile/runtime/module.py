@@ -25,10 +25,11 @@ from pccompile.frontends.process import capturing
 from pccompile.passes.carry_updates import carry_updates
 from pccompile.passes.mirror import MIRROR
 from pccompile.passes.roles import ALL, NO_ROLES, Roles
-from pccompile.pipeline import Hook, Options, Stages, compile_imported
+from pccompile.pipeline import Hook, Options, Stages
 from pccompile.runtime.autograd_function import Bridge, Keep
 from pccompile.runtime.automatic_rates import Rates, measures
 from pccompile.runtime.derivative_guards import opaque
+from pccompile.runtime.derivative_reads import compile_reading
 from pccompile.runtime.exact_rules import ALONE, MIRRORED
 from pccompile.runtime.feedback_weights import unused
 from pccompile.runtime.graph_call import traced_call
@@ -120,7 +121,7 @@ class CompiledModule(ModuleCaptures):
             record,
             roles,
         )
-        runtime = captured.recent.get(key)
+        runtime = captured.used(key)
         if runtime is None:
             with capturing():
                 captured, runtime = self._compiled(captured, key, args, kwargs, loss, target)
@@ -138,7 +139,7 @@ class CompiledModule(ModuleCaptures):
         """The program for these gradients, loss and record, and the capture that it is of."""
         wanted = captured.wanted(*key[:3])
         kind = (wanted, *key[3:])
-        if kind not in captured.programs:
+        if captured.program(kind) is None:
             try:
                 captured.programs[kind] = self._compile(captured, wanted, args, kwargs, loss, target, key[3], *key[-2:])
             except RuleError:
@@ -146,7 +147,7 @@ class CompiledModule(ModuleCaptures):
                     raise
                 captured = self._fix(captured, args, kwargs)
                 captured.programs[kind] = self._compile(captured, wanted, args, kwargs, loss, target, key[3], *key[-2:])
-        runtime = captured.recent[key] = captured.programs[kind]
+        runtime = captured.take(kind, key)
         self._cache.keep_losses(self._losses)
         return captured, runtime
 
@@ -174,7 +175,7 @@ class CompiledModule(ModuleCaptures):
             compiled_loss = compile_loss(loss, state, captured.interface, outputs, target)
             if plain.source.moving and means_over_batch(loss, captured.interface, outputs, target):
                 notes = (MEAN_LOSS,)
-        compiled = compile_imported(imported, options, compiled_loss, record, self._hook)
+        compiled, reads = compile_reading(imported, options, compiled_loss, record, self._hook)
         if loss or self.criterion or options.outside_loss != "refuse":
             refuse_losses(compiled, options.algorithm)
         own = captured.state.tables(captured.imported), captured.interface.named(pytree.tree_leaves((args, kwargs)))
@@ -186,7 +187,7 @@ class CompiledModule(ModuleCaptures):
             refuse_moving(imported, [imported.graph.outputs[i] for i in compiled.source.errors])
         parts = reaching(compiled), name, Writes.of(imported), compiled
         runtime = Runtime(compiled.source, captured.interface, *parts, options=options, notes=notes)
-        runtime.asking = asking(compiled)
+        runtime.asking, runtime.reads = asking(compiled), reads
         if not self._check or record or roles:
             return runtime
         if loss is None:

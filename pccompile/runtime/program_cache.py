@@ -17,6 +17,8 @@ from pccompile.passes.activity import active
 from pccompile.runtime.loaded_program import Interface, Runtime
 from pccompile.runtime.model_state import ModelState, Tables
 
+MANY = 4
+"""So many programs of one capture become outdated without a word."""
 STATES = 8
 """How many states of a model keep their programs; the one that was left longest ago goes first."""
 
@@ -27,7 +29,7 @@ class Captured:
 
     `learning` says which tensors required a gradient, `offsets` where in their memory the model's tensors started; each
     where it matters. `programs` has one for each set of gradients, loss and record; `recent` leads to them from what a
-    call has at hand.
+    call has at hand. `outdated` counts programs whose custom backwards read what has changed.
     """
 
     state: ModelState
@@ -38,6 +40,35 @@ class Captured:
     interface: Interface
     programs: dict[Any, Runtime] = field(default_factory=dict)
     recent: dict[Any, Runtime] = field(default_factory=dict)
+    outdated: int = 0
+
+    def used(self, key: Any) -> Runtime | None:
+        """The program that calls with this at hand have used, if what its derivatives read is as it was."""
+        return self._current(self.recent, key)
+
+    def program(self, kind: Any) -> Runtime | None:
+        """The program of this kind, if there is one and what its derivatives read is as it was."""
+        return self._current(self.programs, kind)
+
+    def take(self, kind: Any, key: Any) -> Runtime:
+        """The program of this kind, which has been checked, for calls with this at hand."""
+        runtime = self.recent[key] = self.programs[kind]
+        if runtime.reads is not None:
+            runtime.reads.watch()
+        return runtime
+
+    def _current(self, table: dict[Any, Runtime], key: Any) -> Runtime | None:
+        runtime = table.get(key)
+        if runtime is None or runtime.reads is None or runtime.reads.hold():
+            return runtime
+        self.outdated += 1
+        if self.outdated == MANY:
+            what = "a custom backward is compiled anew again and again: what it reads from outside changes"
+            warnings.warn(f"{what}; hand it over as an argument, or keep it in ctx", stacklevel=9)
+        self.programs, self.recent = (
+            {k: r for k, r in t.items() if r is not runtime} for t in (self.programs, self.recent)
+        )
+        return None
 
     def learning_flags(self, tables: Tables, inputs: Mapping[str, Tensor]) -> tuple[tuple[bool, ...], ...]:
         """Which parameters, which inputs and which states require a gradient."""
