@@ -25,6 +25,7 @@ from pccompile.frontends.paths import Reading
 from pccompile.frontends.places import Place
 from pccompile.frontends.signature import free_batch, spelled_out
 from pccompile.frontends.states import StateTrace
+from pccompile.frontends.subclasses import refuse_acting
 
 AUTOCAST = "pccompile_autocast"
 """Where a program says under which autocast it was captured."""
@@ -58,6 +59,7 @@ def export(
     args, named = _apart((args, dict(kwargs or {})))
     refuse_backward_hooks(model)
     refuse_inference_parameters(model)
+    refuse_acting((*model.named_parameters(), *model.named_buffers()))
     places = tuple(p for p in places if p.is_open(model))
     uncounted: frozenset[Place] = frozenset()
     with as_parameters(model), spelled_out(model, named), recorded_hooks(model) as hooks:

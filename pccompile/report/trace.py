@@ -197,6 +197,8 @@ class _Recorder:
         if "steps" not in self.arguments:
             raise CompileError(f"{self.pc.options.algorithm} takes no loop of steps here: there is nothing to trace")
         infer(**{**self.arguments, "steps": self.arguments["steps"] + 1}, record=self.record)
+        if not self.shown:
+            raise CompileError("the model has no hidden values, which inference could move: there is nothing to trace")
         errors = {n: torch.stack([s["error"][n] for s in self.shown]) for n in self.graph.names}
         predictions = {n: torch.stack([s["prediction"][n] for s in self.shown]) for n in self.graph.names}
         values = {n: predictions[n] + errors[n] for n in self.graph.names}

@@ -112,6 +112,35 @@ class Bridge(torch.autograd.Function):
         return (*none, *(g if g is None or scale is None else g * scale for g in reached))
 
 
+def applied(
+    predict: Predict,
+    keep: Keep | None,
+    runtime: Runtime,
+    tables: Tables,
+    inputs: dict[str, Tensor],
+    targets: list[Tensor] | None,
+) -> tuple[Tensor, ...]:
+    """The outputs of a call, before them its loss where there are targets, as autograd knows them.
+
+    An output that is an argument or a parameter is that tensor itself, and one that carries no gradient has none, where
+    it lies in the memory of one that has.
+    """
+    by_name = dict(zip(("params", "buffers", "inputs"), (*tables, inputs), strict=True))
+    sources = [by_name[g.table].get(g.entry) for g in runtime.source.gradients]
+    results: tuple[Tensor, ...] = Bridge.apply(predict, keep, runtime, tables, inputs, targets, *sources)  # type: ignore[no-untyped-call]
+    lead, names = len(results) - len(runtime.source.outputs), runtime.source.outputs
+    carrying = {names[i] for i in runtime.source.errors}
+    origin = runtime.writes.imported.graph.origin
+    outputs = list(results)
+    for i, name in enumerate(names, lead):
+        itself = inputs.get(name, tables[0].get(origin[name]) if name in origin else None)
+        if itself is not None:
+            outputs[i] = itself
+        elif name not in carrying and outputs[i].requires_grad:
+            outputs[i] = outputs[i].detach()
+    return tuple(outputs)
+
+
 def _forward(predict: Predict, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], targets: Any) -> Any:
     """Outputs and context; where targets are given the loss and its errors, all by one function if it is compiled."""
     kind = next(iter((tables[0] or inputs).values())).device.type

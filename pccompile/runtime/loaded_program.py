@@ -235,9 +235,10 @@ class Runtime:
     `notes` what else a reader should know. `writes` is what a call leaves behind besides its results. `asking` says
     which clamped outputs are behind the results of custom Functions. `partial` has what takes the place of the backward
     sweep where a loss uses some of the outputs only. `rated` has the program with the choices that were made for
-    automatic settings. `flag` and `warned` belong to `divergence.notice`. `mirrored`: weights stand in the places of
-    their feedback weights, so that the gradients must be those of backpropagation. `alarm` belongs to `energy_alarm`.
-    `reads` says whether what the author's own derivatives read is as it was, where there are any.
+    automatic settings. `fitting` has forms of targets that go with the outputs. `flag` and `warned` belong to
+    `divergence.notice`. `mirrored`: weights stand in the places of their feedback weights, so that gradients must be
+    those of backpropagation. `alarm` belongs to `energy_alarm`. `reads` says whether what the author's own derivatives
+    read is as it was, where there are any.
     """
 
     source: Source
@@ -257,6 +258,7 @@ class Runtime:
     rated: dict[tuple[Choice, ...], Runtime] = field(default_factory=dict, init=False)
     partial: dict[frozenset[int], Callable[..., Any] | None] = field(default_factory=dict, init=False)
     alarm: EnergyAlarm = field(default_factory=EnergyAlarm, init=False)
+    fitting: set[Any] = field(default_factory=set, init=False)
     _scope: dict[str, Any] = field(default_factory=dict)
     _functional: dict[str, Any] = field(default_factory=dict, init=False)
     _jitted: dict[str, Callable[..., Any]] = field(default_factory=dict, init=False)

@@ -14,6 +14,7 @@ from pccompile.algorithms import ALGORITHMS
 from pccompile.backends.torch import Loss
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.imported import Imported
+from pccompile.frontends.subclasses import refuse_acting
 from pccompile.pipeline import Compiled, import_model, to_vertices
 from pccompile.runtime.loaded_program import Interface
 from pccompile.runtime.loss_state import LossState
@@ -98,8 +99,12 @@ def targets_of(target: Any) -> list[Tensor]:
     return [t for t in leaves if isinstance(t, Tensor)]
 
 
-def refuse_learning_targets(targets: Sequence[Tensor]) -> None:
-    """Raise CompileError where autograd would give a target a gradient, which inference does not compute."""
+def refuse_targets(targets: Sequence[Tensor]) -> None:
+    """Raise CompileError where autograd would give a target a gradient, which inference does not compute.
+
+    So does a target that is a tensor with operations of its own.
+    """
+    refuse_acting(("a target", t) for t in targets)
     if torch.is_grad_enabled() and any(t.requires_grad for t in targets):
         what = "a target requires a gradient, and a loss that is compiled in gives it none"
         raise CompileError(what, hint="detach it, or take the loss of pc(x) in place of pc.loss")

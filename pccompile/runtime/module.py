@@ -26,7 +26,7 @@ from pccompile.passes.carry_updates import carry_updates
 from pccompile.passes.mirror import MIRROR
 from pccompile.passes.roles import ALL, NO_ROLES, Roles
 from pccompile.pipeline import Hook, Options, Stages
-from pccompile.runtime.autograd_function import Bridge, Keep
+from pccompile.runtime.autograd_function import Keep, applied
 from pccompile.runtime.automatic_rates import Rates, measures
 from pccompile.runtime.derivative_guards import opaque
 from pccompile.runtime.derivative_reads import compile_reading
@@ -40,8 +40,8 @@ from pccompile.runtime.losses import (
     MEAN_LOSS,
     compile_loss,
     means_over_batch,
-    refuse_learning_targets,
     refuse_losses,
+    refuse_targets,
     target_form,
     targets_of,
 )
@@ -49,6 +49,7 @@ from pccompile.runtime.model_state import Tables
 from pccompile.runtime.module_captures import Call, ModuleCaptures
 from pccompile.runtime.program_cache import Captured
 from pccompile.runtime.self_check import check_loss, self_check
+from pccompile.runtime.squared_error import refuse_other_targets
 from pccompile.runtime.states import Writes, refuse_moving
 from pccompile.runtime.uncompiled import Refusals
 
@@ -248,6 +249,8 @@ class CompiledModule(ModuleCaptures):
         self, run: Any, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], targets: list[Tensor] | None
     ) -> Sequence[Tensor]:
         """A call that `run` runs."""
+        if targets is not None:
+            refuse_other_targets(runtime, inputs, targets)
         own = runtime.writes.own(tables[1], inputs) if runtime.writes else inputs
         results = run(runtime, own, targets, tables)
         lead = len(results) - len(runtime.source.outputs)
@@ -271,10 +274,7 @@ class CompiledModule(ModuleCaptures):
         keep: what the backward pass does with what lasts between calls; without it, nothing.
         """
         tables = tables or self.tables(runtime)
-        by_name = dict(zip(("params", "buffers", "inputs"), (*tables, inputs), strict=True))
-        sources = [by_name[g.table].get(g.entry) for g in runtime.source.gradients]
-        result: tuple[Tensor, ...] = Bridge.apply(self.predict, keep, runtime, tables, inputs, targets, *sources)  # type: ignore[no-untyped-call]
-        return result
+        return applied(self.predict, keep, runtime, tables, inputs, targets)
 
     @opaque
     def loss(self, *args: Any, target: Any, **kwargs: Any) -> Tensor:
@@ -291,7 +291,7 @@ class CompiledModule(ModuleCaptures):
     ) -> Tensor:
         """As `loss`, by another criterion: a program for that is compiled first."""
         named = dict(kwargs)
-        refuse_learning_targets(targets_of(target))
+        refuse_targets(targets_of(target))
         runtime, tables, inputs = self._program(self._call(args, named), args, named, criterion, target)
         return self.loss_of(runtime, tables, inputs, targets_of(target))
 

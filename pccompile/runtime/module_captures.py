@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -14,6 +15,7 @@ from pccompile.frontends.capture import device_of
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.frontends.paths import Reading
 from pccompile.frontends.process import capturing
+from pccompile.frontends.subclasses import refuse_acting
 from pccompile.pipeline import Hook, import_model, silent
 from pccompile.runtime.derivative_guards import refuse_transforms
 from pccompile.runtime.graph_call import register
@@ -63,6 +65,7 @@ class ModuleCaptures(OwnTensors):
         model: nn.Module = self.__dict__["model"]
         refuse_transforms(model, args, kwargs)
         leaves, spec = flattened(args, kwargs)
+        refuse_acting((f"argument {i}", leaf) for i, leaf in enumerate(leaves) if type(leaf) is not Tensor)
         path = self._paths.of(model, args, kwargs) if self._paths else ()
         captured, _ = self._find(leaves, spec, path)
         if captured is None:
@@ -76,12 +79,12 @@ class ModuleCaptures(OwnTensors):
         """The capture for a call, or why those of this state of the model do not fit it."""
         model: nn.Module = self.__dict__["model"]
         state, reason = self._cache.state(model), None
-        autocast = _autocast(state, model, leaves)
+        settings = self._settings(state, model, leaves)
         for captured in self._cache.captures:
             learns = captured.learning is None or captured.learning == learning(model, leaves)
             placed = captured.offsets is None or captured.offsets == offsets(model)
             here = captured.state is state and captured.imported.path == path
-            if here and captured.autocast == autocast and learns and placed:
+            if here and captured.settings == settings and learns and placed:
                 reason = captured.interface.mismatch(leaves, spec)
                 if not reason and fits(captured.imported, model):
                     return captured, None
@@ -127,14 +130,20 @@ class ModuleCaptures(OwnTensors):
         model: nn.Module = self.__dict__["model"]
         self._cache.learn(imported)
         leaves, state = pytree.tree_leaves((args, dict(kwargs))), self._cache.state(model)
-        autocast = _autocast(state, model, leaves)
+        settings = self._settings(state, model, leaves)
         flags = learning(model, leaves) if imported.learning else None
         places = offsets(model) if imported.absolute else None
-        captured = Captured(state, autocast, flags, places, imported, Interface.of(imported, leaves))
+        captured = Captured(state, settings, flags, places, imported, Interface.of(imported, leaves))
         self._cache.add(captured, model)
         return captured
 
+    def _settings(self, state: ModelState, model: nn.Module, leaves: list[Any]) -> tuple[Any, ...]:
+        """The settings of torch under which a call would run: autocast, and the dtype and device of what it makes.
 
-def _autocast(state: ModelState, model: nn.Module, leaves: list[Any]) -> Any:
-    """The autocast under which a call would run."""
-    return current(state.device.type if state.device is not None else device_of(model, leaves))
+        An exported program has types and devices in it, whatever the settings are.
+        """
+        autocast = current(state.device.type if state.device is not None else device_of(model, leaves))
+        if not self._recapture:
+            return (autocast,)
+        asked = torch._C._len_torch_function_stack()  # the default device is one of the modes there
+        return autocast, torch.get_default_dtype(), torch.get_default_device() if asked else None

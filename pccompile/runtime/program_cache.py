@@ -27,13 +27,14 @@ STATES = 8
 class Captured:
     """The model as it was captured in one state for one form of call.
 
-    `learning` says which tensors required a gradient, `offsets` where in their memory the model's tensors started; each
-    where it matters. `programs` has one for each set of gradients, loss and record; `recent` leads to them from what a
-    call has at hand. `outdated` counts programs whose custom backwards read what has changed.
+    `settings` are those of torch then. `learning` says which tensors required a gradient, `offsets` where in their
+    memory the model's tensors started; each where it matters. `programs` has one for each set of gradients, loss and
+    record; `recent` leads to them from what a call has at hand. `outdated` counts programs whose custom backwards read
+    what has changed.
     """
 
     state: ModelState
-    autocast: Any
+    settings: tuple[Any, ...]
     learning: tuple[bool, ...] | None
     offsets: tuple[int, ...] | None
     imported: Imported
