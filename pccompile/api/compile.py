@@ -14,9 +14,10 @@ from torch.export import ExportedProgram
 
 from pccompile.api.models import as_module, called, load_program, with_constants
 from pccompile.api.module import PCModule
-from pccompile.api.pieces import Capture, PiecewiseModule, in_pieces
+from pccompile.api.pieces import PiecewiseModule
+from pccompile.api.ways import Capture, Request, captured
 from pccompile.backends.netlist import LOSSES, Netlist, NetlistOptions
-from pccompile.diagnostics import CaptureError, CompileError, printable
+from pccompile.diagnostics import CompileError, printable
 from pccompile.frontends.exported import import_program
 from pccompile.passes.energies import Energies
 from pccompile.passes.precisions import Precision
@@ -118,7 +119,8 @@ def compile(
         of compilation at the first call and for tensors of another form; needs a C++ compiler.
     capture: "export" captures the model whole, by torch.export; "path" too, along the path that Python takes where it
         decides by numbers, with a program for each path; "pieces" lets Dynamo cut it where Python decides by
-        numbers, with a program for each piece (docs/torch_compile.md); "auto" does so where export cannot.
+        numbers, with a program for each piece; "auto" takes the first of export, pieces and path that has all
+        gradients, and `pc.summary()` says which (docs/torch_compile.md).
     settings: what the algorithm takes, such as steps and rate; `pccompile --algorithm NAME --help` lists them;
         "auto" lets the first batch with a target choose rate and steps, and chooses anew where weights that learn have
         moved the bound. A number never changes.
@@ -174,22 +176,7 @@ def _module(
     if isinstance(model, ExportedProgram) and capture not in ("path", "pieces"):
         return _from_program(model, options, loss, hook, check)
     model, args, locate = as_module(model, args, kwargs)
-    if capture == "pieces":
-        if locate is not None or dynamic_shapes is not None:
-            raise CompileError("an ONNX file, and dynamic_shapes, are of one program", hint='capture="export"')
-        return in_pieces(model, args, kwargs, options, loss, hook, check)
-    pc = PCModule(model, options, loss, dynamic_shapes, locate, hook=hook, check=check)
-    if capture == "path":
-        if options.jit:
-            raise CompileError('jit=True compiles what reads no numbers: it goes without capture="path"')
-        pc.follow_paths()
-    try:
-        pc.prepare(args, kwargs)
-    except CaptureError as refusal:
-        if capture in ("export", "path") or locate is not None or dynamic_shapes is not None:
-            raise
-        return in_pieces(model, args, kwargs, options, loss, hook, check, refusal)
-    return pc
+    return captured(Request(model, args, kwargs or {}, options, loss, dynamic_shapes, locate, hook, check), capture)
 
 
 def _circuit(

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from pccompile.algorithms import ALGORITHMS
 from pccompile.api.module import PCModule
-from pccompile.diagnostics import CaptureError, CompileError, Problem
+from pccompile.diagnostics import CompileError
 from pccompile.pipeline import Hook, Options
 from pccompile.report.explain import explain
 from pccompile.report.summary import summary
 from pccompile.report.tables import Page
-from pccompile.runtime.comparison import NotRun
 from pccompile.runtime.module import Criterion
 from pccompile.runtime.pieces import ModuleInPieces
 from pccompile.runtime.pieces_check import compile_pieces
 from pccompile.runtime.torch_compile import Piece
-
-Capture = Literal["auto", "export", "path", "pieces"]
-"""How `compile` comes by the operations of a model."""
 
 
 class PieceModule(Piece, PCModule):
@@ -63,28 +58,20 @@ class PiecewiseModule(ModuleInPieces, PCModule):
 def in_pieces(
     model: nn.Module,
     args: tuple[Any, ...],
-    kwargs: Mapping[str, Any] | None,
+    kwargs: Mapping[str, Any],
     options: Options,
     loss: Criterion | None,
     hook: Hook | None,
     check: bool,
-    refusal: CaptureError | None = None,
 ) -> PiecewiseModule:
-    """`model` compiled in pieces, which the example has run. Raises CompileError, for `refusal` too where there is one.
+    """`model` compiled in pieces, which the example has run.
 
-    refusal: why torch.export does not capture it whole.
+    Raises CompileError, and NotRun where the model itself does not run on the example.
     """
-    problems = refusal.problems if refusal else ()
     if reason := not_in_pieces(options):
-        what = f"{type(model).__name__} is not compiled in pieces, since {reason}"
-        raise CompileError((*problems, Problem(what))) from refusal
+        raise CompileError(f"{type(model).__name__} is not compiled in pieces, since {reason}")
     pc = PiecewiseModule(model, options, loss, hook, check)
-    try:
-        compile_pieces(pc, args, kwargs or {}, check)
-    except NotRun as e:
-        raise refusal or CompileError(f"{type(model).__name__} is not compiled in pieces: {e}") from e
-    except CompileError as e:
-        raise CompileError((*problems, *(replace(p, what=f"in pieces: {p.what}") for p in e.problems))) from e
+    compile_pieces(pc, args, kwargs, check)
     return pc
 
 

@@ -49,6 +49,7 @@ def circuit_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
         (options.rate == "auto", "--rate auto does not go with circuits: give a number"),
         (options.algorithm not in ("exact", "fixed-prediction"), "a circuit does fixed prediction"),
         (options.feedback != FEEDBACK[0], "--feedback does not go with circuits"),
+        (options.capture != "export", "--capture does not go with circuits: a circuit has no paths"),
         (options.derivatives != DERIVATIVES[0], "--derivatives does not go with circuits"),
         (options.output == "-", "-o - prints code; a circuit is written to a folder"),
         (ready(options) and options.verify, "--verify compares with a model: name that instead of its circuit"),

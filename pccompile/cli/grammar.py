@@ -17,6 +17,7 @@ from pccompile.diagnostics import UsageError, printable
 from pccompile.passes.choices import DERIVATIVES, FEEDBACK, GRANULARITIES
 
 LOSSES = ("squared-error", "cross-entropy", "none")
+CAPTURES = ("export", "path")
 EMITS = ("graph", "pc", "program", "code")
 
 EPILOG = """\
@@ -82,6 +83,13 @@ def compiling_options(p: argparse.ArgumentParser) -> None:
         choices=LOSSES,
         default=LOSSES[0],
         help="the loss in the generated file or circuit (default: %(default)s)",
+    )
+    group.add_argument(
+        "--capture",
+        choices=CAPTURES,
+        default=CAPTURES[0],
+        help="export: whole; path: along the path that Python takes on the example, where it decides by numbers "
+        "(default: %(default)s)",
     )
     group.add_argument("--rate", type=rate, help="size of an inference step, or auto: what a measurement allows")
     group.add_argument(

@@ -7,7 +7,7 @@ import ast
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pccompile.diagnostics import (
     EXIT_DONE,
     EXIT_MODEL,
     EXIT_VERIFY,
+    CaptureError,
     CompileError,
     UsageError,
     printable,
@@ -111,7 +112,25 @@ def default_name(model: str, kind: str) -> str:
 def compiled(target: Target, options: argparse.Namespace, settings: Mapping[str, Any], progress: Progress) -> PCModule:
     """The model, compiled, with its loss where that is not the built-in one."""
     loss = cross_entropy if options.loss == "cross-entropy" else None
-    pc = pccompile.compile(
+    try:
+        pc = module_of(target, options, settings, progress, loss)
+    except CaptureError as e:
+        if options.capture == "path" or target.path is not None:
+            raise
+        hint = "--capture path takes the path of the example inputs, and the file raises OtherPath on another"
+        raise CaptureError((*e.problems[:-1], replace(e.problems[-1], hint=hint))) from e
+    if loss or measures(pc.options):
+        given = Bench(pc, target.args or (), target.kwargs, loss, None, options.seed).target
+        pc.prepare(target.args or (), target.kwargs, loss=loss, target=given)
+    progress.finish()
+    return pc
+
+
+def module_of(
+    target: Target, options: argparse.Namespace, settings: Mapping[str, Any], progress: Progress, loss: Any
+) -> PCModule:
+    """The model as it is compiled by default: with the built-in loss, if `loss` is None."""
+    pc: PCModule = pccompile.compile(
         target.model,
         target.args,
         target.kwargs,
@@ -122,14 +141,10 @@ def compiled(target: Target, options: argparse.Namespace, settings: Mapping[str,
         loss=loss,
         hook=progress,
         check=options.check,
-        capture="export",  # one program is written
+        capture=options.capture,
         on_divergence="ignore" if options.verify else "raise",
         **settings,
     )
-    if loss or measures(pc.options):
-        given = Bench(pc, target.args or (), target.kwargs, loss, None, options.seed).target
-        pc.prepare(target.args or (), target.kwargs, loss=loss, target=given)
-    progress.finish()
     return pc
 
 

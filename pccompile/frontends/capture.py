@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from pccompile.diagnostics import NOWHERE, CaptureError, CompileError, Location, ModelValueError
 from pccompile.frontends.autocast import current
 from pccompile.frontends.data_dependence import reading_of
+from pccompile.frontends.derivatives import Differentiates
 from pccompile.frontends.forward_hooks import recorded_hooks
 from pccompile.frontends.intercept import as_parameters, refuse_backward_hooks, refuse_inference_parameters
 from pccompile.frontends.packed import Packing, refuse_packed_arguments
@@ -35,6 +36,8 @@ HOOKS = "pccompile_hooks"
 """Where a program says what the hooks of the model did."""
 LEARNING = "pccompile_learning"
 """Where a program says whether what it computes depends on which tensors require a gradient."""
+ASKED = "pccompile_asked"
+"""Where a program says which tensors among the arguments forward asks to require a gradient."""
 STATES = "pccompile_states"
 """Where a program says which attributes of the model it reads and writes."""
 
@@ -60,41 +63,65 @@ def export(
     refuse_backward_hooks(model)
     refuse_inference_parameters(model)
     refuse_acting((*model.named_parameters(), *model.named_buffers()))
-    places = tuple(p for p in places if p.is_open(model))
-    uncounted: frozenset[Place] = frozenset()
     with as_parameters(model), spelled_out(model, named), recorded_hooks(model) as hooks:
-        attempts = [free_batch(model, args, named), None]
+        shapes = [free_batch(model, args, named), None]
         if fixed or dynamic_shapes is not None:
-            attempts = [None if fixed else dynamic_shapes]
-        packing = Packing()
+            shapes = [None if fixed else dynamic_shapes]
+        assumed = _Assumed(shapes, tuple(p for p in places if p.is_open(model)))
         while True:
-            trace = StateTrace(model, places, uncounted, path)
+            trace = StateTrace(model, assumed.places, assumed.uncounted, path, assumed.below)
             try:
-                with patched(model, trace, packing) as noticed, _unmarked((args, named)):
+                with patched(model, trace, assumed.packing) as noticed, _unmarked((args, named)):
                     _exporting.append(threading.get_ident())
                     try:
-                        program = torch.export.export(model, args, named, dynamic_shapes=attempts[0], strict=False)
+                        program = torch.export.export(model, args, named, dynamic_shapes=shapes[0], strict=False)
                     finally:
                         _exporting.pop()
             except CompileError:
                 raise
             except Exception as e:
-                if not trace.counters and (settled := packing.settled(e)):
-                    packing = settled
-                    continue
-                if not trace.counters and len(attempts) == 1:
-                    raise _refused(model, e, packing) from e
-                uncounted |= frozenset(trace.counters)
-                if not trace.counters:
-                    attempts, packing = attempts[1:], Packing()
+                if not assumed.less(trace, e):
+                    raise _refused(model, e, assumed.packing) from e
                 continue
             if not trace.changed and not trace.miscounted:
                 program.graph_module.meta[LEARNING] = noticed.learning
                 program.graph_module.meta[AUTOCAST] = current(device_of(model, (args, named)))
                 program.graph_module.meta[HOOKS] = hooks
                 program.graph_module.meta[STATES] = trace.captured
+                program.graph_module.meta[ASKED] = trace.asked
                 return program
-            places, uncounted = (*places, *trace.changed), uncounted | trace.miscounted
+            assumed.places += trace.changed
+            assumed.uncounted |= trace.miscounted
+
+
+@dataclass
+class _Assumed:
+    """What one attempt to trace a model assumes, of which the next one assumes less where it fails.
+
+    shapes: the lengths that are free, of which the first counts. places: attributes that are states. uncounted: numbers
+    among these that decide. below: forward differentiates. packing: what is known of packed sequences.
+    """
+
+    shapes: list[Any]
+    places: tuple[Place, ...]
+    uncounted: frozenset[Place] = frozenset()
+    below: bool = False
+    packing: Packing = field(default_factory=Packing)
+
+    def less(self, trace: StateTrace, error: Exception) -> bool:
+        """Take back an assumption that may have failed; whether there was one."""
+        if isinstance(error, Differentiates) or (trace.transforms.entered and not self.below):
+            self.below = True
+        elif trace.counters:
+            self.uncounted |= frozenset(trace.counters)
+        elif settled := self.packing.settled(error):
+            self.packing = settled
+        elif len(self.shapes) > 1:
+            del self.shapes[0]
+            self.packing = Packing()
+        else:
+            return False
+        return True
 
 
 def exported_elsewhere() -> bool:

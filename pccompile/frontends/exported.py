@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind, TensorArgument
 from pccompile.diagnostics import CaptureError, CompileError, Location
 from pccompile.frontends.autocast import write_casts
 from pccompile.frontends.call_nodes import CallNodes
-from pccompile.frontends.capture import AUTOCAST, HOOKS, LEARNING, STATES
+from pccompile.frontends.capture import ASKED, AUTOCAST, HOOKS, LEARNING, STATES
 from pccompile.frontends.functional import functionalise, name_dtypes
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.frontends.memory import counts_from_memory
@@ -45,7 +45,8 @@ def import_program(
     name_dtypes(program.graph)
     program, written = functionalise(program, still)
     imported = _Importer(program, model, locate, captured).run(written)
-    return replace(imported, learning=learning, hooks=hooks, absolute=absolute)
+    asked = program.graph_module.meta.get(ASKED, ())
+    return replace(imported, learning=learning, hooks=hooks, absolute=absolute, asked=asked)
 
 
 class _Importer:

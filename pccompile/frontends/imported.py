@@ -32,7 +32,8 @@ class Imported:
     graph's tensors that have no place in the model. `hooks` are those that run after the program, and what they are
     shown. `lifted` are those of the graph's buffers that lie in plain attributes which are states. `absolute`: it
     reads places that are counted from where the memory of an input starts. `path` is what Python read from tensors: the
-    program is of the calls on which it reads the same.
+    program is of the calls on which it reads the same. `asked` are the tensors among the arguments of which forward
+    itself asks that they require a gradient (`x.requires_grad_()`).
     """
 
     graph: Graph
@@ -50,6 +51,7 @@ class Imported:
     lifted: frozenset[str] = frozenset()
     absolute: bool = False
     path: tuple[Reading, ...] = ()
+    asked: tuple[int, ...] = ()
 
     @functools.cached_property
     def places(self) -> dict[str, tuple[Place, int]]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, redirect_stderr
 from torch import nn
 from torch.distributions import Distribution
 
+from pccompile.frontends.derivatives import noticed_derivatives
 from pccompile.frontends.intercept import (
     AuthorGradients,
     author_gradients,
@@ -32,6 +33,7 @@ def patched(model: nn.Module, trace: StateTrace, packing: Packing) -> Iterator[A
         capturing(),
         refuse_draws(model),  # torch.manual_seed, .seed, .set_rng_state and default_generator
         trace.running(),  # fx.Interpreter.run, nn.Module.__getattr__, FakeTensor.tolist
+        noticed_derivatives(trace.below) as transforms,  # what autograd.grad, torch.func.grad, jvp and vmap run
         author_gradients() as noticed,  # autograd.Function.apply, Tensor.register_hook and .retain_grad
         packed_sequences(packing),  # the packing functions of torch._VF, torch.as_tensor, forward of LSTM, GRU and RNN
         shapes_torch_lacks(),  # shapes of operators, torch.ctc_loss
@@ -41,6 +43,7 @@ def patched(model: nn.Module, trace: StateTrace, packing: Packing) -> Iterator[A
         quiet(),  # torch's loggers, warnings, stderr
         unvalidated(),  # Distribution._validate_args
     ):
+        noticed.learning, trace.transforms = trace.below, transforms
         yield noticed
 
 

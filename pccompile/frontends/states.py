@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError, Location
 from pccompile.frontends.counters import Advance, Counter, is_counter
+from pccompile.frontends.derivatives import Transforms, below_autograd
 from pccompile.frontends.paths import Reading, Replayed
 from pccompile.frontends.places import MISSING, PLAIN, Place, Snapshot, leaves_of
 from pccompile.frontends.process import replaced
@@ -69,7 +70,11 @@ class WrittenStates:
 
 
 class StateTrace:
-    """One trace of a model. `changed` are the attributes that it has written, `captured` what became of `places`."""
+    """One trace of a model. `changed` are the attributes that it has written, `captured` what became of `places`.
+
+    below: forward differentiates, and is traced below autograd. `asked` are the tensors among the arguments of which
+    forward asks that they require a gradient.
+    """
 
     def __init__(
         self,
@@ -77,8 +82,10 @@ class StateTrace:
         places: Sequence[Place],
         uncounted: frozenset[Place],
         path: tuple[Reading, ...] = (),
+        below: bool = False,
     ) -> None:
         self.model, self.places, self.uncounted, self.path = model, places, uncounted, path
+        self.below, self.transforms, self.asked = below, Transforms(), tuple[int, ...]()
         self.replayed = Replayed(path)
         self.snapshot = Snapshot(model)
         self.changed: tuple[Place, ...] = ()
@@ -110,7 +117,7 @@ class StateTrace:
         self.lift()
         before = model.register_forward_pre_hook(self.enter, prepend=True)
         after = model.register_forward_hook(self.leave)
-        run = fx.Interpreter.run
+        run, call = fx.Interpreter.run, nn.Module._call_impl
 
         def interpreted(interpreter: fx.Interpreter, *args: Any, **named: Any) -> Any:
             """A graph module, which torch.export runs without its hooks."""
@@ -121,8 +128,20 @@ class StateTrace:
             more = self.leave(model, args, output)
             return output if more is None else more
 
+        def called(module: nn.Module, *args: Any, **named: Any) -> Any:
+            """A call of a module; where forward fails, what is watched is left before what torch has put around it."""
+            if module is not model or self.depth:
+                return call(module, *args, **named)  # type: ignore[no-untyped-call]
+            leaves = [leaf for leaf in pytree.tree_leaves((args, named)) if isinstance(leaf, Tensor)]
+            still = [i for i, leaf in enumerate(leaves) if not leaf.requires_grad]
+            try:
+                return call(module, *args, **named)  # type: ignore[no-untyped-call]
+            finally:
+                self.lookup.close()
+                self.asked = tuple(i for i in still if leaves[i].requires_grad)
+
         try:
-            with replaced(fx.Interpreter, run=interpreted), self.lookup:
+            with replaced(fx.Interpreter, run=interpreted), replaced(nn.Module, _call_impl=called), self.lookup:
                 yield
         finally:
             before.remove()
@@ -173,6 +192,8 @@ class StateTrace:
                 self.standing[place] = self.stand_in(place, value, memo)
                 del table[place.attribute]
             self.held[place] = leaves_of(self.standing[place])
+        if self.below:
+            self.lookup.enter_context(below_autograd())
         if self.places:
             self.lookup.enter_context(replaced(nn.Module, __getattr__=self.watched(nn.Module.__getattr__)))
         if self.path:

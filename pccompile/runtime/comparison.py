@@ -57,14 +57,15 @@ class Comparison(ABC):
     """What was compiled of `model`, against the model itself on an example.
 
     dtype: the floating type whose tolerance holds. random: numbers are drawn. misjudged: why eager torch's gradients
-    say nothing, if they do. alone: each draw starts anew. sharing: products in common are computed once.
+    say nothing, if they do. alone: each draw starts anew. sharing: products in common are computed once. bare: what is
+    saved for backward may be heard outside.
     """
 
     def __init__(
         self, model: nn.Module, example: Example, dtype: torch.dtype, random: bool = True, misjudged: str = ""
     ) -> None:
         self.model, self.example, self.dtype, self.random, self.misjudged = model, example, dtype, random, misjudged
-        self.alone = self.sharing = False
+        self.alone = self.sharing = self.bare = False
 
     # what is compared
 
@@ -115,7 +116,8 @@ class Comparison(ABC):
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_itself, _itself))
+            if not self.bare:
+                stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_itself, _itself))
             stack.enter_context(untouched(self.model))
             learning = self.learning()
             for parameter in learning.values():
@@ -136,7 +138,10 @@ class Comparison(ABC):
             try:
                 return backward(tensors_of(self.model(*args, **kwargs)), learning, self.sharing)
             except Exception as e:
-                raise NotRun(f"it does not run there ({printable(first_line(e), 160)})") from e
+                if self.bare or "saved tensor hooks" not in str(e):
+                    raise NotRun(f"it does not run there ({printable(first_line(e), 160)})") from e
+        self.bare = True  # torch.func.grad does not run within such hooks
+        return self.eager(change)
 
     # judging
 

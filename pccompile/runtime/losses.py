@@ -99,6 +99,15 @@ def targets_of(target: Any) -> list[Tensor]:
     return [t for t in leaves if isinstance(t, Tensor)]
 
 
+def loss_of(outputs: Any, criterion: Callable[..., Tensor] | None, target: Any) -> Tensor:
+    """What `criterion` says of outputs that autograd knows; without one half the squared error, summed."""
+    if criterion is not None:
+        return criterion(outputs, target)
+    floating = [t for t in targets_of(outputs) if t.is_floating_point()]
+    pairs = zip(floating, targets_of(target), strict=True)
+    return torch.stack([0.5 * (o - t).square().sum() for o, t in pairs]).sum()
+
+
 def refuse_targets(targets: Sequence[Tensor]) -> None:
     """Raise CompileError where autograd would give a target a gradient, which inference does not compute.
 

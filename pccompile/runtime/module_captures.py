@@ -13,7 +13,6 @@ from pccompile.diagnostics import CompileError, ModelValueError
 from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of
 from pccompile.frontends.imported import Imported, Locate
-from pccompile.frontends.paths import Reading
 from pccompile.frontends.process import capturing
 from pccompile.frontends.subclasses import refuse_acting
 from pccompile.pipeline import Hook, import_model, silent
@@ -22,14 +21,12 @@ from pccompile.runtime.graph_call import register
 from pccompile.runtime.loaded_program import Interface, Mismatch, flattened
 from pccompile.runtime.model_state import ModelState
 from pccompile.runtime.own_tensors import OwnTensors
-from pccompile.runtime.paths import Paths
+from pccompile.runtime.paths import Path, Paths
 from pccompile.runtime.program_cache import Captured, ProgramCache, learning, offsets
 from pccompile.runtime.states import fits
 
 Call = tuple[Captured, dict[str, Tensor]]
 """The capture that a call fits, and the tensors of the call by name."""
-Path = tuple[Reading, ...]
-"""What Python reads in a call, in its order; nothing where paths are not followed."""
 
 
 class ModuleCaptures(OwnTensors):
@@ -45,6 +42,7 @@ class ModuleCaptures(OwnTensors):
         self._cache = ProgramCache()
         self._fixed = False
         self._paths: Paths | None = None
+        self._asked: dict[pytree.TreeSpec, tuple[int, ...]] = {}
 
     def _anew(self) -> dict[str, Any]:
         return {**super()._anew(), "_cache": ProgramCache(), "_name": ""}
@@ -66,6 +64,8 @@ class ModuleCaptures(OwnTensors):
         refuse_transforms(model, args, kwargs)
         leaves, spec = flattened(args, kwargs)
         refuse_acting((f"argument {i}", leaf) for i, leaf in enumerate(leaves) if type(leaf) is not Tensor)
+        if spec in self._asked:
+            ask([leaf for leaf in leaves if isinstance(leaf, Tensor)], self._asked[spec])
         path = self._paths.of(model, args, kwargs) if self._paths else ()
         captured, _ = self._find(leaves, spec, path)
         if captured is None:
@@ -111,7 +111,13 @@ class ModuleCaptures(OwnTensors):
     def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any, path: Path) -> Imported:
         """The model as a graph, for calls of this form."""
         model, how = self.__dict__["model"], (dynamic_shapes, self._locate, self._hook)
-        return import_model(model, args, kwargs, *how, fixed=self._fixed, places=self._cache.places, path=path)
+        imported = import_model(model, args, kwargs, *how, fixed=self._fixed, places=self._cache.places, path=path)
+        if imported.asked:  # as forward does in eager torch, before the call from now on
+            leaves, spec = flattened(args, kwargs)
+            self._asked[spec] = imported.asked
+            ask([leaf for leaf in leaves if isinstance(leaf, Tensor)], imported.asked)
+            return self._import(args, kwargs, dynamic_shapes, path)
+        return imported
 
     def _frees(self, captured: Captured) -> bool:
         """Whether dimensions are free in a captured model that nobody asked to be free."""
@@ -147,3 +153,9 @@ class ModuleCaptures(OwnTensors):
             return (autocast,)
         asked = torch._C._len_torch_function_stack()  # the default device is one of the modes there
         return autocast, torch.get_default_dtype(), torch.get_default_device() if asked else None
+
+
+def ask(tensors: list[Tensor], places: tuple[int, ...]) -> None:
+    """Let some of the tensors of a call require a gradient."""
+    for i in places:
+        tensors[i].requires_grad_()

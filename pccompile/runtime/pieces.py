@@ -21,7 +21,7 @@ from pccompile.pipeline import Hook, Options
 from pccompile.runtime.autograd_function import Bridge
 from pccompile.runtime.comparison import tensors_of
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
-from pccompile.runtime.losses import targets_of
+from pccompile.runtime.losses import loss_of
 from pccompile.runtime.module import CompiledModule, Criterion
 from pccompile.runtime.torch_compile import OPTIONS, Piece, PieceProgram, program_of
 
@@ -110,12 +110,7 @@ class ModuleInPieces(CompiledModule):
         self, criterion: Criterion | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any
     ) -> Tensor:
         """As `loss`, by another criterion, of what the pieces return."""
-        outputs = self(*args, **kwargs)
-        if criterion is not None:
-            return criterion(outputs, target)
-        floating = [t for t in tensors_of(outputs) if t.is_floating_point()]
-        pairs = zip(floating, targets_of(target), strict=True)
-        return torch.stack([0.5 * (o - t).square().sum() for o, t in pairs]).sum()
+        return loss_of(self(*args, **kwargs), criterion, target)
 
     # what is of one program
 

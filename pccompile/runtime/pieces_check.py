@@ -63,7 +63,7 @@ class _Check(Comparison):
                 what = f"the pieces fail where the model runs: {type(e).__name__}: {first_line(e)}"
                 raise CompileError(what, hint=REPORT) from e
         if not self.pc.pieces:
-            raise CompileError("there is none that learns", hint=EAGER)
+            raise CompileError("in pieces there is no program that learns", hint=EAGER)
         return results
 
     def shared(self) -> None:

@@ -30,7 +30,7 @@ from pccompile.runtime.dynamo_notes import (
 )
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.module import CompiledModule
-from pccompile.runtime.module_captures import Path
+from pccompile.runtime.paths import Path
 from pccompile.runtime.shared_memory import Sharing, memory, refuse_overlap, shared, sharing
 
 OPTIONS = tuple(f.name for f in fields(Options) if f.name not in ("settings", "home", "choices"))

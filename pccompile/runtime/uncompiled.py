@@ -1,4 +1,4 @@
-"""What is said where a model runs as it is, because it cannot be compiled and no gradient is asked for."""
+"""What is said where a model runs as it is, because it cannot be compiled."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Refusals:
     def __init__(self) -> None:
         self._told: set[str] = set()
 
-    def tell(self, model: nn.Module, refusal: CompileError) -> None:
-        """Warn that `model` itself runs, and why."""
+    def tell(self, model: nn.Module, refusal: CompileError, how: str = "under torch.no_grad") -> None:
+        """Warn that `model` itself runs, how, and why."""
         reason = "; ".join(p.what for p in refusal.problems)
         if reason not in self._told:
             self._told.add(reason)
-            warnings.warn(f"{type(model).__name__} runs uncompiled under torch.no_grad: {reason}", stacklevel=4)
+            warnings.warn(f"{type(model).__name__} runs uncompiled {how}: {reason}", stacklevel=4)

@@ -86,6 +86,15 @@ def test_usage(arguments, run) -> None:
     assert "error:" in result.err
 
 
+def test_the_path_of_the_example_is_written_where_it_is_asked_for(run) -> None:
+    refused = run("somemodels:Branches", "--shape", "x=2,6", "-o", "out")
+    assert "--capture path takes the path of the example inputs" in refused.err
+    result = run("somemodels:Branches", "--shape", "x=2,6", "-o", "out", "--capture", "path", "--verify")
+    assert result.code == 0
+    assert "class OtherPath" in Path("out/Branches_pc.py").read_text()
+    assert run("somemodels:Branches", "--backend", "netlist", "--capture", "path").code == 2
+
+
 def test_export_refusal(run) -> None:
     result = run("somemodels:Branches", "--shape", "x=2,6", "-o", "out")
     assert result.code == 1

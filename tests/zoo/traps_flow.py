@@ -178,7 +178,7 @@ class Checkpointed(OneLayer):
         return checkpoint(lambda value: torch.tanh(self.fc(value)), x, use_reentrant=False) * 2
 
 
-@trap("inner_gradient", normal(3, 4), refused="autograd.grad inside forward")
+@trap("inner_gradient", normal(3, 4), exported=False)
 class InnerGradient(OneLayer):
     """A force as the gradient of an energy inside forward: second derivatives are needed."""
 
@@ -189,7 +189,7 @@ class InnerGradient(OneLayer):
         return force
 
 
-@trap("vmap_of_grad", normal(3, 4), refused="vmap(grad) inside forward")
+@trap("vmap_of_grad", normal(3, 4), exported=False)
 class VmapOfGrad(OneLayer):
     """Gradients of each sample inside forward, by `vmap(grad)`."""
 
