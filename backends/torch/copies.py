@@ -50,7 +50,8 @@ def _permuted(stack: Statement, permutation: Statement, labels: dict[Ref, Label]
     for i, piece in enumerate(stack.args["tensors"]):
         names.append(Ref(f"{permutation.target}_piece{i}"))
         labels[names[-1]] = Label(f"{labels[permutation.target].text}_piece")
-        pieces.append(Statement(names[-1], PERMUTE, {"self": piece, "dims": inner}, stack.vertex, since=stack.since))
+        pieces.append(Statement(names[-1], PERMUTE, {"self": piece, "dims": inner}, stack.vertex))
+        pieces[-1].since, pieces[-1].owner = stack.since, stack.owner
     together = {"tensors": tuple(names), "dim": order.index(dim)}
     return [*pieces, replace(permutation, op=STACK, args=together)]
 
@@ -76,7 +77,9 @@ def lay_out(lowered: Lowered) -> None:
         if isinstance(line, Statement) and copied.get(line.target, 0) > 1:
             whole, line.target = line.target, Ref(f"{line.target}_view")
             labels[line.target] = labels[whole]
-            lines.append(Statement(whole, CONTIGUOUS, bind(CONTIGUOUS, (line.target,), {}), line.vertex))
+            lines.append(
+                Statement(whole, CONTIGUOUS, bind(CONTIGUOUS, (line.target,), {}), line.vertex, owner=line.owner)
+            )
     predict.lines[:] = lines
 
 

@@ -22,6 +22,7 @@ from pccompile.backends.torch.printer import Printer
 from pccompile.backends.torch.reserved import ARGUMENTS, DOC, STOPPING, SWEEP
 from pccompile.backends.torch.runs import Uses
 from pccompile.backends.torch.signature import Signature
+from pccompile.backends.torch.source_map import SourceMap, source_map
 from pccompile.backends.torch.spell import Speller, quoted
 from pccompile.backends.torch.statements import Function, Key
 from pccompile.ir import PCGraph, Program, Ref, flat
@@ -40,7 +41,8 @@ class Source:
     the loss sets. `gradients` are what `learn` returns. `moving` says that predictions follow the values, so that
     inference takes targets instead of output errors, `updates` that inference itself changes the parameters. `lasting`
     are the paths of what lasts between calls and changes, which `learn` returns behind the gradients. `blocks` says in
-    which function of its own the lines of a vertex stand, by the function that calls it and the vertex.
+    which function of its own the lines of a vertex stand, by the function that calls it and the vertex; `map` whose each
+    line is.
     """
 
     text: str
@@ -51,6 +53,7 @@ class Source:
     updates: bool = False
     lasting: tuple[str, ...] = ()
     blocks: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    map: SourceMap = field(default_factory=SourceMap)
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ class File:
         self.popped: list[Ref] = []
         self.dims_first = False
         self.outlined: dict[str, Outlined] = {}
+        self.expressions: dict[tuple[str, Key], str] = {}
         if outlining and not record:
             self.outline(outlining)
 
@@ -162,30 +166,33 @@ class File:
 
     def source(self) -> Source:
         """The whole file. Its functions are written first, since they decide what it needs at its top."""
-        later = [build() for build in self.bodies()]
+        later = [(name, build()) for name, build in self.bodies()]
         parts = [
-            self.predict(),
-            *self.clamp.lines(self.speller, self.reserved, self.signature.moving),
+            ("predict", self.predict()),
+            *(("clamp", lines) for lines in self.clamp.lines(self.speller, self.reserved, self.signature.moving)),
             *later,
-            *([] if self.lowered.sweep.lines else [self.signature.both()]),
-            self.signature.step(),
+            *([] if self.lowered.sweep.lines else [(SWEEP, self.signature.both())]),
+            ("step", self.signature.step()),
         ]
-        text = "\n\n\n".join([self.head(), *("\n".join(lines) for lines in parts)]) + "\n"
+        head = self.head()
+        text = "\n\n\n".join([head, *("\n".join(lines) for _, lines in parts)]) + "\n"
+        mapped = source_map(parts, head.count("\n") + 4, 2, self.expressions)
         outputs = self.pc.graph.outputs
         errors = tuple(outputs.index(o.value) for o in self.pc.outputs)
         more = self.signature.moving, self.program.updates, tuple(self.lasting.values())
         blocks = {(name, v): b for name, whole in self.outlined.items() for v, b in whole.places.items()}
-        return Source(text, outputs, errors, tuple(self.gradients.values()), *more, blocks)
+        return Source(text, outputs, errors, tuple(self.gradients.values()), *more, blocks, mapped)
 
-    def bodies(self) -> list[Callable[[], list[str]]]:
-        """The functions behind prediction but for one that only calls others."""
+    def bodies(self) -> list[tuple[str, Callable[[], list[str]]]]:
+        """The functions behind prediction by name, but for one that only calls others."""
         taken = self.signature
         given = taken.given + taken.defaults + (RECORD if self.record else "")
         bodies = [
-            self.body("infer", self.lowered.infer, given),
-            self.body("learn", self.lowered.learn, ", ".join([*taken.tables, *taken.learning])),
+            ("infer", self.body("infer", self.lowered.infer, given)),
+            ("learn", self.body("learn", self.lowered.learn, ", ".join([*taken.tables, *taken.learning]))),
         ]
-        return bodies + ([self.body(SWEEP, self.lowered.sweep, taken.given)] if self.lowered.sweep.lines else [])
+        sweep = self.lowered.sweep
+        return bodies + ([(SWEEP, self.body(SWEEP, sweep, taken.given))] if sweep.lines else [])
 
     def head(self) -> str:
         """The top of the file, when it is known what its functions need."""
@@ -260,6 +267,7 @@ class File:
         lines = printer.run({})
         results: dict[Key, str] = {k: printer.names.spell(v) for k, v in f.results.items()}
         results |= {k: f"{results[k]}.clone()" for k in shared - set(decided)}
+        self.expressions |= {(name, k): text for k, text in results.items()}
         dims = self.speller.dims & set(self.pc.graph.dims)
         self.dims |= dims
         source = "next(iter(errors.values()))" if name == "learn" else f"{self.signature.given}[0]"

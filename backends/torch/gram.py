@@ -131,13 +131,13 @@ def _at(length: Dim, lengths: Mapping[str, int]) -> int:
 def _moved(loop: Loop, step: _Step, lowered: Lowered) -> tuple[list[Line], Loop, list[Line]]:
     """The lines before the loop, the loop, and the lines behind it."""
     c, labels = step.carried, lowered.labels
-    name, vertex = labels[c.phi].text, step.last.vertex
+    name, last_of = labels[c.phi].text, step.last
 
     def make(label: str, op: str, *args: Arg, like: Statement | None = None, target: Ref | None = None) -> Statement:
         value = target or Ref(f"{c.phi}_{label}")
         labels.setdefault(value, Label(f"{label}_{name}"))
         since = like.since if like else 0
-        return Statement(value, op, bind(op, args, {}), like.vertex if like else vertex, True, since=since)
+        return Statement(value, op, bind(op, args, {}), (like or last_of).vertex, True, since=since)
 
     columns = make("columns", "aten.t.default", step.weight)
     gram = make("gram", MM, step.weight, columns.target)

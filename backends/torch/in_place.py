@@ -97,10 +97,10 @@ class _InPlace:
         if error and error.even and error.args["self"] == s.args["self"] and error.args["alpha"] == 1:
             dropped.add(error)
             op, args = LERP, {"self": s.args["self"], "end": error.args["other"], "weight": whole.args["alpha"]}
-        first = Statement(force.target, op, args, s.vertex, True, since=s.since)
+        first = Statement(force.target, op, args, s.vertex, True, since=s.since, owner=s.owner)
         matrices = {"mat1": product.args["self"], "mat2": product.args["mat2"]}
         args = {"self": first.target, **matrices, "beta": 1, "alpha": whole.args["alpha"]}
-        last = Statement(s.target, ADDMM, args, s.vertex, True, since=s.since, keeps=s.keeps)
+        last = Statement(s.target, ADDMM, args, s.vertex, True, since=s.since, keeps=s.keeps, owner=s.owner)
         self.made |= {first.target: first, last.target: last}
         return [first, last]
 

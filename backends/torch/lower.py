@@ -70,6 +70,7 @@ class _Lowering:
     def __init__(self, program: Program, record: bool = False, loss_constants: bool = False) -> None:
         self.program, self.pc, self.graph, self.record = program, program.pc, program.pc.graph, record
         self.made_by = {str(v.result): v.name for v in self.pc.vertices if v.prediction}
+        self.parts = {n.name: v.name for v in reversed(self.pc.vertices) for n in v.prediction}
         self.nodes = {n.name: n for n in self.graph.nodes}
         self.terms = Terms(program, loss_constants)
         self.w, self.env = self.terms.w, self.terms.env
@@ -92,7 +93,7 @@ class _Lowering:
         for n in self.graph.nodes:
             args = {k: map_refs(a, self.terms.forward) for k, a in n.args.items()}
             vertex = self.made_by.get(n.name)
-            w.vertex = vertex or ""
+            w.vertex, w.owner = vertex or "", self.parts.get(n.name, "")
             further = n.op == "getitem" and n["index"] > 0
             whole = n["of"] if further else n.name
             owner = values.get(whole, whole)
@@ -106,10 +107,10 @@ class _Lowering:
                 w.call("getitem", {"of": value, "index": index}, Label(f"{owner}_{result_name(n.op, index)}"))
         for v in self.pc.vertices:
             if not v.prediction:
-                w.vertex = v.name
+                w.vertex, w.owner = v.name, ""
                 relayed = self.slots.get((str(v.result), "prediction")) or self.terms.forward(v.result)
                 self.slots[v.name, "prediction"] = w.name(relayed, label_of("prediction", v.name))
-        w.vertex = ""
+        w.vertex = w.owner = ""
         for buffer, updated in self.graph.updates.items():
             table, key = self.terms.table_entry(buffer)
             w.write("copy", {"table": table, "key": key, "of": self.terms.forward(Ref(updated))}, Label(""))
@@ -135,7 +136,7 @@ class _Lowering:
         """Learning, from the slots that inference has `settled`."""
         keys = gradient_keys(self.graph)
         for slot, owner in settled:
-            key = keys[owner].key if slot == "gradient" else owner
+            key, self.w.owner = (keys[owner].key if slot == "gradient" else owner), owner
             value = self.w.entry(table_of(slot), key, label_of(slot, owner))
             self.slots[owner, slot] = self.terms.of_one_sample((owner, slot), value)
         return self.decided(self.gradients(program.learn))
@@ -241,7 +242,9 @@ class _Lowering:
 
     def do(self, d: Do, old: Ref | None = None) -> None:
         """One update equation. old: what the slot is until it moves."""
-        if d.vertex in self.terms.vertices:
+        own = d.vertex in self.terms.vertices
+        self.w.owner = "" if own else d.vertex
+        if own:
             self.w.vertex = d.vertex
         equation = parse(d.equation)
         value = self.terms.equations.value(d, equation)

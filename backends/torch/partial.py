@@ -39,7 +39,7 @@ def emit_partial(whole: Program, part: Program) -> str | None:
     if not file.dims <= handed.dims:
         return None
     file.dims = handed.dims
-    bodies = [build() for build in builds]
+    bodies = [build() for _, build in builds]
     if not file.lowered.sweep.lines:
         bodies.append(file.signature.both())
     return "\n\n\n".join([file.head(), *map("\n".join, bodies)]) + "\n"

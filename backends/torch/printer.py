@@ -16,6 +16,7 @@ from pccompile.backends.torch.layout import STEP, WIDTH, deleted, folded, listed
 from pccompile.backends.torch.memories import Memories
 from pccompile.backends.torch.nesting import Nesting, last_reads
 from pccompile.backends.torch.overwriting import Overwriting
+from pccompile.backends.torch.source_map import Ownership
 from pccompile.backends.torch.spell import Speller, quoted, result_count
 from pccompile.backends.torch.statements import Block, Function, Label, Line, Loop, Statement
 from pccompile.backends.torch.value_names import ValueNames
@@ -58,6 +59,7 @@ class Printer:
         self.kept_by_caller = False  # and yet not behind calls
         self.called = False  # whether the last line is a call of a block
         self.memories = Memories(function.lines, self.names.namer, speller)
+        self.ownership = Ownership(self.flow.made)
         self.vertex = ""
         self.since = 0
 
@@ -77,6 +79,7 @@ class Printer:
             ending.setdefault(i, []).append(r)
         dead: list[Ref] = []
         for i, line in enumerate(lines):
+            self.ownership.nobody()
             self.free(dead, depth + bool(self.since))
             if isinstance(line, Loop):
                 self.loop(line, depth)
@@ -86,6 +89,7 @@ class Printer:
 
     def statement(self, s: Statement, i: int, depth: int, last: Mapping[Ref, int], kept: set[Ref]) -> None:
         """Print a statement, unless it is written where it is read."""
+        self.ownership.begin(s)
         if s.target in self.unpacked:
             self.measure(s.target, depth)
             return
@@ -105,6 +109,7 @@ class Printer:
             return
         if s.target in self.nested:
             self.names.inlined[s.target] = self.expressions.of(s)
+            self.ownership.inline(s)
             return
         depth = self.turn(s, depth)
         if s.into:
@@ -163,7 +168,9 @@ class Printer:
         opens = s.since != self.since
         self.comment(s.vertex, depth + bool(s.since and not opens))
         if s.since and opens:
+            self.since = 0
             self.line(depth, f"if turn >= {s.since}:")
+            self.ownership.condition = tuple(self.text[-1:])
         self.since = s.since
         return depth + bool(s.since)
 
@@ -198,12 +205,16 @@ class Printer:
     def loop(self, loop: Loop, depth: int) -> None:
         """Print a loop; a carried value keeps its name where nothing reads the old one after the new one is made."""
         for c in loop.carried:
+            self.ownership.carry(c)
             self.line(depth, f"{self.names[c.phi]} = {self.names.spell(c.start)}{'.clone()' if c.copied else ''}")
         waits = any(isinstance(s, Statement) and s.since for s in loop.body)
         counter = "done" if loop.stop else "turn" if waits else "_"
         with self.memories.of_loop(self.text, depth):
+            self.ownership.nobody()
+            head, outside = len(self.text), self.ownership.loops
             for text in loop.turns.head(counter):
                 self.line(depth, text)
+            self.ownership.loops = (*outside, *self.text[head:])
             late = []
             for c in loop.carried:
                 places = (i for i, s in enumerate(loop.body) if isinstance(s, Statement) and s.target == c.next)
@@ -218,12 +229,15 @@ class Printer:
             self.since = 0
             self.block(loop.body, depth + 1, self.flow.kept | read_late)
             self.since = 0
+            self.ownership.nobody()
             if loop.stop:
                 self.line(
                     depth + 1, f"calm = {self.speller.settled(loop.stop.pairs, loop.stop.below, self.names.spell)}"
                 )
             for c in late:
+                self.ownership.carry(c)
                 self.line(depth + 1, f"{self.names[c.phi]} = {self.names.spell(c.next)}")
+            self.ownership.nobody()
             if loop.record:
                 shown = {key: self.names.spell(value) for key, value in loop.record.items()}
                 self.line(depth + 1, recorded(shown))
@@ -232,6 +246,7 @@ class Printer:
                 self.line(depth + 2, "break")
             if len(self.text) == length:
                 self.line(depth + 1, "pass")
+            self.ownership.loops = outside
         self.vertex = ""
 
     def comment(self, vertex: str, depth: int) -> None:
@@ -239,7 +254,9 @@ class Printer:
         heading = self.heading(vertex) if vertex and vertex != self.vertex else ""
         if heading:
             self.text.append("")
+            owners, self.ownership.owners = self.ownership.owners, ()
             self.line(depth, f"# {heading}")
+            self.ownership.owners = owners
         self.vertex = vertex
 
     def free(self, dead: Sequence[Ref], depth: int) -> None:
@@ -255,4 +272,4 @@ class Printer:
         """Print one line, over several where it is too long."""
         self.called = False
         *first, last = (STEP * depth + text).split("\n")
-        self.text += [*first, *folded(last)]
+        self.text += self.ownership.lines([*first, *folded(last)], bool(self.since))

@@ -34,11 +34,12 @@ def share_slopes(f: Function, labels: dict[Ref, Label]) -> None:
             if key not in slopes:
                 ones, slopes[key] = Ref(f"{s.target}_ones"), Ref(f"{s.target}_slope")
                 like = next(r for r in s.reads if r != s.args[GRAD])
+                ones_args = bind("aten.ones_like.default", (like,), {})
                 name = labels[s.target].text
                 labels[ones], labels[slopes[key]] = Label(f"ones_{name}"), Label(f"slope_{name}")
                 lines += [
-                    Statement(ones, "aten.ones_like.default", bind("aten.ones_like.default", (like,), {}), s.vertex),
-                    Statement(slopes[key], s.op, {**s.args, GRAD: ones}, s.vertex, s.even),
+                    Statement(ones, "aten.ones_like.default", ones_args, s.vertex, owner=s.owner),
+                    Statement(slopes[key], s.op, {**s.args, GRAD: ones}, s.vertex, s.even, owner=s.owner),
                 ]
             s.op, s.args, s.even, s.over = "aten.mul.Tensor", {"self": s.args[GRAD], "other": slopes[key]}, True, True
         lines.append(line)

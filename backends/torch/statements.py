@@ -69,6 +69,7 @@ class Statement:
     over: the result may take the memory of the first argument, where nothing else reads that
     block: the function that is called
     reuses: the value whose memory of the turn before the result may take: its own target, or its first argument
+    owner: whose slot it computes, where that is not the vertex: a leaf, or a vertex whose comment comes later
     """
 
     target: Ref
@@ -82,6 +83,7 @@ class Statement:
     over: bool = False
     block: Block | None = None
     reuses: Ref | None = None
+    owner: str = ""
 
     @property
     def reads(self) -> tuple[Ref, ...]:

@@ -60,6 +60,8 @@ class Writer:
         self.known: dict[object, Ref] = {}
         self.made: dict[Ref, Statement] = {}
         self.vertex = ""
+        self.owner = ""
+        """Whose slot is being computed, where it is not the vertex's: see Statement."""
         self.since = 0
         """The turn from which on what is written in a loop is needed."""
         self._levels: list[_Level] = []
@@ -86,7 +88,7 @@ class Writer:
 
     def write(self, op: str, args: Mapping[str, Arg], label: Label, even: bool = False) -> Ref:
         """Append `op(args)`: before all loops that we are in and in which nothing that it reads moves."""
-        statement = Statement(self.fresh(label), op, args, self.vertex, even)
+        statement = Statement(self.fresh(label), op, args, self.vertex, even, owner=self.owner)
         self.made[statement.target] = statement
         stays = op in EFFECTS or (op in OPS and OPS[op].random)
         depth = len(self._levels) if stays else self._depth(statement)
@@ -114,7 +116,7 @@ class Writer:
         """`value` from the turn `since` on, and before that turn `old`, which is the same then."""
         last = self.lines[-1] if self.lines else None
         if not (isinstance(last, Statement) and last.target == value and last.since == self.since and not last.keeps):
-            last = Statement(self.fresh(label), "alias", {"of": value}, self.vertex, since=self.since)
+            last = Statement(self.fresh(label), "alias", {"of": value}, self.vertex, since=self.since, owner=self.owner)
             self.made[last.target] = last
             self.lines.append(last)
             self._levels[-1].moving.add(last.target)
@@ -142,7 +144,7 @@ class Writer:
         for lines in (self.lines, *(level.outer for level in reversed(self._levels))):
             last = lines[-1] if lines else None
             if isinstance(last, Statement) and last.target == value and last.op != "leaf":
-                last.vertex = self.vertex
+                last.vertex, last.owner = self.vertex, self.owner
                 while value in self.made and (value == last.target or self.labels[value].role is Role.SUM):
                     self.labels[value] = label
                     first = self.made[value].args.get("self")
@@ -190,7 +192,7 @@ class Writer:
 
     def take(self) -> list[Line]:
         """The lines written so far; writing goes on in another function."""
-        lines, self.lines = self.lines, []
+        lines, self.lines, self.owner = self.lines, [], ""
         return lines
 
 

@@ -6,12 +6,11 @@ from collections import Counter
 
 from torch import nn
 
-from pccompile.backends.torch import emit
 from pccompile.diagnostics import listing, printable
 from pccompile.ir import ForEach, Vertex
 from pccompile.ops import equations
 from pccompile.pipeline import Compiled
-from pccompile.report.code import lines_of
+from pccompile.report.code import lines_of, written_out
 from pccompile.report.places import find, source_line
 from pccompile.report.tables import Page, Table, count, shortened
 from pccompile.runtime.module import CompiledModule
@@ -156,10 +155,8 @@ class _Explainer:
 
     def code(self) -> list[str]:
         """The generated lines."""
-        origin = self.graph.graph.origin
-        params = [p for p in self.v.messages if p in origin and p in self.graph.graph.params]
         blocks = self.compiled.source.blocks
-        found = lines_of(self.v, written_out(self.compiled), set(self.graph.names), params)
+        found = lines_of(self.v, self.graph, written_out(self.compiled))
         return [
             line
             for name, text in found
@@ -169,13 +166,6 @@ class _Explainer:
                 *(f"    {ln}" for ln in text.splitlines()),
             )
         ]
-
-
-def written_out(compiled: Compiled) -> str:
-    """The generated file, what repeats in it written out: each vertex under its own names."""
-    if not compiled.source.blocks:
-        return compiled.source.text
-    return emit(compiled.program, compiled.loss, outlining=None).text
 
 
 WAYS = {
