@@ -50,8 +50,8 @@ def _permuted(stack: Statement, permutation: Statement, labels: dict[Ref, Label]
     for i, piece in enumerate(stack.args["tensors"]):
         names.append(Ref(f"{permutation.target}_piece{i}"))
         labels[names[-1]] = Label(f"{labels[permutation.target].text}_piece")
-        pieces.append(Statement(names[-1], PERMUTE, {"self": piece, "dims": inner}, stack.vertex))
-        pieces[-1].since, pieces[-1].owner = stack.since, stack.owner
+        args = {"self": piece, "dims": inner}
+        pieces.append(Statement(names[-1], PERMUTE, args, stack.vertex, since=stack.since, owner=stack.owner))
     together = {"tensors": tuple(names), "dim": order.index(dim)}
     return [*pieces, replace(permutation, op=STACK, args=together)]
 

@@ -41,8 +41,8 @@ class Source:
     the loss sets. `gradients` are what `learn` returns. `moving` says that predictions follow the values, so that
     inference takes targets instead of output errors, `updates` that inference itself changes the parameters. `lasting`
     are the paths of what lasts between calls and changes, which `learn` returns behind the gradients. `blocks` says in
-    which function of its own the lines of a vertex stand, by the function that calls it and the vertex; `map` whose each
-    line is.
+    which function of its own the lines of a vertex stand, by the function that calls it and the vertex; `map` whose
+    each line is.
     """
 
     text: str

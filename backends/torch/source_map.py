@@ -77,11 +77,14 @@ class SourceMap:
     lines: Mapping[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
     results: Mapping[tuple[str, Key], str] = field(default_factory=dict)
 
+    def numbers(self, function: str, *owners: str) -> tuple[int, ...]:
+        """The lines of a function that belong to any of `owners`."""
+        return tuple(sorted({n for o in owners for n in self.lines.get((function, o), ())}))
+
     def excerpt(self, text: str, function: str, *owners: str) -> str:
-        """The lines of `text`, the file that this is the map of, that belong to any of `owners`; they parse."""
-        numbers = sorted({n for o in owners for n in self.lines.get((function, o), ())})
+        """These lines of `text`, the file that this is the map of, without what all are indented by; they parse."""
         rows = text.split("\n")
-        return dedent("\n".join(rows[n - 1] for n in numbers))
+        return dedent("\n".join(rows[n - 1] for n in self.numbers(function, *owners)))
 
 
 def source_map(

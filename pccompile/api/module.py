@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pccompile.explorer import Exploration, explore
+from pccompile.report import latex
 from pccompile.report.analyse import Analysis, analyse
 from pccompile.report.cost import CostReport, report_cost
 from pccompile.report.explain import explain
@@ -88,6 +90,16 @@ class PCModule(CompiledModule):
     def explain(self, vertex: str | None = None) -> Page:
         """Where a vertex comes from, its equations, local rules and generated code; without a name, all vertices."""
         return explain(self, vertex)
+
+    def explore(
+        self, args: tuple[Any, ...] | Tensor, kwargs: Mapping[str, Any] | None = None, **settings: Any
+    ) -> Exploration:
+        """The model and what inference does with a batch, as a page: `explorer.explore` says what `settings` are."""
+        return explore(self, args, kwargs, **settings)
+
+    def latex(self) -> str:
+        """All equations in LaTeX, one `align*` environment, ready to paste."""
+        return latex.document(self)
 
     def summary(self) -> Page:
         """Algorithm, size, rules by family, predicted gradient error, and what to look out for."""

@@ -32,6 +32,7 @@ def check(options: argparse.Namespace) -> None:
         ),
         (options.doctor and options.output, "--doctor writes nothing: leave -o out"),
         (options.explain is not None and options.output, "--explain writes nothing: leave -o out"),
+        *explore_checks(options),
         (
             options.loss == "none" and needs_loss(options.algorithm),
             f"{options.algorithm} inference needs a loss: --loss squared-error or cross-entropy",
@@ -47,6 +48,18 @@ def check(options: argparse.Namespace) -> None:
             raise UsageError(what)
 
 
+def explore_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
+    """What is wrong with a command line that asks for a page."""
+    page = options.explore
+    return [
+        (page is not None and options.output, "--explore names its own file: leave -o out"),
+        (page is not None and circuit(options), "--explore does not go with circuits"),
+        (page is not None and not page.endswith((".html", ".json")), "--explore writes a file .html or .json"),
+        (page is not None and options.loss == "none", "--explore needs a loss: --loss squared-error or cross-entropy"),
+        (options.beside and page is None, "--beside goes with --explore"),
+    ]
+
+
 def needs_loss(algorithm: str) -> bool:
     """Whether inference evaluates the loss; of "exact", the default, that is known without torch."""
     if algorithm == "exact":
@@ -58,6 +71,5 @@ def needs_loss(algorithm: str) -> bool:
 
 def plain(options: argparse.Namespace) -> bool:
     """Whether nothing but compiling is asked for."""
-    return not (
-        options.verify or options.emit or options.doctor or report_asked(options) or options.explain is not None
-    )
+    asked = options.verify or options.emit or options.doctor or options.explore or report_asked(options)
+    return not (asked or options.explain is not None)

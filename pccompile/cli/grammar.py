@@ -31,6 +31,7 @@ exit codes: 0 done, 1 the model cannot be compiled, 2 wrong usage, 3 verificatio
   pccompile out/model.pcnet.json --export verilog -o out/   nengo, nir, sana-fe or verilog
   pccompile vad.onnx --constant sr=16000 --data inputs.npz --verify
   pccompile model.onnx --explain fc1           equations, local rules, generated code and the source line
+  pccompile model.onnx --explore model.html    the model and what inference does with a batch, as one offline page
   pccompile watch log.jsonl                    what a recorder of training has written
 """
 
@@ -106,8 +107,17 @@ def shown_options(p: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--explain", nargs="?", const="", metavar="VERTEX", help="all vertices, or one in full")
     what.add_argument("--emit", choices=EMITS, help="print a stage's result or the generated code")
+    what.add_argument(
+        "--explore", metavar="FILE", help="write a page about the model and one batch, .html, or its data, .json"
+    )
     report_options(what)
     what.add_argument("--doctor", action="store_true", help="list everything that is unsupported")
+    group.add_argument(
+        "--beside",
+        action="append",
+        metavar="ALGORITHM",
+        help="with --explore: another algorithm on the same batch (default: exact and fixed-prediction)",
+    )
     group.add_argument("--json", action="store_true", help="with a report such as --verify: as JSON")
     group.add_argument(
         "--print-after",

@@ -28,6 +28,7 @@ from pccompile.diagnostics import (
     UsageError,
     printable,
 )
+from pccompile.explorer import check_page
 from pccompile.report.doctor import examine
 from pccompile.report.gradients import Bench
 from pccompile.report.losses import cross_entropy
@@ -73,6 +74,8 @@ def carried_out(
         page, fine = examine(shown, options.model, lambda: made()[0])
         show(page)
         return EXIT_DONE if fine else EXIT_MODEL
+    if options.explore:
+        check_page(options.explore)
     pc, target = made()
     progress.talk(shown, pc)
     if options.verify and not verified(pc, target, options):
@@ -83,6 +86,8 @@ def carried_out(
     if folder:
         for path in save_generated(source_of(pc, options.loss), pc.state(), folder, name):
             print(printable(str(path)))
+    elif options.explore:
+        explored(pc, target, options)
     elif report_asked(options):
         return reported(pc, target, options)
     elif not options.verify:
@@ -182,6 +187,18 @@ def reported(pc: PCModule, target: Target, options: argparse.Namespace) -> int:
     else:
         show(found)
     return EXIT_VERIFY if kind == "certify-locality" and not found.found.local else EXIT_DONE
+
+
+def explored(pc: PCModule, target: Target, options: argparse.Namespace) -> None:
+    """Write the page that was asked for, and print where it is."""
+    args, kwargs = target.args or (), target.kwargs or {}
+    given = Bench(pc, args, kwargs, None, None, options.seed).target
+    title = default_name(options.model, kind_of(options.model))
+    with redirect_stdout(sys.stderr):
+        found = pc.explore(
+            args, kwargs, target=given, algorithms=options.beside, title=options.name or title, seed=options.seed
+        )
+    print(printable(str(found.save(options.explore))))
 
 
 def settled(pc: PCModule, target: Target, options: argparse.Namespace, shown: str) -> None:

@@ -153,6 +153,20 @@ def infer(
     return _Recorder(pc, runtime, {**known, **numbers}, given).run(args, dict(kwargs or {}), loss, target)
 
 
+def recorded(
+    pc: CompiledModule,
+    runtime: Runtime,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    target: Any,
+    loss: Criterion | None,
+) -> Trace:
+    """As `infer`, by a program that has been compiled to be recorded."""
+    assert runtime.compiled is not None
+    given = Given.of(target, loss)
+    return _Recorder(pc, runtime, dict(runtime.compiled.program.arguments), given).run(args, dict(kwargs), loss, target)
+
+
 class _Recorder:
     def __init__(self, pc: CompiledModule, runtime: Runtime, arguments: dict[str, Any], given: Given) -> None:
         self.pc, self.runtime, self.arguments, self.given = pc, runtime, arguments, given
@@ -195,7 +209,9 @@ class _Recorder:
     ) -> Trace:
         """Predictions follow the values: what a step shows is the state that it starts from, hence one step more."""
         if "steps" not in self.arguments:
-            raise CompileError(f"{self.pc.options.algorithm} takes no loop of steps here: there is nothing to trace")
+            raise CompileError(
+                f"{self.runtime.options.algorithm} takes no loop of steps here: there is nothing to trace"
+            )
         infer(**{**self.arguments, "steps": self.arguments["steps"] + 1}, record=self.record)
         if not self.shown:
             raise CompileError("the model has no hidden values, which inference could move: there is nothing to trace")
@@ -230,7 +246,7 @@ class _Recorder:
 
     def trace(self, values: Shown, errors: Shown, energy: Shown, loss: Tensor, total: Tensor) -> Trace:
         moving = self.runtime.source.moving
-        options = self.pc.options
+        options = self.runtime.options
         descends = ALGORITHMS[options.algorithm].descends and options.transposes
         return Trace(options.algorithm, self.arguments, values, errors, loss, total, energy, moving, descends)
 

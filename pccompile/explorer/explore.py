@@ -1,0 +1,131 @@
+"""`explore`: everything that the page shows of a model and one batch, as data, as JSON and as HTML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pccompile.algorithms import ALGORITHMS
+from pccompile.diagnostics import CompileError
+from pccompile.explorer.page import html
+from pccompile.explorer.runs import as_data, program_of, run
+from pccompile.explorer.stages import stages
+from pccompile.explorer.vertices import code_data, equations_data, graph_data
+from pccompile.files.writing import SEAL, check_folder, check_replaceable, write_together
+from pccompile.report.gradients import Bench
+from pccompile.report.losses import Criterion
+from pccompile.runtime.loaded_program import Runtime
+from pccompile.runtime.module import CompiledModule
+
+FORMAT, VERSION = "pccompile exploration", 1
+BESIDE = ("exact", "fixed-prediction")
+"""What a model's own algorithm is compared with unless a user says otherwise."""
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """What `explore` found. data: plain dictionaries, lists, numbers and strings; docs/explorer.md says which."""
+
+    data: Mapping[str, Any]
+
+    def json(self, indent: int | None = None) -> str:
+        """The data as JSON."""
+        return json.dumps(self.data, ensure_ascii=False, indent=indent, separators=None if indent else (",", ":"))
+
+    def html(self) -> str:
+        """The page: one file that needs nothing else and makes no request."""
+        return html(self.json())
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page to `path`, or the data where it ends in `.json`.
+
+        Raises CompileError rather than overwrite a file that pccompile did not write.
+        """
+        path = Path(path)
+        check_page(path)
+        text = self.json(1) if path.suffix == ".json" else self.html()
+        return write_together(path.parent, {path.name: lambda p: p.write_text(f"{text}\n", encoding="utf-8")})[0]
+
+
+def check_page(path: str | Path) -> None:
+    """Raise CompileError where writing would fail or destroy what pccompile did not write, or somebody edited."""
+    check_folder(Path(path).parent)
+    check_replaceable([Path(path)])
+
+
+def explore(
+    pc: CompiledModule,
+    args: tuple[Any, ...] | Tensor,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: Any = None,
+    loss: Criterion | None = None,
+    algorithms: Mapping[str, Mapping[str, Any]] | Sequence[str] | None = None,
+    path: str | Path | None = None,
+    title: str = "",
+    seed: int = 0,
+) -> Exploration:
+    """A model, and what inference does with one batch, beside other algorithms on the same batch.
+
+    target: what the loss compares outputs with; drawn where none is given. loss: as for `infer`.
+    algorithms: those to show besides the model's own, with their settings; by default exact and fixed prediction.
+    path: where to write the page, or with `.json` its data. The model stays as it is. Raises CompileError.
+    """
+    args = (args,) if isinstance(args, Tensor) else tuple(args)
+    bench = Bench(pc, args, kwargs or {}, loss, target, seed)
+    asked = None if bench.own and pc.criterion is None else bench.loss
+    base = pc.prepare(args, kwargs, record=True, loss=asked, target=bench.target if asked else None)
+    chosen = {name: {} for name in algorithms} if isinstance(algorithms, Sequence) else dict(algorithms or {})
+    if algorithms is None:
+        chosen = {name: {} for name in BESIDE if name != pc.options.algorithm}
+    if unknown := sorted(set(chosen) - set(ALGORITHMS)):
+        raise CompileError(f"unknown algorithm {unknown[0]}", hint=f"one of {', '.join(ALGORITHMS)}")
+    runtimes: dict[str, Runtime] = {pc.options.algorithm: base}
+    for name, settings in chosen.items():
+        key = name if name not in runtimes else f"{name} 2"
+        runtimes[key] = program_of(pc, base, name, settings)
+    found = Exploration(_data(bench, runtimes, title or type(bench.model).__name__))
+    if path is not None:
+        found.save(path)
+    return found
+
+
+def _data(bench: Bench, runtimes: Mapping[str, Runtime], title: str) -> dict[str, Any]:
+    true = bench.autograd()
+    graphs: list[Any] = []
+    runs: list[dict[str, Any]] = []
+    for key, runtime in runtimes.items():
+        assert runtime.compiled is not None
+        vertices = graph_data(runtime.compiled.pc, bench.model)
+        if vertices not in graphs:
+            graphs.append(vertices)
+        made = as_data(run(bench, runtime), true)
+        runs.append(
+            {
+                "name": key,
+                "algorithm": runtime.options.algorithm,
+                "graph": graphs.index(vertices),
+                **made,
+                "equations": equations_data(runtime.compiled),
+                "code": code_data(runtime.compiled),
+            }
+        )
+    first = next(iter(runtimes.values()))
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "generator": SEAL,
+        "title": title,
+        "granularity": first.options.vertices,
+        "parameters": {k: list(p.shape) for k, p in bench.model.named_parameters()},
+        "made_with": {"torch": torch.__version__},
+        "graphs": graphs,
+        "runs": runs,
+        "stages": stages(first, bench.pc.options),
+    }
