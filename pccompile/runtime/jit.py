@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.tensor_forms import like
@@ -75,17 +76,19 @@ class _Kernels:
     """What Dynamo made of a call: one graph, which of the call's values it reads, and where its results belong.
 
     like: whether the tensors of another call are of the same forms. assemble: the function's result, from the graph's
-    results and behind them the call's tensors.
+    results and behind them the call's tensors. shared: what of these lies in the memory of another.
     """
 
     like: Callable[..., bool]
     run: Callable[..., Any]
     inputs: tuple[int, ...]
     assemble: Callable[[Sequence[Any]], Any]
+    shared: tuple[tuple[int, int], ...]
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
         """The function's result."""
-        return self.assemble([*self.run(*[tensors[i] for i in self.inputs]), *tensors])
+        values = [*self.run(*[tensors[i] for i in self.inputs]), *tensors]
+        return self.assemble(_as_views(values, self.shared) if self.shared else values)
 
 
 class Compiled:
@@ -123,7 +126,9 @@ class Compiled:
         if kernels is not None:
             known = self._known if len(self._known) < FORMS else {}
             self._known = {**known, form: (*known.get(form, ())[1 - FORMS :], kernels)}
-        return result
+        leaves, spec = pytree.tree_flatten(result)
+        shared = _shared(leaves, tensors)
+        return pytree.tree_unflatten(_as_views([*leaves, *tensors], shared)[: len(leaves)], spec) if shared else result
 
     def _backend(self, graph: fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:
         """What runs a graph that Dynamo has found."""
@@ -185,7 +190,35 @@ def _kernels(call: Call, tensors: list[Tensor], result: Any) -> _Kernels | None:
     read, same, assemble = [places.get(id(t)) for t in inputs], like(tensors), _assembly(result, found)
     if same is None or assemble is None or len(places) < len(tensors) or None in read:
         return None
-    return _Kernels(same, run, tuple(i for i in read if i is not None), assemble)
+    return _Kernels(same, run, tuple(i for i in read if i is not None), assemble, _shared(results, tensors))
+
+
+def _shared(results: Sequence[Any], tensors: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
+    """Which results lie in the memory of another value, a tensor of the call if there is one, unknown to autograd.
+
+    Kernels return such results as tensors of their own: what is written into one would change the other unseen.
+    """
+    bases: dict[int, int] = {}
+    pairs: list[tuple[int, int]] = []
+    values = [*results, *tensors]
+    for i in (*range(len(results), len(values)), *range(len(results))):
+        value = values[i]
+        if not isinstance(value, Tensor) or value.layout is not torch.strided or not value.numel():
+            continue
+        first = bases.setdefault(value.untyped_storage().data_ptr(), i)
+        base = values[first]
+        known = value is base or (value._is_view() and value._base is (base._base if base._is_view() else base))
+        if i < len(results) and not known and value.dtype == base.dtype:
+            pairs.append((i, first))
+    return tuple(pairs)
+
+
+def _as_views(values: list[Any], shared: Sequence[tuple[int, int]]) -> list[Any]:
+    """`values`, in which those that lie in the memory of another are views of it."""
+    for i, base in shared:
+        own = values[i]
+        values[i] = values[base].as_strided(own.shape, own.stride(), own.storage_offset())
+    return values
 
 
 def _assembly(result: Any, places: Mapping[int, int]) -> Callable[[Sequence[Any]], Any] | None:

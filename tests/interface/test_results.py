@@ -16,6 +16,8 @@ from pccompile import CompileError
 RUNS: dict[str, Callable[..., Any]] = {
     "a value": lambda m, x: (torch.tanh(m.a(x)),),
     "a linear value": lambda m, x: (m.a(x),),
+    "a view of a value": lambda m, x: (torch.tanh(m.a(x)).view(-1),),
+    "a part of a value": lambda m, x: (m.b(h := torch.tanh(m.a(x))), h[:, 1:3].t()),
     "a value and its view": lambda m, x: (h := m.a(x), h.view(-1)),
     "a value and what comes of it": lambda m, x: (h := torch.tanh(m.a(x)), m.b(h)),
     "the input": lambda m, x: (torch.tanh(m.a(x)), x),
@@ -146,7 +148,7 @@ def test_a_write_into_a_result_is_followed_or_raises(how: dict[str, Any]) -> Non
 
 @pytest.mark.slow
 def test_a_write_into_a_result_of_jitted_programs_is_followed_or_raises() -> None:
-    for name in ("a value", "a linear value", "a value and its view", "a value and what comes of it"):
+    for name in (*ALONE, "a view of a value", "a part of a value", "a value and its view", "a detached slice"):
         compare_writes(name, {"jit": True})
 
 

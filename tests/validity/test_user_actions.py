@@ -1,0 +1,305 @@
+"""Sequences of what users do to a model between calls: eager outputs and gradients at each step, or a refusal."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from torch import Tensor, nn
+
+import pccompile
+from pccompile import CompileError
+
+GAIN = 1.0
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.LeakyReLU, "softplus": nn.Softplus}
+PARAMETERS = ("first.weight", "first.bias", "last.weight", "last.bias", "norm.weight")
+MODULES = ("", "first", "activation", "norm", "drop", "last")
+ROWS = st.sampled_from((2, 3, 5))
+SEEDS = st.integers(0, 5)
+
+
+class Gained(torch.autograd.Function):
+    """The identity, whose gradient is scaled by a global."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * GAIN
+
+
+class Net(nn.Module):
+    """A small network with statistics, dropout, attributes and a custom Function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.activation, self.norm = nn.Linear(3, 4), nn.Tanh(), nn.BatchNorm1d(4)
+        self.drop, self.last = nn.Dropout(0.3), nn.Linear(4, 2)
+        self.tau, self.options = 1.0, {"residual": False}
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.drop(self.norm(self.activation(self.first(x) / self.tau)))
+        h = Gained.apply(h) + (h.sin() if self.options["residual"] else 0)
+        return self.last(h)
+
+
+class Criterion:
+    """A loss with a number that changes."""
+
+    def __init__(self) -> None:
+        self.weight = 1.0
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.weight * (output - target).square().mean() + output.abs().sum()
+
+
+def doubled(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """A forward hook."""
+    return output * 2
+
+
+def shifted(module: nn.Module, args: Any) -> Any:
+    """A forward hook before a module."""
+    return (args[0] + 0.5,)
+
+
+def data(rows: int, seed: int) -> Tensor:
+    return torch.randn(rows, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class Actions(RuleBasedStateMachine):
+    """A model, the same one compiled, and calls of both whose backward pass is yet to come."""
+
+    how: dict[str, Any] = {}
+    tolerance = 1e-9
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_gain(1.0)
+
+    @initialize()
+    def start(self) -> None:
+        torch.manual_seed(0)
+        self.eager, self.criterion = Net().double(), Criterion()
+        model = copy.deepcopy(self.eager)
+        self.pc: Any = pccompile.compile(model, (data(3, 0),), check=False, loss=self.criterion, **self.how)
+        self.pending: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = []
+        self.hooks: list[tuple[Any, Any]] = []
+
+    @property
+    def models(self) -> tuple[nn.Module, nn.Module]:
+        return self.eager, self.pc.model
+
+    def both(self, change: Callable[[Any], object]) -> list[Any]:
+        return [change(model) for model in self.models]
+
+    def forget(self) -> None:
+        """Drop what is open: neither model has gradients or calls any more."""
+        self.pending = []
+        self.both(lambda m: m.zero_grad())
+
+    def compared(self, ours: Callable[[], Tensor], theirs: Callable[[], Tensor]) -> tuple[Tensor, Tensor] | None:
+        """What both return for the same draws; None where ours is refused. An error of either is one of both."""
+        results: list[Any] = []
+        for run in (ours, theirs):
+            torch.manual_seed(7)
+            try:
+                results.append(run())
+            except CompileError:
+                return None
+            except RuntimeError:
+                results.append(None)
+        assert (results[0] is None) == (results[1] is None)
+        if results[0] is None:
+            return None
+        torch.testing.assert_close(*(r.detach() for r in results), rtol=self.tolerance, atol=self.tolerance)
+        assert results[0].requires_grad == results[1].requires_grad
+        return results[0], results[1]
+
+    # calls
+
+    @rule(rows=ROWS, seed=SEEDS, learns=st.booleans())
+    def call(self, rows: int, seed: int, learns: bool) -> None:
+        inputs = [data(rows, seed).requires_grad_(learns) for _ in range(2)]
+        found = self.compared(lambda: self.pc(inputs[0]), lambda: self.eager(inputs[1]))
+        if found and found[0].requires_grad:
+            self.pending = [*self.pending[-2:], (*found, *inputs)]
+
+    @rule(rows=ROWS, seed=SEEDS)
+    def loss(self, rows: int, seed: int) -> None:
+        x, target = data(rows, seed), data(rows, seed + 10)[:, :2]
+        ours, theirs = lambda: self.pc.loss(x, target=target), lambda: self.criterion(self.eager(x), target)
+        found = self.compared(ours, theirs)
+        if found and found[0].requires_grad:
+            self.pending = [*self.pending[-2:], (*found, None, None)]
+
+    @rule(rows=ROWS, mode=st.sampled_from((torch.no_grad, torch.inference_mode)))
+    def look(self, rows: int, mode: Any) -> None:
+        with mode():
+            self.compared(lambda: self.pc(data(rows, 0)), lambda: self.eager(data(rows, 0)))
+
+    @precondition(lambda self: self.pending)
+    @rule(which=st.integers(0, 2), keep=st.booleans(), power=st.sampled_from((1, 2)), write=st.booleans())
+    def backward(self, which: int, keep: bool, power: int, write: bool) -> None:
+        call = self.pending[which % len(self.pending)]
+        errors: list[str] = []
+        for result in call[:2]:
+            try:
+                if write and result.dim() and not keep:
+                    with torch.no_grad() if result.is_leaf else torch.enable_grad():
+                        result.mul_(2)
+                (result**power).sum().backward(retain_graph=keep)
+                errors.append("")
+            except CompileError as e:
+                errors = [str(e)]
+                break
+            except RuntimeError as e:
+                errors.append(str(e))
+        if any(errors):
+            assert len(errors) == 1 or all(errors), errors
+            self.forget()
+        elif not keep:
+            self.pending = [p for p in self.pending if p is not call]
+        if call[2] is not None and not any(errors):
+            torch.testing.assert_close(call[2].grad, call[3].grad, rtol=self.tolerance, atol=self.tolerance)
+
+    @rule()
+    def step(self) -> None:
+        self.both(lambda m: torch.optim.SGD(m.parameters(), lr=0.05).step())
+        self.pending = []
+
+    @rule()
+    def zero_grad(self) -> None:
+        self.both(lambda m: m.zero_grad())
+
+    # changes
+
+    @rule(name=st.sampled_from(MODULES), mode=st.booleans())
+    def train(self, name: str, mode: bool) -> None:
+        self.both(lambda m: m.get_submodule(name).train(mode))
+
+    @rule(tau=st.sampled_from((0.5, 1.0, 2)))
+    def set_tau(self, tau: float) -> None:
+        self.both(lambda m: setattr(m, "tau", tau))
+
+    @rule(p=st.sampled_from((0.0, 0.3, 0.5)))
+    def set_dropout(self, p: float) -> None:
+        self.both(lambda m: setattr(m.drop, "p", p))
+
+    @rule(residual=st.booleans())
+    def set_option(self, residual: bool) -> None:
+        self.both(lambda m: m.options.update(residual=residual))
+
+    @rule(gain=st.sampled_from((1.0, 3.0)))
+    def set_gain(self, gain: float) -> None:
+        global GAIN
+        GAIN = gain
+
+    @rule(weight=st.sampled_from((1.0, 2.0)))
+    def set_criterion(self, weight: float) -> None:
+        self.pc.criterion.weight = self.criterion.weight = weight
+
+    @rule(name=st.sampled_from(sorted(ACTIVATIONS)))
+    def replace_module(self, name: str) -> None:
+        self.both(lambda m: setattr(m, "activation", ACTIVATIONS[name]()))
+
+    @rule(path=st.sampled_from(PARAMETERS), seed=SEEDS)
+    def replace_parameter(self, path: str, seed: int) -> None:
+        owner, _, name = path.rpartition(".")
+        for model in self.models:
+            module = model.get_submodule(owner)
+            old = getattr(module, name)
+            new = torch.randn(old.shape, dtype=old.dtype, generator=torch.Generator().manual_seed(seed))
+            setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
+        self.forget()
+
+    @rule(path=st.sampled_from(PARAMETERS), learns=st.booleans())
+    def freeze(self, path: str, learns: bool) -> None:
+        self.both(lambda m: m.get_parameter(path).requires_grad_(learns))
+
+    @rule(path=st.sampled_from(PARAMETERS))
+    def write(self, path: str) -> None:
+        with torch.no_grad():
+            self.both(lambda m: m.get_parameter(path).mul_(0.9))
+
+    @rule(name=st.sampled_from(MODULES[1:]), before=st.booleans())
+    def add_hook(self, name: str, before: bool) -> None:
+        def add(model: nn.Module) -> Any:
+            module = model.get_submodule(name)
+            return module.register_forward_pre_hook(shifted) if before else module.register_forward_hook(doubled)
+
+        self.hooks = [*self.hooks[:2], tuple(self.both(add))] if len(self.hooks) < 3 else self.hooks
+
+    @rule(path=st.sampled_from(PARAMETERS))
+    def add_gradient_hook(self, path: str) -> None:
+        if len(self.hooks) < 3 and all(m.get_parameter(path).requires_grad for m in self.models):
+            self.hooks += [tuple(self.both(lambda m: m.get_parameter(path).register_hook(lambda g: 2 * g)))]
+
+    @precondition(lambda self: self.hooks)
+    @rule()
+    def remove_hook(self) -> None:
+        for handle in self.hooks.pop():
+            handle.remove()
+
+    @rule()
+    def copy(self) -> None:
+        self.eager, self.pc = copy.deepcopy(self.eager), copy.deepcopy(self.pc)
+        self.pending, self.hooks = [], []
+
+    @rule()
+    def load(self) -> None:
+        state = {k: v + 1 if v.is_floating_point() else v for k, v in self.eager.state_dict().items()}
+        self.both(lambda m: m.load_state_dict(state))
+
+    @invariant()
+    def agrees(self) -> None:
+        """Parameters, their gradients and buffers are equal."""
+        if not hasattr(self, "eager"):
+            return
+        for (name, theirs), ours in zip(self.eager.named_parameters(), self.pc.model.parameters(), strict=True):
+            assert (ours.grad is None) == (theirs.grad is None), name
+            pairs = [(ours.detach(), theirs.detach())] + [(ours.grad, theirs.grad)] * (theirs.grad is not None)
+            for a, b in pairs:
+                torch.testing.assert_close(a, b, rtol=self.tolerance, atol=self.tolerance, msg=name)
+        for a, b in zip(self.pc.model.buffers(), self.eager.buffers(), strict=True):
+            torch.testing.assert_close(a, b, rtol=self.tolerance, atol=self.tolerance)
+
+
+class Zil(Actions):
+    """By levels, whose gradients are those of backpropagation."""
+
+    how = {"algorithm": "zil"}
+
+
+def run(machine: type[Actions], examples: int, steps: int) -> None:
+    checks = list(HealthCheck)
+    how = settings(max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=checks)
+    try:
+        run_state_machine_as_test(machine, settings=how)
+    finally:
+        machine().set_gain(1.0)
+
+
+def test_a_few_sequences_of_actions() -> None:
+    run(Actions, 4, 12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", [Actions, Zil])
+def test_many_sequences_of_actions(machine: type[Actions]) -> None:
+    run(machine, 150, 20)
