@@ -21,6 +21,7 @@ from pccompile.ops.functions import Context, Saved, cells_of
 from pccompile.ops.held_tensors import HeldTensors, noting_held
 from pccompile.pipeline import Compiled, compile_imported
 from pccompile.runtime.loss_state import is_same_tensor
+from pccompile.runtime.model_state import ModelState
 
 FUNCTION, OF_CONTEXT = "pcc.function", frozenset(vars(Context(())))
 HINT = "change it after backward(), or let forward keep it in ctx, which hands it to this backward pass"
@@ -140,17 +141,38 @@ def compile_reading(imported: Imported, *how: Any) -> tuple[Compiled, Derivative
     return compiled, DerivativeReads(authors, held) if authors else None
 
 
+def reads_in_pieces(model: nn.Module) -> DerivativeReads | None:
+    """What the custom Functions that the code of `model` names may read; None where there are none.
+
+    Dynamo has taken them apart, so that nobody knows what their contexts hold: any module of the model may be there.
+    """
+    modules = dict(model.named_modules())
+    authors = [
+        (f"{f.__name__}.backward", _own((f.backward, f.forward, f.setup_context)), modules, ())
+        for f in ModelState(model).functions
+    ]
+    if not authors:
+        return None
+    reads = DerivativeReads(authors, HeldTensors())
+    reads.watch()
+    return reads
+
+
+def _own(values: Iterable[Any]) -> tuple[FunctionType, ...]:
+    return tuple(f for value in values for f in functions_in(value) if is_own_code(f))
+
+
 def _authors(compiled: Compiled) -> Iterator[Author]:
     """The derivatives of the user's own code in a program."""
     for op in dict.fromkeys(n.op for n in compiled.graph.nodes):
         definition = OPDEFS.get(op.rpartition(".")[0].replace(".", "::"))
         functions = (definition._backward_fn, definition._setup_context_fn) if definition else ()
-        if own := tuple(f for f in functions if isinstance(f, FunctionType) and is_own_code(f)):
+        if own := _own(f for f in functions if f is not None):
             yield f"the backward of {op.rpartition('.')[0]}", own, {}, ()
     for n in compiled.graph.nodes:
         saved = n["saved"] if n.op == FUNCTION else None
         if isinstance(saved, Saved) and is_own_code(saved.call.function):
-            own = tuple(f for f in functions_in(saved.call.function.backward) if is_own_code(f))
+            own = _own((saved.call.function.backward,))
             given = {k: v for k, v in saved.entries.items() if k not in OF_CONTEXT}
             cells = cells_of(saved.call.function.forward)
             yield f"{saved}.backward", own, given, tuple(cells[name] for name in saved.entries["nonlocals"])
@@ -161,4 +183,4 @@ def _first_other(tensors: Iterable[tuple[Tensor, Tensor]]) -> Tensor | None:
     return next((t for t, copy in tensors if not is_same_tensor(t, copy)), None)
 
 
-__all__ = ["DerivativeReads", "compile_reading"]
+__all__ = ["DerivativeReads", "compile_reading", "reads_in_pieces"]

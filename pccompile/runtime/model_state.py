@@ -18,7 +18,7 @@ from pccompile.diagnostics import CompileError
 from pccompile.frontends.code_reads import CodeReads, functions_in
 from pccompile.frontends.imported import Imported
 from pccompile.frontends.places import Place
-from pccompile.frontends.snapshots import CONSTANT, Describer, Description, Snapshots, is_foreign
+from pccompile.frontends.snapshots import CONSTANT, Describer, Description, Snapshots, is_foreign, is_own_code
 from pccompile.frontends.tensor_forms import strides
 from pccompile.runtime.states import state_tensors
 
@@ -89,6 +89,11 @@ class ModelState:
             tuple(self._hooks(torch_module.__dict__[t]) for t in GLOBAL_TABLES),
             CodeReads(self._describe).follow(self._classes),
         )
+
+    @property
+    def functions(self) -> tuple[type[torch.autograd.Function], ...]:
+        """The user's own autograd Functions that the model's code names."""
+        return tuple(k for k in self._describe.classes if issubclass(k, torch.autograd.Function) and is_own_code(k))
 
     def holds(self) -> bool:
         """Whether the model is what it was, down to which objects it holds."""

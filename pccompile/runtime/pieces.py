@@ -21,6 +21,7 @@ from pccompile.pipeline import Hook, Options
 from pccompile.runtime.autograd_function import Bridge
 from pccompile.runtime.comparison import tensors_of
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
+from pccompile.runtime.derivative_reads import DerivativeReads, reads_in_pieces
 from pccompile.runtime.losses import loss_of
 from pccompile.runtime.module import CompiledModule, Criterion
 from pccompile.runtime.torch_compile import OPTIONS, Piece, PieceProgram, program_of
@@ -49,9 +50,10 @@ class ModuleInPieces(CompiledModule):
         self.comparison: Checked | None = None
         self.left: tuple[str, ...] = ()
         self._looked = -1
+        self._reads: DerivativeReads | None = None
 
     def _anew(self) -> dict[str, Any]:
-        return {**super()._anew(), "_programs": [], "_run_by_dynamo": None, "_looked": -1}
+        return {**super()._anew(), "_programs": [], "_run_by_dynamo": None, "_looked": -1, "_reads": None}
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
@@ -80,7 +82,17 @@ class ModuleInPieces(CompiledModule):
         outputs = self._dynamo()(*args, **kwargs)
         if self._looked != len(self._programs):  # a path that no call has taken before
             self._look(outputs)
+        if self._reads is not None:
+            self._watch(outputs)
         return outputs
+
+    def _watch(self, outputs: Any) -> None:
+        """Compare what custom backwards may read, before errors flow back, with what it is now."""
+        if self._reads is not None and not self._reads.hold():
+            self._reads = reads_in_pieces(self.__dict__["model"])
+        reads = self._reads
+        for node in {o.grad_fn for o in tensors_of(outputs) if o.grad_fn is not None} if reads else ():
+            node.register_prehook(lambda grads, reads=reads: reads.refuse_changes())
 
     def _look(self, outputs: Any) -> None:
         """Say once of each parameter that no piece holds what reads it on the path that led to these outputs."""
@@ -89,7 +101,7 @@ class ModuleInPieces(CompiledModule):
         if new := tuple(name for name in found if name not in self.left):
             self.left = (*self.left, *new)
             warnings.warn(f"{type(model).__name__}: {note_on(new)[0]}", stacklevel=6)
-        self._looked = len(self._programs)
+        self._looked, self._reads = len(self._programs), reads_in_pieces(model)
 
     def _dynamo(self) -> Callable[..., Any]:
         if self._run_by_dynamo is None:

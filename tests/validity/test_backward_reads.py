@@ -205,6 +205,33 @@ def test_what_a_backward_reads_is_followed_before_a_call_and_refused_before_its_
         both(2.0)
 
 
+IN_PIECES = ("global", "attribute", "table", "closure", "operator")
+
+
+@pytest.mark.parametrize("case", [IN_PIECES[0], *(pytest.param(c, marks=pytest.mark.slow) for c in IN_PIECES[1:])])
+def test_what_a_backward_reads_of_a_model_in_pieces(case: str) -> None:
+    run, change, words = CASES[case]
+    torch.manual_seed(0)
+    eager = Net(run).double()
+    x, model = torch.randn(4, 6, dtype=torch.float64), copy.deepcopy(eager)
+    pc = pccompile.compile(model, (x,), capture="pieces")
+
+    def both(value: float) -> None:
+        change(eager, value)
+        change(model, value)
+
+    try:
+        for value in (2.0, 3.0, 2.0):
+            both(value)
+            torch.testing.assert_close(gradients(model, pc, x), gradients(eager, eager, x))
+        with pytest.raises(CompileError, match=words):
+            gradients(model, pc, x, between=lambda: both(3.0))
+        both(2.0)
+        torch.testing.assert_close(gradients(model, pc, x), gradients(eager, eager, x))
+    finally:
+        both(2.0)
+
+
 def test_a_backward_may_read_a_parameter_that_an_optimizer_moves() -> None:
     torch.manual_seed(0)
     eager = Net(lambda m, h: ByModule.apply(h, m)).double()
