@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pccompile.api.temporal_coding import Temporal
     from pccompile.backends.netlist import Netlist
     from pccompile.diagnostics import CompileError
+    from pccompile.explorer import explore_circuit
     from pccompile.frontends.onnx import load_onnx
     from pccompile.limits import budget
     from pccompile.ops.energies import energy, learned_precision
@@ -41,6 +42,7 @@ _WHERE = {
     "budget": "pccompile.limits",
     "compile": "pccompile.api.compile",
     "energy": "pccompile.ops.energies",
+    "explore_circuit": "pccompile.explorer",
     "learned_precision": "pccompile.ops.energies",
     "load_onnx": "pccompile.frontends.onnx",
     "mupc": "pccompile.runtime.mupc",
@@ -77,6 +79,7 @@ __all__ = [
     "budget",
     "compile",
     "energy",
+    "explore_circuit",
     "learned_precision",
     "load_onnx",
     "mupc",

@@ -53,10 +53,16 @@ def explore_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
     page = options.explore
     return [
         (page is not None and options.output, "--explore names its own file: leave -o out"),
-        (page is not None and circuit(options), "--explore does not go with circuits"),
+        (
+            page is not None and (options.simulate or options.export),
+            "--explore goes with neither --simulate nor --export",
+        ),
         (page is not None and not page.endswith((".html", ".json")), "--explore writes a file .html or .json"),
-        (page is not None and options.loss == "none", "--explore needs a loss: --loss squared-error or cross-entropy"),
-        (options.beside and page is None, "--beside goes with --explore"),
+        (
+            page is not None and options.loss == "none" and not circuit(options),
+            "--explore needs a loss: --loss squared-error or cross-entropy",
+        ),
+        (options.beside and (page is None or circuit(options)), "--beside goes with --explore of a model"),
     ]
 
 

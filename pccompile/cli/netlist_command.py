@@ -25,6 +25,7 @@ from pccompile.cli.loading import load
 from pccompile.cli.progress import Progress
 from pccompile.cli.user_inputs import parsed, user_inputs
 from pccompile.diagnostics import EXIT_DONE, EXIT_VERIFY, CompileError, UsageError, printable
+from pccompile.explorer import check_page, explore_circuit
 from pccompile.files.writing import check_replaceable, write_together
 from pccompile.frontends.onnx import OnnxModule
 from pccompile.pipeline import Hook, lay_out
@@ -118,6 +119,11 @@ def carried_out(net: Netlist, options: argparse.Namespace, name: str) -> int:
         return EXIT_DONE
     if options.bits and not options.export:
         net = quantised(net, options.bits, options)
+    if options.explore:
+        check_page(options.explore)
+        how = {"ticks": options.ticks, "chip": options.chip, "title": name, "seed": options.seed}
+        print(printable(str(explore_circuit(net, **presented(net, options), **how).save(options.explore))))
+        return EXIT_DONE
     if options.export:
         for path in exported(replace(net, spec=msgspec.structs.replace(net.spec, name=name)), options):
             print(printable(str(path)))

@@ -121,6 +121,7 @@ def _data(bench: Bench, runtimes: Mapping[str, Runtime], title: str) -> dict[str
         "format": FORMAT,
         "version": VERSION,
         "generator": SEAL,
+        "kind": "model",
         "title": title,
         "granularity": first.options.vertices,
         "parameters": {k: list(p.shape) for k, p in bench.model.named_parameters()},
@@ -128,4 +129,5 @@ def _data(bench: Bench, runtimes: Mapping[str, Runtime], title: str) -> dict[str
         "graphs": graphs,
         "runs": runs,
         "stages": stages(first, bench.pc.options),
+        "chip": None,
     }

@@ -17,7 +17,7 @@ from pccompile.files.writing import SEAL
 VENDOR = ("viz.js.gz", "katex.js.gz", "uplot.js.gz")
 SCRIPTS = (
     "state", "elements", "colour", "hierarchy", "layout", "graph", "charts", "code", "panel", "modules", "heatmap",
-    "convergence", "compare", "stages", "search", "views", "keys", "main",
+    "convergence", "compare", "stages", "chip", "search", "views", "keys", "main",
 )  # fmt: skip
 """The page's own scripts, in this order one after the other in one function."""
 

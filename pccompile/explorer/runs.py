@@ -136,14 +136,23 @@ def pictures(trace: Trace) -> dict[str, Any]:
         side //= 2
     shown: dict[str, list[Any]] = {}
     for name, errors in trace.errors.items() if side >= 4 else ():
-        if not errors.numel() or errors.is_complex():
-            continue
-        flat = _picture(errors[:, 0] if errors.dim() > 1 else errors[:, None], side)
-        top = float(flat.nan_to_num(0.0, 0.0, 0.0).max()) or 1.0
-        shade = 255 * (1 + torch.log10(flat.clamp_min(1e-30) / top) / DECADES)
-        pixels = shade.nan_to_num(255.0).clamp(0, 255).to(torch.uint8)
-        shown[name] = [flat.shape[2], flat.shape[1], rounded(top), pixels.cpu().numpy().tobytes().hex()]
+        found = picture_of(errors[:, 0] if errors.dim() > 1 else errors[:, None], side)
+        if found is not None:
+            shown[name] = found
     return {"decades": DECADES, "of": shown}
+
+
+def picture_of(steps: Tensor, side: int) -> list[Any] | None:
+    """The picture of one sample at each step; None where there is nothing to see."""
+    if not steps.numel() or steps.is_complex():
+        return None
+    flat = _picture(steps, side)
+    top = float(flat.nan_to_num(0.0, 0.0, 0.0).max())
+    if not top:
+        return None
+    shade = 255 * (1 + torch.log10(flat.clamp_min(1e-30) / top) / DECADES)
+    pixels = shade.nan_to_num(255.0).clamp(0, 255).to(torch.uint8)
+    return [flat.shape[2], flat.shape[1], rounded(top), pixels.cpu().numpy().tobytes().hex()]
 
 
 def _picture(errors: Tensor, side: int) -> Tensor:

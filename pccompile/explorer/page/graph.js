@@ -45,7 +45,7 @@ function stepGraph() {
     text.style.fill = line.style.stroke = dot.style.fill = colour;
     dot.style.display = at && x ? "" : "none";
     if (at) { dot.setAttribute("cx", at[0]); dot.setAttribute("cy", at[1]); }
-    const words = `${id}: error ${number(x)} at step ${state.step}`;
+    const words = `${id}: ${called()} ${number(x)} at ${circuit() ? "tick" : "step"} ${state.step}`;
     title.textContent = words; g.setAttribute("aria-label", words);
   }
 }

@@ -30,7 +30,7 @@ const KEYS = {
   ArrowDown: () => { const c = children(state.vertex)[0]; if (c) choose(c); },
   " ": play, "/": () => $("search").focus(), f: foldHere, u: unfoldHere,
   "+": () => zoomMiddle(1.25), "-": () => zoomMiddle(0.8),
-  ...Object.fromEntries(Object.keys(VIEWS).map((key, i) => [i + 1, () => show({ view: key })])),
+  ...Object.fromEntries(Object.keys(VIEWS).map((_, i) => [i + 1, () => { const key = available()[i]; if (key) show({ view: key }); }])),
 };
 const zoomMiddle = factor => { const b = $("view").getBoundingClientRect(); if (state.view === "graph") zoom(factor, b.width / 2, b.height / 2); };
 
@@ -38,7 +38,7 @@ document.addEventListener("keydown", e => {
   if (e.ctrlKey || e.metaKey || e.altKey) return;
   if (e.target === $("search")) { searchKey(e); return; }
   const element = e.target, pressed = e.key === "Enter" || e.key === " ";
-  if (pressed && element.matches("[data-fold], .vertex")) { // SVG has no buttons
+  if (pressed && element.matches("[data-fold], .vertex, .core")) { // SVG has no buttons
     e.preventDefault();
     const id = element.dataset.fold ?? element.dataset.id;
     element.dispatchEvent(new MouseEvent("click", { bubbles: true }));
@@ -47,7 +47,7 @@ document.addEventListener("keydown", e => {
     return;
   }
   if (element.getAttribute("role") === "tab" && (e.key === "ArrowRight" || e.key === "ArrowLeft")) {
-    const keys = Object.keys(VIEWS), at = keys.indexOf(state.view) + (e.key === "ArrowRight" ? 1 : -1);
+    const keys = available(), at = keys.indexOf(state.view) + (e.key === "ArrowRight" ? 1 : -1);
     show({ view: keys[(at + keys.length) % keys.length] });
     $(`tab-${state.view}`).focus(); e.preventDefault();
     return;

@@ -19,14 +19,14 @@ function outline() { // a module with one vertex is that vertex
 }
 function drawModules(where) {
   const bar = names => h("i", { class: "bar", "data-members": JSON.stringify(names) }), value = () => h("span", { class: "value" });
-  const called = v => v.label === v.name && v.path.length ? v.path.at(-1) : v.label || v.name;
+  const labelled = v => v.label === v.name && v.path.length ? v.path.at(-1) : v.label || v.name;
   const leaf = v => h("li", {}, h("a", {
     href: "#", "data-go": v.name, title: v.name, class: v.name === state.vertex ? "chosen" : "", "aria-current": v.name === state.vertex ? "true" : null,
-  }, bar([v.name]), called(v), value()), h("small", {}, v.operations.join(" · ")));
+  }, bar([v.name]), labelled(v), value()), h("small", {}, v.operations.join(" · ")));
   const branch = m => h("li", {}, h("details", { open: !folded.has(m.path), "data-module": m.path },
     h("summary", {}, bar(m.all), last(m.path), h("small", {}, plural(m.all.length, "vertex", "vertices")), value()), list(m)));
   const list = m => h("ul", {}, m.inside.map(one => one.all ? branch(one) : leaf(one)));
-  refill(where, h("p", { class: "text" }, "The modules of the model with the vertices in them, and the error of each at the chosen step."),
+  refill(where, h("p", { class: "text" }, `The modules of the model with the vertices in them, and the ${called()} of each at the chosen ${circuit() ? "tick" : "step"}.`),
     h("div", { class: "outline" }, list(outline())));
   stepModules();
   where.querySelector(".chosen")?.scrollIntoView({ block: "center" });

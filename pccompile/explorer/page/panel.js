@@ -21,22 +21,24 @@ function drawPanel(where) {
     h("p", { class: "path" }, v.path.join(" › ") || "the model itself"), h("h2", {}, v.name),
     h("p", { class: "facts" }, [v.role === "hidden" ? "" : `${v.role}, `, v.type, v.operations.length ? `, ${v.operations.join(" · ")}` : ""].join("")),
     h("div", { class: "numbers" },
-      h("div", {}, h("span", { id: "rms" }), h("small", {}, "|ε|, root mean square")),
-      h("div", {}, h("span", { id: "energy" }), h("small", {}, "energy"))),
-    h("h3", {}, "Energy over steps"), spark,
-    h("h3", {}, "Equations and local rule", h("span", {}, r.algorithm)), equationsOf(v.name, r),
-    p ? [h("h3", {}, "|ε| of the first sample", h("span", {}, `${r.pictures.decades} decades below ${number(p[2])}`)),
-      h("canvas", { class: "picture", id: "picture", role: "img", "aria-label": "Error of the first sample" })] : null,
+      h("div", {}, h("span", { id: "rms" }), h("small", {}, `${quantity()}, root mean square`)),
+      h("div", {}, h("span", { id: "energy" }), h("small", {}, circuit() ? "½ ε², error units" : "energy"))),
+    h("h3", {}, circuit() ? "State over ticks" : "Energy over steps"), spark,
+    r.equations[v.name] ? [h("h3", {}, "Equations and local rule", h("span", {}, r.algorithm)), equationsOf(v.name, r)] : null,
+    p ? [h("h3", {}, `${quantity()} of the first sample`, h("span", {}, `${r.pictures.decades} decades below ${number(p[2])}`)),
+      h("canvas", { class: "picture", id: "picture", role: "img", "aria-label": `${quantity()} of the first sample` })] : null,
     v.source.text ? [h("h3", {}, "Your line", h("span", {}, `${v.source.file}:${v.source.line}`)), h("pre", { tabindex: 0 }, h("code", {}, python(v.source.text)))]
       : v.source.file ? h("p", { class: "where" }, `${v.source.file}:${v.source.line}`) : null,
-    h("h3", {}, "Generated code"), codeBlocks(codeOf(v.name, r)),
+    r.code.text ? [h("h3", {}, "Generated code"), codeBlocks(codeOf(v.name, r))] : null,
     h("h3", {}, "Neighbours"),
     h("p", { class: "facts links" }, "from ", from.length || v.inputs.length ? list([...from, ...v.inputs]) : "constants", h("br"),
-      "to ", followers.length ? list(followers.map(link)) : "the loss",
+      "to ", followers.length ? list(followers.map(link)) : circuit() ? "nothing" : "the loss",
       v.parameters.length ? [h("br"), `learns ${v.parameters.join(", ")}`] : null),
-    v.rules.length ? [h("h3", {}, "How the rule was derived"), h("p", { class: "facts" }, v.rules.flatMap(([op, how], i) => [i ? h("br") : null, `${op}: ${how}`]))] : null);
-  const xs = r.energy[v.name] ?? [];
-  chart(spark, [counted(xs), xs.map(x => x || null)], [own(r)], { height: 92, log: true, label: `Energy of ${v.name} over ${plural(r.steps, "step")}` });
+    v.rules.length ? [h("h3", {}, circuit() ? "Projections that arrive" : "How the rule was derived"),
+      h("p", { class: "facts" }, v.rules.flatMap(([op, how], i) => [i ? h("br") : null, `${op}: ${how}`]))] : null);
+  const xs = (circuit() ? r.errors : r.energy)[v.name] ?? [];
+  if (!xs.some(x => x)) spark.replaceChildren(h("p", { class: "facts" }, `0 at every ${circuit() ? "tick" : "step"}`));
+  else chart(spark, [counted(xs), xs.map(x => x || null)], [own(r)], { height: 92, log: true, label: `${circuit() ? "State" : "Energy"} of ${v.name} over ${time(r.steps)}` });
   stepPanel();
 }
 function stepPanel() {

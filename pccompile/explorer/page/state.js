@@ -4,7 +4,11 @@ const state = { algorithm: "", vertex: "", step: 0, view: "graph", stage: 1 };
 const folded = new Set(); // paths of modules, their parts joined by dots
 
 const run = () => DATA.runs.find(r => r.name === state.algorithm) ?? DATA.runs[0];
-const vertices = (r = run()) => r.circuit ? r.circuit.vertices : DATA.graphs[r.graph];
+const vertices = (r = run()) => DATA.graphs[r.graph];
+const circuit = () => DATA.kind === "circuit";
+const quantity = () => circuit() ? "|state|" : "|ε|"; // what is coloured
+const called = () => circuit() ? "state" : "error";
+const time = (n, many = plural) => many(n, circuit() ? "tick" : "step");
 const index = new WeakMap();
 
 function indexed(r = run()) { // by name: vertices, children, and the vertex that reads each parameter
@@ -31,14 +35,17 @@ function toAddress() {
   const parameters = new URLSearchParams({ vertex, step, algorithm, view });
   if (view === "stages") parameters.set("stage", stage);
   if (folded.chosen) for (const path of folded.size ? folded : [""]) parameters.append("folded", path);
-  history.replaceState(null, "", "#" + parameters);
+  try { history.replaceState(null, "", "#" + parameters); } catch { /* within another page there is no address */ }
 }
 
 function settle() { // whatever an address says, the state is one that there is
   if (!DATA.runs.some(r => r.name === state.algorithm)) state.algorithm = DATA.runs[0].name;
   const all = vertices();
-  if (!vertex()) state.vertex = (all.find(v => v.role === "hidden" && v.parameters.length) ?? all[0])?.name ?? "";
+  if (!vertex()) { // one that learns, and is reached by errors
+    const learns = all.filter(v => v.role === "hidden" && v.parameters.length);
+    state.vertex = (learns.find(v => run().errors[v.name]?.at(-1)) ?? learns[0] ?? all[0])?.name ?? "";
+  }
   state.step = Math.max(0, Math.min(run().steps, Math.round(state.step) || 0));
-  if (!VIEWS[state.view]) state.view = "graph";
+  if (!available().includes(state.view)) state.view = "graph";
   state.stage = Math.max(0, Math.min(DATA.stages.length - 1, state.stage));
 }

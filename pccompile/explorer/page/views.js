@@ -2,22 +2,26 @@
 const VIEWS = {
   graph: { title: "Graph", draw: drawGraph, step: stepGraph, mark: () => { markGraph(); reveal(); } },
   modules: { title: "Modules", draw: drawModules, step: stepModules },
-  map: { title: "Layers × steps", draw: drawMap, step: stepMap },
-  convergence: { title: "Convergence", draw: drawConvergence },
-  compare: { title: "Side by side", draw: drawCompare },
-  code: { title: "Code", draw: drawCode },
-  stages: { title: "Passes", draw: drawStages, mark: () => {} },
+  map: { title: "Layers × steps", ofCircuits: "Populations × ticks", draw: drawMap, step: stepMap },
+  convergence: { title: "Convergence", draw: drawConvergence, there: () => !circuit() },
+  compare: { title: "Side by side", draw: drawCompare, there: () => !circuit() },
+  code: { title: "Code", draw: drawCode, there: () => run().code.text },
+  stages: { title: "Passes", draw: drawStages, mark: () => {}, there: () => DATA.stages.length },
+  chip: { title: "Chip", draw: drawChip, there: () => DATA.chip },
 };
+const available = () => Object.keys(VIEWS).filter(key => VIEWS[key].there?.() ?? true);
 const timing = {};
 let shown = {};
 
 function frame() { // titles, choices, the curve behind the slider, the legend
   const r = run();
   $("title").textContent = DATA.title;
+  $("algorithms").hidden = circuit();
   document.title = `${DATA.title} · ${state.vertex}`;
   refill($("algorithms"), ...DATA.runs.map(one => h("button", { type: "button", "data-algorithm": one.name, "aria-pressed": String(one === r), style: { "--own": `var(${own(one)})` } }, one.name)));
-  refill($("tabs"), ...Object.entries(VIEWS).map(([key, v], i) => h("button", { type: "button", role: "tab", id: `tab-${key}`, "data-view": key,
-    "aria-selected": String(key === state.view), tabindex: key === state.view ? 0 : -1, "aria-controls": "view", title: `${v.title} (${i + 1})` }, v.title)));
+  refill($("tabs"), ...available().map((key, i) => [key, VIEWS[key], i]).map(([key, v, i]) => h("button", { type: "button", role: "tab", id: `tab-${key}`, "data-view": key,
+    "aria-selected": String(key === state.view), tabindex: key === state.view ? 0 : -1, "aria-controls": "view", title: `${circuit() && v.ofCircuits || v.title} (${i + 1})`,
+  }, circuit() && v.ofCircuits || v.title)));
   $("view").setAttribute("aria-labelledby", `tab-${state.view}`);
   $("step").max = r.steps;
   const xs = r.free_energy, finite = xs.filter(x => x !== null), low = Math.min(...finite), wide = Math.max(...finite) - low || 1;
@@ -26,14 +30,14 @@ function frame() { // titles, choices, the curve behind the slider, the legend
   refill($("scent"), svg("path", { d: `M0,1L${points.join("L")}L${points.at(-1)?.split(",")[0] ?? 0},1Z`, fill: colour, opacity: 0.1 }),
     svg("path", { d: `M${points.join("L")}`, fill: "none", stroke: colour, "vector-effect": "non-scaling-stroke", "stroke-width": 1.5 }));
   const [a, b] = range(), ramp = h("i", { style: { background: `linear-gradient(90deg, ${palette().join(",")})` } });
-  refill($("legend"), "|ε|, root mean square; hollow is 0", ramp, h("div", {}, h("span", {}, number(10 ** a)), h("span", {}, number(10 ** b))));
+  refill($("legend"), `${quantity()}, root mean square; hollow is 0`, ramp, h("div", {}, h("span", {}, number(10 ** a)), h("span", {}, number(10 ** b))));
   $("legend").hidden = state.view !== "graph";
 }
 function step() {
   const r = run();
   $("step").value = state.step;
   $("step").setAttribute("aria-valuetext", `step ${state.step} of ${r.steps}`);
-  refill($("now"), h("b", {}, String(state.step)), ` of ${plural(r.steps, "step")}`, h("small", {}, `free energy ${number(r.free_energy[state.step])}`));
+  refill($("now"), h("b", {}, String(state.step)), ` of ${time(r.steps)}`, h("small", {}, `free energy ${number(r.free_energy[state.step])}`));
   VIEWS[state.view].step?.();
   stepPanel();
   for (const u of charts) u.redraw(false);
