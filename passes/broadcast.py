@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from pccompile.diagnostics import Collector, CompileError, Location
+from pccompile.diagnostics import Collector, CompileError, Location, RuleError
 from pccompile.ir import ERROR, Dim, Feedback, Node, PCGraph, Ref, TensorType, Type, Vertex, live, map_refs
 from pccompile.ir.names import Namer
 from pccompile.ops import Backward, Builder, Typer, family_of
@@ -137,7 +137,7 @@ class _Pair:
 
     @classmethod
     def of(cls, pc: PCGraph, route: _Route, output: str, home: str) -> _Pair:
-        """Raises CompileError where one sample of either has no fixed shape, or samples are not what comes first."""
+        """Raises CompileError where samples are not what comes first, RuleError where one has no fixed shape."""
         own, other = pc.graph.types[route.to], next(v.type for v in pc.vertices if v.name == output)
         assert isinstance(own, TensorType)
         if not own.shape or not other.shape or own.shape[0] != other.shape[0]:
@@ -146,7 +146,7 @@ class _Pair:
         for name, type_ in ((route.to, own), (output, other)):
             if not all(isinstance(d, int) for d in type_.shape[1:]):
                 what = f"feedback dkp: a sample of {name} has no fixed shape, {type_}"
-                raise CompileError(what, route.where, f"fix its lengths by dynamic_shapes={{}}; {HINT}")
+                raise RuleError(what, route.where, f"fix its lengths by dynamic_shapes={{}}; {HINT}")
         rows, columns = (int(Builder.numel(t.shape[1:])) for t in (other, own))
         return cls(route, output, f"{home}.{route.to}.{output}", replace(own, shape=(rows, columns)))
 

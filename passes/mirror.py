@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pccompile.diagnostics import CompileError
+from pccompile.diagnostics import CompileError, RuleError
 from pccompile.ir import Energy, Feedback, Graph, Node, PCGraph, Ref, TensorType, Vertex, map_refs
 from pccompile.ir.names import Namer
 from pccompile.ops import Builder, Typer, family_of
@@ -117,8 +117,8 @@ def _layer(pc: PCGraph, v: Vertex, before: str) -> _Layer:
     return _Layer(v, before, product, tuple(activation))
 
 
-def _refusal(v: Vertex, why: str) -> CompileError:
-    return CompileError(f"bidirectional: vertex {v.name} cannot be mirrored: {why}", v.where, HINT)
+def _refusal(v: Vertex, why: str, kind: type[CompileError] = CompileError) -> CompileError:
+    return kind(f"bidirectional: vertex {v.name} cannot be mirrored: {why}", v.where, HINT)
 
 
 class _Mirroring:
@@ -194,6 +194,7 @@ class _Mirroring:
             zip(product["stride"], product["padding"], product["dilation"], strict=True), 2
         ):
             if not isinstance(outer[i], int) or not isinstance(inner[i], int):
-                raise _refusal(layer.vertex, f"its input {old.types[product['input']]} has free lengths")
+                why = f"its input {old.types[product['input']]} has free lengths"
+                raise _refusal(layer.vertex, why, RuleError)
             found.append(outer[i] - ((inner[i] - 1) * stride - 2 * pad + dilation * (weight[i] - 1) + 1))
         return tuple(found)

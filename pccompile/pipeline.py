@@ -25,6 +25,7 @@ from pccompile.frontends.imported import Imported, Locate
 from pccompile.frontends.paths import Reading
 from pccompile.frontends.places import Place
 from pccompile.frontends.process import capturing
+from pccompile.frontends.signature import FREE, Varied
 from pccompile.ir import LASTING, Graph, PCGraph, Program, Ref, live, verify, verify_local, verify_program
 from pccompile.ops import Typer
 from pccompile.ops.packed import LAYERS
@@ -199,17 +200,15 @@ def import_model(
     locate: Locate | None = None,
     hook: Hook = silent,
     still: frozenset[int] = frozenset(),
-    fixed: bool = False,
+    free: str = FREE[0],
     places: tuple[Place, ...] = (),
     path: tuple[Reading, ...] = (),
+    varied: Varied = frozenset(),
 ) -> Imported:
-    """`model` as an operation graph; `still` as for import_program, `fixed`, `places` and `path` as for export.
-
-    Raises CompileError where it cannot be captured.
-    """
+    """`model` as an operation graph; `still` as for import_program, others as for export, and CompileError."""
     stage = Stages(hook)
     with capturing():
-        program = stage("export", lambda: export(model, args, kwargs, dynamic_shapes, fixed, places, path))
+        program = stage("export", lambda: export(model, args, kwargs, dynamic_shapes, free, places, path, varied))
         return stage("import", lambda: import_program(program, model, locate, still))
 
 
@@ -347,7 +346,7 @@ def lay_out(
 ) -> Circuitry:
     """The circuit of `model` for inputs of the shapes given. Raises CompileError with all that has no circuit."""
     options, hook = options or NetlistOptions(), hook or silent
-    imported = import_model(model, args, kwargs, locate=locate, hook=hook, fixed=True)
+    imported = import_model(model, args, kwargs, locate=locate, hook=hook, free="nothing")
     _refuse_states(imported)
     _refuse_packed(imported)
     if options.input_errors:

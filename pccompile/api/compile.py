@@ -92,7 +92,7 @@ def compile(
 
     model: an nn.Module, an fx.GraphModule, an ExportedProgram, a path to an .onnx or .pt2 file, or an ONNX ModelProto.
     args, kwargs: example arguments; an exported program and an ONNX file bring their own.
-    dynamic_shapes: as torch.export takes it; by default dimension 0 of every input is free.
+    dynamic_shapes: as torch.export takes it; by default batches and lengths of sequences are free (see `PCModule`).
     algorithm: "exact", "fixed-prediction", "meta-pcn", "zil", "strict", "incremental", "error-optimization", "alm",
         "nudged", "langevin" or "bidirectional" (docs/algorithms.md).
     granularity: what a vertex is, "op", "layer" or "output".

@@ -18,11 +18,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pccompile.diagnostics import CompileError, first_line
+from pccompile.diagnostics import CompileError, RuleError, first_line
 from pccompile.frontends.functional import op_name
 from pccompile.frontends.user_places import place_of
 from pccompile.ops.functions import stop_gradient
 from pccompile.ops.packed import LAYERS
+from pccompile.ops.recurrent_operators import NAMES
+from pccompile.ops.signatures import overload
 
 LEAD = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
 """Regions, and how many settings stand before the program among their arguments."""
@@ -152,6 +154,8 @@ def _cast(graph: fx.Graph, n: fx.Node, setting: Autocast) -> None:
         raise CompileError(
             "a recurrent layer over packed sequences under autocast is not compiled", place_of(n, None), hint
         )
+    if op_name(n.target) in NAMES:  # torch casts within each step, which only its own operator shows
+        n.target = overload(NAMES[op_name(n.target)])
     args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda a: a.meta["val"])
     tensors = {a: a.meta["val"] for a in n.all_input_nodes if isinstance(a.meta.get("val"), torch.Tensor)}
     if not any(t.is_floating_point() for t in tensors.values()):
@@ -178,11 +182,11 @@ def _cast(graph: fx.Graph, n: fx.Node, setting: Autocast) -> None:
 
 @contextmanager
 def _told(n: fx.Node) -> Iterator[None]:
-    """Within, torch is asked for the casts of one operation. Raises CompileError where it does not answer."""
+    """Within, torch is asked for the casts of one operation. Raises RuleError where it does not answer."""
     try:
         yield
     except RuntimeError as e:
-        raise CompileError(
+        raise RuleError(
             f"the casts of {op_name(n.target)} under autocast cannot be told: {first_line(e)}",
             hint="switch autocast off around it, or compile it with dynamic_shapes that fix its sizes",
         ) from e

@@ -24,7 +24,7 @@ from pccompile.frontends.packed import Packing, refuse_packed_arguments
 from pccompile.frontends.patches import patched
 from pccompile.frontends.paths import Reading
 from pccompile.frontends.places import Place
-from pccompile.frontends.signature import free_batch, spelled_out
+from pccompile.frontends.signature import FREE, Varied, freedoms, spelled_out
 from pccompile.frontends.states import StateTrace
 from pccompile.frontends.subclasses import refuse_acting
 
@@ -47,14 +47,15 @@ def export(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
-    fixed: bool = False,
+    free: str = FREE[0],
     places: tuple[Place, ...] = (),
     path: tuple[Reading, ...] = (),
+    varied: Varied = frozenset(),
 ) -> ExportedProgram:
     """The program that torch.export captures, in the mode (train or eval) that `model` is in; that stays what it was.
 
-    dynamic_shapes: as torch.export takes it; None frees dimension 0 of every tensor input where the model allows that.
-    fixed: free no dimension. places: attributes that are known to be states; others are found.
+    dynamic_shapes: as torch.export takes it; None frees what `free` of `FREE` names, where the model allows that.
+    varied: dimensions that had other lengths before. places: attributes that are known to be states; others are found.
     path: what Python reads from tensors on the path to be captured; without it, reading is refused.
     Raises CompileError where torch.export cannot capture the model.
     """
@@ -64,9 +65,9 @@ def export(
     refuse_inference_parameters(model)
     refuse_acting((*model.named_parameters(), *model.named_buffers()))
     with as_parameters(model), spelled_out(model, named), recorded_hooks(model) as hooks:
-        shapes = [free_batch(model, args, named), None]
-        if fixed or dynamic_shapes is not None:
-            shapes = [None if fixed else dynamic_shapes]
+        shapes = freedoms(model, args, named, free, varied)
+        if dynamic_shapes is not None and free != FREE[-1]:
+            shapes = [dynamic_shapes]
         assumed = _Assumed(shapes, tuple(p for p in places if p.is_open(model)))
         while True:
             trace = StateTrace(model, assumed.places, assumed.uncounted, path, assumed.below)

@@ -21,6 +21,7 @@ from pccompile.frontends.intercept import (
 from pccompile.frontends.packed import Packing, packed_sequences
 from pccompile.frontends.process import capturing, replaced
 from pccompile.frontends.python_random import refuse_draws
+from pccompile.frontends.recurrences import whole_recurrences
 from pccompile.frontends.running_statistics import visible_statistics
 from pccompile.frontends.shapes import shapes_torch_lacks
 from pccompile.frontends.states import StateTrace
@@ -35,6 +36,7 @@ def patched(model: nn.Module, trace: StateTrace, packing: Packing) -> Iterator[A
         trace.running(),  # fx.Interpreter.run, nn.Module.__getattr__, FakeTensor.tolist
         noticed_derivatives(trace.below) as transforms,  # what autograd.grad, torch.func.grad, jvp and vmap run
         author_gradients() as noticed,  # autograd.Function.apply, Tensor.register_hook and .retain_grad
+        whole_recurrences(),  # torch.lstm, .gru, .rnn_tanh and .rnn_relu, and what torch._VF has of them
         packed_sequences(packing),  # the packing functions of torch._VF, torch.as_tensor, forward of LSTM, GRU and RNN
         shapes_torch_lacks(),  # shapes of operators, torch.ctc_loss
         visible_statistics(),  # torch.instance_norm, forward of batch normalisation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,11 @@ from torch.export import Dim as ExportDim
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError
+
+Varied = frozenset[tuple[int, int]]
+"""Dimensions that had other lengths in other calls: the position of a tensor among all arguments, and the axis."""
+INDICES = (torch.int64, torch.int32)
+"""Types of tensors that hold places in a table, as tokens do."""
 
 
 @contextmanager
@@ -42,20 +47,63 @@ def spelled_out(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None]:
         model.__dict__.update({"forward": before} if before else {})
 
 
-def free_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Dimension 0 of every tensor argument, to be free where the model allows it; or what the model itself says."""
+FREE = ("lengths", "batch", "nothing")
+"""What may be free in a program's arguments, from the most on."""
+
+
+def freedoms(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], most: str, varied: Varied = frozenset()
+) -> list[Any]:
+    """What torch.export is asked to leave free, each as its dynamic_shapes, from `most` of `FREE` on until it takes it.
+
+    "batch" is dimension 0 of every tensor, "lengths" besides the dimensions that sequences have and those that `varied`
+    from call to call. A model may say itself what is free, in place of both. Raises CompileError where `forward` does
+    not take the arguments.
+    """
     if callable(own := getattr(model, "dynamic_shapes", None)) and not kwargs:
-        return own(args)
-
-    def free(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] > 1:
-            return {0: ExportDim.AUTO}
-        return None
-
+        return [own(args), None][most == "nothing" :]
     try:
         arguments = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     except TypeError as e:
         raise CompileError(
             f"{type(model).__name__}.forward {e}", hint="give the example arguments that forward takes"
         ) from e
-    return pytree.tree_map(free, dict(arguments))
+    steps = {n for t in pytree.tree_leaves((args, kwargs)) for n in _steps(t)}
+    batch = pytree.tree_map(lambda leaf: _free(leaf, (0,)), dict(arguments))
+    axes: dict[int, set[int]] = {}
+    for i, leaf in enumerate(pytree.tree_leaves((args, kwargs))):
+        axes[id(leaf)] = {*_sequence_axes(leaf, steps), *(axis for at, axis in varied if at == i)}
+    lengths = pytree.tree_map(lambda leaf: _free(leaf, axes.get(id(leaf), ())), dict(arguments))
+    attempts = [lengths, batch, None][FREE.index(most) :]
+    return attempts[1:] if len(attempts) > 2 and lengths == batch else attempts
+
+
+def _free(leaf: Any, axes: Collection[int]) -> Any:
+    """Those of `axes` that torch.export may leave free: those of more than one entry."""
+    if not isinstance(leaf, torch.Tensor):
+        return None
+    return {a: ExportDim.AUTO for a in axes if a < leaf.dim() and leaf.shape[a] > 1} or None
+
+
+def _steps(leaf: Any) -> tuple[int, ...]:
+    """What may be numbers of steps in a tensor of sequences: indices [batch, steps], or vectors in either order."""
+    if not isinstance(leaf, torch.Tensor):
+        return ()
+    holds = leaf.dtype in INDICES if leaf.dim() == 2 else leaf.dim() == 3 and leaf.is_floating_point()
+    return tuple(leaf.shape[:2]) if holds else ()
+
+
+def _masks(leaf: Any) -> bool:
+    """Whether a tensor can be a mask over pairs of steps, by its form: [steps, steps], maybe by sample and head."""
+    if not isinstance(leaf, torch.Tensor) or not 2 <= leaf.dim() <= 4:
+        return False
+    return leaf.dtype is torch.bool or leaf.dim() < 4 or leaf.shape[1] == 1
+
+
+def _sequence_axes(leaf: Any, steps: Container[int]) -> tuple[int, ...]:
+    """The axes that may be batch or steps: of sequences, and of masks whose two last are as long as these."""
+    if _steps(leaf):
+        return 0, 1
+    if _masks(leaf) and all(n in steps for n in leaf.shape[-2:]):
+        return 0, leaf.dim() - 2, leaf.dim() - 1
+    return (0,)

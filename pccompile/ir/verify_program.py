@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 
 from torch import Tensor
 
-from pccompile.diagnostics import NOWHERE, CompileError
+from pccompile.diagnostics import NOWHERE, CompileError, RuleError
 from pccompile.ir.equations import FUNCTIONS, TERMS, EquationError, calls, names, outside, parse
 from pccompile.ir.liveness import Place, reads
 from pccompile.ir.program import Do, ForEach, Program, Repeat, Step, Until, Update
@@ -150,7 +150,7 @@ class _Checker:
             shape = self.vertices[owner].type.shape[1:] if owner in self.vertices else ()
             if not (kept.single or isinstance(kept.start, Tensor) or all(isinstance(d, int) for d in shape)):
                 why = f"a sample of {owner} has no fixed shape: {self.vertices[owner].type}"
-                raise self.refuse(f"lasting {kept}", why, owner)
+                raise RuleError(self.refuse(f"lasting {kept}", why, owner).problems)
 
     def without_samples(self, d: Do) -> None:
         """Raise CompileError where what outlives a batch would be assigned something of each of its samples."""

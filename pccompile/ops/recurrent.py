@@ -7,16 +7,19 @@ over all steps together.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from pccompile.diagnostics import CompileError
-from pccompile.ir import Arg, Node, Ref, TensorType, Type
+from pccompile.ir import DEVICE, Arg, Node, Ref, TensorType, Type
 from pccompile.ops import compositions
 from pccompile.ops import recurrent_source as source
 from pccompile.ops.builder import Builder
+from pccompile.ops.packed import LAYERS
 from pccompile.ops.random import dropped
+from pccompile.ops.recurrent_operators import NAMES
 from pccompile.ops.registry import OpDef, define, rewrite
 from pccompile.ops.trace import decompose
 
@@ -237,28 +240,30 @@ define(
 
 
 class _Stack:
-    """Writes a recurrent operator of torch as its layers and directions. Weights come in torch's own order."""
+    """Writes a recurrent operator of torch as its layers and directions. Weights come in torch's own order.
 
-    def __init__(self, b: Builder, n: Node, layer: str, states: int) -> None:
-        self.b, self.n, self.layer = b, n, layer
+    kind: "lstm", "gru" or "rnn". extra: what a layer takes besides. projects: whether states are projected (LSTMP).
+    """
+
+    def __init__(self, b: Builder, n: Node, kind: str, extra: tuple[str, ...]) -> None:
+        self.b, self.n, self.kind, self.extra = b, n, kind, extra
         hx: Any = n["hx"]
         self.first: tuple[Ref, ...] = hx if isinstance(hx, tuple) else (hx,)
         self.directions = 2 if n["bidirectional"] else 1
-        self.per_cell = 4 if n["has_biases"] else 2
-        self.extra = ("tanh",) if "tanh" in n.op else ("relu",) if "relu" in n.op else ()
         params: Any = n["params"]
         self.params: tuple[Ref, ...] = params
-        self.plain = len(params) == n["num_layers"] * self.directions * self.per_cell
-        """Whether there is nothing but weights and biases: no projections, which torch writes out step by step."""
-        self.ends: tuple[list[Ref], ...] = tuple([] for _ in range(states))
+        layers: Any = n["num_layers"]
+        self.layers: int = layers
+        self.per_cell = len(params) // (layers * self.directions)
+        self.projects = self.per_cell > (4 if n["has_biases"] else 2)
+        self.ends: tuple[list[Ref], ...] = tuple([] for _ in self.first)
 
     def run(self) -> tuple[Ref, ...]:
         """The states of the last layer, and the final states of all layers and directions."""
         b, n = self.b, self.n
         x: Any = n["input"]
         x = b("aten.transpose.int", x, 0, 1) if n["batch_first"] else x
-        layers: Any = n["num_layers"]
-        for i in range(layers):
+        for i in range(self.layers):
             x = self.dropped(x) if i else x
             outs = tuple(self.direction(x, i, d) for d in range(self.directions))
             x = outs[0] if len(outs) == 1 else b("aten.cat.default", outs, -1)
@@ -276,16 +281,29 @@ class _Stack:
     def direction(self, x: Ref, layer: int, direction: int) -> Ref:
         """The states of one layer in one direction; notes its final states."""
         b, at = self.b, layer * self.directions + direction
-        weights = self.params[at * self.per_cell : (at + 1) * self.per_cell]
-        biases = (None, None) if len(weights) == 2 else ()
+        w_ih, w_hh, *rest = self.params[at * self.per_cell : (at + 1) * self.per_cell]
+        biases = tuple(rest[:2]) if self.n["has_biases"] else (None, None)
+        projection = rest[2 * bool(self.n["has_biases"]) :]
         first = tuple(b("aten.select.int", h, 0, at) for h in self.first)
-        call = b(self.layer, x, *first, *weights, *biases, *self.extra, bool(direction))
-        states = call if self.layer == "pcc.rnn_layer" else b.get(call, 0)
+        if projection:
+            call, states = self.projected(x, first, (w_ih, w_hh, *biases, *projection), bool(direction))
+        else:
+            call = b(f"pcc.{self.kind}_layer", x, *first, w_ih, w_hh, *biases, *self.extra, bool(direction))
+            states = call if self.kind == "rnn" else b.get(call, 0)
         states = self.named(states, f"layer{layer}{'_reverse' if direction else ''}")
         self.ends[0].append(b("aten.select.int", states, 0, 0 if direction else -1))
         if len(self.ends) > 1:
             self.ends[1].append(b.get(call, 1))
         return states
+
+    def projected(
+        self, x: Ref, first: tuple[Ref, ...], weights: tuple[Ref | None, ...], reverse: bool
+    ) -> tuple[Ref, Ref]:
+        """A layer whose states are projected, as one over sequences that all last to the end; and its states."""
+        b, shape = self.b, self.b.shape(x)
+        sizes = b("aten.full.default", (shape[0],), shape[1], dtype=torch.int64, device=DEVICE)
+        call = b(LAYERS["lstm"], _rows(b, x), sizes, *first, *weights, reverse)
+        return call, b.view(b.get(call, 0), (*shape[:2], b.shape(first[0])[1]))
 
     def named(self, states: Ref, label: str) -> Ref:
         """The states that were just made, under a name that says which layer it is."""
@@ -296,16 +314,27 @@ class _Stack:
         return Ref(name)
 
 
-def _expansion(layer: str, states: int) -> Callable[[Builder, Node], Any]:
+def _expansion(kind: str, *extra: str) -> Callable[[Builder, Node], Any]:
     def expand(b: Builder, n: Node) -> Any:
-        stack = _Stack(b, n, layer, states)
-        return stack.run() if stack.plain else decompose(b, n)
+        stack = _Stack(b, n, kind, extra)
+        if stack.projects and isinstance(b.shape(n["input"])[0 if not n["batch_first"] else 1], int):
+            return decompose(b, replace(n, op=NAMES.get(n.op, n.op)))  # known steps have a circuit, too
+        return stack.run()
 
     return expand
 
 
-for name, layer, states in (("lstm", "lstm", 2), ("gru", "gru", 1), ("rnn_tanh", "rnn", 1), ("rnn_relu", "rnn", 1)):
-    rewrite(f"aten.{name}.input", _expansion(f"pcc.{layer}_layer", states))
+LAYER_OF = {
+    "aten.lstm.input": ("lstm",),
+    "aten.gru.input": ("gru",),
+    "aten.rnn_tanh.input": ("rnn", "tanh"),
+    "aten.rnn_relu.input": ("rnn", "relu"),
+}
+"""What layer each of torch's operators has, and what that takes besides."""
+for name, layer in LAYER_OF.items():
+    rewrite(name, _expansion(*layer))
+for name, own in NAMES.items():
+    rewrite(name, _expansion(*LAYER_OF[own]))
 
 
 def _packed(b: Builder, n: Node) -> Any:

@@ -18,6 +18,7 @@ from pccompile.backends.torch import SWEEP, Source, emit
 from pccompile.frontends.forward_hooks import Observation
 from pccompile.frontends.imported import Imported
 from pccompile.frontends.numbers import Read
+from pccompile.frontends.signature import Varied
 from pccompile.ir import Node, Ref, TensorType
 from pccompile.ops.functions import Saved
 from pccompile.passes.activity import passes_on
@@ -28,7 +29,7 @@ from pccompile.runtime import jit
 from pccompile.runtime.states import Writes
 
 FORMS = 64
-"""So many forms of arguments that fit a program are remembered."""
+"""So many forms of calls are remembered with the program that they fit."""
 
 
 def load(source: str, name: str) -> dict[str, Any]:
@@ -154,6 +155,21 @@ class Interface:
             return None
         return Mismatch(f"input lengths: expected {condition}, which the model's own branches decided on")
 
+    def varied(self, leaves: Sequence[Any]) -> Varied:
+        """The fixed dimensions of the inputs that have another length in a call with these flattened arguments."""
+        if len(leaves) != len(self.inputs):
+            return frozenset()
+        pairs = [
+            (i, leaf, self.types[name]) for i, (name, leaf) in enumerate(zip(self.inputs, leaves, strict=True)) if name
+        ]
+        return frozenset(
+            (i, axis)
+            for i, leaf, type_ in pairs
+            if isinstance(leaf, Tensor) and leaf.dim() == len(type_.shape)
+            for axis, (size, dim) in enumerate(zip(leaf.shape, type_.shape, strict=True))
+            if isinstance(dim, int) and size != dim
+        )
+
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensors of a call, by name."""
         return self.named(pytree.tree_leaves((args, dict(kwargs))))
@@ -238,7 +254,7 @@ class Runtime:
     automatic settings. `fitting` has forms of targets that go with the outputs. `flag` and `warned` belong to
     `divergence.notice`. `mirrored`: weights stand in the places of their feedback weights, so that gradients must be
     those of backpropagation. `alarm` belongs to `energy_alarm`. `reads` says whether what the author's own derivatives
-    read is as it was, where there are any.
+    read is as it was, where there are any. `taken` is what the loss takes.
     """
 
     source: Source
@@ -255,6 +271,7 @@ class Runtime:
     mirrored: bool = False
     asking: Mapping[str, tuple[frozenset[int], ...]] = field(default_factory=dict)
     reads: Reads | None = None
+    taken: Interface | None = None
     rated: dict[tuple[Choice, ...], Runtime] = field(default_factory=dict, init=False)
     partial: dict[frozenset[int], Callable[..., Any] | None] = field(default_factory=dict, init=False)
     alarm: EnergyAlarm = field(default_factory=EnergyAlarm, init=False)
@@ -275,6 +292,7 @@ class Runtime:
             "writes": None,
             "flag": None,
             "reads": None,
+            "taken": None,
         }
         hidden |= {"partial": {}, "rated": {}, "alarm": EnergyAlarm(), "_jitted": {}, "_functional": {}}
         return {**self.__dict__, **hidden}

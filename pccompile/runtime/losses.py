@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +13,15 @@ from torch.utils import _pytree as pytree
 
 from pccompile.algorithms import ALGORITHMS
 from pccompile.backends.torch import Loss
-from pccompile.diagnostics import CompileError
+from pccompile.diagnostics import CompileError, RuleError
 from pccompile.frontends.imported import Imported
+from pccompile.frontends.signature import Varied
 from pccompile.frontends.subclasses import refuse_acting
+from pccompile.ir import PCGraph, TensorType
 from pccompile.pipeline import Compiled, import_model, to_vertices
 from pccompile.runtime.loaded_program import Interface
 from pccompile.runtime.loss_state import LossState
+from pccompile.runtime.program_cache import Captured
 
 SQUARED_ERROR = "no loss was given: inference takes the squared error ½‖target − output‖², summed"
 MEAN_LOSS = (
@@ -39,34 +43,85 @@ class _LossModule(nn.Module):
 
 
 def compile_loss(
-    loss: Callable[..., Tensor], state: LossState, interface: Interface, outputs: Sequence[Tensor], target: Any
-) -> Loss:
-    """`loss(output, target)` as a part of a program. `outputs` and `target` are examples.
+    loss: Callable[..., Tensor], state: LossState, captured: Captured, outputs: Sequence[Tensor], target: Any, free: str
+) -> tuple[Loss, Interface]:
+    """`loss(output, target)` as a part of a program, and what it takes. `outputs` and `target` are examples.
 
-    state: that of the loss, which is told of the tensors that are written into the program.
+    state: that of the loss, which is told of the tensors that are written into the program. free: as for `export`.
     Raises CompileError where the loss is not a scalar, cannot be captured, or reads what learns.
     """
-    flat = tuple(o.detach() for o in outputs)
+    interface, flat = captured.interface, tuple(o.detach() for o in outputs)
     with torch.no_grad():
         value = loss(interface.assemble(flat), target)
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise CompileError("the loss is not a single number", hint="reduce it, for example with .mean() or .sum()")
-    imported = import_model(_LossModule(loss, interface), (flat, target))
-    if imported.graph.params:
-        raise CompileError("the loss has parameters of its own", hint="make it a part of the model")
-    if imported.graph.further or imported.graph.updates:
-        raise CompileError("the loss keeps a state or changes its arguments", hint="make it a part of the model")
+    module, args = _LossModule(loss, interface), (flat, target)
+    try:
+        imported, pc = _with_rules(module, args, free, _varying(captured, flat, pytree.tree_leaves(target)))
+    except (RuleError, AssertionError, RuntimeError):  # torch's own formulas ask which lengths are the same
+        imported, pc = _with_rules(module, args, "nothing", frozenset())
     names = imported.inputs
     own, given = names[: len(flat)], names[len(flat) :]
-    wanted = frozenset(n for n in own if n is not None and imported.graph.inputs[n].differentiable)
-    graph = replace(imported.graph, wanted=wanted)
-    _, pc = to_vertices(replace(imported, graph=graph), "op")
     held = [imported.tensors[name] for name in pc.graph.buffers]
     for tensor in filter(state.learns, held):
         what = f"the loss reads a tensor {tuple(tensor.shape)} that requires a gradient, and would give it none"
         raise CompileError(what, hint="let the model return it, or what the loss makes of it, or freeze it")
     state.copied(held)
-    return Loss(pc, own, given, {name: literal(imported, name) for name in pc.graph.buffers})
+    compiled = Loss(pc, own, given, {name: literal(imported, name) for name in pc.graph.buffers})
+    return compiled, Interface.of(imported, pytree.tree_leaves((flat, target)))
+
+
+def _with_rules(module: _LossModule, args: tuple[Any, ...], free: str, varied: Varied) -> tuple[Imported, PCGraph]:
+    """A loss as a graph, and its vertices with their rules. Raises CompileError where it is more than a function."""
+    imported = import_model(module, args, free=free, varied=varied)
+    if imported.graph.params:
+        raise CompileError("the loss has parameters of its own", hint="make it a part of the model")
+    if imported.graph.further or imported.graph.updates:
+        raise CompileError("the loss keeps a state or changes its arguments", hint="make it a part of the model")
+    own = imported.inputs[: len(args[0])]
+    wanted = frozenset(n for n in own if n is not None and imported.graph.inputs[n].differentiable)
+    graph = replace(imported.graph, wanted=wanted)
+    return imported, to_vertices(replace(imported, graph=graph), "op")[1]
+
+
+def _varying(captured: Captured, outputs: Sequence[Tensor], targets: Sequence[Any]) -> Varied:
+    """The dimensions of a loss's arguments that can have other lengths in other calls: free ones, and as long ones."""
+    graph = captured.imported.graph
+    shapes = [graph.types[o].shape for o in graph.outputs]  # type: ignore[union-attr]
+    free = {(i, a) for i, shape in enumerate(shapes) for a, n in enumerate(shape) if not isinstance(n, int)}
+    lengths = {outputs[i].shape[a] for i, a in free}
+    tensors = [(i, t) for i, t in enumerate(targets, len(outputs)) if isinstance(t, Tensor)]
+    return frozenset(free | {(i, a) for i, t in tensors for a, n in enumerate(t.shape) if n in lengths})
+
+
+def takes(taken: Interface, captured: Captured, inputs: Mapping[str, Tensor], target: Any) -> bool:
+    """Whether a loss that takes what `taken` says can be that of a call: it may branch on lengths, or count by them."""
+    graph = captured.imported.graph
+    outputs = []
+    for name in graph.outputs:
+        type_ = graph.types[name]
+        assert isinstance(type_, TensorType)
+        shape = [captured.interface.length(n, inputs) for n in type_.shape]
+        outputs.append(torch.empty(shape, dtype=type_.dtype, device="meta"))
+    return taken.mismatch([*outputs, *pytree.tree_leaves(target)], taken.in_spec) is None
+
+
+def program_kind(
+    captured: Captured, wanted: frozenset[str], key: tuple[Any, ...], args: Any, kwargs: Any, target: Any
+) -> tuple[Any, ...]:
+    """Which program of a capture a call uses: with a loss the first that takes its lengths, or else a new one.
+
+    key: what `CompiledModule` has of a call, of which the fifth is the form of what the loss reads.
+    """
+    if not key[4]:
+        return wanted, *key[3:]
+    inputs, form = captured.interface.bind(args, kwargs), similar(key[4])
+    for i in itertools.count():
+        kind = (wanted, key[3], (form, i), *key[5:])
+        runtime = captured.programs.get(kind)
+        if runtime is None or (runtime.taken and takes(runtime.taken, captured, inputs, target)):
+            return kind
+    raise AssertionError
 
 
 def means_over_batch(loss: Callable[..., Tensor], interface: Interface, outputs: Sequence[Tensor], target: Any) -> bool:
@@ -119,14 +174,17 @@ def refuse_targets(targets: Sequence[Tensor]) -> None:
         raise CompileError(what, hint="detach it, or take the loss of pc(x) in place of pc.loss")
 
 
-def target_form(target: Any) -> tuple[Any, ...]:
-    """What of a target a program rests on: its structure, types, which lengths are 1, and what is no tensor."""
+def target_form(target: Any, inputs: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    """What of a call with a loss a program may rest on: its structure, types, lengths, and what is no tensor."""
     leaves, spec = pytree.tree_flatten(target)
-    return spec, *(_form(leaf) if isinstance(leaf, Tensor) else (type(leaf), repr(leaf)) for leaf in leaves)
+    forms = ((t.dtype, t.shape) if isinstance(t, Tensor) else (type(t), repr(t)) for t in leaves)
+    return spec, tuple(forms), tuple(t.shape for t in inputs.values())
 
 
-def _form(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.dtype, tuple(n == 1 for n in tensor.shape)
+def similar(form: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What programs share that differ at most in the lengths that they are for: lengths of 1 are told apart."""
+    spec, forms, _ = form
+    return spec, *((t, tuple(n == 1 for n in n_s) if isinstance(n_s, torch.Size) else n_s) for t, n_s in forms)
 
 
 def refuse_losses(compiled: Compiled, algorithm: str) -> None:

@@ -40,6 +40,7 @@ from pccompile.runtime.losses import (
     MEAN_LOSS,
     compile_loss,
     means_over_batch,
+    program_kind,
     refuse_losses,
     refuse_targets,
     target_form,
@@ -60,7 +61,9 @@ class CompiledModule(ModuleCaptures):
     """`model` with predictive-coding gradients: the same Parameter objects, the same state_dict.
 
     A call in a new form (another shape where dimensions are fixed, another dtype, train instead of eval mode) compiles
-    the model again; the dimensions that the first compilation left free, the batch as a rule, do not.
+    the model again; what is free does not: batches, and the steps of sequences, which are dimensions 0 and 1 of vectors
+    [batch, steps, features] in either order and of indices [batch, steps], and of masks over these. A dimension that
+    varies between calls is free from then on. `recaptures` says why the model was captured again.
     """
 
     def __init__(
@@ -118,7 +121,7 @@ class CompiledModule(ModuleCaptures):
         key = (
             *captured.learning_flags(tables, inputs),
             self._losses.of(loss),
-            target_form(target) if loss is not None else (),
+            target_form(target, inputs) if loss is not None else (),
             record,
             roles,
         )
@@ -139,15 +142,14 @@ class CompiledModule(ModuleCaptures):
     ) -> tuple[Captured, Runtime]:
         """The program for these gradients, loss and record, and the capture that it is of."""
         wanted = captured.wanted(*key[:3])
-        kind = (wanted, *key[3:])
-        if captured.program(kind) is None:
+        kind = program_kind(captured, wanted, key, args, kwargs, target)
+        while captured.program(kind) is None:
             try:
                 captured.programs[kind] = self._compile(captured, wanted, args, kwargs, loss, target, key[3], *key[-2:])
             except RuleError:
                 if not self._frees(captured):
                     raise
-                captured = self._fix(captured, args, kwargs)
-                captured.programs[kind] = self._compile(captured, wanted, args, kwargs, loss, target, key[3], *key[-2:])
+                captured = self._free_less(captured, args, kwargs)
         runtime = captured.take(kind, key)
         self._cache.keep_losses(self._losses)
         return captured, runtime
@@ -168,12 +170,12 @@ class CompiledModule(ModuleCaptures):
         if record and any(f.name == "lowering" for f in fields(ALGORITHMS[options.algorithm].settings)):
             options = replace(options, settings={**options.settings, "lowering": "relax"})
         imported = replace(captured.imported, graph=carry_updates(replace(captured.imported.graph, wanted=wanted)))
-        compiled_loss = None
+        compiled_loss, taken = None, None
         notes: tuple[str, ...] = ()
         if state is not None:
             plain, tables, inputs = self._program(self._call(args, kwargs), args, kwargs)
             outputs, _ = self.predict(plain, tables, inputs, probe=True)
-            compiled_loss = compile_loss(loss, state, captured.interface, outputs, target)
+            compiled_loss, taken = compile_loss(loss, state, captured, outputs, target, self._free)
             if plain.source.moving and means_over_batch(loss, captured.interface, outputs, target):
                 notes = (MEAN_LOSS,)
         compiled, reads = compile_reading(imported, options, compiled_loss, record, self._hook)
@@ -188,7 +190,7 @@ class CompiledModule(ModuleCaptures):
             refuse_moving(imported, [imported.graph.outputs[i] for i in compiled.source.errors])
         parts = reaching(compiled), name, Writes.of(imported), compiled
         runtime = Runtime(compiled.source, captured.interface, *parts, options=options, notes=notes)
-        runtime.asking, runtime.reads = asking(compiled), reads
+        runtime.asking, runtime.reads, runtime.taken = asking(compiled), reads, taken
         if not self._check or record or roles:
             return runtime
         if loss is None:

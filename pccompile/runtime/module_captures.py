@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pccompile.diagnostics import CompileError, ModelValueError
+from pccompile.diagnostics import CompileError, ModelValueError, RuleError
 from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.frontends.process import capturing
+from pccompile.frontends.signature import FREE, Varied
 from pccompile.frontends.subclasses import refuse_acting
 from pccompile.pipeline import Hook, import_model, silent
 from pccompile.runtime.derivative_guards import refuse_transforms
@@ -25,6 +27,8 @@ from pccompile.runtime.paths import Path, Paths
 from pccompile.runtime.program_cache import Captured, ProgramCache, learning, offsets
 from pccompile.runtime.states import fits
 
+MANY = 8
+"""After so many captures for other lengths there is a warning."""
 Call = tuple[Captured, dict[str, Tensor]]
 """The capture that a call fits, and the tensors of the call by name."""
 
@@ -33,6 +37,8 @@ class ModuleCaptures(OwnTensors):
     """Finds the capture for a call, or makes it.
 
     dynamic_shapes: as torch.export takes it, for the first capture. recapture: whether calls may have several forms.
+    recaptures: why calls did not fit the captures before them, in order; a dimension that varies is free from then on,
+    where the model allows that.
     """
 
     def __init__(self, dynamic_shapes: Any, locate: Locate | None, recapture: bool, hook: Hook | None) -> None:
@@ -40,12 +46,13 @@ class ModuleCaptures(OwnTensors):
         self._dynamic_shapes, self._locate, self._recapture = dynamic_shapes, locate, recapture
         self._hook: Hook = hook or silent
         self._cache = ProgramCache()
-        self._fixed = False
+        self._free = FREE[0]
         self._paths: Paths | None = None
         self._asked: dict[pytree.TreeSpec, tuple[int, ...]] = {}
+        self.recaptures: tuple[str, ...] = ()
 
     def _anew(self) -> dict[str, Any]:
-        return {**super()._anew(), "_cache": ProgramCache(), "_name": ""}
+        return {**super()._anew(), "_cache": ProgramCache(), "_name": "", "recaptures": ()}
 
     def _share(self, model: nn.Module) -> None:
         super()._share(model)
@@ -93,6 +100,8 @@ class ModuleCaptures(OwnTensors):
     def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: Mismatch | None, path: Path) -> Captured:
         """The model captured anew for a call that no capture fits for this reason. Raises CompileError."""
         captures = self._cache.captures
+        if reason is not None and reason.of_input:
+            self._tell(reason)
         if captures and not self._recapture:
             what = "this program was captured in one mode and dtype, and with or without autocast"
             what = reason.what if reason else what
@@ -100,7 +109,8 @@ class ModuleCaptures(OwnTensors):
         if self._paths:
             self._paths.admit(path, self.__dict__["model"], [c.imported.path for c in captures])
         try:
-            imported = self._import(args, kwargs, self._dynamic_shapes if not captures else None, path)
+            varied = frozenset(v for c in captures for v in c.interface.varied(pytree.tree_leaves((args, kwargs))))
+            imported = self._import(args, kwargs, self._dynamic_shapes if not captures else None, path, varied)
         except CompileError as e:
             if isinstance(e, ModelValueError) or reason is None or not reason.of_input:
                 raise
@@ -108,15 +118,35 @@ class ModuleCaptures(OwnTensors):
             raise CompileError(reason.what, e.problems[0].where, why) from e
         return self.adopt(imported, args, kwargs)
 
-    def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any, path: Path) -> Imported:
+    def _tell(self, reason: Mismatch) -> None:
+        """Count that a call has another form than all before; warn where that does not end."""
+        self.recaptures = (*self.recaptures, reason.what)
+        if len(self.recaptures) == MANY:
+            warnings.warn(
+                f"{type(self.__dict__['model']).__name__} was captured {MANY + 1} times, each time for other lengths, "
+                f"the last time because {reason.what}; pad inputs to a few lengths, or free that dimension by "
+                "dynamic_shapes to see what stands against it",
+                stacklevel=2,
+            )
+
+    def _import(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any, path: Path, varied: Varied
+    ) -> Imported:
         """The model as a graph, for calls of this form."""
         model, how = self.__dict__["model"], (dynamic_shapes, self._locate, self._hook)
-        imported = import_model(model, args, kwargs, *how, fixed=self._fixed, places=self._cache.places, path=path)
+        noted: dict[str, Any] = {"places": self._cache.places, "path": path, "varied": varied}
+        try:
+            imported = import_model(model, args, kwargs, *how, free=self._free, **noted)
+        except RuleError:
+            if dynamic_shapes is not None or self._free == FREE[-1]:
+                raise
+            self._free = FREE[FREE.index(self._free) + 1]
+            return self._import(args, kwargs, dynamic_shapes, path, varied)
         if imported.asked:  # as forward does in eager torch, before the call from now on
             leaves, spec = flattened(args, kwargs)
             self._asked[spec] = imported.asked
             ask([leaf for leaf in leaves if isinstance(leaf, Tensor)], imported.asked)
-            return self._import(args, kwargs, dynamic_shapes, path)
+            return self._import(args, kwargs, dynamic_shapes, path, varied)
         return imported
 
     def _frees(self, captured: Captured) -> bool:
@@ -125,11 +155,12 @@ class ModuleCaptures(OwnTensors):
         asked = self._dynamic_shapes is not None or not self._recapture
         return not asked and any(d.tensor in captured.imported.graph.inputs for d in dims)
 
-    def _fix(self, captured: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
-        """The model captured anew with the lengths of this call: the free ones stand in the way of a rule."""
-        self._fixed = True
+    def _free_less(self, captured: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
+        """The model captured anew with fewer free dimensions: those of now stand in the way of a rule."""
+        beyond_batch = any(d.axis for d in captured.imported.graph.dims.values())
+        self._free = FREE[1] if self._free == FREE[0] and beyond_batch else FREE[-1]
         self._cache.remove(captured)
-        return self.adopt(self._import(args, kwargs, None, captured.imported.path), args, kwargs)
+        return self.adopt(self._import(args, kwargs, None, captured.imported.path, frozenset()), args, kwargs)
 
     def adopt(self, imported: Imported, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
         """Take an imported model as what calls of this form run."""

@@ -61,7 +61,7 @@ def mupc(
         hint = f"one of {', '.join(ATTENTION)}"
         raise CompileError(f"unknown attention {printable(repr(attention))}", hint=hint)
     with capturing():
-        imported = import_model(model, (args,) if isinstance(args, Tensor) else args, kwargs)
+        imported = import_model(model, (args,) if isinstance(args, Tensor) else args, kwargs, free="batch")
         graph = dce(canonicalise(imported.graph, imported.typer))
     found = {graph.origin[name]: factor for name, factor in factors(graph, attention == ATTENTION[0]).items()}
     if not found:

@@ -14,7 +14,7 @@ from pccompile.frontends.imported import Imported
 from pccompile.frontends.places import SKIPPED, Place, leaves_of
 from pccompile.frontends.tensor_forms import strides
 from pccompile.passes.activity import active
-from pccompile.runtime.loaded_program import Interface, Runtime
+from pccompile.runtime.loaded_program import FORMS, Interface, Runtime
 from pccompile.runtime.model_state import ModelState, Tables
 
 MANY = 4
@@ -53,6 +53,8 @@ class Captured:
 
     def take(self, kind: Any, key: Any) -> Runtime:
         """The program of this kind, which has been checked, for calls with this at hand."""
+        if len(self.recent) >= FORMS:
+            self.recent = {}
         runtime = self.recent[key] = self.programs[kind]
         if runtime.reads is not None:
             runtime.reads.watch()
