@@ -13,6 +13,7 @@ from pccompile.explorer import Exploration, explore
 from pccompile.report import latex
 from pccompile.report.analyse import Analysis, analyse
 from pccompile.report.cost import CostReport, report_cost
+from pccompile.report.drawing import dot, mermaid
 from pccompile.report.explain import explain
 from pccompile.report.locality import LocalityReport, report_locality, stepped
 from pccompile.report.summary import summary
@@ -100,6 +101,17 @@ class PCModule(CompiledModule):
     def latex(self) -> str:
         """All equations in LaTeX, one `align*` environment, ready to paste."""
         return latex.document(self)
+
+    def dot(self) -> str:
+        """The graph of vertices for Graphviz."""
+        return dot(self.graph)
+
+    def mermaid(self) -> str:
+        """The graph of vertices for Mermaid, as READMEs draw it."""
+        return mermaid(self.graph)
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
 
     def summary(self) -> Page:
         """Algorithm, size, rules by family, predicted gradient error, and what to look out for."""

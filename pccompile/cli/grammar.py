@@ -18,7 +18,9 @@ from pccompile.passes.choices import DERIVATIVES, FEEDBACK, GRANULARITIES
 
 LOSSES = ("squared-error", "cross-entropy", "none")
 CAPTURES = ("export", "path")
-EMITS = ("graph", "pc", "program", "code")
+STAGES_PRINTED = ("graph", "pc", "program", "code")
+DRAWN = ("latex", "dot", "mermaid")
+EMITS = (*STAGES_PRINTED, *DRAWN)
 
 EPILOG = """\
 exit codes: 0 done, 1 the model cannot be compiled, 2 wrong usage, 3 verification failed and nothing written, 70 our bug
@@ -106,7 +108,7 @@ def shown_options(p: argparse.ArgumentParser) -> None:
         "--verify", action="store_true", help="compare outputs and gradients; nothing is written where they differ"
     )
     what.add_argument("--explain", nargs="?", const="", metavar="VERTEX", help="all vertices, or one in full")
-    what.add_argument("--emit", choices=EMITS, help="print a stage's result or the generated code")
+    what.add_argument("--emit", choices=EMITS, help="print a stage's result, the code, the equations, or the graph")
     what.add_argument(
         "--explore", metavar="FILE", help="write a page about the model and one batch, .html, or its data, .json"
     )

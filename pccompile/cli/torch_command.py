@@ -15,6 +15,7 @@ import pccompile
 from pccompile.algorithms import ALGORITHMS
 from pccompile.api.module import PCModule
 from pccompile.cli.energy_options import energy_settings
+from pccompile.cli.grammar import DRAWN
 from pccompile.cli.loading import Target, kind_of, load
 from pccompile.cli.progress import Progress
 from pccompile.cli.report_options import report_asked
@@ -233,6 +234,8 @@ def present(pc: PCModule, options: argparse.Namespace) -> None:
         show(pc.explain(options.explain or None))
     elif options.emit == "code" or (options.output == "-" and not options.emit):
         sys.stdout.write(source_of(pc, options.loss))
+    elif options.emit in DRAWN:
+        print(getattr(pc, options.emit)().rstrip())
     elif options.emit:
         print(getattr(pc.compiled, options.emit))
     else:

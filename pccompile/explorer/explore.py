@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ class Exploration:
     def html(self) -> str:
         """The page: one file that needs nothing else and makes no request."""
         return html(self.json())
+
+    def _repr_html_(self) -> str:
+        """The page within a notebook's; it can reach nothing there."""
+        style = "width:100%;height:720px;border:1px solid #8884"
+        return f'<iframe sandbox="allow-scripts" style="{style}" srcdoc="{escape(self.html())}"></iframe>'
 
     def save(self, path: str | Path) -> Path:
         """Write the page to `path`, or the data where it ends in `.json`.

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, TextIO
 
 from pccompile.diagnostics import printable
@@ -34,6 +35,19 @@ class Table:
         )
         return "\n".join(line.rstrip() for line in lines)
 
+    def _repr_html_(self) -> str:
+        side = ["right" if h.startswith(">") else "left" for h in self.headings]
+
+        def row(tag: str, cells: Sequence[str]) -> str:
+            inside = (
+                f'<{tag} style="text-align:{s}">{escape(printable(c))}</{tag}>'
+                for c, s in zip(cells, side, strict=True)
+            )
+            return f"<tr>{''.join(inside)}</tr>"
+
+        rows = "".join(row("td", cells) for cells in self.rows)
+        return f"<table><thead>{row('th', self.titles)}</thead><tbody>{rows}</tbody></table>"
+
     def __rich__(self) -> Any:
         from rich import box
         from rich.table import Table as RichTable
@@ -57,6 +71,20 @@ class Page:
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.parts))
+
+    def _repr_html_(self) -> str:
+        parts = (f"<pre>{escape(p)}</pre>" if isinstance(p, str) else p._repr_html_() for p in self._joined())
+        return "".join(parts)
+
+    def _joined(self) -> list[str | Table]:
+        """The parts, lines that follow each other as one."""
+        found: list[str | Table] = []
+        for p in self.parts:
+            if isinstance(p, str) and found and isinstance(found[-1], str):
+                found[-1] += f"\n{p}"
+            else:
+                found.append(p)
+        return found
 
     def __rich__(self) -> Any:
         from rich.console import Group

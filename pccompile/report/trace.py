@@ -89,6 +89,9 @@ class Trace:
     def __rich__(self) -> Any:
         return self._page()
 
+    def _repr_html_(self) -> str:
+        return self._page()._repr_html_()
+
     def _page(self) -> Page:
         rows = tuple(
             (name, "×".join(map(str, v.shape[1:])) or "1", number(float(e[0])), number(float(e[-1])))

@@ -86,6 +86,9 @@ class VerifyReport:
     def __rich__(self) -> Page:
         return self._page()
 
+    def _repr_html_(self) -> str:
+        return self._page()._repr_html_()
+
     def _page(self) -> Page:
         f = self.forward
         differs = f"relative difference {number(f.relative_error)} to {f.reference}"

@@ -364,3 +364,10 @@ def test_explore(run, tmp_path) -> None:
     assert page.read_text() == "mine"
     for more in (("--explore", "net.png"), ("--beside", "exact"), ("--explore", str(data), "-o", "out/")):
         assert run("somemodels:Net", "--shape", "x=4,6", *more).code == 2
+
+
+@pytest.mark.parametrize(
+    "language, start", [("latex", "\\begin{align*}"), ("dot", "digraph {"), ("mermaid", "flowchart")]
+)
+def test_drawn(run, language, start) -> None:
+    assert run("somemodels:Net", "--shape", "x=4,6", "--emit", language).out.startswith(start)

@@ -272,3 +272,25 @@ def test_the_policy_lets_nothing_out_and_no_script_in(page) -> None:
         b.run("new Promise(r => setTimeout(r, 100))")
         assert b.run("window.intruder === undefined")
         assert json.dumps(b.errors).count("Content Security Policy") >= 2
+
+
+def test_graphviz_reads_what_is_drawn_for_it(tab) -> None:
+    pc = pccompile.compile(Hostile(), (torch.randn(2, 3),), granularity="op", check=False)
+    drawing = tab.run(f"Viz.instance().then(v => v.renderJSON({json.dumps(pc.dot())}).objects.map(o => o.label))")
+    assert len(drawing) == len(pc.graph.vertices)
+    assert any("漢" in label for label in drawing) or all("漢" not in v.name for v in pc.graph.vertices)
+
+
+def test_within_a_notebook(tmp_path) -> None:
+    pc = pccompile.compile(Net(), (torch.randn(2, 5),), granularity="op", check=False)
+    shown = pc.explore((torch.randn(2, 5),), algorithms=[])._repr_html_()
+    path = tmp_path / "notebook.html"
+    path.write_text(f"<!doctype html><html data-ready='1'><meta charset=utf-8><body>{shown}", encoding="utf-8")
+    with browser() as b:
+        b.go(path)
+        b.run("new Promise(r => setTimeout(r, 2500))")
+        frames = b.call("Page.getFrameTree")["frameTree"]["childFrames"]
+        world = b.call("Page.createIsolatedWorld", frameId=frames[0]["frame"]["id"])["executionContextId"]
+        ready = b.call("Runtime.evaluate", contextId=world, expression="document.documentElement.dataset.ready || ''")
+        assert "ready" in ready["result"]["value"]
+        assert b.errors == []

@@ -117,7 +117,8 @@ def browser(width: int = 1400, height: int = 900, dark: bool = False) -> Iterato
     assert CHROMIUM is not None
     (theirs, ours), (out, into) = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
+        flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+                 "--disable-features=IsolateSandboxedIframes")  # fmt: skip
         command = (CHROMIUM, *flags, f"--user-data-dir={folder}", "--remote-debugging-pipe", "about:blank")
         shell = f'exec 3<&{theirs} 4>&{into}; exec "$@"'  # the protocol's descriptors are 3 and 4
         process = subprocess.Popen(
