@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from pccompile.backends.torch import emit
 from pccompile.explorer.hierarchy import spots
 from pccompile.ir import PCGraph, Vertex
 from pccompile.ops import equations
 from pccompile.pipeline import Compiled
-from pccompile.report.code import owners_of, sections, written_out
+from pccompile.report.code import owners_of, sections
 from pccompile.report.explain import WAYS
 from pccompile.report.latex import Equations
 from pccompile.report.places import source_line
@@ -54,7 +55,7 @@ def equations_data(compiled: Compiled) -> dict[str, list[dict[str, str]]]:
 
 def code_data(compiled: Compiled) -> dict[str, Any]:
     """The generated file, and for each vertex the numbers of its lines, from 1, by function."""
-    source = written_out(compiled)
+    source = emit(compiled.program, compiled.loss, outlining=None)  # as it runs, without what records it
     shown: dict[str, dict[str, list[int]]] = {}
     for v in compiled.pc.vertices:
         owners = owners_of(v, compiled.pc)

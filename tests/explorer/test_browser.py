@@ -76,7 +76,7 @@ def test_a_click_chooses_and_the_panel_says_all(tab) -> None:
     assert state(tab)["vertex"] == "blocks_0_second"
     text = tab.run("document.getElementById('panel').innerText")
     for part in ("blocks › 0 › second", "blocks_0_second", "float32[batch, 6]", "return x + torch.tanh(self.second",
-                 "prediction_blocks_0_second = F.linear(", "for _ in range(steps):", "error_blocks_0_second",
+                 "prediction_blocks_0_second = F.linear(", "in range(steps):", "error_blocks_0_second",
                  "blocks.0.second.weight", "multilinear"):  # fmt: skip
         assert part in text, part
     assert tab.run("document.querySelectorAll('#panel .katex').length") >= 4
@@ -150,6 +150,7 @@ def test_search(tab) -> None:
 
 
 def test_every_view_under_every_algorithm(tab) -> None:
+    assert tab.run("[...document.querySelectorAll('[role=tab]')].map(t => t.dataset.view)") == [*VIEWS]
     for algorithm in ("fixed-prediction", "exact", "strict"):
         tab.click(f'[data-algorithm="{algorithm}"]')
         for i, view in enumerate(VIEWS):

@@ -1,10 +1,12 @@
 """What an exploration says, held against the model itself; and the page that carries it."""
 
+import ast
 import base64
 import gzip
 import hashlib
 import json
 import re
+import textwrap
 from importlib.resources import files
 
 import jsonschema
@@ -148,6 +150,17 @@ def test_calls_of_one_module_are_told_apart(batch) -> None:
     places = spots(pc.graph.vertices, model)
     assert {s.module for s in places.values()} == {("cell · call 1",), ("cell · call 2",), ("out",)}
     assert len({(*s.module, s.label) for s in places.values()}) == len(places)
+
+
+def test_code_is_that_of_each_vertex(found) -> None:
+    for run in found.data["runs"]:
+        rows = run["code"]["text"].split("\n")
+        assert "record" not in run["code"]["text"]
+        for name, functions in run["code"]["lines"].items():
+            for numbers in functions.values():
+                lines = [rows[n - 1] for n in numbers]
+                ast.parse(textwrap.dedent("\n".join(lines)))
+            assert any(f"prediction_{name} = " in rows[n - 1] for n in functions["predict"])
 
 
 def test_no_number_is_null(batch) -> None:

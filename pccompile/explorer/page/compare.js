@@ -19,11 +19,14 @@ function drawCompare(where) {
     h("div", { class: "columns" }, DATA.runs.map(column)),
     h("div", { class: "plots" },
       h("div", {}, h("h4", {}, `Energy of ${name}`), h("p", {}, "log scale; what has no time is a level"), energies),
-      h("div", {}, h("h4", {}, "Greatest error of all vertices"), h("p", {}, "log scale"), free)));
+      h("div", {}, h("h4", {}, "Energy of all hidden vertices"), h("p", {}, "log scale"), free)));
   const n = Math.max(...DATA.runs.map(r => r.steps)) + 1, dash = DATA.runs.map(r => r.steps === 1 ? [5, 4] : undefined), colours = DATA.runs.map(own);
   const stretched = (r, xs) => r.steps === 1 ? Array(n).fill(xs.at(-1)) : Array.from({ length: n }, (_, t) => xs[t] ?? null);
   const rows = pick => DATA.runs.map(r => stretched(r, pick(r).map(x => x || null)));
   chart(energies, [[...Array(n).keys()], ...rows(r => r.energy[name] ?? [null])], colours, { log: true, dash, height: 200, label: `Energy of ${name} under each algorithm` });
-  const greatest = r => Array.from({ length: r.steps + 1 }, (_, t) => Math.max(...Object.values(r.errors).map(xs => xs[t] ?? 0)));
-  chart(free, [[...Array(n).keys()], ...rows(greatest)], colours, { log: true, dash, height: 200, label: "Greatest error under each algorithm" });
+  const hidden = r => {
+    const names = vertices(r).filter(v => v.role === "hidden").map(v => v.name);
+    return Array.from({ length: r.steps + 1 }, (_, t) => names.some(m => r.energy[m][t] === null) ? null : names.reduce((sum, m) => sum + r.energy[m][t], 0));
+  };
+  chart(free, [[...Array(n).keys()], ...rows(hidden)], colours, { log: true, dash, height: 200, label: "Energy of all hidden vertices under each algorithm" });
 }

@@ -9,7 +9,7 @@ const VIEWS = {
   stages: { title: "Passes", draw: drawStages, mark: () => {}, there: () => DATA.stages.length },
   chip: { title: "Chip", draw: drawChip, there: () => DATA.chip },
 };
-const available = () => Object.keys(VIEWS).filter(key => VIEWS[key].there?.() ?? true);
+const available = () => Object.keys(VIEWS).filter(key => !VIEWS[key].there || VIEWS[key].there());
 const timing = {};
 let shown = {};
 
