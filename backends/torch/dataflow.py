@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from pccompile.backends.torch.spell import SHAPES
 from pccompile.backends.torch.statements import Function, Label, Line, Role, Statement, fresh, sole
 from pccompile.ir import Ref
 
@@ -48,9 +49,13 @@ class Dataflow:
         return sole(value, self.made, {r: len(readers) for r, readers in self.readers.items()}, self.returned)
 
     def is_own(self, value: Ref) -> bool:
-        """Whether a value has memory of its own, or is given with its memory."""
+        """Whether a value has memory of its own, is given with its memory, or is all that is left of such a value."""
         source = self.made.get(value)
-        return value in self.owned or (source is not None and fresh(source, self.made))
+        if value in self.owned or (source is not None and fresh(source, self.made)):
+            return True
+        return (
+            source is not None and source.op in SHAPES and not source.each and self.alone(source.args["self"], source)
+        )
 
     def read_once_here(self, operand: Ref, reader: Statement) -> bool:
         """Whether an operand's memory is its own, read by one statement in the block that made it."""
