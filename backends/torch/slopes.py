@@ -17,12 +17,13 @@ COSTLY = frozenset(f"aten.{name}_backward.default" for name in ("gelu", "silu", 
 def share_slopes(f: Function, labels: dict[Ref, Label]) -> None:
     """Call each costly kernel on ones, where it would be called with other errors again, or in a loop.
 
-    Such a kernel is linear in the error, element by element: what it makes of ones is the slope.
+    Such a kernel is linear in the error, element by element: what it makes of ones is the slope. The ones are one number
+    at all places, which takes no memory to write and to read.
     """
     inside = {r for line in f.lines if isinstance(line, Loop) for r in made_in([line])}
     calls: Counter[object] = Counter()
     for s, looped in _costly(f.lines):
-        calls[_slope(s)] += 2 if looped else 1
+        calls[_slope(s)] += 2 if looped or s.each else 1
     shared = {key for key, count in calls.items() if count > 1}
     slopes: dict[object, Ref] = {}
     lines: list[Line] = []
@@ -32,13 +33,15 @@ def share_slopes(f: Function, labels: dict[Ref, Label]) -> None:
             if key not in shared or inside & ({*s.reads} - {s.args[GRAD]}):
                 continue
             if key not in slopes:
-                ones, slopes[key] = Ref(f"{s.target}_ones"), Ref(f"{s.target}_slope")
+                one, ones, slopes[key] = (Ref(f"{s.target}_{part}") for part in ("one", "ones", "slope"))
                 like = next(r for r in s.reads if r != s.args[GRAD])
-                ones_args = bind("aten.ones_like.default", (like,), {})
+                one_args = bind("aten.new_ones.default", (like, ()), {})
                 name = labels[s.target].text
-                labels[ones], labels[slopes[key]] = Label(f"ones_{name}"), Label(f"slope_{name}")
+                for value, kind in ((one, "one"), (ones, "ones"), (slopes[key], "slope")):
+                    labels[value] = Label(f"{kind}_{name}")
                 lines += [
-                    Statement(ones, "aten.ones_like.default", ones_args, s.vertex, owner=s.owner),
+                    Statement(one, "aten.new_ones.default", one_args, s.vertex, owner=s.owner),
+                    Statement(ones, "aten.expand_as.default", {"self": one, "other": like}, s.vertex, owner=s.owner),
                     Statement(slopes[key], s.op, {**s.args, GRAD: ones}, s.vertex, s.even, owner=s.owner),
                 ]
             s.op, s.args, s.even, s.over = "aten.mul.Tensor", {"self": s.args[GRAD], "other": slopes[key]}, True, True

@@ -60,7 +60,7 @@ def test_a_slope_that_moves_in_a_loop_stays_there() -> None:
     pc = p.compile("strict", steps=3)
     loop = pc.source[pc.source.index(" in range(") : pc.source.index("def learn(")]
     assert "gelu_backward(" in loop
-    assert "ones_like" not in loop
+    assert "new_ones" not in loop
 
 
 def test_permuted_factors_of_products_are_copied_once_and_pieces_lie_where_they_are_read() -> None:
