@@ -45,15 +45,16 @@ def _permuted(stack: Statement, permutation: Statement, labels: dict[Ref, Label]
     rank, dim = len(order), stack.args["dim"] % len(order)
     order = [d % rank for d in order]
     inner = tuple(d - (d > dim) for d in order if d != dim)
-    pieces: list[Line] = []
+    pieces: list[Statement] = []
     names: list[Ref] = []
     for i, piece in enumerate(stack.args["tensors"]):
         names.append(Ref(f"{permutation.target}_piece{i}"))
         labels[names[-1]] = Label(f"{labels[permutation.target].text}_piece")
         args = {"self": piece, "dims": inner}
         pieces.append(Statement(names[-1], PERMUTE, args, stack.vertex, since=stack.since, owner=stack.owner))
+        pieces[-1].each = (piece,) if piece in stack.each else ()
     together = {"tensors": tuple(names), "dim": order.index(dim)}
-    return [*pieces, replace(permutation, op=STACK, args=together)]
+    return [*pieces, replace(permutation, op=STACK, args=together, each=tuple(p.target for p in pieces if p.each))]
 
 
 def lay_out(lowered: Lowered) -> None:

@@ -78,13 +78,26 @@ def _opened(text: str, indent: str) -> list[str]:
 
     Behind the last entry of a call or a list a comma means nothing; behind that of a group or an index it would.
     """
-    start = re.match(r"[-+*@ ]*(del \(|[\w.]*\(|\[)", text)
+    start = re.match(r"[-+*@ ]*(for [\w, ]+ in )?(del \(|[\w.]*\(|\[)", text)
     end = _closing(text, start.end() - 1) if start else -1
     if start is None or len(text) - end > WIDTH // 2 or len(_operands(text)) > 1:
         return []
     inside, group = text[start.end() : end], start.group().lstrip("-+*@ ") == "("
-    lines = _expression(inside, indent + STEP) if group else filled(_arguments(inside), indent + STEP)
+    if clauses := _clauses(inside):
+        lines = [line for clause in clauses for line in _expression(clause, indent + STEP)]
+    else:
+        lines = _expression(inside, indent + STEP) if group else filled(_arguments(inside), indent + STEP)
     return [indent + start.group(), *lines, indent + text[end:]]
+
+
+def _clauses(text: str) -> list[str]:
+    """What a comprehension makes, and what it goes through; nothing for other text."""
+    depth, blank = 0, _blanked(text)
+    for i, c in enumerate(blank):
+        depth += (c in OPENING) - (c in CLOSING)
+        if depth == 0 and blank[i:].startswith(" for "):
+            return [text[:i], text[i + 1 :]]
+    return []
 
 
 def _operands(text: str) -> list[str]:

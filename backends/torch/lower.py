@@ -6,11 +6,13 @@ import ast
 from collections.abc import Iterable, Mapping, Sequence
 
 from pccompile.backends.torch.keys import gradient_keys, table_of
+from pccompile.backends.torch.lists import Lists, by_lists, groups
 from pccompile.backends.torch.pulls import sent_apart
 from pccompile.backends.torch.statements import Function, Key, Label, Lowered, Stop, Turns, label_of
 from pccompile.backends.torch.terms import Place, Terms
 from pccompile.backends.torch.writer import LATE
 from pccompile.ir import (
+    Arg,
     Decision,
     Do,
     ForEach,
@@ -126,8 +128,7 @@ class _Lowering:
 
     def infer(self, steps: Sequence[Step], slots: Sequence[str]) -> Function:
         """Inference; its results are these slots of all that have them."""
-        self.terms.apart = sent_apart(steps, self.terms.vertices)
-        self.run(steps)
+        self.phase(steps)
         owners = (*self.pc.names, *self.graph.leaves)
         results = {(s, o): self.slots[o, s] for s in slots for o in owners if (o, s) in self.slots}
         return Function(self.w.take(), results)
@@ -165,11 +166,18 @@ class _Lowering:
         return self.w.call("getitem", {"of": self.env[d.cond], "index": d.result}, Label(f"{d.cond}_{d.result}"))
 
     def gradients(self, steps: Sequence[Step]) -> Function:
-        self.terms.apart = sent_apart(steps, self.terms.vertices)
-        self.run(steps)
+        self.phase(steps)
         results = {(slot, name): value for (name, slot), value in self.slots.items() if slot == "gradient"}
         results |= {(slot, owner): self.slots[owner, slot] for owner, slot in self.program.moved}
         return Function(self.w.take(), results)
+
+    def phase(self, steps: Sequence[Step]) -> None:
+        """All steps of a phase, where the slots of vertices may be lists."""
+        self.terms.apart = sent_apart(steps, self.terms.vertices)
+        lists = self.terms.lists = Lists(self.terms) if by_lists(steps) else None
+        for group in groups(steps) if lists else [steps]:
+            if not (lists and lists.give(group)):
+                self.run(group)
 
     def run(self, steps: Sequence[Step]) -> None:
         for s in steps:
@@ -247,7 +255,8 @@ class _Lowering:
         if own:
             self.w.vertex = d.vertex
         equation = parse(d.equation)
-        value = self.terms.equations.value(d, equation)
+        value: Arg = self.terms.lists.equation(d.vertex, equation) if self.terms.lists else None
+        value = self.terms.equations.value(d, equation) if value is None else value
         assert isinstance(value, Ref), d
         bare = isinstance(equation, ast.Name) and (
             equation.id not in TERMS or self.terms.is_error(d.vertex, equation.id)

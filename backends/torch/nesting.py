@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from pccompile.backends.torch.dataflow import Dataflow
-from pccompile.backends.torch.statements import EFFECTS, Line, Role, Statement, fresh
+from pccompile.backends.torch.spell import passes_on
+from pccompile.backends.torch.statements import EFFECTS, MIX, SEVERAL, Line, Role, Statement, fresh
 from pccompile.ir import Ref
 from pccompile.ops import OPS
 
@@ -48,13 +49,15 @@ class Nesting:
         if s.target in self.named or s.keeps or s.op in OWN_LINE:
             return False
         readers = self.flow.readers.get(s.target, [])
-        if s.op == "leaf" and s.args["table"] == "params":
+        if (s.op == "leaf" and s.args["table"] == "params") or (s.op == MIX and passes_on(s.args)):
             return True
         if len(readers) != 1:
             return s.op == "given" and str(s.args["text"]).isidentifier()
         if s.args.get("clone"):
             return False
         reader = readers[0]
+        if reader is not None and (s.each or reader.each):
+            return self._within_each(s, reader)
         if reader is None or (s.op == "given" and "[" in str(s.args["text"])):
             return False
         if s.op in ("given", "leaf"):
@@ -66,6 +69,15 @@ class Nesting:
         wired = s.op in OPS and OPS[s.op].wiring
         single = reader.op == "getitem" and s.op != "getitem"
         return wired or single or s.op == "getitem" or self._absorbed(s, reader) or self._scaled(s)
+
+    def _within_each(self, s: Statement, reader: Statement) -> bool:
+        """Whether what is done to each member of a list is written inside of what else is done to it."""
+        if self.flow.block_of[reader.target] != self.flow.block_of[s.target]:
+            return False
+        if s.each:
+            wired = s.op in OPS and OPS[s.op].wiring
+            return bool(reader.each) and (wired or reader.op == "getitem" or self._absorbed(s, reader))
+        return s.op in ("leaf", SEVERAL) or (s.op == MIX and len(reader.each) == 1)
 
     def _scaled(self, s: Statement) -> bool:
         """Whether a statement is a product with a number of a loop."""

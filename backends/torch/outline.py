@@ -99,12 +99,13 @@ class _Outline:
         keys = {column[0]: words.template([key for _, key in column]) for column in columns}
         taken = Namer(self.namer.used)
         names = tuple(taken("block") for _ in words.columns)
+        weights = self._weights(runs, taken)
         modules = [self._module(run) for run in runs]
         about = f"What {listing([printable(m, 40) for m in dict.fromkeys(modules)], 4)} have in common."
         block = Block(
             self._name(modules),
             about if len({*modules}) > 1 and all(modules) else "",
-            [replace(s, reuses=None) for s in (*first.first.values(), *first.statements)],
+            [_of_block(s, weights) for s in (*first.first.values(), *first.statements)],
             tuple(first.values),
             first.owned,
             first.returned,
@@ -112,7 +113,7 @@ class _Outline:
             {key: self.uses.places[key] for key, _ in first.stored},
             frozenset(k for k, r in first.stored if self.uses.copies(r)),
             {entry: spelled(t, names) for entry, t in keys.items() if any(isinstance(p, int) for p in t)},
-            names,
+            (*names, *weights.values()),
             self._headings(runs),
             self._labels(runs),
             tuple(dict.fromkeys(table for table, _ in first.entries)),
@@ -121,8 +122,17 @@ class _Outline:
         self.stored |= {key for run in runs for key, _ in run.stored}
         self.places |= {v: block.name for run in runs for v in run.vertices if v}
         self.saved += saved(first, len(runs), self.names.headed)
-        calls = (self._call(block, *of) for of in zip(runs, words.arguments(), strict=True))
-        return {target: lines for call in calls for target, lines in call.items()}
+        found: dict[Ref, list[Line]] = {}
+        for run, texts in zip(runs, words.arguments(), strict=True):
+            own = dict(zip(first.weights, run.weights.values(), strict=True))
+            found |= self._call(block, run, (*texts, *(own[r] for r in weights)))
+        return found
+
+    def _weights(self, runs: Sequence[Run], taken: Namer) -> dict[Ref, str]:
+        """By the sums of the first run, what their weights are called where these differ from run to run."""
+        rows = zip(*(run.weights.values() for run in runs), strict=True)
+        differ = (r for r, row in zip(runs[0].weights, rows, strict=True) if len({*row}) > 1)
+        return {r: taken("weights") for r in differ}
 
     def _call(self, block: Block, run: Run, words: tuple[str, ...]) -> dict[Ref, list[Line]]:
         """By the target of a statement of a run, what takes its place: the call, and for the others nothing."""
@@ -163,6 +173,12 @@ class _Outline:
         return {v: t if any(map(str.isalpha, t)) else "" for v, t in zip(runs[0].vertices, texts, strict=True)}
 
 
+def _of_block(s: Statement, weights: Mapping[Ref, str]) -> Statement:
+    """A statement of a run as a block has it. weights: what those of sums are called."""
+    args = {**s.args, "matrix": weights[s.target]} if s.target in weights else s.args
+    return replace(s, args=args, reuses=None)
+
+
 def unpacked(lines: Sequence[Line]) -> list[Line]:
     """`lines`, the results of an operation that has several right behind it, as they are printed."""
     places = {x.target: i for i, x in enumerate(lines) if isinstance(x, Statement) and result_count(x.op)}
@@ -193,7 +209,7 @@ def height(run: Run, headed: bool) -> int:
 
 def call_height(run: Run) -> int:
     """About how many lines a call of a run takes."""
-    return 1 + (len(run.values) + len(run.returned)) // ROOM
+    return 1 + (len(run.values) + len(run.returned)) // ROOM + len(run.weights)
 
 
 class Rows:

@@ -114,7 +114,7 @@ class Printer:
         depth = self.turn(s, depth)
         if s.into:
             self.line(depth, self.overwriting.onto_operand(s, s.into))
-        elif not s.keeps and self.unpack(s, depth):
+        elif not s.keeps and not s.each and self.unpack(s, depth):
             return
         elif not s.keeps and (text := self.overwriting.line(s, lambda r: last[r] == i and r not in kept)):
             self.line(depth, text)

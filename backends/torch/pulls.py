@@ -241,6 +241,13 @@ def added(w: Writer, values: Sequence[Ref]) -> Ref:
     return functools.reduce(lambda x, y: w("aten.add.Tensor", x, y, label=PULL), values)
 
 
+def end_alike(terms: Sequence[Term]) -> bool:
+    """Whether two of some messages have a last step that can be taken together."""
+    tails = [_tail(part) for t in terms for part in {p.result: p for p in _summands(t)}.values()]
+    found = Counter(tail for tail in tails if tail)
+    return any(count > 1 for count in found.values())
+
+
 def _operand(node: Node) -> str:
     """The argument that the error comes in by."""
     return "grad_output" if "grad_output" in node.args else "self"

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pccompile.backends.torch.spell import weights_text
 from pccompile.backends.torch.statements import (
+    MIX,
     Function,
     Key,
     Label,
@@ -98,6 +100,7 @@ class Run:
     """Statements that stand in a row: `values` are what they read of others, `entries` what they name in tables.
 
     first: entries of tables that are read before the rest, as statements. returned: what others read of theirs.
+    weights: those of sums of members of lists, as text, which may differ too.
     `form` is equal for two runs whose statements are the same but for what values and keys are called.
     """
 
@@ -108,6 +111,7 @@ class Run:
     first: dict[Ref, Statement] = field(default_factory=dict)
     vertices: dict[str, int] = field(default_factory=dict)
     inner: dict[Ref, int] = field(default_factory=dict)
+    weights: dict[Ref, str] = field(default_factory=dict)
     form: Hashable = None
 
     def __post_init__(self) -> None:
@@ -142,10 +146,14 @@ class Run:
         if s.op in KEYED:
             named = self._entry(self.uses.entry(s))
             args = {k: a for k, a in args.items() if k not in ("table", "key", "text")}
+        if s.op == MIX:
+            self.weights[s.target] = weights_text(args)
+            del args["matrix"]
         values = tuple((k, self._arg(a)) for k, a in args.items())
+        each = tuple(map(self._value, s.each))
         into = self._value(s.into) if s.into else None
         vertex = self.vertices.setdefault(s.vertex, len(self.vertices))
-        return s.op, named, values, into, vertex, s.even, s.over, self.uses.labels[s.target].role
+        return s.op, named, values, each, into, vertex, s.even, s.over, self.uses.labels[s.target].role
 
     def _entry(self, entry: Entry) -> Hashable:
         return entry[0], self.entries.setdefault(entry, len(self.entries))
@@ -171,10 +179,21 @@ def constant(arg: Arg) -> Hashable:
 
 def outline_of(s: Statement, uses: Uses) -> Hashable:
     """What equal statements have in common wherever they stand: all but which values and keys they read."""
-    args = {k: a for k, a in s.args.items() if k not in ("table", "key", "text")} if s.op in KEYED else s.args
+    differ = ("table", "key", "text") if s.op in KEYED else ("matrix",) if s.op == MIX else ()
+    args = {k: a for k, a in s.args.items() if k not in differ}
     values = tuple((k, _blank(a, uses)) for k, a in args.items())
     table = s.args["table"] if s.op in KEYED else ""
-    return s.op, table, values, s.into is None, s.even, s.over, uses.labels[s.target].role, s.target in uses.stores
+    return (
+        s.op,
+        table,
+        values,
+        bool(s.each),
+        s.into is None,
+        s.even,
+        s.over,
+        uses.labels[s.target].role,
+        s.target in uses.stores,
+    )
 
 
 def _blank(arg: Arg, uses: Uses) -> Hashable:

@@ -40,6 +40,34 @@ def settled(moves, against, below):
     return bool((lengths <= below * limits).all())
 '''
 
+WEIGHTED_SUMS = '''
+def weighted_sum(weights, terms):
+    """The sum of `terms` times `weights`. A number stands for the term at this place, a tuple for the sum of some."""
+    if isinstance(weights, int):
+        return terms[weights]
+    if isinstance(weights, tuple):
+        total = terms[weights[0]] + terms[weights[1]]
+        for place in weights[2:]:
+            total += terms[place]
+        return total
+    parts = [(weight, term) for weight, term in zip(weights, terms) if weight]
+    parts.sort(key=lambda part: part[0] != 1)
+    (weight, total), *rest = parts
+    if weight == 1:
+        (weight, term), *rest = rest
+        total = torch.add(total, term, alpha=weight)
+    else:
+        total = total * weight
+    for weight, term in rest:
+        total.add_(term, alpha=weight)
+    return total
+
+
+def weighted_sums(rows, terms):
+    """For each row of weights, the sum of `terms`."""
+    return [weighted_sum(weights, terms) for weights in rows]
+'''
+
 Text = Callable[[Ref], str]
 
 
@@ -115,6 +143,15 @@ class Speller:
         moves, against = (f"[{', '.join(text(pair[i]) for pair in pairs)}]" for i in (0, 1))
         return f"settled({moves}, {against}, {below})"
 
+    def mix(self, args: Mapping[str, Arg], text: Text) -> str:
+        """Python source of weighted sums of the members of lists."""
+        self.helpers["mix"] = WEIGHTED_SUMS
+        lists = [*map(text, args["lists"])]
+        terms = lists[0] if len(lists) == 1 else f"[{', '.join(f'*{t}' for t in lists)}]"
+        if passes_on(args):
+            return terms
+        return f"weighted_sum{'' if args['one'] else 's'}({weights_text(args)}, {terms})"
+
     def kernel(self, op: str) -> str:
         """The function that runs `op`: torch's own name for it, or a name given at the top of the file."""
         base = op.split(".")[1]
@@ -167,7 +204,7 @@ BUILTINS = ("range", "next", "iter", "max", "min", "int", "float")
 def _helper_names() -> frozenset[str]:
     """The names of all functions that operations may bring along."""
     texts = (definition.helper for definition in OPS.values())
-    return frozenset(name for text in texts for name in re.findall(r"^def (\w+)", text, re.MULTILINE))
+    return frozenset(name for text in (*texts, WEIGHTED_SUMS) for name in re.findall(r"^def (\w+)", text, re.MULTILINE))
 
 
 def kernel_names(op: str) -> tuple[str, ...]:
@@ -182,6 +219,30 @@ def result_count(op: str) -> int | None:
         return None
     returns = overload(op)._schema.returns
     return len(returns) if len(returns) > 1 else None
+
+
+def passes_on(args: Mapping[str, Arg]) -> bool:
+    """Whether sums of the members of a list are these members as they are."""
+    matrix = args["matrix"]
+    if args["one"] or len(args["lists"]) > 1 or isinstance(matrix, str) or len(matrix) != len(matrix[0]):
+        return False
+    return all(w == (i == j) for i, row in enumerate(matrix) for j, w in enumerate(row))
+
+
+def weights_text(args: Mapping[str, Arg]) -> str:
+    """The weights of sums of members of lists as Python lists, or the name that they have."""
+    if isinstance(args["matrix"], str):
+        return args["matrix"]
+    rows = [*map(_row_text, args["matrix"])]
+    return rows[0] if args["one"] else f"[{', '.join(rows)}]"
+
+
+def _row_text(row: Sequence[float]) -> str:
+    """Weights as a list, where others than 0 and 1 are among them, or the places of those that are 1."""
+    places = tuple(i for i, w in enumerate(row) if w)
+    if {*row} <= {0.0, 1.0}:
+        return str(places[0] if len(places) == 1 else places)
+    return f"[{', '.join(str(int(w)) if w in (0, 1) else repr(w) for w in row)}]"
 
 
 def _equal(value: Arg, default: Any) -> bool:

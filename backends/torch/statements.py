@@ -11,6 +11,9 @@ import torch
 from pccompile.ir import Arg, Program, Ref, lengths, refs
 from pccompile.ops import OPS, overload
 
+MIX, PICK, SEVERAL = "mix", "pick", "several"
+"""Operations on lists of values, see `Statement`."""
+Matrix = tuple[tuple[float, ...], ...]
 Key = tuple[str, str]
 """What a result or a carried value is: a slot, such as `error` or `output`, and of what."""
 
@@ -59,6 +62,10 @@ class Statement:
     copy       args: table, key, of: writes into an entry of a table of the model; has no target
     keep       args: table, key, of: puts a tensor in the place of an entry; has no target
     update     args: paths, gradients: calls the function that changes the parameters; has no target
+    several    args: of: a list of values
+    mix        args: matrix, lists: for each row of weights, the sum of all members of lists, as a list; with `one`, the
+               sum of the only row as a tensor. In a block, `matrix` may be the name that it has there
+    pick       args: of, index: a member of a list
     call       args: values: hands them to `block`, each with its own `words` in the places where runs differ; the
                target is the one value that comes back, or all of them
 
@@ -70,6 +77,7 @@ class Statement:
     block: the function that is called
     reuses: the value whose memory of the turn before the result may take: its own target, or its first argument
     owner: whose slot it computes, where that is not the vertex: a leaf, or a vertex whose comment comes later
+    each: the lists among its arguments: it stands for as many statements as these have members, and makes a list
     """
 
     target: Ref
@@ -84,6 +92,7 @@ class Statement:
     block: Block | None = None
     reuses: Ref | None = None
     owner: str = ""
+    each: tuple[Ref, ...] = ()
 
     @property
     def reads(self) -> tuple[Ref, ...]:
@@ -252,8 +261,11 @@ class Lowered:
 def fresh(s: Statement, made: Mapping[Ref, Statement]) -> bool:
     """Whether a statement makes memory of its own.
 
-    torch does not say it of functions that are made of others: `atleast_1d` may return what it is given.
+    torch does not say it of functions that are made of others: `atleast_1d` may return what it is given. Members of
+    lists are not told from one another.
     """
+    if s.each:
+        return False
     if s.op == "getitem":
         source = made.get(s.args["of"])
         return source is not None and source.op.startswith("aten.") and fresh(source, made)

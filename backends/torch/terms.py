@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from pccompile.backends.torch.equations import Equations
 from pccompile.backends.torch.pulls import Term, early, total, weighed
@@ -13,6 +13,9 @@ from pccompile.ir import Arg, Do, Node, Program, Ref, Vertex
 from pccompile.ir.equations import parse
 from pccompile.ops import OPS
 
+if TYPE_CHECKING:
+    from pccompile.backends.torch.lists import Lists
+
 Place = tuple[str, str]
 """A vertex or a leaf, and one of its slots."""
 
@@ -21,8 +24,8 @@ class Terms:
     """The values of a program as it is written, step by step.
 
     slots: what each slot holds now. env: the values of the graph that prediction has computed. texts: how leaves are
-    read that are in no table. apart: which messages are sent slot by slot. loss_constants: part of the errors of
-    outputs is computed once.
+    read that are in no table. apart: which messages are sent slot by slot. lists: the lists that vertices have by
+    now, where slots are members of lists. loss_constants: part of the errors of outputs is computed once.
     """
 
     def __init__(self, program: Program, loss_constants: bool) -> None:
@@ -34,6 +37,7 @@ class Terms:
         self.env: dict[str, Ref] = {}
         self.texts: Mapping[str, str] = {}
         self.apart: frozenset[Place] = frozenset()
+        self.lists: Lists | None = None
         self.by_name: dict[str, dict[str, Node]] = {}
         self.written: dict[tuple[str, Ref], tuple[dict[str, Ref], dict[Ref, Ref]]] = {}
         ranks = {name: len(t.shape) for name, t in {**self.graph.params, **self.graph.inputs}.items()}
@@ -131,16 +135,22 @@ class Terms:
             weights = {d.carries: 1.0} if isinstance(d.carries, str) else d.carries.get(child.name, {})
             if not weights:
                 continue
+            if self.lists and (whole := self.lists.sum(child.name, weights)) is not None:
+                terms.append(self.message(child, whole, d))
+                continue
             parts = {slot: self.slots[child.name, slot] for slot in weights}
             sent = [(parts[slot], weight) for slot, weight in weights.items()]
             if (d.vertex, child.name) not in self.apart:
                 sent = [early(self.w, *weighed(self.w, parts, weights), child, self.vertices.get(d.vertex))]
-            nodes = self.nodes_of(child)
-            for err, gain in sent:
-                read = self.parents(child.name, d.at)
-                written = self.written_of(child.name, err, read)
-                terms.append(Term(child, child.messages[d.vertex], err, read, nodes, self.w, gain, d.vertex, written))
+            terms += [self.message(child, err, d, gain) for err, gain in sent]
         return total(self.w, terms) if terms else self.zeros(d.vertex)
+
+    def message(self, child: Vertex, err: Ref, d: Do, gain: float = 1.0) -> Term:
+        """What a child whose error is `err` sends to the owner of a slot, times `gain`."""
+        read = self.parents(child.name, d.at)
+        written = self.written_of(child.name, err, read)
+        nodes = self.nodes_of(child)
+        return Term(child, child.messages[d.vertex], err, read, nodes, self.w, gain, d.vertex, written)
 
     def zeros(self, name: str) -> Ref:
         """Zeros of the shape of a vertex, a parameter or an input."""

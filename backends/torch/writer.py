@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pccompile.backends.torch.spell import quoted
 from pccompile.backends.torch.statements import (
     EFFECTS,
+    MIX,
+    PICK,
+    SEVERAL,
     Carried,
     Key,
     Label,
@@ -64,6 +67,8 @@ class Writer:
         """Whose slot is being computed, where it is not the vertex's: see Statement."""
         self.since = 0
         """The turn from which on what is written in a loop is needed."""
+        self.lists: set[Ref] = set()
+        """The values that are lists: what is computed of one is computed of each of its members."""
         self._levels: list[_Level] = []
         self._count = 0
 
@@ -90,6 +95,11 @@ class Writer:
         """Append `op(args)`: before all loops that we are in and in which nothing that it reads moves."""
         statement = Statement(self.fresh(label), op, args, self.vertex, even, owner=self.owner)
         self.made[statement.target] = statement
+        if through := tuple(r for r in dict.fromkeys(statement.reads) if r in self.lists):
+            statement.each = () if op in (MIX, PICK, "alias") else through
+            statement.even = even and not statement.each
+        if op == SEVERAL or (op == MIX and not args["one"]) or (through and op not in (MIX, PICK)):
+            self.lists.add(statement.target)
         stays = op in EFFECTS or (op in OPS and OPS[op].random)
         depth = len(self._levels) if stays else self._depth(statement)
         if depth < len(self._levels):

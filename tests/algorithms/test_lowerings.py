@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import pccompile
 from algorithms.nets import NETS, Gradients, Problem, problem
 from pccompile.algorithms import lowerings
 from pccompile.algorithms.combinations import Combinations
 from pccompile.algorithms.exponentials import Sections, closest
 from pccompile.algorithms.law import PathLengths
 from pccompile.algorithms.lowerings import Lowerings
+from pccompile.api.module import PCModule
+from pccompile.backends.torch import lists
 from pccompile.diagnostics import CompileError
 from pccompile.ir import ForEach, PCGraph
 from pccompile.ir.law import weight
@@ -59,6 +64,18 @@ def differences(p: Problem, lowering: str, **how: object) -> float:
 def from_steps(p: Problem, found: Gradients, steps: Gradients) -> float:
     least = 1e-5 * max(float(g.norm()) for g in p.backprop.values())
     return max(float((found[k] - g).norm()) / max(float(p.backprop[k].norm()), least) for k, g in steps.items())
+
+
+def apart(p: Problem, pc: PCModule) -> Gradients:
+    """The gradients by inference and then learning, where the file has a function for both at once too."""
+    runtime = pc.prepare((p.x,), loss=p.loss, target=p.target)
+    params, buffers = pc.tables(runtime)
+    predict, infer, learn = (runtime.function(name) for name in ("predict", "infer", "learn"))
+    inputs = runtime.interface.bind((p.x,), {})
+    outputs, context = predict(params, buffers, inputs)
+    errors = infer(params, context, [p.target - outputs[0]])
+    found: Gradients = learn(params, context, *(errors if isinstance(errors, tuple) else (errors,)))
+    return found
 
 
 LAWS = [(1, 0.3), (20, 0.1), (2000, 0.1), (60, 1.2)]
@@ -190,19 +207,52 @@ def test_where_more_arrives_than_is_sent_it_is_weighed_there() -> None:
         assert sweep.count(f'@ params["blocks.{i}.weight"]') == pull.messages
 
 
+@pytest.mark.parametrize("lowering", ["combinations", "closed-form"])
+@pytest.mark.parametrize("name", [n if n == "dag" else pytest.param(n, marks=pytest.mark.slow) for n in NETS])
+def test_lists_of_errors_are_the_errors_one_by_one(name: str, lowering: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    p, how = problem(name), {"steps": 100, "rate": 0.1, "lowering": lowering}
+    alone = p.gradients("fixed-prediction", **how)
+    monkeypatch.setattr(lists, "MANY", 0)
+    pc = p.compile("fixed-prediction", **how)
+    assert "error in" in pc.source or name == "chain"
+    assert from_steps(p, p.gradients("fixed-prediction", **how), alone) < 1e-8
+    assert from_steps(p, apart(p, pc), alone) < 1e-8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
+def test_layers_that_carry_other_numbers_of_errors_share_functions(dtype: torch.dtype) -> None:
+    model, x = Shortcuts(24).to(dtype), torch.randn(2, 4, dtype=dtype)
+    pc = pccompile.compile(model, (x,), algorithm="fixed-prediction", lowering="combinations", steps=100, rate=0.1)
+    chosen = Lowerings(pc.compiled.pc, PathLengths(pc.compiled.pc), 100, 0.1, None).learning
+    counts = {len(place.carried) for place in chosen.places.values()}
+    assert len(counts) > 3
+    sweep = pc.source[pc.source.index("def infer_and_learn(") :]
+    calls = re.findall(r"(infer_and_learn_block\w*)\(", sweep)
+    assert max(map(calls.count, calls)) > 12
+
+
+@pytest.mark.slow
+def test_many_blocks_take_a_file_of_less_than_a_thousand_lines() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.b(torch.tanh(self.a(x)))
+
+    model = nn.Sequential(nn.Linear(3, 4), *(Block() for _ in range(32)), nn.Linear(4, 2))
+    how = {"algorithm": "fixed-prediction", "lowering": "combinations", "steps": 100, "rate": 0.1}
+    pc = pccompile.compile(model, (torch.randn(2, 3),), **how)
+    assert len(pc.source.splitlines()) < 1000
+
+
 def test_inference_and_learning_one_after_the_other_give_what_both_together_give() -> None:
     p = Problem(lambda: Shortcuts(6), (2, 4))
-    pc = p.compile("fixed-prediction", lowering="combinations")
-    runtime = pc.prepare((p.x,), loss=p.loss, target=p.target)
-    params, buffers = pc.tables(runtime)
-    predict, infer, learn = (runtime.function(name) for name in ("predict", "infer", "learn"))
-    inputs = runtime.interface.bind((p.x,), {})
-    outputs, context = predict(params, buffers, inputs)
-    errors = infer(params, context, [p.target - outputs[0]])
-    apart = learn(params, context, *(errors if isinstance(errors, tuple) else (errors,)))
+    found = apart(p, p.compile("fixed-prediction", lowering="combinations"))
     together = p.gradients("fixed-prediction", lowering="combinations")
     for key, gradient in together.items():
-        assert torch.allclose(apart[key], gradient, rtol=1e-7, atol=1e-9 * float(p.backprop[key].norm()))
+        assert torch.allclose(found[key], gradient, rtol=1e-7, atol=1e-9 * float(p.backprop[key].norm()))
 
 
 @pytest.mark.parametrize("algorithm", ["fixed-prediction", "meta-pcn"])
