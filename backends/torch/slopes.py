@@ -17,8 +17,8 @@ COSTLY = frozenset(f"aten.{name}_backward.default" for name in ("gelu", "silu", 
 def share_slopes(f: Function, labels: dict[Ref, Label]) -> None:
     """Call each costly kernel on ones, where it would be called with other errors again, or in a loop.
 
-    Such a kernel is linear in the error, element by element: what it makes of ones is the slope. The ones are one number
-    at all places, which takes no memory to write and to read.
+    Such a kernel is linear in the error, element by element: what it makes of ones is the slope. The ones are one
+    number at all places, which takes no memory to write and to read.
     """
     inside = {r for line in f.lines if isinstance(line, Loop) for r in made_in([line])}
     calls: Counter[object] = Counter()
