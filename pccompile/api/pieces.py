@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -16,8 +18,9 @@ from pccompile.report.summary import summary
 from pccompile.report.tables import Page
 from pccompile.runtime.module import Criterion
 from pccompile.runtime.pieces import ModuleInPieces
-from pccompile.runtime.pieces_check import compile_pieces
+from pccompile.runtime.pieces_check import NothingLearns, compile_pieces
 from pccompile.runtime.torch_compile import Piece
+from pccompile.runtime.trial_run import has_hooks
 
 
 class PieceModule(Piece, PCModule):
@@ -70,7 +73,17 @@ def in_pieces(
     """
     if reason := not_in_pieces(options):
         raise CompileError(f"{type(model).__name__} is not compiled in pieces, since {reason}")
-    pc = PiecewiseModule(model, options, loss, hook, check)
+    how = model, options, loss, hook, check
+    if not has_hooks(model):  # else the example is not run, and does not tell what is left to autograd
+        pc = PiecewiseModule(*how)
+        with suppress(NothingLearns), warnings.catch_warnings(record=True) as said:
+            compile_pieces(pc, args, kwargs, check)
+        if pc.pieces and not pc.left:
+            for one in said:
+                warnings.warn(one.message, one.category, stacklevel=6)
+            return pc
+    pc = PiecewiseModule(*how)
+    pc.cut_layers()
     compile_pieces(pc, args, kwargs, check)
     return pc
 

@@ -18,6 +18,7 @@ from pccompile.api.module import PCModule
 from pccompile.api.pieces import PiecewiseModule, in_pieces
 from pccompile.diagnostics import CaptureError, CompileError, Problem
 from pccompile.frontends.imported import Locate
+from pccompile.frontends.objects import open_objects
 from pccompile.pipeline import Hook, Options
 from pccompile.runtime.comparison import NotRun
 from pccompile.runtime.module import Criterion
@@ -75,6 +76,7 @@ class Request:
 
 def captured(request: Request, capture: Capture) -> PCModule:
     """The model as a compiled module, in the way that is asked for. Raises CompileError."""
+    open_objects((request.args, request.kwargs))
     if capture == "pieces":
         try:
             return request.in_pieces()

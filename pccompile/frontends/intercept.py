@@ -16,7 +16,7 @@ from torch.distributions.dirichlet import _Dirichlet
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
-from pccompile.diagnostics import Collector, CompileError, Location
+from pccompile.diagnostics import CaptureError, Collector, CompileError, Location
 from pccompile.frontends.forward_hooks import hook_name
 from pccompile.frontends.process import replaced
 from pccompile.ops.functions import record_call
@@ -62,7 +62,7 @@ def author_gradients() -> Iterator[AuthorGradients]:
     def refuse(self: torch.Tensor, function: Any) -> Any:
         if threading.get_ident() != thread:
             return hook(self, function)
-        raise CompileError(
+        raise CaptureError(
             "a hook on a value changes its gradient (Tensor.register_hook)",
             hint="write it as a custom autograd.Function, whose backward is compiled",
         )

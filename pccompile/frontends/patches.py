@@ -11,6 +11,7 @@ from contextlib import contextmanager, redirect_stderr
 from torch import nn
 from torch.distributions import Distribution
 
+from pccompile.frontends.causal_masks import unread_masks
 from pccompile.frontends.derivatives import noticed_derivatives
 from pccompile.frontends.intercept import (
     AuthorGradients,
@@ -39,6 +40,7 @@ def patched(model: nn.Module, trace: StateTrace, packing: Packing) -> Iterator[A
         whole_recurrences(),  # torch.lstm, .gru, .rnn_tanh and .rnn_relu, and what torch._VF has of them
         packed_sequences(packing),  # the packing functions of torch._VF, torch.as_tensor, forward of LSTM, GRU and RNN
         shapes_torch_lacks(),  # shapes of operators, torch.ctc_loss
+        unread_masks(noticed),  # the comparison of masks in nn.Transformer
         visible_statistics(),  # torch.instance_norm, forward of batch normalisation
         inference_without_gradient(),  # torch.inference_mode
         data_as_detached(),  # Tensor.data

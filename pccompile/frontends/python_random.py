@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from pccompile.diagnostics import Collector
+from pccompile.diagnostics import CaptureError, Collector, CompileError
 from pccompile.frontends.places import SKIPPED, leaves_of
 from pccompile.frontends.process import replaced
 
+PYTHON = "Python's random"
 SEEDS = ("manual_seed", "seed", "set_rng_state")
 """Functions of torch that set the state of its generator; fork_rng calls the last of them."""
 GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, np.random.BitGenerator, torch.Generator)
@@ -60,7 +61,8 @@ def refuse_draws(model: nn.Module) -> Iterator[None]:
     for name in dict.fromkeys(seeded):
         what = f"forward calls torch.{name}, so that it draws the same at each call, which the program would not"
         problems.add(what, hint="seed before the call, or make what is drawn a buffer")
-    problems.raise_if_any()
+    by_python = drawn == [PYTHON] and not seeded  # Dynamo leaves these draws to Python
+    problems.raise_if_any(CaptureError if by_python else CompileError)
 
 
 @contextmanager
@@ -104,7 +106,7 @@ def _noticed(called: list[str], thread: int, name: str, function: Callable[..., 
 
 def _generators(model: nn.Module) -> Iterator[_Generator]:
     """The generators of Python and NumPy, and those that modules have as attributes, torch's own among them."""
-    yield _Generator("Python's random", random.getstate, random.setstate)
+    yield _Generator(PYTHON, random.getstate, random.setstate)
     yield _Generator("numpy.random", lambda: np.random.get_state(legacy=False), np.random.set_state)
     seen: set[int] = set()
     for path, module in model.named_modules():

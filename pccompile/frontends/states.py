@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from pccompile.diagnostics import CompileError, Location
 from pccompile.frontends.counters import Advance, Counter, is_counter
 from pccompile.frontends.derivatives import Transforms, below_autograd
+from pccompile.frontends.objects import open_objects, refuse_additions
 from pccompile.frontends.paths import Reading, Replayed
 from pccompile.frontends.places import MISSING, PLAIN, Place, Snapshot, leaves_of
 from pccompile.frontends.process import replaced
@@ -132,13 +133,17 @@ class StateTrace:
             """A call of a module; where forward fails, what is watched is left before what torch has put around it."""
             if module is not model or self.depth:
                 return call(module, *args, **named)  # type: ignore[no-untyped-call]
-            leaves = [leaf for leaf in pytree.tree_leaves((args, named)) if isinstance(leaf, Tensor)]
+            given = pytree.tree_leaves((args, named))
+            leaves = [leaf for leaf in given if isinstance(leaf, Tensor)]
             still = [i for i, leaf in enumerate(leaves) if not leaf.requires_grad]
             try:
-                return call(module, *args, **named)  # type: ignore[no-untyped-call]
+                output = call(module, *args, **named)  # type: ignore[no-untyped-call]
             finally:
                 self.lookup.close()
                 self.asked = tuple(i for i in still if leaves[i].requires_grad)
+            open_objects(output)
+            refuse_additions(given, pytree.tree_leaves((args, named)))
+            return output
 
         try:
             with replaced(fx.Interpreter, run=interpreted), replaced(nn.Module, _call_impl=called), self.lookup:

@@ -18,6 +18,7 @@ from pccompile.backends.torch import SWEEP, Source, emit
 from pccompile.frontends.forward_hooks import Observation
 from pccompile.frontends.imported import Imported
 from pccompile.frontends.numbers import Read
+from pccompile.frontends.objects import open_objects
 from pccompile.frontends.signature import Varied
 from pccompile.ir import Node, Ref, TensorType
 from pccompile.ops.functions import Saved
@@ -55,7 +56,7 @@ def flattened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any],
     """The leaves and the structure of a call's arguments."""
     if not kwargs and all(isinstance(a, Tensor) for a in args):
         return list(args), _spec(len(args))
-    return pytree.tree_flatten((args, kwargs))
+    return pytree.tree_flatten(open_objects((args, kwargs)))
 
 
 def layout(tensor: Tensor, absolute: bool) -> tuple[int, ...]:

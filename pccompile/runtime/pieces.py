@@ -16,12 +16,14 @@ from torch import Tensor, fx, nn
 from pccompile.analysis.compare import Checked
 from pccompile.diagnostics import CompileError, listing
 from pccompile.frontends.capture import exported_elsewhere
+from pccompile.frontends.objects import open_objects
 from pccompile.passes.roles import NO_ROLES, Roles
 from pccompile.pipeline import Hook, Options
 from pccompile.runtime.autograd_function import Bridge
 from pccompile.runtime.comparison import tensors_of
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
 from pccompile.runtime.derivative_reads import DerivativeReads, reads_in_pieces
+from pccompile.runtime.layer_pieces import Layers, layers_of
 from pccompile.runtime.losses import loss_of
 from pccompile.runtime.module import CompiledModule, Criterion
 from pccompile.runtime.torch_compile import OPTIONS, Piece, PieceProgram, program_of
@@ -51,6 +53,16 @@ class ModuleInPieces(CompiledModule):
         self.left: tuple[str, ...] = ()
         self._looked = -1
         self._reads: DerivativeReads | None = None
+        self._layers, self._cut = Layers(()), False
+
+    def cut_layers(self) -> None:
+        """Let layers of torch.nn be pieces, too, where Dynamo leaves what calls them to Python."""
+        self._cut, self._layers = True, Layers(layers_of(self.__dict__["model"]))
+
+    def _share(self, model: nn.Module) -> None:
+        super()._share(model)
+        if self.__dict__.get("_cut"):
+            self.cut_layers()
 
     def _anew(self) -> dict[str, Any]:
         return {**super()._anew(), "_programs": [], "_run_by_dynamo": None, "_looked": -1, "_reads": None}
@@ -79,7 +91,10 @@ class ModuleInPieces(CompiledModule):
         if not torch.is_grad_enabled() or (torch.compiler.is_exporting() and not exported_elsewhere()):
             return model(*args, **kwargs)  # without gradients the model is its own program
         refuse_transforms(model, args, kwargs)
-        outputs = self._dynamo()(*args, **kwargs)
+        open_objects((args, kwargs))
+        with self._layers.own():
+            outputs = self._dynamo()(*args, **kwargs)
+        open_objects(outputs)
         if self._looked != len(self._programs):  # a path that no call has taken before
             self._look(outputs)
         if self._reads is not None:

@@ -35,6 +35,10 @@ def compile_pieces(pc: ModuleInPieces, args: tuple[Any, ...], kwargs: Mapping[st
         whole.program()
 
 
+class NothingLearns(CompileError):
+    """Dynamo leaves all that learns to eager torch."""
+
+
 class _Check(Comparison):
     """What the pieces make together, against the model."""
 
@@ -63,7 +67,7 @@ class _Check(Comparison):
                 what = f"the pieces fail where the model runs: {type(e).__name__}: {first_line(e)}"
                 raise CompileError(what, hint=REPORT) from e
         if not self.pc.pieces:
-            raise CompileError("in pieces there is no program that learns", hint=EAGER)
+            raise NothingLearns("in pieces there is no program that learns", hint=EAGER)
         return results
 
     def shared(self) -> None:

@@ -48,8 +48,26 @@ def test_a_draw_is_refused_by_name(draw: Callable[[Any], float], words: str) -> 
     np.random.seed(1)
     model = Draws(draw)
     with pytest.raises(CompileError, match=f"forward draws a number from {words}.*same at each call"):
-        pccompile.compile(model, (torch.ones(2, 3),))
+        pccompile.compile(model, (torch.ones(2, 3),), capture="export")
     assert draw(model) == expected
+
+
+@pytest.mark.parametrize("name", ["random", "choice"])
+def test_draws_of_python_lie_between_pieces(name: str) -> None:
+    model, x = Draws(DRAWS[name][0]), torch.ones(2, 3)
+    pc = pccompile.compile(model, (x,))
+    assert pc.pieces  # type: ignore[attr-defined]
+    found, expected = [], []
+    for called, results in ((pc, found), (model, expected)):
+        random.seed(3)
+        for _ in range(4):
+            model.zero_grad()
+            called(x).sum().backward()
+            results.append(model.fc.weight.grad.clone())  # type: ignore[union-attr]
+        results.append(torch.tensor(random.random()))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    assert len({float(g.sum()) for g in expected[:-1]}) > 1
 
 
 def test_where_nothing_is_drawn_nothing_is_refused() -> None:

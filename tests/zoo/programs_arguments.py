@@ -197,6 +197,28 @@ class NamedtupleInAndOut(Layers):
         return Pair(self.last(h), h)
 
 
+@program("dict_written_to", lambda g, scale: (({"x": drawn(g, scale, 5, 3)},), {}))
+class DictWrittenTo(Layers):
+    """Forward leaves a value in its argument."""
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        batch["hidden"] = self.first(batch["x"]).tanh()
+        return self.last(batch["hidden"])
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    x: Tensor
+    more: Pair
+
+
+@program("frozen_with_slots", lambda g, scale: ((Frozen(drawn(g, scale, 5, 3), Pair(*[drawn(g, scale, 4)] * 2)),), {}))
+class FrozenWithSlots(Layers):
+    def forward(self, batch: Frozen) -> tuple[Frozen, list[Batch]]:
+        h = self.first(batch.x) + batch.more.a * batch.more.b
+        return Frozen(self.last(h), batch.more), [Batch(h)]
+
+
 class Encoding(UserDict[str, Any]):
     """A mapping with attributes, as a tokenizer returns it."""
 
