@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from torch import nn
 
@@ -128,7 +129,10 @@ class _Explainer:
         return f"Δε = η ({pull} − ε)" if self.compiled.program.arguments else f"ε = {pull}"
 
     def message(self, to: str) -> str:
-        text = equations.message(self.v, to)
+        v = self.v
+        if to in self.graph.graph.params:  # what a weight learns does not read what messages have in its place
+            v = replace(v, feedback={k: letter for k, letter in v.feedback.items() if k != to})
+        text = equations.message(v, to)
         return text.replace(f"ε[{self.v.name}]", "ε")
 
     def learning(self) -> list[str]:

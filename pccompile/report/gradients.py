@@ -85,7 +85,7 @@ class Bench:
 
     def _gradients(self, loss: Tensor) -> Gradients:
         parameters = self.parameters()
-        if not loss.requires_grad:
+        if not loss.requires_grad or not parameters:
             return dict.fromkeys(parameters)
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         return dict(zip(parameters, found, strict=True))

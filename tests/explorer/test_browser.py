@@ -275,6 +275,27 @@ def test_the_policy_lets_nothing_out_and_no_script_in(page) -> None:
         assert json.dumps(b.errors).count("Content Security Policy") >= 2
 
 
+def test_the_least_and_the_wildest(tmp_path) -> None:
+    """One vertex and no step; and inference that ends in what is no number."""
+    x = torch.randn(2, 3)
+    alone = pccompile.compile(nn.Linear(3, 2).requires_grad_(False), (x.clone().requires_grad_(),), check=False)
+    paths = [alone.explore((x.clone().requires_grad_(),)).save(tmp_path / "alone.html")]
+    deep = nn.Sequential(nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 2))
+    how = {"algorithm": "strict", "steps": 40, "rate": 50.0, "loss": nn.functional.mse_loss, "on_divergence": "ignore"}
+    wild = pccompile.compile(deep, (x,), granularity="op", check=False, **how)
+    paths.append(wild.explore((x,), target=torch.randn(2, 2)).save(tmp_path / "wild.html"))
+    for path in paths:
+        with browser() as b:
+            b.go(path)
+            for view in range(1, len(VIEWS) + 1):
+                b.press(str(view))
+                assert "NaN" not in b.run("document.body.innerText")
+                assert "undefined" not in b.run("document.body.innerText")
+            assert b.errors == []
+            settles = b.run("!document.getElementById('now').innerText.includes('does not settle')")
+            assert settles == (path == paths[0])
+
+
 def test_graphviz_reads_what_is_drawn_for_it(tab) -> None:
     pc = pccompile.compile(Hostile(), (torch.randn(2, 3),), granularity="op", check=False)
     drawing = tab.run(f"Viz.instance().then(v => v.renderJSON({json.dumps(pc.dot())}).objects.map(o => o.label))")

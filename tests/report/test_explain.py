@@ -113,3 +113,11 @@ def test_tables() -> None:
     assert "first [bold]line[/bold]" in terminal.getvalue()
     assert "\x1b[31m" not in terminal.getvalue()
     assert [number(x) for x in (0, 3.14159e-7, 0.5, float("nan"), float("inf"))] == ["0", "3.1e-07", "0.5", "–", "inf"]
+
+
+def test_what_a_weight_learns_is_no_feedback() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    pc = pccompile.compile(model, (torch.randn(2, 3),), feedback="random", check=False)
+    text = str(pc.explain("2"))
+    assert "Δ 2.weight = ε xᵀ" in text
+    assert "Bᵀ ε" in text  # what is sent to the hidden value

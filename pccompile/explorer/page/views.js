@@ -37,7 +37,7 @@ function step() {
   const r = run();
   $("step").value = state.step;
   $("step").setAttribute("aria-valuetext", `step ${state.step} of ${r.steps}`);
-  refill($("now"), h("b", {}, String(state.step)), ` of ${time(r.steps)}`, h("small", {}, `free energy ${number(r.free_energy[state.step])}`));
+  refill($("now"), h("b", {}, String(state.step)), ` of ${time(r.steps)}`, h("small", {}, `free energy ${number(r.free_energy[state.step])}${r.settles ? "" : ": does not settle"}`));
   VIEWS[state.view].step?.();
   stepPanel();
   for (const u of charts) u.redraw(false);
