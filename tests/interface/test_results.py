@@ -74,9 +74,12 @@ def squares(results: Any) -> Tensor:
     return torch.stack([w.square().sum() for w in weighted]).sum()
 
 
-@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_results_are_what_they_are_in_eager_torch(run: Callable[..., Any]) -> None:
-    eager, model, pc = pair(run)
+QUICK = ("the input", "a parameter", "a detached slice", "all of these")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in RUNS])
+def test_results_are_what_they_are_in_eager_torch(name: str) -> None:
+    eager, model, pc = pair(RUNS[name])
     for learns in (False, True):
         found = []
         for own, called in ((eager, eager), (model, pc)):
@@ -142,8 +145,14 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("how", ALGORITHMS.values(), ids=ALGORITHMS)
 def test_a_write_into_a_result_is_followed_or_raises(how: dict[str, Any]) -> None:
-    for name in RUNS if not how else ("a linear value", "a value and its view"):
+    for name in ("a linear value", "a value and its view"):
         compare_writes(name, how)
+
+
+@pytest.mark.slow
+def test_writes_into_results_of_all_kinds_are_followed_or_raise() -> None:
+    for name in RUNS:
+        compare_writes(name, {})
 
 
 @pytest.mark.slow

@@ -178,10 +178,13 @@ def gradients(model: Any, called: Any, x: Tensor, between: Callable[[], object] 
     return [p.grad.clone() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("run, change, words", CASES.values(), ids=CASES)
-def test_what_a_backward_reads_is_followed_before_a_call_and_refused_before_its_backward_pass(
-    run: Callable[..., Tensor], change: Callable[[Any, float], object], words: str
-) -> None:
+QUICK = ("global", "row", "attribute", "operator")
+SHARED = [pytest.param(c, marks=() if c in QUICK else pytest.mark.slow) for c in CASES]
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_what_a_backward_reads_is_followed_before_a_call_and_refused_before_its_backward_pass(case: str) -> None:
+    run, change, words = CASES[case]
     torch.manual_seed(0)
     eager = Net(run).double()
     x, model = torch.randn(4, 6, dtype=torch.float64), copy.deepcopy(eager)
