@@ -43,6 +43,11 @@ class Memories:
         self.names = outside
 
 
+def released(names: Iterable[str], depth: int, closures: bool) -> list[str]:
+    """Lines that let go of values. closures: comprehensions read some, of which torch.compile takes no `del`."""
+    return nothing(names, STEP * depth) if closures else folded(STEP * depth + deleted(names, depth))
+
+
 def nothing(names: Iterable[str], indent: str) -> list[str]:
     """Lines that give each of `names` None, as many in one as have room."""
     lines: list[str] = []

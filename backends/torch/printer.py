@@ -12,8 +12,8 @@ from types import MappingProxyType
 from pccompile.backends.torch.context import arguments
 from pccompile.backends.torch.dataflow import Dataflow
 from pccompile.backends.torch.expression_text import Expressions
-from pccompile.backends.torch.layout import STEP, WIDTH, deleted, folded, listed, recorded
-from pccompile.backends.torch.memories import Memories
+from pccompile.backends.torch.layout import STEP, WIDTH, folded, listed, recorded
+from pccompile.backends.torch.memories import Memories, released
 from pccompile.backends.torch.nesting import Nesting, last_reads
 from pccompile.backends.torch.overwriting import Overwriting
 from pccompile.backends.torch.source_map import Ownership
@@ -60,6 +60,7 @@ class Printer:
         self.called = False  # whether the last line is a call of a block
         self.memories = Memories(function.lines, self.names.namer, speller)
         self.ownership = Ownership(self.flow.made)
+        self.closures = any(s.each for s in function.statements())
         self.vertex = ""
         self.since = 0
 
@@ -260,13 +261,14 @@ class Printer:
         self.vertex = vertex
 
     def free(self, dead: Sequence[Ref], depth: int) -> None:
-        """Write `del` for values that nothing reads any more."""
+        """Let go of values that nothing reads any more."""
         if self.called and self.kept_by_caller:
             dead = [r for r in dead if r not in self.freed]
         names = [n for r in dead if (n := self.names.get(r, "")).isidentifier() and self.names.owner[n] == r]
         names = [name for name in names if name not in self.memories.names]
         if names:
-            self.line(depth, deleted(dict.fromkeys(names), depth))
+            self.called, lines = False, released(dict.fromkeys(names), depth, self.closures)
+            self.text += self.ownership.lines(lines, bool(self.since))
 
     def line(self, depth: int, text: str) -> None:
         """Print one line, over several where it is too long."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dis
 import re
+from types import CodeType
 
 import numpy as np
 import pytest
@@ -229,6 +231,10 @@ def test_layers_that_carry_other_numbers_of_errors_share_functions(dtype: torch.
     sweep = pc.source[pc.source.index("def infer_and_learn(") :]
     calls = re.findall(r"(infer_and_learn_block\w*)\(", sweep)
     assert max(map(calls.count, calls)) > 12
+    functions = [c for c in compile(pc.source, "source", "exec").co_consts if isinstance(c, CodeType)]
+    assert "DELETE_DEREF" not in {
+        i.opname for f in functions for i in dis.get_instructions(f)
+    }  # torch.compile refuses that
 
 
 @pytest.mark.slow
