@@ -366,6 +366,7 @@ def test_explore(run, tmp_path) -> None:
         assert run("somemodels:Net", "--shape", "x=4,6", *more).code == 2
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "language, start", [("latex", "\\begin{align*}"), ("dot", "digraph {"), ("mermaid", "flowchart")]
 )

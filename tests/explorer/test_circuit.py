@@ -80,6 +80,7 @@ def test_page(found, tmp_path) -> None:
         assert {r.partition(":")[0] for r in b.requests} <= {"file", "about", "data", "blob"}
 
 
+@pytest.mark.slow
 def test_command(tmp_path, circuit, capsys) -> None:
     from pccompile.cli import main
 

@@ -31,6 +31,7 @@ class Convolutional(nn.Module):
 MODELS = {"attention": (Attention, torch.randn(2, 5, 6)), "convolutional": (Convolutional, torch.randn(2, 2, 5, 5))}
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name, how", [
     ("attention", {"algorithm": "exact"}),
     ("attention", {"algorithm": "fixed-prediction", "lowering": "relax", "granularity": "op"}),

@@ -41,11 +41,19 @@ ALGORITHMS = {
     "incremental": {"steps": 2},
     "zil": {},
 }
-CASES = [("attention", "exact"), ("attention", "fixed-prediction"), ("tied", "strict"), ("tied", "incremental"),
-         ("tied", "zil"), ("tied", "exact")]  # fmt: skip
+QUICK = [("tied", "strict")]
+SLOW = [
+    ("attention", "exact"),
+    ("attention", "fixed-prediction"),
+    ("tied", "incremental"),
+    ("tied", "zil"),
+    ("tied", "exact"),
+]
+CASES = [*(pytest.param(c, id="-".join(c)) for c in QUICK),
+         *(pytest.param(c, id="-".join(c), marks=pytest.mark.slow) for c in SLOW)]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+@pytest.fixture(scope="module", params=CASES)
 def compiled(request):
     model, x = MODELS[request.param[0]]
     torch.manual_seed(0)
