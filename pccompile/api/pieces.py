@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -19,6 +20,7 @@ from pccompile.report.tables import Page
 from pccompile.runtime.module import Criterion
 from pccompile.runtime.pieces import ModuleInPieces
 from pccompile.runtime.pieces_check import NothingLearns, compile_pieces
+from pccompile.runtime.saving import check_writable
 from pccompile.runtime.torch_compile import Piece
 from pccompile.runtime.trial_run import has_hooks
 
@@ -48,6 +50,17 @@ class PiecewiseModule(ModuleInPieces, PCModule):
         if not having:
             raise self._refuse(f"no piece has a vertex {vertex}")
         return self._each(lambda piece: explain(piece, vertex), having)
+
+    def save_pieces(self, folder: str | Path, name: str = "model") -> tuple[Path, ...]:
+        """Write each piece that has been met as `save` does, called `name_1`, `name_2`, …; return the paths.
+
+        What lies between the pieces is the model's own Python, which is in none of the files. Raises CompileError,
+        before anything is written, where a file is there that pccompile did not generate.
+        """
+        named: dict[str, Any] = {f"{name}_{i + 1}": piece for i, piece in enumerate(self.pieces)}
+        for each in named:
+            check_writable(Path(folder), each)
+        return tuple(path for each, piece in named.items() for path in piece.save(folder, each))
 
     def _each(self, report: Any, places: list[int] | None = None) -> Page:
         """A report about each piece, or about those at some places, under its number."""

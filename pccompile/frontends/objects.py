@@ -20,6 +20,8 @@ from pccompile.diagnostics import CaptureError, CompileError
 
 CLOSED = (Tensor, nn.Module, type, enum.Enum, str, bytes, int, float, complex, list, tuple, set, frozenset)
 """Objects that are leaves, or no containers of leaves to be put together again."""
+FIXED = (torch.dtype, torch.device, torch.layout, torch.memory_format, enum.Enum, types.ModuleType, nn.Module)
+"""Attributes that are a part of an object's form, as are functions and classes: a call in another one is compiled."""
 FOREIGN = ("torch", "numpy", "builtins", "functools", "pccompile")
 """Packages whose classes are left as they are."""
 
@@ -69,8 +71,10 @@ def _fields(value: Any) -> dict[str, Any]:
 
 def _flatten(value: Any) -> tuple[list[Any], tuple[Any, ...]]:
     fields = _fields(value)
+    fixed = {k: v for k, v in fields.items() if isinstance(v, FIXED) or callable(v)}
+    free = {k: v for k, v in fields.items() if k not in fixed}
     entries = dict(value) if isinstance(value, dict) else {}
-    return [*fields.values(), *entries.values()], (type(value), tuple(fields), tuple(entries))
+    return [*free.values(), *entries.values()], (type(value), tuple(free), tuple(entries), tuple(fixed.items()))
 
 
 def _with_keys(value: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
@@ -80,8 +84,8 @@ def _with_keys(value: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
 
 
 def _unflatten(children: Any, context: tuple[Any, ...]) -> Any:
-    kind, fields, entries = context
-    values = list(children)
+    kind, fields, entries, fixed = context
+    values, fields = [*(v for _, v in fixed), *children], (*(k for k, _ in fixed), *fields)
     made = kind.__new__(kind)
     own = getattr(made, "__dict__", None)
     for name, value in zip(fields, values, strict=False):

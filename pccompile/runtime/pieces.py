@@ -162,7 +162,7 @@ class ModuleInPieces(CompiledModule):
 
     def state(self) -> dict[str, Tensor]:
         """Raises CompileError: each piece has tables of its own."""
-        raise self._refuse("each piece has a file and tables of its own")
+        raise self._refuse("each piece has a file and tables of its own (save_pieces)")
 
 
 def left_to_autograd(outputs: list[Tensor], named: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -148,8 +148,14 @@ def test_what_is_asked_of_a_model_in_pieces(tmp_path: Path) -> None:
     torch.testing.assert_close(before, value.detach())
     for a, b in zip(pc.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a, b)
-    path, _ = pc.pieces[0].save(tmp_path, "first")  # type: ignore[attr-defined]
-    assert "def infer_and_learn" in path.read_text()
+    paths = pc.save_pieces(tmp_path, "net")  # type: ignore[attr-defined]
+    assert [p.name for p in paths[:2]] == ["net_1_pc.py", "net_1_pc.safetensors"]
+    assert len(paths) == 2 * pieces
+    assert "def infer_and_learn" in paths[0].read_text()
+    (tmp_path / "own_1_pc.py").write_text("mine")
+    with pytest.raises(CompileError, match=r"own_1_pc\.py"):
+        pc.save_pieces(tmp_path, "own")  # type: ignore[attr-defined]
+    assert not (tmp_path / "own_2_pc.py").exists()
     for ask in (lambda: pc.infer((x,)), lambda: pc.source, lambda: pc.cost(), lambda: pc.explain("nothing")):
         with pytest.raises(CompileError, match="Net is compiled in pieces, and"):
             ask()

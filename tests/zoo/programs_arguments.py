@@ -219,6 +219,19 @@ class FrozenWithSlots(Layers):
         return Frozen(self.last(h), batch.more), [Batch(h)]
 
 
+class Typed:
+    """A tensor, beside a dtype and a function, which are no leaves."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.dtype, self.apply, self.x = x.dtype, torch.tanh, x
+
+
+@program("object_with_a_dtype", lambda g, scale: ((Typed(drawn(g, scale, 5, 3)),), {}))
+class ObjectWithADtype(Layers):
+    def forward(self, typed: Typed) -> Typed:
+        return Typed(self.last(typed.apply(self.first(typed.x.to(typed.dtype)))))
+
+
 class Encoding(UserDict[str, Any]):
     """A mapping with attributes, as a tokenizer returns it."""
 
