@@ -118,7 +118,7 @@ RUNS = (
 )  # fmt: skip
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("run", RUNS)
 def test_a_derivative_within_forward_learns_as_in_eager_torch(run: Any) -> None:
     torch.manual_seed(0)
@@ -134,6 +134,7 @@ def test_a_derivative_within_forward_learns_as_in_eager_torch(run: Any) -> None:
         assert pc.checked.gradients > 0
 
 
+@pytest.mark.slow
 def test_each_algorithm_and_a_file_know_the_derivative() -> None:
     torch.manual_seed(0)
     model, x = Net(twice).double(), torch.randn(5, 3).double()

@@ -93,7 +93,7 @@ def test_what_no_way_holds_is_refused(program: Program) -> None:
     assert REFUSED[program.name] in str(raised.value)
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(2)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("program", entries(refused=False))
 def test_every_program_learns_as_in_eager_torch_without_an_option(program: Program) -> None:

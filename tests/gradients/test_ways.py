@@ -36,6 +36,7 @@ class Straight(Layers):
         return self.last(self.first(x).tanh())  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_the_first_way_with_all_gradients_is_taken_and_told() -> None:
     for kind, module, words in (
         (Straight, pccompile.PCModule, "vertices"),
@@ -94,6 +95,7 @@ def test_a_path_for_each_number_is_left_to_autograd_where_a_piece_is_there() -> 
     assert isinstance(pc, PiecewiseModule)
 
 
+@pytest.mark.slow
 def test_layers_in_a_loop_are_pieces_in_a_copy_too() -> None:
     model, x = made(EarlyExit)
     pc = pccompile.compile(model, x)
@@ -108,6 +110,7 @@ def test_layers_in_a_loop_are_pieces_in_a_copy_too() -> None:
         torch.testing.assert_close(b, c, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_further_paths_run_by_autograd_and_are_refused_where_that_has_other_gradients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
