@@ -123,11 +123,12 @@ class DefaultDtype(nn.Module):
         return rest
 
 
-def test_new_tensors_keep_the_dtype_of_capture() -> None:
-    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+def test_new_tensors_have_the_default_dtype_of_the_call() -> None:
+    model, x = DefaultDtype(), torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
     torch.set_default_dtype(torch.float64)
     try:
-        pc = pccompile.compile(DefaultDtype(), x)
+        pc = pccompile.compile(model, x)
+        torch.testing.assert_close(pc(x), model(x))
     finally:
         torch.set_default_dtype(torch.float32)
-    assert pc(x).dtype == torch.float64
+    torch.testing.assert_close(pc(x), model(x))

@@ -17,7 +17,6 @@ from pccompile import CompileError
 from pccompile.runtime.torch_compile import backend
 
 REFUSED = {
-    "spectral_norm": "in place where gradients are off",
     "vmap_of_grad": "cannot capture",
     "inner_gradient": "not have been used in the graph",  # torch's own words: two results of one piece
 }
@@ -49,4 +48,9 @@ def test_pieces_equal_autograd(name: str) -> None:
             step(case, compiled, module)
         return
     plain = built(case.oracle or case.build, torch.float64)
-    assert distance(step(case, compiled, module), step(case, plain, plain), floor=1e-3) < 1e-9
+    found, expected = step(case, compiled, module), step(case, plain, plain)
+    if (
+        name == "cond"
+    ):  # eager torch.cond gives zeros to the branch that is not taken, a program as Python's `if` nothing
+        expected = {k: v if v is None or v.any() else None for k, v in expected.items()}
+    assert distance(found, expected, floor=1e-3) < 1e-9
