@@ -317,7 +317,7 @@ def test_a_bug_is_one_line(run, monkeypatch) -> None:
         def __init__(self, *_, **__):
             raise KeyError("lost")
 
-    monkeypatch.setattr(pccompile.api.compile, "PCModule", Broken)
+    monkeypatch.setattr(pccompile.api.ways, "PCModule", Broken)
     result = run("model.onnx", "-o", "out")
     assert result.code == 70
     assert result.err.count("\n") == 1

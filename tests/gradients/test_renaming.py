@@ -124,7 +124,7 @@ SETTINGS = {"deadline": None, "derandomize": True, "database": None, "suppress_h
 seeds = st.integers(0, 2**31)
 
 
-@settings(max_examples=24, **SETTINGS)
+@settings(max_examples=16, **SETTINGS)
 @given(st.sampled_from(("branches", "branches", *FAST)), st.sampled_from(sorted(ALGORITHMS)), seeds)
 def test_names_change_no_gradient(name: str, algorithm: str, seed: int) -> None:
     check(name, algorithm, seed)

@@ -15,7 +15,7 @@ import pccompile
 from pccompile.algorithms.law import path_lengths
 
 EXAMPLES = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), print_blob=True
+    max_examples=16, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), print_blob=True
 )
 
 

@@ -18,6 +18,7 @@ def test_the_perceptron_learns_as_by_backpropagation():
     assert abs(example.accuracy(made, data) - example.backpropagation(model, data, epochs=2)) < 0.01
 
 
+@pytest.mark.slow
 def test_eight_bit_weights_learn():
     model, data = example.network("mlp"), example.digits()
     net = example.quantised(example.circuit(model), data, 8, 16)

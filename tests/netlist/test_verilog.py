@@ -102,6 +102,7 @@ def test_a_net_with_hardware_for_every_synapse(tmp_path: Path) -> None:
     agrees(tmp_path, paced(layers(4, 8, 3, act=nn.Tanh), table=None), 100)
 
 
+@pytest.mark.slow
 @needs_iverilog
 def test_the_multiplier_that_walks_through_a_larger_net(tmp_path: Path) -> None:
     large = paced(layers(64, 16, 10, act=nn.ReLU))

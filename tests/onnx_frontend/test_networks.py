@@ -124,7 +124,7 @@ RECURRENT = ("lstm", "gru")
 """Networks that decompositions would unroll."""
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("dynamo", [False, True])
 @pytest.mark.parametrize("name", ["convolutional", "causal", "lstm", pytest.param("gru", marks=pytest.mark.slow)])
 def test_what_torch_exports(name, dynamo):

@@ -76,7 +76,7 @@ def expected(times: int, tied: bool) -> list[Tensor]:
     return list(torch.autograd.grad(value.sum(), weights[:1] if tied else weights))
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(
     "algorithm, settings, times",

@@ -206,6 +206,7 @@ def test_any_stack_at_length(recipe: list[tuple[str, float, bool]]) -> None:
         assert_same(pc, program)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kinds", [["pool"] * 4, ["residual"] * 3 + ["pool"] + ["residual"] * 3])
 def test_convolutions(kinds: list[str]) -> None:
     """Operations of several results, steps that wait for their turn, and what only later sweeps read."""

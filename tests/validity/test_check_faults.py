@@ -12,8 +12,8 @@ import torch
 import pccompile
 from pccompile import CompileError, pipeline
 from pccompile.ir import PCGraph
+from pccompile.runtime import derivative_reads, smaller_example
 from pccompile.runtime import module as runtime_module
-from pccompile.runtime import smaller_example
 from validity.faults import (
     CLIPPED,
     EMPTIED,
@@ -156,7 +156,7 @@ def test_a_gradient_where_eager_has_none_is_found(monkeypatch: pytest.MonkeyPatc
 
 def test_a_fault_of_the_printer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the text alone: no stage before it is wrong."""
-    compile_imported = runtime_module.compile_imported
+    compile_imported = derivative_reads.compile_imported
 
     def misprinted(*args: Any, **kwargs: Any) -> Any:
         made = compile_imported(*args, **kwargs)
@@ -165,5 +165,5 @@ def test_a_fault_of_the_printer_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
         assert text != made.source.text
         return dataclasses.replace(made, source=dataclasses.replace(made.source, text=text))
 
-    monkeypatch.setattr(runtime_module, "compile_imported", misprinted)
+    monkeypatch.setattr(derivative_reads, "compile_imported", misprinted)
     assert "b.bias differs from eager torch (b.bias by 0.001)" in refusal("stack")

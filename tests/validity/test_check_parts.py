@@ -15,8 +15,7 @@ from torch import Tensor, nn
 import pccompile
 from pccompile import CompileError
 from pccompile.analysis.compare import difference
-from pccompile.runtime import comparison, smaller_example
-from pccompile.runtime import module as runtime_module
+from pccompile.runtime import comparison, derivative_reads, smaller_example
 from pccompile.runtime.shared_products import Products
 from pccompile.runtime.trial_run import backward
 from pccompile.runtime.weight_factors import weight_factors
@@ -147,7 +146,7 @@ def test_small_models_are_computed_in_full(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("key", ["a.weight", "b.weight", "c.bias"])
 @pytest.mark.parametrize("how", [r"\1.mul_(1.001)", r"(\1 * 1.001)", r"\1.flip(0)"])
 def test_what_is_done_to_a_shared_gradient_is_found(key: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_imported = runtime_module.compile_imported
+    compile_imported = derivative_reads.compile_imported
 
     def misprinted(*args: Any, **kwargs: Any) -> Any:
         made = compile_imported(*args, **kwargs)
@@ -160,7 +159,7 @@ def test_what_is_done_to_a_shared_gradient_is_found(key: str, how: str, monkeypa
         assert text != made.source.text
         return dataclasses.replace(made, source=dataclasses.replace(made.source, text=text))
 
-    monkeypatch.setattr(runtime_module, "compile_imported", misprinted)
+    monkeypatch.setattr(derivative_reads, "compile_imported", misprinted)
     model, x = drawn("stack")
     with pytest.raises(CompileError, match=re.escape(key)):
         pccompile.compile(model, (x,))

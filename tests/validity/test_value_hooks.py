@@ -47,8 +47,24 @@ def pair() -> tuple[Any, Any]:
 @pytest.mark.parametrize("ask", ASK.values(), ids=ASK)
 def test_within_forward(ask: Callable[[Tensor, list[Tensor]], Any]) -> None:
     with pytest.raises(CompileError, match=r"register_hook|retain_grad"):
-        pccompile.compile(Shows(lambda h: ask(h, [])), (X,))
+        pccompile.compile(Shows(lambda h: ask(h, [])), (X,), capture="export")
     assert torch.ones(1, requires_grad=True).mul(1).retain_grad() is None
+
+
+@pytest.mark.parametrize("ask", [ASK["hook"], lambda t, seen: t.register_hook(lambda g: seen.append(g) or 3 * g)])
+def test_within_forward_between_pieces(ask: Callable[[Tensor, list[Tensor]], Any]) -> None:
+    torch.manual_seed(0)
+    eager, found = Shows(), list[list[Tensor]]([[], []])
+    compiled = copy.deepcopy(eager)
+    eager.inside, compiled.inside = lambda h: ask(h, found[0]), lambda h: ask(h, found[1])
+    pc = pccompile.compile(compiled, (X,))
+    for seen, model in zip(found, (eager, pc), strict=True):
+        seen.clear()
+        features, y = model(X)
+        (y.sum() + features.square().sum()).backward()
+    torch.testing.assert_close(found[1], found[0])
+    for p, q in zip(compiled.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
 
 
 @pytest.mark.parametrize("ask", ASK.values(), ids=ASK)
