@@ -109,8 +109,10 @@ def helper_object(m: Any, patch: pytest.MonkeyPatch) -> None:
 
 @change()
 def instance_forward(m: Any, patch: pytest.MonkeyPatch) -> None:
-    plain = m.fc1.forward
-    m.fc1.forward = lambda x: 2 * plain(x)
+    def doubled(self: Any, x: Tensor) -> Tensor:
+        return 2 * type(self).forward(self, x)
+
+    m.fc1.forward = types.MethodType(doubled, m.fc1)  # which a copy of the model binds to its own layer
 
 
 @change()
@@ -263,7 +265,7 @@ def statistics_removed(m: Any, patch: pytest.MonkeyPatch) -> None:
     m.bn.running_mean = m.bn.running_var = m.bn.num_batches_tracked = None
 
 
-@change()
+@change("the state fc1.weight")
 def pruned(m: Any, patch: pytest.MonkeyPatch) -> None:
     prune.l1_unstructured(m.fc1, "weight", 0.5)
 
@@ -274,7 +276,7 @@ def pruned_for_good(m: Any, patch: pytest.MonkeyPatch) -> None:
     prune.remove(m.fc1, "weight")
 
 
-@change()
+@change("the state fc1.weight")
 def old_weight_norm(m: Any, patch: pytest.MonkeyPatch) -> None:
     torch.nn.utils.weight_norm(m.fc1)
 
