@@ -11,41 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-@torch.library.custom_op("pccompile::lstm", mutates_args=())
-def lstm(
-    input: Tensor, hx: list[Tensor], params: list[Tensor], has_biases: bool, num_layers: int, dropout: float,
-    train: bool, bidirectional: bool, batch_first: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """torch.lstm: the states of the last layer at all steps, the last states and the last cells of all layers."""
-    return torch.lstm(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
-
-
-@torch.library.custom_op("pccompile::gru", mutates_args=())
-def gru(
-    input: Tensor, hx: Tensor, params: list[Tensor], has_biases: bool, num_layers: int, dropout: float,
-    train: bool, bidirectional: bool, batch_first: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """torch.gru: the states of the last layer at all steps, and the last states of all layers."""
-    return torch.gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
-
-
-@torch.library.custom_op("pccompile::rnn_tanh", mutates_args=())
-def rnn_tanh(
-    input: Tensor, hx: Tensor, params: list[Tensor], has_biases: bool, num_layers: int, dropout: float,
-    train: bool, bidirectional: bool, batch_first: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """torch.rnn_tanh: the states of the last layer at all steps, and the last states of all layers."""
-    return torch.rnn_tanh(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
-
-
-@torch.library.custom_op("pccompile::rnn_relu", mutates_args=())
-def rnn_relu(
-    input: Tensor, hx: Tensor, params: list[Tensor], has_biases: bool, num_layers: int, dropout: float,
-    train: bool, bidirectional: bool, batch_first: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """torch.rnn_relu: the states of the last layer at all steps, and the last states of all layers."""
-    return torch.rnn_relu(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
+OPTIONS = (
+    "Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first"
+)
 
 
 def _states(input: Tensor, width: Any, bidirectional: bool, batch_first: bool) -> Tensor:
@@ -55,20 +23,26 @@ def _states(input: Tensor, width: Any, bidirectional: bool, batch_first: bool) -
     return states.transpose(0, 1) if batch_first else states
 
 
-@lstm.register_fake
-def _(input: Tensor, hx: list[Tensor], params: Any, *options: Any) -> Any:
+def _two_states(input: Tensor, hx: list[Tensor], params: Any, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
     h, c = hx
     return _states(input, h.shape[2], *options[-2:]), torch.empty_like(h), torch.empty_like(c)
 
 
-def _one_state(input: Tensor, hx: Tensor, params: Any, *options: Any) -> Any:
+def _one_state(input: Tensor, hx: Tensor, params: Any, *options: Any) -> tuple[Tensor, Tensor]:
     return _states(input, hx.shape[2], *options[-2:]), torch.empty_like(hx)
 
 
-for _operator in (gru, rnn_tanh, rnn_relu):
-    _operator.register_fake(_one_state)
+def _operator(name: str) -> Any:
+    """torch's function as an operator: the states of the last layer at all steps, and the last ones of all layers."""
+    cell = name == "lstm"
+    state, results = ("Tensor[]", "Tensor, Tensor, Tensor") if cell else ("Tensor", "Tensor, Tensor")
+    schema = f"(Tensor input, {state} hx, {OPTIONS}) -> ({results})"
+    operator = torch.library.custom_op(f"pccompile::{name}", getattr(torch, name), mutates_args=(), schema=schema)
+    operator.register_fake(_two_states if cell else _one_state)
+    return operator
 
-OPERATORS = {"lstm": lstm, "gru": gru, "rnn_tanh": rnn_tanh, "rnn_relu": rnn_relu}
+
+OPERATORS = {name: _operator(name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
 """By the name of torch's own function."""
 NAMES = {f"pccompile.{name}.default": f"aten.{name}.input" for name in OPERATORS}
 """torch's own operator for each of them."""
