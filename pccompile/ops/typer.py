@@ -149,6 +149,12 @@ class Typer:
         env = self.mode.shape_env
         return len(env.guards) if env is not None else 0
 
+    def decided_on(self) -> frozenset[sympy.Symbol]:
+        """The free dimensions that were compared with numbers, and not just with one another."""
+        env = self.mode.shape_env
+        conditions = [g.expr.xreplace(self.names) for g in env.guards] if env is not None else []
+        return frozenset(s for c in conditions if not _is_alike(c) for s in c.free_symbols)
+
     def fixed(self) -> bool:
         """Whether torch took a free dimension for a number."""
         env = self.mode.shape_env
@@ -226,6 +232,11 @@ def split_arguments(target: torch._ops.OpOverload, values: Mapping[str, Any]) ->
     keyword = [a for a in target._schema.arguments if a.kwarg_only]
     named = {a.name: values[a.name] for a in keyword if values[a.name] is not None or not a.has_default_value()}
     return positional, named
+
+
+def _is_alike(condition: Any) -> bool:
+    """Whether a condition says of two free dimensions that they are the same, which broadcasting checks."""
+    return isinstance(condition, sympy.Eq) and all(a.is_Symbol for a in condition.args)
 
 
 def _key(arg: Arg, types: Mapping[str, Type]) -> Any:

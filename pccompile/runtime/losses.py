@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +16,10 @@ from pccompile.diagnostics import CompileError, RuleError
 from pccompile.frontends.imported import Imported
 from pccompile.frontends.signature import Varied
 from pccompile.frontends.subclasses import refuse_acting
-from pccompile.ir import PCGraph, TensorType
+from pccompile.ir import PCGraph
 from pccompile.pipeline import Compiled, import_model, to_vertices
 from pccompile.runtime.loaded_program import Interface
+from pccompile.runtime.loss_lengths import refuse_lengths_of_data, varying
 from pccompile.runtime.loss_state import LossState
 from pccompile.runtime.program_cache import Captured
 
@@ -57,7 +57,7 @@ def compile_loss(
         raise CompileError("the loss is not a single number", hint="reduce it, for example with .mean() or .sum()")
     module, args = _LossModule(loss, interface), (flat, target)
     try:
-        imported, pc = _with_rules(module, args, free, _varying(captured, flat, pytree.tree_leaves(target)))
+        imported, pc = _with_rules(module, args, free, varying(captured, flat, pytree.tree_leaves(target)))
     except (RuleError, AssertionError, RuntimeError):  # torch's own formulas ask which lengths are the same
         imported, pc = _with_rules(module, args, "nothing", frozenset())
     names = imported.inputs
@@ -68,6 +68,7 @@ def compile_loss(
         raise CompileError(what, hint="let the model return it, or what the loss makes of it, or freeze it")
     state.copied(held)
     compiled = Loss(pc, own, given, {name: literal(imported, name) for name in pc.graph.buffers})
+    refuse_lengths_of_data(captured, imported)
     return compiled, Interface.of(imported, pytree.tree_leaves((flat, target)))
 
 
@@ -82,46 +83,6 @@ def _with_rules(module: _LossModule, args: tuple[Any, ...], free: str, varied: V
     wanted = frozenset(n for n in own if n is not None and imported.graph.inputs[n].differentiable)
     graph = replace(imported.graph, wanted=wanted)
     return imported, to_vertices(replace(imported, graph=graph), "op")[1]
-
-
-def _varying(captured: Captured, outputs: Sequence[Tensor], targets: Sequence[Any]) -> Varied:
-    """The dimensions of a loss's arguments that can have other lengths in other calls: free ones, and as long ones."""
-    graph = captured.imported.graph
-    shapes = [graph.types[o].shape for o in graph.outputs]  # type: ignore[union-attr]
-    free = {(i, a) for i, shape in enumerate(shapes) for a, n in enumerate(shape) if not isinstance(n, int)}
-    lengths = {outputs[i].shape[a] for i, a in free}
-    tensors = [(i, t) for i, t in enumerate(targets, len(outputs)) if isinstance(t, Tensor)]
-    return frozenset(free | {(i, a) for i, t in tensors for a, n in enumerate(t.shape) if n in lengths})
-
-
-def takes(taken: Interface, captured: Captured, inputs: Mapping[str, Tensor], target: Any) -> bool:
-    """Whether a loss that takes what `taken` says can be that of a call: it may branch on lengths, or count by them."""
-    graph = captured.imported.graph
-    outputs = []
-    for name in graph.outputs:
-        type_ = graph.types[name]
-        assert isinstance(type_, TensorType)
-        shape = [captured.interface.length(n, inputs) for n in type_.shape]
-        outputs.append(torch.empty(shape, dtype=type_.dtype, device="meta"))
-    return taken.mismatch([*outputs, *pytree.tree_leaves(target)], taken.in_spec) is None
-
-
-def program_kind(
-    captured: Captured, wanted: frozenset[str], key: tuple[Any, ...], args: Any, kwargs: Any, target: Any
-) -> tuple[Any, ...]:
-    """Which program of a capture a call uses: with a loss the first that takes its lengths, or else a new one.
-
-    key: what `CompiledModule` has of a call, of which the fifth is the form of what the loss reads.
-    """
-    if not key[4]:
-        return wanted, *key[3:]
-    inputs, form = captured.interface.bind(args, kwargs), similar(key[4])
-    for i in itertools.count():
-        kind = (wanted, key[3], (form, i), *key[5:])
-        runtime = captured.programs.get(kind)
-        if runtime is None or (runtime.taken and takes(runtime.taken, captured, inputs, target)):
-            return kind
-    raise AssertionError
 
 
 def means_over_batch(loss: Callable[..., Tensor], interface: Interface, outputs: Sequence[Tensor], target: Any) -> bool:
@@ -172,19 +133,6 @@ def refuse_targets(targets: Sequence[Tensor]) -> None:
     if torch.is_grad_enabled() and any(t.requires_grad for t in targets):
         what = "a target requires a gradient, and a loss that is compiled in gives it none"
         raise CompileError(what, hint="detach it, or take the loss of pc(x) in place of pc.loss")
-
-
-def target_form(target: Any, inputs: Mapping[str, Tensor]) -> tuple[Any, ...]:
-    """What of a call with a loss a program may rest on: its structure, types, lengths, and what is no tensor."""
-    leaves, spec = pytree.tree_flatten(target)
-    forms = ((t.dtype, t.shape) if isinstance(t, Tensor) else (type(t), repr(t)) for t in leaves)
-    return spec, tuple(forms), tuple(t.shape for t in inputs.values())
-
-
-def similar(form: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What programs share that differ at most in the lengths that they are for: lengths of 1 are told apart."""
-    spec, forms, _ = form
-    return spec, *((t, tuple(n == 1 for n in n_s) if isinstance(n_s, torch.Size) else n_s) for t, n_s in forms)
 
 
 def refuse_losses(compiled: Compiled, algorithm: str) -> None:

@@ -35,15 +35,14 @@ from pccompile.runtime.feedback_weights import unused
 from pccompile.runtime.graph_call import traced_call
 from pccompile.runtime.hook_calls import run_hooks
 from pccompile.runtime.loaded_program import Runtime, asking, reaching
+from pccompile.runtime.loss_lengths import program_kind, target_form
 from pccompile.runtime.loss_state import LossState, LossStates
 from pccompile.runtime.losses import (
     MEAN_LOSS,
     compile_loss,
     means_over_batch,
-    program_kind,
     refuse_losses,
     refuse_targets,
-    target_form,
     targets_of,
 )
 from pccompile.runtime.model_state import Tables
@@ -61,9 +60,8 @@ class CompiledModule(ModuleCaptures):
     """`model` with predictive-coding gradients: the same Parameter objects, the same state_dict.
 
     A call in a new form (another shape where dimensions are fixed, another dtype, train instead of eval mode) compiles
-    the model again; what is free does not: batches, and the steps of sequences, which are dimensions 0 and 1 of vectors
-    [batch, steps, features] in either order and of indices [batch, steps], and of masks over these. A dimension that
-    varies between calls is free from then on. `recaptures` says why the model was captured again.
+    the model again; what is free does not: dimensions 0 and 1 of sequences of vectors, of indices and of masks, else 0,
+    and what has varied between calls. `recaptures` says why the model was captured again.
     """
 
     def __init__(
@@ -143,7 +141,8 @@ class CompiledModule(ModuleCaptures):
         """The program for these gradients, loss and record, and the capture that it is of."""
         wanted = captured.wanted(*key[:3])
         kind = program_kind(captured, wanted, key, args, kwargs, target)
-        while captured.program(kind) is None:
+        captured.program(kind)  # lets go of one that is outdated; what a new one reads may change while it is checked
+        while kind not in captured.programs:
             try:
                 captured.programs[kind] = self._compile(captured, wanted, args, kwargs, loss, target, key[3], *key[-2:])
             except RuleError:

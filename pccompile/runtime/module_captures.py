@@ -28,7 +28,7 @@ from pccompile.runtime.program_cache import Captured, ProgramCache, learning, of
 from pccompile.runtime.states import fits
 
 MANY = 8
-"""After so many captures for other lengths there is a warning."""
+"""After so many captures for other lengths or types there is a warning."""
 Call = tuple[Captured, dict[str, Tensor]]
 """The capture that a call fits, and the tensors of the call by name."""
 
@@ -100,8 +100,6 @@ class ModuleCaptures(OwnTensors):
     def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: Mismatch | None, path: Path) -> Captured:
         """The model captured anew for a call that no capture fits for this reason. Raises CompileError."""
         captures = self._cache.captures
-        if reason is not None and reason.of_input:
-            self._tell(reason)
         if captures and not self._recapture:
             what = "this program was captured in one mode and dtype, and with or without autocast"
             what = reason.what if reason else what
@@ -116,6 +114,8 @@ class ModuleCaptures(OwnTensors):
                 raise
             why = f"captured anew for this call: {e.problems[0].what}"
             raise CompileError(reason.what, e.problems[0].where, why) from e
+        if reason is not None and reason.of_input:
+            self._tell(reason)
         return self.adopt(imported, args, kwargs)
 
     def _tell(self, reason: Mismatch) -> None:
@@ -123,7 +123,7 @@ class ModuleCaptures(OwnTensors):
         self.recaptures = (*self.recaptures, reason.what)
         if len(self.recaptures) == MANY:
             warnings.warn(
-                f"{type(self.__dict__['model']).__name__} was captured {MANY + 1} times, each time for other lengths, "
+                f"{type(self.__dict__['model']).__name__} was captured {MANY + 1} times for other lengths or types, "
                 f"the last time because {reason.what}; pad inputs to a few lengths, or free that dimension by "
                 "dynamic_shapes to see what stands against it",
                 stacklevel=2,

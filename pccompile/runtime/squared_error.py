@@ -10,6 +10,7 @@ from torch import Tensor
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Graph, TensorType
 from pccompile.runtime.loaded_program import FORMS, Runtime
+from pccompile.runtime.output_shapes import shape_of
 
 HINT = "give a tensor like the output, or compile with loss= for targets of another kind"
 
@@ -41,16 +42,16 @@ def _refuse(runtime: Runtime, graph: Graph, inputs: Mapping[str, Tensor], target
             raise CompileError(what, hint=f"cast it: target.to({type_.dtype})")
         if target.shape == type_.shape:
             continue
-        shape = tuple(runtime.interface.length(n, inputs) for n in type_.shape)
+        shape = shape_of(type_, runtime.interface, inputs)
         if not _spreads(target.shape, shape):
             what = f"the target of output {i} has the shape {tuple(target.shape)}, and the output {shape}"
             raise CompileError(what, hint=HINT)
 
 
-def _spreads(shape: Sequence[int], whole: Sequence[int]) -> bool:
-    """Whether a tensor of this shape is broadcast to that of `whole`, and not the other way round."""
+def _spreads(shape: Sequence[int], whole: Sequence[int | None]) -> bool:
+    """Whether a tensor of this shape may be broadcast to that of `whole`, and not the other way round."""
     pairs = zip(reversed(shape), reversed(whole), strict=False)
-    return len(shape) <= len(whole) and all(n in (1, m) for n, m in pairs)
+    return len(shape) <= len(whole) and all(m is None or n in (1, m) for n, m in pairs)
 
 
 def _dtype(dtype: torch.dtype) -> str:

@@ -150,7 +150,7 @@ class Cells(nn.Module):
 
 @pytest.mark.slow
 def test_a_loop_in_python_is_captured_for_each_length_and_says_so() -> None:
-    with pytest.warns(UserWarning, match="Cells was captured 9 times, each time for other lengths.*input x: expected"):
+    with pytest.warns(UserWarning, match="Cells was captured 9 times for other lengths.*input x: expected"):
         pc = agree(Cells(), vectors, [(2, steps) for steps in (2, 3, 2, 4, 5, 6, 7, 8, 9, 10)])
     assert len(pc.recaptures) == 8
     assert "in dimension 1" in pc.recaptures[0]
@@ -194,6 +194,14 @@ def test_under_autocast(kind: str) -> None:
         for steps in (5, 7):
             x = torch.randn(2, steps, 4)
             torch.testing.assert_close(pc(x), model(x), rtol=0.02, atol=0.02)
+
+
+def test_a_call_that_is_refused_is_no_capture() -> None:
+    pc = pccompile.compile(nn.Linear(3, 2), (torch.randn(4, 3),))
+    for width in (4, 5):
+        with pytest.raises(pccompile.CompileError):
+            pc(torch.randn(4, width))
+    assert pc.recaptures == ()
 
 
 def test_dropout_between_layers_is_eager_torchs() -> None:

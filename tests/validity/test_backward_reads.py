@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Callable
@@ -254,3 +255,31 @@ def test_a_backward_may_read_a_parameter_that_an_optimizer_moves() -> None:
 def test_models_without_derivatives_of_an_author_compare_nothing() -> None:
     pc = pccompile.compile(nn.Sequential(nn.Linear(3, 2), nn.Tanh()), (torch.randn(2, 3),))
     assert pc.prepare((torch.randn(2, 3),)).reads is None
+
+
+CALLS = [0]
+
+
+class Counting(torch.autograd.Function):
+    """Reads in backward what forward counts, also while the compiler checks itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        CALLS[0] += 1
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * 2 * CALLS[0]
+
+
+def test_what_forward_itself_changes_is_compiled_once() -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Counting.apply(x)
+
+    stages: list[str] = []
+    x = torch.randn(3, requires_grad=True)
+    with contextlib.suppress(CompileError):
+        pccompile.compile(Net(), (x,), hook=lambda stage, result, seconds: stages.append(stage))
+    assert stages.count("emit") == 1

@@ -1,5 +1,6 @@
 """A loss may count by lengths or branch on them, those of outputs and of targets: each call has its own."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -113,3 +114,48 @@ def test_a_length_that_was_seen_costs_no_compilation() -> None:
         x, y = rows(n)
         pc.loss(x, target=y)
     assert len(stages) == count
+
+
+class Chosen(nn.Module):
+    """As many rows as data decide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readout = nn.Linear(4, 2).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.readout(x)
+        return rows[x.sum(1) > 0]
+
+
+@pytest.mark.parametrize("loss", [None, lambda o, t: o.square().sum() / o.shape[0], lambda o, t: (o - t).abs().mean()])
+def test_lengths_that_data_decide(loss: Loss | None) -> None:
+    torch.manual_seed(0)
+    model = Chosen()
+    params = list(model.parameters())
+    pc = pccompile.compile(model, (rows(8)[0],), **({"loss": loss} if loss else {}))
+    for n in (8, 9, 30):
+        x = rows(n)[0]
+        target = torch.randn_like(model(x))
+        expected = loss(model(x), target) if loss else (model(x) - target).square().sum() / 2
+        found = torch.autograd.grad(pc.loss(x, target=target), params)
+        torch.testing.assert_close(found, torch.autograd.grad(expected, params))
+
+
+@pytest.mark.parametrize("loss", [branches, lambda o, t: o.square().sum() / len(o)])
+def test_a_loss_that_rests_on_a_length_of_data_is_refused(loss: Loss) -> None:
+    pc = pccompile.compile(Chosen(), (rows(8)[0],), loss=loss)
+    with pytest.raises(pccompile.CompileError, match=r"dimension 0 of output 0 or branches on it, and data decide"):
+        pc.loss(rows(8)[0], target=torch.zeros(1))
+
+
+@pytest.mark.filterwarnings("always")
+def test_many_lengths_of_one_loss_are_said() -> None:
+    torch.manual_seed(0)
+    x, y = rows(2)
+    pc = pccompile.compile(mlp(), (x,), loss=lambda o, t: o.sum() / len(o), check=False)
+    with warnings.catch_warnings(record=True) as said:
+        for n in range(2, 11):
+            x, y = rows(n)
+            pc.loss(x, target=y)
+    assert [str(w.message) for w in said if "the loss is compiled for 9 lengths" in str(w.message)]
