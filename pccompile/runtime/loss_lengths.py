@@ -17,7 +17,7 @@ from pccompile.frontends.signature import Varied
 from pccompile.ir import TensorType
 from pccompile.runtime.loaded_program import Interface
 from pccompile.runtime.output_shapes import is_told, shape_of
-from pccompile.runtime.program_cache import Captured
+from pccompile.runtime.program_cache import CallKey, Captured, ProgramKey
 
 MANY = 8
 """After so many programs of one loss for other lengths there is a warning."""
@@ -70,18 +70,14 @@ def _takes(taken: Interface, captured: Captured, inputs: Mapping[str, Tensor], t
     return taken.mismatch([*outputs, *leaves], taken.in_spec) is None
 
 
-def program_kind(
-    captured: Captured, wanted: frozenset[str], key: tuple[Any, ...], args: Any, kwargs: Any, target: Any
-) -> tuple[Any, ...]:
-    """Which program of a capture a call uses: with a loss the first that takes its lengths, or else a new one.
-
-    key: what `CompiledModule` has of a call, of which the fifth is the form of what the loss reads.
-    """
-    if not key[4]:
-        return wanted, *key[3:]
-    inputs, form = captured.interface.bind(args, kwargs), _similar(key[4])
+def program_key(captured: Captured, key: CallKey, args: Any, kwargs: Any, target: Any) -> ProgramKey:
+    """Which program of a capture a call uses: with a loss the first that takes its lengths, or else a new one."""
+    kind = ProgramKey(captured.wanted(key), *key[3:])
+    if not key.target:
+        return kind
+    inputs, form = captured.interface.bind(args, kwargs), _similar(key.target)
     for i in itertools.count():
-        kind = (wanted, key[3], (form, i), *key[5:])
+        kind = kind._replace(target=(form, i))
         runtime = captured.programs.get(kind)
         if runtime is None and i == MANY:
             what = f"the loss is compiled for {MANY + 1} lengths, by which it counts or on which it branches"
@@ -104,4 +100,4 @@ def _similar(form: tuple[Any, ...]) -> tuple[Any, ...]:
     return spec, *((t, tuple(n == 1 for n in n_s) if isinstance(n_s, torch.Size) else n_s) for t, n_s in forms)
 
 
-__all__ = ["program_kind", "refuse_lengths_of_data", "target_form", "varying"]
+__all__ = ["program_key", "refuse_lengths_of_data", "target_form", "varying"]

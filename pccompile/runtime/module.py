@@ -35,8 +35,8 @@ from pccompile.runtime.feedback_weights import unused
 from pccompile.runtime.graph_call import traced_call
 from pccompile.runtime.hook_calls import run_hooks
 from pccompile.runtime.loaded_program import Runtime, asking, reaching
-from pccompile.runtime.loss_lengths import program_kind, target_form
-from pccompile.runtime.loss_state import LossState, LossStates
+from pccompile.runtime.loss_lengths import program_key, target_form
+from pccompile.runtime.loss_state import LossStates
 from pccompile.runtime.losses import (
     MEAN_LOSS,
     compile_loss,
@@ -47,7 +47,7 @@ from pccompile.runtime.losses import (
 )
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.module_captures import Call, ModuleCaptures
-from pccompile.runtime.program_cache import Captured
+from pccompile.runtime.program_cache import CallKey, Captured, ProgramKey
 from pccompile.runtime.self_check import check_loss, self_check
 from pccompile.runtime.squared_error import refuse_other_targets
 from pccompile.runtime.states import Writes, refuse_moving
@@ -126,7 +126,7 @@ class CompiledModule(ModuleCaptures):
         runtime = captured.used(key)
         if runtime is None:
             with capturing():
-                captured, runtime = self._compiled(captured, key, args, kwargs, loss, target)
+                captured, runtime = self._compiled(captured, CallKey(*key), args, kwargs, loss, target)
             tables = captured.state.tables(captured.imported)
             inputs = captured.interface.bind(args, kwargs)
         if measures(self.options) and not roles:
@@ -136,15 +136,14 @@ class CompiledModule(ModuleCaptures):
         return runtime, self._with_own(runtime, tables, inputs), inputs
 
     def _compiled(
-        self, captured: Captured, key: tuple[Any, ...], args: Any, kwargs: Any, loss: Any, target: Any
+        self, captured: Captured, key: CallKey, args: Any, kwargs: Any, loss: Any, target: Any
     ) -> tuple[Captured, Runtime]:
         """The program for these gradients, loss and record, and the capture that it is of."""
-        wanted = captured.wanted(*key[:3])
-        kind = program_kind(captured, wanted, key, args, kwargs, target)
+        kind = program_key(captured, key, args, kwargs, target)
         captured.program(kind)  # lets go of one that is outdated; what a new one reads may change while it is checked
         while kind not in captured.programs:
             try:
-                captured.programs[kind] = self._compile(captured, wanted, args, kwargs, loss, target, key[3], *key[-2:])
+                captured.programs[kind] = self._compile(captured, kind, args, kwargs, loss, target)
             except RuleError:
                 if not self._frees(captured):
                     raise
@@ -156,25 +155,23 @@ class CompiledModule(ModuleCaptures):
     def _compile(
         self,
         captured: Captured,
-        wanted: frozenset[str],
+        kind: ProgramKey,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         loss: Any,
         target: Any,
-        state: LossState | None,
-        record: bool,
-        roles: Roles,
     ) -> Runtime:
+        record, roles = kind.record, kind.roles
         options = replace(self.options, roles=roles, jit=self.options.jit and not (record or roles))
         if record and any(f.name == "lowering" for f in fields(ALGORITHMS[options.algorithm].settings)):
             options = replace(options, settings={**options.settings, "lowering": "relax"})
-        imported = replace(captured.imported, graph=carry_updates(replace(captured.imported.graph, wanted=wanted)))
+        imported = replace(captured.imported, graph=carry_updates(replace(captured.imported.graph, wanted=kind.wanted)))
         compiled_loss, taken = None, None
         notes: tuple[str, ...] = ()
-        if state is not None:
+        if kind.loss is not None:
             plain, tables, inputs = self._program(self._call(args, kwargs), args, kwargs)
             outputs, _ = self.predict(plain, tables, inputs, probe=True)
-            compiled_loss, taken = compile_loss(loss, state, captured, outputs, target, self._free)
+            compiled_loss, taken = compile_loss(loss, kind.loss, captured, outputs, target, self._free)
             if plain.source.moving and means_over_batch(loss, captured.interface, outputs, target):
                 notes = (MEAN_LOSS,)
         compiled, reads = compile_reading(imported, options, compiled_loss, record, self._hook)

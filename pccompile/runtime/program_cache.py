@@ -6,7 +6,7 @@ import itertools
 import warnings
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -14,7 +14,9 @@ from pccompile.frontends.imported import Imported
 from pccompile.frontends.places import SKIPPED, Place, leaves_of
 from pccompile.frontends.tensor_forms import strides
 from pccompile.passes.activity import active
+from pccompile.passes.roles import Roles
 from pccompile.runtime.loaded_program import FORMS, Interface, Runtime
+from pccompile.runtime.loss_state import LossState
 from pccompile.runtime.model_state import ModelState, Tables
 
 MANY = 4
@@ -23,14 +25,38 @@ STATES = 8
 """How many states of a model keep their programs; the one that was left longest ago goes first."""
 
 
+class CallKey(NamedTuple):
+    """What a call has at hand that decides which program it uses. Calls look it up by a plain tuple, which is equal.
+
+    params, inputs, states: which of them require a gradient. target: the form of what a loss reads, () without one.
+    """
+
+    params: tuple[bool, ...]
+    inputs: tuple[bool, ...]
+    states: tuple[bool, ...]
+    loss: LossState | None
+    target: tuple[Any, ...]
+    record: bool
+    roles: Roles
+
+
+class ProgramKey(NamedTuple):
+    """What a program is for: the leaves whose gradients it computes, and the rest as in a `CallKey`."""
+
+    wanted: frozenset[str]
+    loss: LossState | None
+    target: tuple[Any, ...]
+    record: bool
+    roles: Roles
+
+
 @dataclass
 class Captured:
     """The model as it was captured in one state for one form of call.
 
     `settings` are those of torch then. `learning` says which tensors required a gradient, `offsets` where in their
-    memory the model's tensors started; each where it matters. `programs` has one for each set of gradients, loss and
-    record; `recent` leads to them from what a call has at hand. `outdated` counts programs whose custom backwards read
-    what has changed.
+    memory the model's tensors started; each where it matters. `recent` leads to `programs` from what calls have at
+    hand. `outdated` counts programs whose custom backwards read what has changed.
     """
 
     state: ModelState
@@ -39,19 +65,19 @@ class Captured:
     offsets: tuple[int, ...] | None
     imported: Imported
     interface: Interface
-    programs: dict[Any, Runtime] = field(default_factory=dict)
-    recent: dict[Any, Runtime] = field(default_factory=dict)
+    programs: dict[ProgramKey, Runtime] = field(default_factory=dict)
+    recent: dict[CallKey, Runtime] = field(default_factory=dict)
     outdated: int = 0
 
-    def used(self, key: Any) -> Runtime | None:
+    def used(self, key: tuple[Any, ...]) -> Runtime | None:
         """The program that calls with this at hand have used, if what its derivatives read is as it was."""
         return self._current(self.recent, key)
 
-    def program(self, kind: Any) -> Runtime | None:
+    def program(self, kind: ProgramKey) -> Runtime | None:
         """The program of this kind, if there is one and what its derivatives read is as it was."""
         return self._current(self.programs, kind)
 
-    def take(self, kind: Any, key: Any) -> Runtime:
+    def take(self, kind: ProgramKey, key: CallKey) -> Runtime:
         """The program of this kind, which has been checked, for calls with this at hand."""
         if len(self.recent) >= FORMS:
             self.recent = {}
@@ -60,7 +86,7 @@ class Captured:
             runtime.reads.watch()
         return runtime
 
-    def _current(self, table: dict[Any, Runtime], key: Any) -> Runtime | None:
+    def _current(self, table: Mapping[Any, Runtime], key: Any) -> Runtime | None:
         runtime = table.get(key)
         if runtime is None or runtime.reads is None or runtime.reads.hold():
             return runtime
@@ -68,12 +94,13 @@ class Captured:
         if self.outdated == MANY:
             what = "a custom backward is compiled anew again and again: what it reads from outside changes"
             warnings.warn(f"{what}; hand it over as an argument, or keep it in ctx", stacklevel=9)
-        self.programs, self.recent = (
-            {k: r for k, r in t.items() if r is not runtime} for t in (self.programs, self.recent)
-        )
+        self.programs = {k: r for k, r in self.programs.items() if r is not runtime}
+        self.recent = {k: r for k, r in self.recent.items() if r is not runtime}
         return None
 
-    def learning_flags(self, tables: Tables, inputs: Mapping[str, Tensor]) -> tuple[tuple[bool, ...], ...]:
+    def learning_flags(
+        self, tables: Tables, inputs: Mapping[str, Tensor]
+    ) -> tuple[tuple[bool, ...], tuple[bool, ...], tuple[bool, ...]]:
         """Which parameters, which inputs and which states require a gradient."""
         origin = self.imported.graph.origin
         return (
@@ -82,12 +109,13 @@ class Captured:
             tuple(tables[1][origin[name]].requires_grad for name in self.imported.places),
         )
 
-    def wanted(self, params: Sequence[bool], inputs: Sequence[bool], states: Sequence[bool]) -> frozenset[str]:
-        """What a program computes gradients for, given those flags; all parameters where nothing is asked for."""
+    def wanted(self, key: CallKey) -> frozenset[str]:
+        """What a program computes gradients for; all parameters where nothing is asked for."""
         graph, names = self.imported.graph, self.interface.named(self.interface.inputs)
         learnable = frozenset(p for p, type_ in graph.params.items() if type_.differentiable)
-        wanted = learnable.intersection(itertools.compress(graph.params, params))
-        wanted = wanted.union(itertools.compress(names, inputs), itertools.compress(self.imported.places, states))
+        wanted = learnable.intersection(itertools.compress(graph.params, key.params))
+        states = itertools.compress(self.imported.places, key.states)
+        wanted = wanted.union(itertools.compress(names, key.inputs), states)
         return wanted if self.carries(wanted) else learnable or wanted  # nothing learns: only outputs are asked for
 
     def carries(self, wanted: frozenset[str]) -> bool:
@@ -191,8 +219,8 @@ class ProgramCache:
     def keep_losses(self, states: Container[Any]) -> None:
         """Forget the programs of losses that were in other states than these."""
         for captured in self.captures:
-            captured.programs = {kind: p for kind, p in captured.programs.items() if kind[1] in states}
-            captured.recent = {key: p for key, p in captured.recent.items() if key[3] in states}
+            captured.programs = {kind: p for kind, p in captured.programs.items() if kind.loss in states}
+            captured.recent = {key: p for key, p in captured.recent.items() if key.loss in states}
 
     def remove(self, captured: Captured) -> None:
         """Forget a capture."""
