@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pccompile.diagnostics import CompileError, printable
+from pccompile.diagnostics import CompileError, RuleError, printable
 from pccompile.ir import Energy, Lasting, Vertex
 from pccompile.ops.energies import LearnedPrecision, energy
 
@@ -51,10 +51,11 @@ def _of_slot(kind: str) -> Energy:
 def _fixed(v: Vertex, weight: Tensor) -> Lasting:
     """A precision that is a tensor."""
     shape, own = tuple(weight.shape), v.type.shape[1:]
-    behind = own[len(own) - len(shape) :] if len(shape) <= len(own) else ()
-    if len(shape) > len(own) or any(n not in (1, d) for n, d in zip(shape, behind, strict=True)):
+    others = [d for n, d in zip(reversed(shape), reversed(own), strict=False) if n not in (1, d)]
+    if len(shape) > len(own) or others:
         what = f"precision of {v.name} is a tensor {list(shape)}, and a sample of {v.name} is {list(own)}"
-        raise CompileError(what, v.where, hint="its shape stretches to that of one sample")
+        free = len(shape) <= len(own) and not all(isinstance(d, int) for d in others)
+        raise (RuleError if free else CompileError)(what, v.where, hint="its shape stretches to that of one sample")
     if weight.is_complex() or weight.dtype == torch.bool or weight.is_meta:
         raise CompileError(f"precision of {v.name} is a tensor of {weight.dtype}", v.where, hint="give real numbers")
     if not bool((weight.isfinite() & (weight > 0)).all()):

@@ -30,6 +30,15 @@ def exact(runtime: Runtime) -> Runtime:
     elif compiled.program.algorithm == "exact":
         return runtime
     program = schedule(compiled.pc, Options("exact"))
-    options = replace(runtime.options, on_divergence="ignore", feedback="transpose", derivatives="exact", jit=False)
+    options = replace(
+        runtime.options,
+        algorithm="exact",
+        granularity=runtime.options.vertices,
+        settings={},
+        on_divergence="ignore",
+        feedback="transpose",
+        derivatives="exact",
+        jit=False,
+    )
     rules = replace(runtime, source=emit(program), name=f"{runtime.name} rules", options=options, _scope={})
-    return replace(rules, compiled=compiled, mirrored=swapped)
+    return replace(rules, compiled=replace(compiled, program=program, source=rules.source), mirrored=swapped)

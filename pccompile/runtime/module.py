@@ -52,6 +52,7 @@ from pccompile.runtime.self_check import check_loss, self_check
 from pccompile.runtime.squared_error import refuse_other_targets
 from pccompile.runtime.states import Writes, refuse_moving
 from pccompile.runtime.uncompiled import Refusals
+from pccompile.runtime.unread_states import set_apart
 
 Criterion = Callable[..., Tensor]
 
@@ -166,6 +167,7 @@ class CompiledModule(ModuleCaptures):
         if record and any(f.name == "lowering" for f in fields(ALGORITHMS[options.algorithm].settings)):
             options = replace(options, settings={**options.settings, "lowering": "relax"})
         imported = replace(captured.imported, graph=carry_updates(replace(captured.imported.graph, wanted=kind.wanted)))
+        imported, apart = set_apart(imported, ALGORITHMS[options.algorithm].needs_loss)
         compiled_loss, taken = None, None
         notes: tuple[str, ...] = ()
         if kind.loss is not None:
@@ -184,7 +186,7 @@ class CompiledModule(ModuleCaptures):
         name = f"{type(self.__dict__['model']).__name__} {options.algorithm}"
         if compiled.source.moving:
             refuse_moving(imported, [imported.graph.outputs[i] for i in compiled.source.errors])
-        parts = reaching(compiled), name, Writes.of(imported), compiled
+        parts = reaching(compiled), name, Writes.of(imported, apart), compiled
         runtime = Runtime(compiled.source, captured.interface, *parts, options=options, notes=notes)
         runtime.asking, runtime.reads, runtime.taken = asking(compiled), reads, taken
         if not self._check or record or roles:

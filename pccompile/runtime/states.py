@@ -19,6 +19,7 @@ from pccompile.frontends.places import MISSING, leaves_of, same
 from pccompile.frontends.states import Kept, State
 from pccompile.ir import Ref, TensorType
 from pccompile.runtime.shared_memory import refuse_overlap
+from pccompile.runtime.unread_states import unseen
 
 
 def state_tensors(imported: Imported, model: nn.Module) -> dict[str, Tensor]:
@@ -60,21 +61,24 @@ class Writes:
     """What a program writes into its model and its arguments.
 
     `positions` are those of values among the program's outputs, `carried` those of the values that buffers take in
-    place with a gradient. `changed` are the floating-point buffers that are changed in place.
+    place with a gradient. `changed` are the floating-point buffers that are changed in place. `apart` are values of
+    states that no error comes back to, though they depend on what learns.
     """
 
     imported: Imported
     positions: Mapping[str, int]
     carried: Mapping[str, int]
     changed: tuple[str, ...]
+    apart: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, imported: Imported) -> Writes:
+    def of(cls, imported: Imported, apart: frozenset[str] = frozenset()) -> Writes:
         """The writes of a program."""
         graph = imported.graph
         positions = {name: i for i, name in enumerate(graph.outputs)}
         carried = {b: positions[v] for b, v in graph.updates.items() if v in positions}
-        return cls(imported, positions, carried, tuple(b for b in graph.updates if graph.buffers[b].differentiable))
+        changed = tuple(b for b in graph.updates if graph.buffers[b].differentiable)
+        return cls(imported, positions, carried, changed, apart)
 
     def __bool__(self) -> bool:
         return bool(self.imported.states or self.imported.writes or self.carried or self.changed)
@@ -127,6 +131,7 @@ class Writes:
         for leaf in state.after:
             if isinstance(leaf, Ref):
                 value = outputs[self.positions[leaf]]
+                value = unseen(value, str(state.place)) if leaf in self.apart else value
                 values.append(value.item() if isinstance(leaf, Read) else value)
             elif isinstance(leaf, Kept):
                 values.append(before[leaf.index])
