@@ -22,10 +22,8 @@ from pccompile.diagnostics import Collector, CompileError, printable
 from pccompile.frontends.capture import export
 from pccompile.frontends.exported import import_program
 from pccompile.frontends.imported import Imported, Locate
-from pccompile.frontends.paths import Reading
-from pccompile.frontends.places import Place
 from pccompile.frontends.process import capturing
-from pccompile.frontends.signature import FREE, Varied
+from pccompile.frontends.signature import CaptureForm
 from pccompile.ir import LASTING, Graph, PCGraph, Program, Ref, live, verify, verify_local, verify_program
 from pccompile.ops import Typer
 from pccompile.ops.packed import LAYERS
@@ -196,20 +194,16 @@ def import_model(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
-    dynamic_shapes: Any = None,
+    form: CaptureForm | None = None,
     locate: Locate | None = None,
     hook: Hook = silent,
-    still: frozenset[int] = frozenset(),
-    free: str = FREE[0],
-    places: tuple[Place, ...] = (),
-    path: tuple[Reading, ...] = (),
-    varied: Varied = frozenset(),
 ) -> Imported:
-    """`model` as an operation graph; `still` as for import_program, others as for export, and CompileError."""
+    """`model` as an operation graph. Raises CompileError."""
+    form = form or CaptureForm()
     stage = Stages(hook)
     with capturing():
-        program = stage("export", lambda: export(model, args, kwargs, dynamic_shapes, free, places, path, varied))
-        return stage("import", lambda: import_program(program, model, locate, still))
+        program = stage("export", lambda: export(model, args, kwargs or {}, form))
+        return stage("import", lambda: import_program(program, model, locate, form.constant))
 
 
 def to_vertices(
@@ -346,7 +340,7 @@ def lay_out(
 ) -> Circuitry:
     """The circuit of `model` for inputs of the shapes given. Raises CompileError with all that has no circuit."""
     options, hook = options or NetlistOptions(), hook or silent
-    imported = import_model(model, args, kwargs, locate=locate, hook=hook, free="nothing")
+    imported = import_model(model, args, kwargs, CaptureForm(free="nothing"), locate, hook)
     _refuse_states(imported)
     _refuse_packed(imported)
     if options.input_errors:

@@ -15,62 +15,55 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import NOWHERE, CaptureError, CompileError, Location, ModelValueError
-from pccompile.frontends.autocast import current
+from pccompile.frontends.autocast import Autocast, current
 from pccompile.frontends.data_dependence import reading_of
 from pccompile.frontends.derivatives import Differentiates
-from pccompile.frontends.forward_hooks import recorded_hooks
+from pccompile.frontends.forward_hooks import HookRecord, recorded_hooks
 from pccompile.frontends.intercept import as_parameters, refuse_backward_hooks, refuse_inference_parameters
 from pccompile.frontends.packed import Packing, refuse_packed_arguments
 from pccompile.frontends.patches import patched
-from pccompile.frontends.paths import Reading
 from pccompile.frontends.places import Place
-from pccompile.frontends.signature import FREE, Varied, freedoms, spelled_out
-from pccompile.frontends.states import StateTrace
+from pccompile.frontends.signature import CaptureForm, freedoms, spelled_out
+from pccompile.frontends.states import StateTrace, WrittenStates
 from pccompile.frontends.subclasses import refuse_acting
 
-AUTOCAST = "pccompile_autocast"
-"""Where a program says under which autocast it was captured."""
+NOTES = "pccompile_notes"
+"""Where a program has its `CaptureNotes`."""
 _exporting: list[int] = []
 """The threads that capture a model now: at most one, as often as captures are nested."""
-HOOKS = "pccompile_hooks"
-"""Where a program says what the hooks of the model did."""
-LEARNING = "pccompile_learning"
-"""Where a program says whether what it computes depends on which tensors require a gradient."""
-ASKED = "pccompile_asked"
-"""Where a program says which tensors among the arguments forward asks to require a gradient."""
-STATES = "pccompile_states"
-"""Where a program says which attributes of the model it reads and writes."""
 
 
-def export(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any] | None = None,
-    dynamic_shapes: Any = None,
-    free: str = FREE[0],
-    places: tuple[Place, ...] = (),
-    path: tuple[Reading, ...] = (),
-    varied: Varied = frozenset(),
-) -> ExportedProgram:
+@dataclass(frozen=True)
+class CaptureNotes:
+    """What was noticed while a program was captured.
+
+    autocast: that under which it was. hooks: what those of the model did. states: the attributes that it reads and
+    writes. learning: whether it depends on which tensors require a gradient. asked: which tensors among the arguments
+    forward asks to require a gradient.
+    """
+
+    autocast: Autocast | None = None
+    hooks: HookRecord | None = None
+    states: WrittenStates = field(default_factory=WrittenStates)
+    learning: bool = False
+    asked: tuple[int, ...] = ()
+
+
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], form: CaptureForm) -> ExportedProgram:
     """The program that torch.export captures, in the mode (train or eval) that `model` is in; that stays what it was.
 
-    dynamic_shapes: as torch.export takes it; None frees what `free` of `FREE` names, where the model allows that.
-    varied: dimensions that had other lengths before. places: attributes that are known to be states; others are found.
-    path: what Python reads from tensors on the path to be captured; without it, reading is refused.
     Raises CompileError where torch.export cannot capture the model.
     """
     refuse_packed_arguments((args, kwargs))
-    args, named = _apart((args, dict(kwargs or {})))
+    args, named = _apart((args, dict(kwargs)))
     refuse_backward_hooks(model)
     refuse_inference_parameters(model)
     refuse_acting((*model.named_parameters(), *model.named_buffers()))
     with as_parameters(model), spelled_out(model, named), recorded_hooks(model) as hooks:
-        shapes = freedoms(model, args, named, free, varied)
-        if dynamic_shapes is not None and free != FREE[-1]:
-            shapes = [dynamic_shapes]
-        assumed = _Assumed(shapes, tuple(p for p in places if p.is_open(model)))
+        shapes = freedoms(model, args, named, form)
+        assumed = _Assumed(shapes, tuple(p for p in form.states if p.is_open(model)))
         while True:
-            trace = StateTrace(model, assumed.places, assumed.uncounted, path, assumed.below)
+            trace = StateTrace(model, assumed.places, assumed.uncounted, form.path, assumed.below)
             try:
                 with patched(model, trace, assumed.packing) as noticed, _unmarked((args, named)):
                     _exporting.append(threading.get_ident())
@@ -85,11 +78,9 @@ def export(
                     raise _refused(model, e, assumed.packing) from e
                 continue
             if not trace.changed and not trace.miscounted:
-                program.graph_module.meta[LEARNING] = noticed.learning
-                program.graph_module.meta[AUTOCAST] = current(device_of(model, (args, named)))
-                program.graph_module.meta[HOOKS] = hooks
-                program.graph_module.meta[STATES] = trace.captured
-                program.graph_module.meta[ASKED] = trace.asked
+                autocast = current(device_of(model, (args, named)))
+                notes = CaptureNotes(autocast, hooks, trace.captured, noticed.learning, trace.asked)
+                program.graph_module.meta[NOTES] = notes
                 return program
             assumed.places += trace.changed
             assumed.uncounted |= trace.miscounted

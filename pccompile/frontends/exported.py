@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind, TensorArgument
 from pccompile.diagnostics import CaptureError, CompileError, Location
 from pccompile.frontends.autocast import write_casts
 from pccompile.frontends.call_nodes import CallNodes
-from pccompile.frontends.capture import ASKED, AUTOCAST, HOOKS, LEARNING, STATES
+from pccompile.frontends.capture import NOTES, CaptureNotes
 from pccompile.frontends.functional import functionalise, name_dtypes
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.frontends.memory import counts_from_memory
@@ -30,23 +30,21 @@ def import_program(
     program: ExportedProgram,
     model: nn.Module | None = None,
     locate: Locate | None = None,
-    still: frozenset[int] = frozenset(),
+    constant: frozenset[int] = frozenset(),
 ) -> Imported:
     """An exported program as a Graph. `model` gives the parameters' identity (ties) and which of them are frozen.
 
-    still: the positions of inputs that carry no gradient.
+    constant: the positions of inputs that carry no gradient.
     Raises CompileError for what the dialect cannot say.
     """
-    captured = program.graph_module.meta.get(STATES) or WrittenStates()
-    write_casts(program.graph_module, program.graph_module.meta.get(AUTOCAST))
+    notes: CaptureNotes = program.graph_module.meta.get(NOTES) or CaptureNotes()
+    write_casts(program.graph_module, notes.autocast)
     absolute = any(counts_from_memory(m.graph) for m in program.graph_module.modules() if isinstance(m, fx.GraphModule))
     inline_regions(program)
-    learning, hooks = bool(program.graph_module.meta.get(LEARNING)), program.graph_module.meta.get(HOOKS)
     name_dtypes(program.graph)
-    program, written = functionalise(program, still)
-    imported = _Importer(program, model, locate, captured).run(written)
-    asked = program.graph_module.meta.get(ASKED, ())
-    return replace(imported, learning=learning, hooks=hooks, absolute=absolute, asked=asked)
+    program, written = functionalise(program, constant)
+    imported = _Importer(program, model, locate, notes.states).run(written)
+    return replace(imported, learning=notes.learning, hooks=notes.hooks, absolute=absolute, asked=notes.asked)
 
 
 class _Importer:

@@ -234,7 +234,7 @@ def _changed_leaves(n: fx.Node) -> set[str]:
     return found
 
 
-def _spell_writes_without_gradient(program: ExportedProgram, still: frozenset[int]) -> None:
+def _spell_writes_without_gradient(program: ExportedProgram, constant: frozenset[int]) -> None:
     """Write what is changed in place where gradients are off as a change that has the gradient of what was there.
 
     Raises CompileError where a parameter is changed, or what is written cannot be computed apart.
@@ -242,7 +242,7 @@ def _spell_writes_without_gradient(program: ExportedProgram, still: frozenset[in
     specs = program.graph_signature.input_specs
     params = {s.arg.name: str(s.target) for s in specs if s.kind == InputKind.PARAMETER}
     plain = {s.arg.name for s in specs if s.kind == InputKind.BUFFER}
-    plain |= {str(name) for i, name in enumerate(program.graph_signature.user_inputs) if i in still}
+    plain |= {str(name) for i, name in enumerate(program.graph_signature.user_inputs) if i in constant}
     for n in [n for n in program.graph.nodes if n.meta.get(NO_GRAD) and mutated(n)]:
         changed = _changed_leaves(n)
         for name in changed & params.keys():
@@ -295,11 +295,11 @@ def _vectorised(graph: fx.Graph) -> bool:
 
 
 def functionalise(
-    program: ExportedProgram, still: frozenset[int] = frozenset()
+    program: ExportedProgram, constant: frozenset[int] = frozenset()
 ) -> tuple[ExportedProgram, dict[fx.Node, fx.Node]]:
     """A program without in-place operations, and the values that its buffers and inputs take.
 
-    still: the positions of inputs that carry no gradient.
+    constant: the positions of inputs that carry no gradient.
     """
     possible, written = (False, {}) if _vectorised(program.graph) else rename_in_place(program.graph)
     if possible:
@@ -311,14 +311,14 @@ def functionalise(
                 f"what {op_name(n.target)} returns as a view of its argument is changed in place, or its argument",
                 hint="use permute, or clone it",
             )
-    _spell_writes_without_gradient(program, still)
+    _spell_writes_without_gradient(program, constant)
     try:
         decomposed = program.run_decompositions({})
     except RuntimeError as e:
-        constant = "is mutated in the forward method" in str(e)
+        unheld = "is mutated in the forward method" in str(e)
         what, hint = (
             ("a tensor that no module holds is changed in place", "register it as a buffer of a module")
-            if constant
+            if unheld
             else (
                 f"a value is changed in place through a view that cannot be followed: {first_line(e)}",
                 "write it with slices, or make a new tensor there instead",

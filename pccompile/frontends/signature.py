@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Container, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch.export import Dim as ExportDim
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError
+from pccompile.frontends.paths import Reading
+from pccompile.frontends.places import Place
 
 Varied = frozenset[tuple[int, int]]
 """Dimensions that had other lengths in other calls: the position of a tensor among all arguments, and the axis."""
@@ -51,17 +54,35 @@ FREE = ("lengths", "batch", "nothing")
 """What may be free in a program's arguments, from the most on."""
 
 
-def freedoms(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], most: str, varied: Varied = frozenset()
-) -> list[Any]:
-    """What torch.export is asked to leave free, each as its dynamic_shapes, from `most` of `FREE` on until it takes it.
+@dataclass(frozen=True)
+class CaptureForm:
+    """What is known, besides example arguments, of the calls that a model is captured for.
 
-    "batch" is dimension 0 of every tensor, "lengths" besides the dimensions that sequences have and those that `varied`
+    dynamic_shapes: as torch.export takes it; None frees what `free` of `FREE` names, where the model allows that.
+    varied: dimensions that had other lengths before. states: attributes that are known to be states; others are found.
+    path: what Python reads from tensors on the path to be captured; without it, reading is refused.
+    constant: the positions of inputs that carry no gradient.
+    """
+
+    dynamic_shapes: Any = None
+    free: str = FREE[0]
+    varied: Varied = frozenset()
+    states: tuple[Place, ...] = ()
+    path: tuple[Reading, ...] = ()
+    constant: frozenset[int] = frozenset()
+
+
+def freedoms(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], form: CaptureForm) -> list[Any]:
+    """What torch.export is asked to leave free, each as its dynamic_shapes, from `form.free` on until it takes it.
+
+    "batch" is dimension 0 of every tensor, "lengths" besides the dimensions that sequences have and those that varied
     from call to call. A model may say itself what is free, in place of both. Raises CompileError where `forward` does
     not take the arguments.
     """
+    if form.dynamic_shapes is not None and form.free != FREE[-1]:
+        return [form.dynamic_shapes]
     if callable(own := getattr(model, "dynamic_shapes", None)) and not kwargs:
-        return [own(args), None][most == "nothing" :]
+        return [own(args), None][form.free == "nothing" :]
     try:
         arguments = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     except TypeError as e:
@@ -72,9 +93,9 @@ def freedoms(
     batch = pytree.tree_map(lambda leaf: _free(leaf, (0,)), dict(arguments))
     axes: dict[int, set[int]] = {}
     for i, leaf in enumerate(pytree.tree_leaves((args, kwargs))):
-        axes[id(leaf)] = {*_sequence_axes(leaf, steps), *(axis for at, axis in varied if at == i)}
+        axes[id(leaf)] = {*_sequence_axes(leaf, steps), *(axis for at, axis in form.varied if at == i)}
     lengths = pytree.tree_map(lambda leaf: _free(leaf, axes.get(id(leaf), ())), dict(arguments))
-    attempts = [lengths, batch, None][FREE.index(most) :]
+    attempts = [lengths, batch, None][FREE.index(form.free) :]
     return attempts[1:] if len(attempts) > 2 and lengths == batch else attempts
 
 

@@ -14,7 +14,7 @@ from pccompile.algorithms import ALGORITHMS
 from pccompile.backends.torch import Loss
 from pccompile.diagnostics import CompileError, RuleError
 from pccompile.frontends.imported import Imported
-from pccompile.frontends.signature import Varied
+from pccompile.frontends.signature import CaptureForm, Varied
 from pccompile.frontends.subclasses import refuse_acting
 from pccompile.ir import PCGraph
 from pccompile.pipeline import Compiled, import_model, to_vertices
@@ -74,7 +74,7 @@ def compile_loss(
 
 def _with_rules(module: _LossModule, args: tuple[Any, ...], free: str, varied: Varied) -> tuple[Imported, PCGraph]:
     """A loss as a graph, and its vertices with their rules. Raises CompileError where it is more than a function."""
-    imported = import_model(module, args, free=free, varied=varied)
+    imported = import_model(module, args, form=CaptureForm(free=free, varied=varied))
     if imported.graph.params:
         raise CompileError("the loss has parameters of its own", hint="make it a part of the model")
     if imported.graph.further or imported.graph.updates:

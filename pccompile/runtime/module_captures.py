@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from pccompile.frontends.autocast import current
 from pccompile.frontends.capture import device_of
 from pccompile.frontends.imported import Imported, Locate
 from pccompile.frontends.process import capturing
-from pccompile.frontends.signature import FREE, Varied
+from pccompile.frontends.signature import FREE, CaptureForm
 from pccompile.frontends.subclasses import refuse_acting
 from pccompile.pipeline import Hook, import_model, silent
 from pccompile.runtime.derivative_guards import refuse_transforms
@@ -108,7 +109,8 @@ class ModuleCaptures(OwnTensors):
             self._paths.admit(path, self.__dict__["model"], [c.imported.path for c in captures])
         try:
             varied = frozenset(v for c in captures for v in c.interface.varied(pytree.tree_leaves((args, kwargs))))
-            imported = self._import(args, kwargs, self._dynamic_shapes if not captures else None, path, varied)
+            form = CaptureForm(self._dynamic_shapes if not captures else None, varied=varied, path=path)
+            imported = self._import(args, kwargs, form)
         except CompileError as e:
             if isinstance(e, ModelValueError) or reason is None or not reason.of_input:
                 raise
@@ -129,24 +131,21 @@ class ModuleCaptures(OwnTensors):
                 stacklevel=2,
             )
 
-    def _import(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any, path: Path, varied: Varied
-    ) -> Imported:
-        """The model as a graph, for calls of this form."""
-        model, how = self.__dict__["model"], (dynamic_shapes, self._locate, self._hook)
-        noted: dict[str, Any] = {"places": self._cache.places, "path": path, "varied": varied}
+    def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], form: CaptureForm) -> Imported:
+        """The model as a graph, for calls of this form, with what is free and what are states as is known by now."""
+        model, known = self.__dict__["model"], replace(form, free=self._free, states=self._cache.places)
         try:
-            imported = import_model(model, args, kwargs, *how, free=self._free, **noted)
+            imported = import_model(model, args, kwargs, known, self._locate, self._hook)
         except RuleError:
-            if dynamic_shapes is not None or self._free == FREE[-1]:
+            if form.dynamic_shapes is not None or self._free == FREE[-1]:
                 raise
             self._free = FREE[FREE.index(self._free) + 1]
-            return self._import(args, kwargs, dynamic_shapes, path, varied)
+            return self._import(args, kwargs, form)
         if imported.asked:  # as forward does in eager torch, before the call from now on
             leaves, spec = flattened(args, kwargs)
             self._asked[spec] = imported.asked
             ask([leaf for leaf in leaves if isinstance(leaf, Tensor)], imported.asked)
-            return self._import(args, kwargs, dynamic_shapes, path, varied)
+            return self._import(args, kwargs, form)
         return imported
 
     def _frees(self, captured: Captured) -> bool:
@@ -160,7 +159,8 @@ class ModuleCaptures(OwnTensors):
         beyond_batch = any(d.axis for d in captured.imported.graph.dims.values())
         self._free = FREE[1] if self._free == FREE[0] and beyond_batch else FREE[-1]
         self._cache.remove(captured)
-        return self.adopt(self._import(args, kwargs, None, captured.imported.path, frozenset()), args, kwargs)
+        form = CaptureForm(path=captured.imported.path)
+        return self.adopt(self._import(args, kwargs, form), args, kwargs)
 
     def adopt(self, imported: Imported, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
         """Take an imported model as what calls of this form run."""

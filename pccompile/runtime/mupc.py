@@ -13,6 +13,7 @@ from pccompile.analysis.mupc import factors
 from pccompile.analysis.mupc_edges import Factor
 from pccompile.diagnostics import CompileError, printable
 from pccompile.frontends.process import capturing
+from pccompile.frontends.signature import CaptureForm
 from pccompile.passes.canonicalise import canonicalise
 from pccompile.passes.dce import dce
 from pccompile.pipeline import import_model
@@ -61,7 +62,7 @@ def mupc(
         hint = f"one of {', '.join(ATTENTION)}"
         raise CompileError(f"unknown attention {printable(repr(attention))}", hint=hint)
     with capturing():
-        imported = import_model(model, (args,) if isinstance(args, Tensor) else args, kwargs, free="batch")
+        imported = import_model(model, (args,) if isinstance(args, Tensor) else args, kwargs, CaptureForm(free="batch"))
         graph = dce(canonicalise(imported.graph, imported.typer))
     found = {graph.origin[name]: factor for name, factor in factors(graph, attention == ATTENTION[0]).items()}
     if not found:

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.dynamo import Exportable, exportable
 from pccompile.frontends.imported import Imported
-from pccompile.frontends.signature import Varied
+from pccompile.frontends.signature import CaptureForm
 from pccompile.passes.activity import active
 from pccompile.passes.feedback import LEAVES
 from pccompile.pipeline import Options, import_model
@@ -31,7 +31,6 @@ from pccompile.runtime.dynamo_notes import (
 )
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.module import CompiledModule
-from pccompile.runtime.paths import Path
 from pccompile.runtime.shared_memory import Sharing, memory, refuse_overlap, shared, sharing
 
 OPTIONS = tuple(f.name for f in fields(Options) if f.name not in ("settings", "home", "choices"))
@@ -139,13 +138,13 @@ class Piece(CompiledModule):
         self.carrying: dict[tuple[bool, ...], bool] = {}
         self.sharing: Sharing | None = None
 
-    def _import(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any, path: Path, varied: Varied
-    ) -> Imported:
+    def _import(self, args: tuple[Any, ...], kwargs: dict[str, Any], form: CaptureForm) -> Imported:
         plain = pytree.tree_map_only(Tensor, torch.Tensor.detach, args)
         model: nn.Module = self.__dict__["model"]
-        still = frozenset(i for i, t in enumerate(args) if isinstance(t, Tensor) and not t.requires_grad)
-        return import_model(model, plain, kwargs, hook=self._hook, still=still, free=self._free, path=path)
+        constant = frozenset(i for i, t in enumerate(args) if isinstance(t, Tensor) and not t.requires_grad)
+        return import_model(
+            model, plain, kwargs, CaptureForm(free=self._free, path=form.path, constant=constant), hook=self._hook
+        )
 
     def prepared(self, args: tuple[Any, ...]) -> Runtime | None:
         """The program for a call, compiled if there is none yet; None where no error can flow."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from pccompile.frontends.signature import CaptureForm
 from pccompile.ir import Ref, TensorType
 from pccompile.ops import OPS, Builder
 from pccompile.pipeline import Options, compile_imported, import_model
@@ -31,7 +32,7 @@ class Recurrent(nn.Module):
 
 def check(model: nn.Module, x: Tensor, other: Tensor, compiler: Any = None, **dynamic: Any) -> None:
     """The model compiled at `x` gives autograd's gradients at `other`."""
-    imported = import_model(model, (x,), **dynamic)
+    imported = import_model(model, (x,), form=CaptureForm(**dynamic))
     compiled = compile_imported(imported, Options("exact"))
     assert not any("lstm.input" in n.op for v in compiled.pc.vertices for n in v.prediction)
     space: dict[str, Any] = {}
@@ -80,7 +81,7 @@ class Doubled(nn.Module):
 def test_free_length() -> None:
     """Neither the length nor the batch size is baked into a layer's rule. (torch.export itself fixes the length.)"""
     dynamic = ({0: Dim("time", min=2, max=99), 1: Dim("batch", min=2, max=99)},)
-    imported = import_model(Doubled(), (torch.randn(6, 3, 4),), dynamic_shapes=dynamic)
+    imported = import_model(Doubled(), (torch.randn(6, 3, 4),), form=CaptureForm(dynamic))
     x = imported.graph.inputs["x"]
     small = {"h": (x.shape[1], 5), "w_ih": (15, 4), "w_hh": (15, 5), "b_ih": (15,), "b_hh": (15,)}
     b = Builder({"x": x} | {k: TensorType(s) for k, s in small.items()}, imported.typer, "")
