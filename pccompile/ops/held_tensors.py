@@ -1,21 +1,29 @@
-"""Tensors that the code of a derivative holds beside what it is given: a program has their entries in it."""
+"""What the code of a derivative is, and the tensors that it holds beside what it is given.
+
+A program has the entries of those tensors in it, and what the code made of everything else that it read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 
 @dataclass
 class HeldTensors:
-    """Those that a forward of the author's has read, and those that a backward has."""
+    """Those that a forward of the author's has read, and those that a backward has.
+
+    derivatives: the functions that were run as the derivative of an operator, by its name.
+    """
 
     forward: list[Tensor] = field(default_factory=list)
     backward: list[Tensor] = field(default_factory=list)
+    derivatives: dict[str, tuple[Callable[..., Any], ...]] = field(default_factory=dict)
 
 
 _noted: ContextVar[HeldTensors | None] = ContextVar("held", default=None)
@@ -44,4 +52,28 @@ def note_backward(tensors: Iterable[Tensor]) -> None:
         held.backward += tensors
 
 
-__all__ = ["HeldTensors", "note_backward", "note_forward", "noting_held"]
+def note_derivative(operator: str, results: Iterable[Tensor]) -> None:
+    """Note the Python functions that autograd runs for results of an operator, as it was told of them."""
+    if (held := _noted.get()) is None:
+        return
+    for result in results:
+        function = getattr(type(result.grad_fn), "_forward_cls", None)
+        if function is not None:
+            held.derivatives[operator] = tuple(_behind(function.backward, set()))
+
+
+def _behind(function: Any, seen: set[int]) -> Iterator[Callable[..., Any]]:
+    """`function`, and the functions, or records of them, that torch's own wrappers around a formula hold."""
+    yield function
+    for cell in getattr(function, "__closure__", None) or ():
+        content = cell.cell_contents
+        if id(content) in seen:
+            continue
+        seen.add(id(content))
+        formulas = (getattr(content, name, None) for name in ("_backward_fn", "_setup_context_fn"))
+        for formula in (content, *formulas):
+            if callable(formula):
+                yield from _behind(formula, seen)
+
+
+__all__ = ["HeldTensors", "note_backward", "note_derivative", "note_forward", "noting_held"]

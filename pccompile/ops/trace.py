@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pccompile.ir import DEVICE, Arg, Node, Ref, TensorType, refs
 from pccompile.ops.builder import Builder
-from pccompile.ops.held_tensors import note_backward
+from pccompile.ops.held_tensors import note_backward, note_derivative
 from pccompile.ops.registry import OPS, Message, OpDef, Rule, define
 from pccompile.ops.signatures import overload
 from pccompile.ops.typer import Typer, split_arguments
@@ -239,6 +239,7 @@ def traced_rule(b: Builder, node: Node, err: Any) -> Mapping[str, Message]:
             for n in active:
                 values[n] = values[n].requires_grad_()
             results = _leaves(_call(b, node, values, typer))
+            note_derivative(node.op.rpartition(".")[0], results)
             if isinstance(err, tuple):
                 results = [r for r, e in zip(results, err, strict=False) if e is not None]
             pairs = [(r, c) for r, c in zip(results, tensors[len(names) :], strict=True) if r.requires_grad]

@@ -11,7 +11,6 @@ from types import CellType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
-from torch._library.custom_ops import OPDEFS
 
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.code_reads import CodeReads, functions_in
@@ -137,7 +136,7 @@ def compile_reading(imported: Imported, *how: Any) -> tuple[Compiled, Derivative
     """As `compile_imported`, and what the derivatives in the program read; None where none is the author's."""
     with noting_held() as held:
         compiled = compile_imported(imported, *how)
-    authors = list(_authors(compiled))
+    authors = [*_operators(held), *_authors(compiled)]
     return compiled, DerivativeReads(authors, held) if authors else None
 
 
@@ -162,13 +161,15 @@ def _own(values: Iterable[Any]) -> tuple[FunctionType, ...]:
     return tuple(f for value in values for f in functions_in(value) if is_own_code(f))
 
 
+def _operators(held: HeldTensors) -> Iterator[Author]:
+    """The derivatives of operators whose formulas are the user's own code."""
+    for operator, functions in held.derivatives.items():
+        if own := _own(functions):
+            yield f"the backward of {operator}", own, {}, ()
+
+
 def _authors(compiled: Compiled) -> Iterator[Author]:
-    """The derivatives of the user's own code in a program."""
-    for op in dict.fromkeys(n.op for n in compiled.graph.nodes):
-        definition = OPDEFS.get(op.rpartition(".")[0].replace(".", "::"))
-        functions = (definition._backward_fn, definition._setup_context_fn) if definition else ()
-        if own := _own(f for f in functions if f is not None):
-            yield f"the backward of {op.rpartition('.')[0]}", own, {}, ()
+    """The derivatives of the user's own Functions in a program."""
     for n in compiled.graph.nodes:
         saved = n["saved"] if n.op == FUNCTION else None
         if isinstance(saved, Saved) and is_own_code(saved.call.function):

@@ -95,6 +95,48 @@ def _(x: Tensor) -> Tensor:
 identity.register_autograd(lambda ctx, g: g * GAIN * ctx.table["gain"] * ROW, setup_context=set_up)
 
 
+LIBRARY = torch.library.Library("pccompile_reads", "FRAGMENT")
+
+
+def reading(ctx: Any, g: Tensor) -> Tensor:
+    """A formula that reads globals and what `set_up` keeps."""
+    return g * GAIN * ctx.table["gain"] * ROW
+
+
+def operator(name: str, schema: str, run: Callable[..., Any]) -> Any:
+    """An operator of a library that no decorator has made."""
+    LIBRARY.define(f"{name}{schema}")
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"pccompile_reads::{name}", run, lib=LIBRARY)
+    return getattr(torch.ops.pccompile_reads, name)
+
+
+defined = operator("defined", "(Tensor x) -> Tensor", lambda x: x * 1)
+torch.library.register_autograd("pccompile_reads::defined", reading, setup_context=set_up, lib=LIBRARY)
+
+listed = operator("listed", "(Tensor[] xs) -> Tensor", lambda xs: torch.stack(list(xs)).sum(0))
+torch.library.register_autograd(
+    "pccompile_reads::listed", lambda ctx, g: [reading(ctx, g)] * 2, setup_context=set_up, lib=LIBRARY
+)
+
+
+class Below(torch.autograd.Function):
+    """The derivative that an operator has as its kernel for autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.pccompile_reads.kernel(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * GAIN * TABLE["gain"] * ROW
+
+
+kernel = operator("kernel", "(Tensor x) -> Tensor", lambda x: x * 1)
+LIBRARY.impl("kernel", Below.apply, "Autograd")
+
+
 def around(number: float) -> tuple[Any, Callable[[float], None]]:
     """A Function with a number around its backward, and what sets the number."""
 
@@ -165,6 +207,12 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[[Any, float], object], st
     ),
     "closure": (lambda m, h: AROUND.apply(h), lambda m, v: PUT(v), "Around.backward reads number"),
     "operator": (lambda m, h: identity(h), put_global, "the backward of pccompile_reads.identity reads GAIN"),
+    "defined": (lambda m, h: defined(h), put_global, "the backward of pccompile_reads.defined reads GAIN"),
+    "defined's context": (lambda m, h: defined(h), lambda m, v: TABLE.update(gain=v), "defined reads gain"),
+    "defined's tensor": (lambda m, h: defined(h), lambda m, v: ROW.fill_(v), r"defined reads a tensor \(5,\)"),
+    "list": (lambda m, h: listed([h, 2 * h]), put_global, "the backward of pccompile_reads.listed reads GAIN"),
+    "kernel": (lambda m, h: kernel(h), put_global, "the backward of pccompile_reads.kernel reads GAIN"),
+    "kernel's tensor": (lambda m, h: kernel(h), lambda m, v: ROW.fill_(v), r"kernel reads a tensor \(5,\)"),
     "operator's context": (lambda m, h: identity(h), lambda m, v: TABLE.update(gain=v), "identity reads gain"),
     "operator's tensor": (lambda m, h: identity(h), lambda m, v: ROW.fill_(v), r"identity reads a tensor \(5,\)"),
 }
