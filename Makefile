@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LIGHT := $(BIN)/python -c "import onnx.backend.test, pathlib; print(pathlib.Path(onnx.backend.test.__file__).parent / 'data/light/light_squeezenet.onnx')"
 
-.PHONY: install demo paper test test-all fuzz lint bench leaderboard peers coverage clean
+.PHONY: install demo paper docs test test-all fuzz lint bench leaderboard peers coverage clean
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt tests/onnx_frontend/packages.txt
@@ -18,6 +18,13 @@ demo: install  ## a real ONNX network to checked source, then a convolutional ne
 
 paper: install  ## the experiments of arXiv:2006.04182 in their small setting, minutes: docs/paper.md
 	OMP_NUM_THREADS=1 $(BIN)/python examples/reproduce_paper.py --small
+
+docs: $(VENV)/docs  ## the site of docs/, every notebook executed and every warning an error: docs/_build/html/index.html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -n -E -b html docs docs/_build/html
+
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	touch $@
 
 test: install  ## what is quick: of long tables of cases, a fixed part
 	@command -v iverilog > /dev/null || echo "iverilog is absent (apt install iverilog): exported Verilog is not run" >&2

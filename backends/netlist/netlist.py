@@ -13,6 +13,7 @@ import torch
 
 from pccompile.backends.netlist.format import Spec
 from pccompile.backends.netlist.losses import encoded
+from pccompile.backends.netlist.shown import populations_html, title
 from pccompile.backends.netlist.simulate.synchronous import Simulator, Watch, refuse_undefined
 from pccompile.diagnostics import CompileError
 
@@ -46,6 +47,12 @@ class Netlist:
     spec: Spec
     tensors: Mapping[str, np.ndarray]
     drawn: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return title(self.spec)
+
+    def _repr_html_(self) -> str:
+        return populations_html(self.spec)
 
     def presentation(
         self,

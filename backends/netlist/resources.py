@@ -16,6 +16,7 @@ from pccompile.backends.netlist.arrivals import fan_in, fan_out
 from pccompile.backends.netlist.chip import Event, Figure
 from pccompile.backends.netlist.format import Operator, Population, Spec
 from pccompile.backends.netlist.operations import OPERATIONS, learning_rule, operation
+from pccompile.backends.netlist.shown import costs_html
 from pccompile.ir.law import fewest, weight
 
 if TYPE_CHECKING:
@@ -120,6 +121,32 @@ class Resources:
     tick_energy: Energy | None = None
     learning_energy: Energy | None = None
     presentation_energy: Energy | None = None
+
+    @property
+    def totals(self) -> dict[str, object]:
+        """The numbers of the whole circuit by name."""
+        names = (
+            "units",
+            "synapses",
+            "parameters",
+            "learned",
+            "state_bits",
+            "weight_bits",
+            "messages",
+            "macs",
+            "updates",
+        )
+        return {name.replace("_", " "): getattr(self, name) for name in names}
+
+    def __repr__(self) -> str:
+        where = f" on {self.placement.chip.name}" if self.placement is not None else ""
+        return f"Resources({self.name}{where}: " + ", ".join(f"{v:,} {k}" for k, v in self.totals.items()) + ")"
+
+    def _repr_html_(self) -> str:
+        energies = {"energy of a tick": self.tick_energy, "of a presentation": self.presentation_energy}
+        known = {k: f"{e.low:,.3g} to {e.high:,.3g} pJ" for k, e in energies.items() if e is not None}
+        cores = {f"cores of {p.chip.name}": len(p.tiles)} if (p := self.placement) is not None else {}
+        return costs_html({**self.totals, **cores, **known})
 
 
 def resources(net: Netlist, placement: Placement | None = None) -> Resources:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pccompile.diagnostics import EXIT_DONE, CompileError, printable
-from pccompile.report.figures import figure
+from pccompile.report.figures import figure, save
 from pccompile.report.tables import Page, Table, as_json, number, show
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -107,8 +107,5 @@ def draw(curves: Curves, path: Path) -> Path:
         if len(names) > 1:
             axes.legend(fontsize="x-small", ncols=2)
     axes.set_xlabel("training step")
-    try:
-        picture.savefig(path)
-    except (OSError, ValueError) as e:
-        raise CompileError(f"cannot draw {printable(str(path))}: {printable(str(e), 100)}") from None
+    save(picture, path)
     return path

@@ -20,7 +20,7 @@ from pccompile.ir import Program
 from pccompile.ir.law import weight
 from pccompile.ir.liveness import handed
 from pccompile.pipeline import Options, schedule
-from pccompile.report.figures import figure
+from pccompile.report.figures import figure, save
 from pccompile.report.regime import has_regime, plain, rated_by_measurement, stepped, until_settled
 from pccompile.report.tables import Page, Table, count, number
 from pccompile.runtime.displaced_batch import SEED, DisplacedBatch, Ready
@@ -68,8 +68,11 @@ class ConvergenceReport:
         """All numbers."""
         return asdict(self)
 
-    def plot(self, path: str | Path) -> Path:
-        """Draw both over the steps; `path` ends with the format. Raises CompileError without matplotlib."""
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Both over the steps, as a matplotlib Figure; written to `path` where one is given, by whose end.
+
+        Raises CompileError without matplotlib.
+        """
         picture = figure(7, 4.5)
         axes = picture.subplots()
         slowest = sorted(self.measured, key=lambda name: (name != WHOLE, -self.measured[name][-1]))[:LINES]
@@ -82,8 +85,7 @@ class ConvergenceReport:
         axes.set(xscale="log", yscale="log", xlabel="inference steps", ylabel="distance from its end, relative")
         axes.set_title(f"{self.algorithm}: measured, and predicted (dashed)")
         axes.legend(fontsize="x-small", ncols=2)
-        picture.savefig(path)
-        return Path(path)
+        return save(picture, path)
 
 
 def convergence_report(options: Options, batch: DisplacedBatch, spectrum: Spectrum) -> ConvergenceReport:

@@ -14,7 +14,7 @@ from pccompile.algorithms import ALGORITHMS
 from pccompile.diagnostics import CompileError, printable
 from pccompile.ir import Argument
 from pccompile.passes.roles import Free
-from pccompile.report.figures import figure
+from pccompile.report.figures import figure, save
 from pccompile.report.losses import Criterion, clamp, cloned
 from pccompile.report.tables import Page, Table, count, number
 from pccompile.runtime.given_values import Given, completed
@@ -99,8 +99,11 @@ class Trace:
         )
         return Page((repr(self), Table(("vertex", "shape", ">energy at 0", f">at step {self.steps}"), rows)))
 
-    def plot(self, path: str | Path) -> Path:
-        """Draw the energies over the steps; `path` ends with the format. Raises CompileError without matplotlib."""
+    def plot(self, path: str | Path | None = None) -> Any:
+        """The energies over the steps, as a matplotlib Figure; written to `path` where one is given, by whose end.
+
+        Raises CompileError without matplotlib.
+        """
         picture = figure(7, 4.5)
         axes = picture.subplots()
         steps = range(self.steps + 1)
@@ -112,8 +115,7 @@ class Trace:
         axes.set_yscale("symlog", linthresh=max(float(self.free_energy.abs().max()) * 1e-6, 1e-30))
         axes.set(xlabel="inference step", ylabel="energy", title=self.algorithm)
         axes.legend(fontsize="x-small", ncols=2)
-        picture.savefig(path)
-        return Path(path)
+        return save(picture, path)
 
 
 def infer(

@@ -106,4 +106,5 @@ def test_the_report_and_its_plot(tmp_path) -> None:
     assert "convergence of strict" in str(analysis)
     assert json.loads(analysis.json())["convergence"]["steps"] == [1, 2, 4, 5]
     assert analysis.convergence is not None
-    assert analysis.convergence.plot(tmp_path / "convergence.png").read_bytes().startswith(b"\x89PNG")
+    assert analysis.convergence.plot(tmp_path / "convergence.png").axes
+    assert (tmp_path / "convergence.png").read_bytes().startswith(b"\x89PNG")

@@ -123,7 +123,10 @@ def test_branches_and_a_scalar() -> None:
 def test_plot(tmp_path, monkeypatch) -> None:
     model, x, y = mlp()
     trace = pccompile.compile(model, (x,), algorithm="strict").infer((x,), target=y)
-    assert trace.plot(tmp_path / "energy.png").read_bytes().startswith(b"\x89PNG")
+    picture = trace.plot(tmp_path / "energy.png")
+    assert (tmp_path / "energy.png").read_bytes().startswith(b"\x89PNG")
+    assert trace.plot()._repr_png_().startswith(b"\x89PNG")
+    assert len(picture.axes[0].lines) == len(trace.energy) + 1
     assert repr(trace).startswith("Trace(strict, steps=20, rate=0.1: 3 vertices, free energy ")
     assert "n1" in str(trace)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
