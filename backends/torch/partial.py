@@ -27,10 +27,10 @@ def emit_partial(whole: Program, part: Program) -> str | None:
     identities = _identities(file)
     slots: dict[int, Ref] = {}
     for value in file.lowered.context:
-        place = places.get(identities[value])
-        if place is None:
+        free = [place for place in places.get(identities[value], ()) if place not in slots]
+        if not free:
             return None
-        slots[place] = value
+        slots[free[0]] = value
     count = len(handed.lowered.context)
     file.names = {slots.get(i, Ref(f"unread {i}")): file.names.get(slots.get(i, Ref("")), "_") for i in range(count)}
     file.popped, file.dims_first = [], handed.dims_first
@@ -45,12 +45,17 @@ def emit_partial(whole: Program, part: Program) -> str | None:
     return "\n\n\n".join([file.head(), *map("\n".join, bodies)]) + "\n"
 
 
-def _places(file: File) -> dict[Hashable, int]:
-    """Where in the context each value stands that prediction hands on, by all that it is."""
+def _places(file: File) -> dict[Hashable, list[int]]:
+    """Where in the context each value stands that prediction hands on, by all that it is.
+
+    A value and its alias are the same, and both may be handed on.
+    """
     position = {value: i for i, value in enumerate(file.lowered.context)}
     identities = _identities(file)
-    places = {identities[value]: i for value, i in position.items()}
-    return places | {("value", name): position[v] for name, v in file.lowered.made.items() if v in position}
+    places: dict[Hashable, list[int]] = {}
+    for value, i in position.items():
+        places.setdefault(identities[value], []).append(i)
+    return {("value", name): [position[v]] for name, v in file.lowered.made.items() if v in position} | places
 
 
 def _identities(file: File) -> dict[Ref, Hashable]:

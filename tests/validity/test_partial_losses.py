@@ -200,6 +200,36 @@ def test_what_no_operation_sends_anything_has_no_gradient(results: Any, granular
         _same(model, pc, x, used)
 
 
+class Layers(nn.Module):
+    """Recurrent layers, what is read off their last step, and their states."""
+
+    def __init__(self, kind: type[nn.RNNBase], layers: int, both_ways: bool) -> None:
+        super().__init__()
+        self.layers = kind(3, 4, num_layers=layers, bidirectional=both_ways, batch_first=True)
+        self.read = nn.Linear(8 if both_ways else 4, 2)
+        self.start = nn.Parameter(torch.rand(layers * (2 if both_ways else 1), 1, 4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        start = self.start.expand(-1, len(x), -1).contiguous()
+        states, last = self.layers(x, (start, start) if isinstance(self.layers, nn.LSTM) else start)
+        return self.read(states[:, -1]), states, *(last if isinstance(last, tuple) else (last,))
+
+
+@pytest.mark.quick(2)
+@pytest.mark.parametrize("settings", [{}, {"granularity": "layer"}, FIXED], ids=["exact", "layers", "fixed"])
+@pytest.mark.parametrize("both_ways", [False, True])
+@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+def test_recurrent_layers_hand_on_states_under_two_names(
+    kind: type[nn.RNNBase], layers: int, both_ways: bool, settings: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    model, x = Layers(kind, layers, both_ways).double(), torch.randn(2, 5, 3, dtype=torch.float64)
+    pc = pccompile.compile(model, (x,), **settings)
+    for used in ([0], [1], [2], [0, 2]):
+        _same(model, pc, x, used)
+
+
 class TwoLayers(nn.Module):
     """Two layers and what follows from both."""
 
