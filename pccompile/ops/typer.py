@@ -167,7 +167,10 @@ class Typer:
         target = overload(op)
         values = {k: self.value(a, types) for k, a in args.items()}
         positional, named = split_arguments(target, values)
-        with self.mode, torch.no_grad():
+        env = (
+            self.mode.shape_env
+        )  # lengths that data decide are not waited for: else the next trace would look for them
+        with self.mode, torch.no_grad(), env.ignore_fresh_unbacked_symbols() if env else nullcontext():
             out = target(*positional, **named)
         if isinstance(out, torch.Tensor):
             return self.type_of(out)
