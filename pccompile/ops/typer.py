@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import sympy
@@ -164,12 +165,11 @@ class Typer:
         return self.either(lambda typer: typer._evaluate(op, args, types), _shapes)
 
     def _evaluate(self, op: str, args: Mapping[str, Arg], types: Mapping[str, Type]) -> Type:
+        """What torch says; a length that data decide is nothing that the next trace would have to find in its results."""
         target = overload(op)
         values = {k: self.value(a, types) for k, a in args.items()}
         positional, named = split_arguments(target, values)
-        env = (
-            self.mode.shape_env
-        )  # lengths that data decide are not waited for: else the next trace would look for them
+        env = self.mode.shape_env
         with self.mode, torch.no_grad(), env.ignore_fresh_unbacked_symbols() if env else nullcontext():
             out = target(*positional, **named)
         if isinstance(out, torch.Tensor):
