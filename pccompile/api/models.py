@@ -10,8 +10,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
 
-from pccompile.diagnostics import CompileError, printable
+from pccompile.diagnostics import CompileError, Location, listing, printable
 from pccompile.files.reading import open_file
 from pccompile.frontends.imported import Locate
 from pccompile.frontends.onnx import OnnxModule, load_onnx
@@ -53,7 +54,16 @@ def as_module(
             try_inputs(model, args)
     if args is None and kwargs is None:
         raise CompileError("example arguments are missing", hint="pccompile.compile(model, (x,))")
+    _refuse_lazy(model)
     return model, args or (), locate
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    """Raise CompileError for parameters and buffers that get their shapes at the model's first call."""
+    waiting = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if is_lazy(t)]
+    if waiting:
+        what = f"{listing(waiting)} {'has' if len(waiting) == 1 else 'have'} no shape before the model is first called"
+        raise CompileError(what, Location(waiting[0].rpartition(".")[0]), "call the model once, then compile it")
 
 
 def with_constants(model: Any, constants: Mapping[str, Any]) -> OnnxModule:

@@ -165,7 +165,7 @@ class Typer:
         return self.either(lambda typer: typer._evaluate(op, args, types), _shapes)
 
     def _evaluate(self, op: str, args: Mapping[str, Arg], types: Mapping[str, Type]) -> Type:
-        """What torch says; a length that data decide is nothing that the next trace would have to find in its results."""
+        """What torch says; the next trace need not find lengths that data decide here among its results."""
         target = overload(op)
         values = {k: self.value(a, types) for k, a in args.items()}
         positional, named = split_arguments(target, values)

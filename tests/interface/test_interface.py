@@ -167,3 +167,12 @@ def test_a_trap_that_reads_a_number_is_refused_by_place() -> None:
     x = case.inputs(torch.Generator(), torch.float32)
     with pytest.raises(CompileError, match=r"traps_flow\.py:\d+"):
         pccompile.compile(case.build(), x, capture="export")
+
+
+@pytest.mark.parametrize("backend", ["torch", "netlist"])
+def test_parameters_without_a_shape_are_refused_until_the_model_was_called(backend: str) -> None:
+    x, model = torch.randn(4, 6), nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(2))
+    with pytest.raises(CompileError, match=r"0\.weight, 0\.bias, 2\.weight and 1 more have no shape before"):
+        pccompile.compile(model, (x,), backend=backend)
+    model(x)
+    pccompile.compile(model, (x,), backend=backend)
