@@ -6,16 +6,3 @@ from pccompile.backends.netlist.lower import has_circuit
 from pccompile.backends.netlist.netlist import Netlist, Result
 from pccompile.backends.netlist.session import Session
 from pccompile.backends.netlist.simulate.asynchronous import Asynchrony
-
-__all__ = [
-    "LOSSES",
-    "Asynchrony",
-    "Lowerable",
-    "Netlist",
-    "NetlistOptions",
-    "Result",
-    "Session",
-    "build",
-    "has_circuit",
-    "with_probabilities",
-]

@@ -3,5 +3,3 @@
 from pccompile.backends.torch.emit import Loss, Source, emit
 from pccompile.backends.torch.partial import emit_partial
 from pccompile.backends.torch.reserved import MARK, SWEEP
-
-__all__ = ["MARK", "SWEEP", "Loss", "Source", "emit", "emit_partial"]

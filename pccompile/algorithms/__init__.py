@@ -31,5 +31,3 @@ for _file in pkgutil.iter_modules(__path__):
     _found = getattr(importlib.import_module(f"{__name__}.{_file.name}"), "ALGORITHM", None)
     if isinstance(_found, Algorithm):
         register(_found)
-
-__all__ = ["ALGORITHMS", "Algorithm", "Choice", "options_of", "register", "setting"]

@@ -129,6 +129,3 @@ def _told(error: CompileError, way: str) -> list[Problem]:
 def not_on_paths(request: Request) -> str:
     """Why a model is not to be had along paths with these options; '' where it is."""
     return 'jit=True compiles what reads no numbers: it goes without capture="path"' if request.options.jit else ""
-
-
-__all__ = ["Capture", "PathModule", "Request", "captured"]

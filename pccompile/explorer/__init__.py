@@ -2,5 +2,3 @@
 
 from pccompile.explorer.circuit import explore_circuit
 from pccompile.explorer.explore import Exploration, check_page, explore
-
-__all__ = ["Exploration", "check_page", "explore", "explore_circuit"]

@@ -29,6 +29,3 @@ def unread_masks(noticed: AuthorGradients) -> Iterator[None]:
 
     with replaced(transformer, _detect_is_causal_mask=declared):
         yield
-
-
-__all__ = ["unread_masks"]

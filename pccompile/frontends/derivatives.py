@@ -172,6 +172,3 @@ class _WithoutGradient(TorchDispatchMode):
 def _detached(value: Tensor) -> Tensor:
     """A value without its gradient, where it could have one."""
     return DETACH(value) if value.is_floating_point() or value.is_complex() else value
-
-
-__all__ = ["Differentiates", "below_autograd", "noticed_derivatives"]

@@ -109,6 +109,3 @@ def refuse_additions(before: list[Any], after: list[Any]) -> None:
     if new := sum(isinstance(v, Tensor | torch.SymInt) and id(v) not in known for v in after):
         what = f"forward puts {new} new tensor{'s' if new > 1 else ''} into its arguments"
         raise CaptureError(what, hint="return them")
-
-
-__all__ = ["open_objects", "refuse_additions"]

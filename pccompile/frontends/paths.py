@@ -150,6 +150,3 @@ def path_of(run: Callable[[], Any]) -> tuple[Reading, ...]:
     with Noted() as noted:
         run()
     return tuple(noted.readings)
-
-
-__all__ = ["Reading", "Replayed", "path_of"]

@@ -32,6 +32,3 @@ def compared(b: Builder, leaves: Results, readings: Sequence[Reading]) -> Result
     pairs = zip(leaves[count:], readings, strict=True)
     checked = [b(ON_PATH, tensor, reading.values, str(reading.where)) for tensor, reading in pairs]
     return (*leaves[:count], *checked)
-
-
-__all__ = ["compared", "results_of"]

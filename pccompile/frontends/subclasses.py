@@ -39,6 +39,3 @@ def refuse_acting(tensors: Iterable[tuple[str, object]]) -> None:
         if kind is not Tensor and isinstance(tensor, Tensor) and acts(kind):
             what = f"{name} is a {kind.__name__}, a kind of tensor with operations of its own"
             raise CompileError(what, hint="give a plain tensor: t.as_subclass(torch.Tensor)")
-
-
-__all__ = ["acts", "refuse_acting"]

@@ -74,6 +74,3 @@ def _behind(function: Any, seen: set[int]) -> Iterator[Callable[..., Any]]:
         for formula in (content, *formulas):
             if callable(formula):
                 yield from _behind(formula, seen)
-
-
-__all__ = ["HeldTensors", "note_backward", "note_derivative", "note_forward", "noting_held"]

@@ -37,5 +37,3 @@ define(
         samples=(lambda: (torch.zeros(2, dtype=torch.float64), (0.0, 0.0), "model.py:3"),),
     )
 )
-
-__all__ = ["ON_PATH", "OTHER_PATH"]

@@ -182,6 +182,3 @@ def _authors(compiled: Compiled) -> Iterator[Author]:
 def _first_other(tensors: Iterable[tuple[Tensor, Tensor]]) -> Tensor | None:
     """The first tensor whose entries are no longer those of its copy."""
     return next((t for t, copy in tensors if not is_same_tensor(t, copy)), None)
-
-
-__all__ = ["DerivativeReads", "compile_reading", "reads_in_pieces"]

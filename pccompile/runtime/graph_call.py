@@ -197,6 +197,3 @@ def _holds(pc: Any) -> Any:
         return state.holds() and [p.requires_grad for p in now.__dict__["model"].parameters()] == learns
 
     return holds
-
-
-__all__ = ["register", "traced_call"]

@@ -193,5 +193,3 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> Any:
 
 
 call.register_autograd(_backward, setup_context=_keep)
-
-__all__ = ["MODULES", "PLANS", "Call", "call_of", "plan_of", "setting", "token_of"]

@@ -313,6 +313,3 @@ def _reached(values: Sequence[Tensor], leaves: Sequence[Tensor]) -> tuple[bool, 
 
 def _memory(t: Tensor) -> int:
     return int(t.untyped_storage()._cdata)
-
-
-__all__ = ["Plan", "laid_out", "order_of", "plan", "refusal"]

@@ -58,6 +58,3 @@ def _forward(layer: nn.Module, number: int) -> Any:
 
     code = forward.__code__.replace(co_name=f"layer_{number}")
     return types.FunctionType(code, forward.__globals__, code.co_name, None, forward.__closure__)
-
-
-__all__ = ["Layers", "layers_of"]

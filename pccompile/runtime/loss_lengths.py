@@ -98,6 +98,3 @@ def _similar(form: tuple[Any, ...]) -> tuple[Any, ...]:
     """What programs share that differ at most in the lengths that they are for: lengths of 1 are told apart."""
     spec, forms, _ = form
     return spec, *((t, tuple(n == 1 for n in n_s) if isinstance(n_s, torch.Size) else n_s) for t, n_s in forms)
-
-
-__all__ = ["program_key", "refuse_lengths_of_data", "target_form", "varying"]

@@ -57,6 +57,3 @@ class ModuleOnPaths(CompiledModule):
         paths = len({captured.imported.path for captured in self._cache.captures})
         said = f"captured along paths, {paths} up to now: each call runs forward once more to find the one it takes"
         return (said, *super().notes)
-
-
-__all__ = ["ModuleOnPaths"]

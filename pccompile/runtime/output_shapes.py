@@ -22,6 +22,3 @@ def is_told(length: Dim, interface: Interface) -> bool:
 def shape_of(type_: TensorType, interface: Interface, inputs: Mapping[str, Tensor]) -> tuple[int | None, ...]:
     """The shape that a value of this type has in a call; None for lengths that data decide."""
     return tuple(int(interface.length(n, inputs)) if is_told(n, interface) else None for n in type_.shape)
-
-
-__all__ = ["is_told", "shape_of"]

@@ -74,6 +74,3 @@ HINT = 'compare tensors (`if x.norm() < tol`) and not numbers (`.item()`), or us
 
 def _each(where: Location) -> str:
     return f"each number that Python reads at {where} is a path of its own"
-
-
-__all__ = ["Path", "Paths", "TooManyPaths"]

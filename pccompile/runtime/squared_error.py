@@ -56,6 +56,3 @@ def _spreads(shape: Sequence[int], whole: Sequence[int | None]) -> bool:
 
 def _dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-__all__ = ["refuse_other_targets"]

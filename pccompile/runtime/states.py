@@ -182,6 +182,3 @@ def refuse_moving(imported: Imported, carrying: Sequence[str]) -> None:
         if value in carrying:
             what = f"the state {path} hands a gradient on to later calls, which inference with a loss does not take in"
             raise CompileError(what, Location(path), 'detach it in forward, or use algorithm="exact"')
-
-
-__all__ = ["Writes", "fits", "refuse_moving", "state_tensors"]

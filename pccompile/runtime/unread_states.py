@@ -77,6 +77,3 @@ def unseen(value: Tensor, path: str) -> Tensor:
     anchor = torch.empty(0, device=value.device, requires_grad=True)
     result: Tensor = _Unseen.apply(anchor, value, path)  # type: ignore[no-untyped-call]
     return result
-
-
-__all__ = ["set_apart", "unseen"]

@@ -101,6 +101,3 @@ def write(folder: Path, files: Mapping[str, bytes]) -> tuple[Path, ...]:
 
 def _writer(data: bytes) -> Write:
     return lambda path: path.write_bytes(data)
-
-
-__all__ = ["GROUP", "Exporter", "available", "exporter", "library", "refuse", "unsaid_operations", "write"]

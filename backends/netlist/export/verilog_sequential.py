@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from importlib import resources
 
 import numpy as np
 
 from pccompile.backends.netlist.export.datapath import Datapath
-from pccompile.backends.netlist.export.verilog_machine import MACHINE
 from pccompile.backends.netlist.export.verilog_schedule import DRAIN, KINDS, OPERANDS, Affine, Pass, Schedule, Step
 from pccompile.backends.netlist.export.verilog_text import Identifiers, comment, header, word, wrapped
 
@@ -123,7 +123,8 @@ class Sequential:
             "GAINED": simple if exact else "factor3 == 1 ? sum3 : sum3 * factor3",
         }
         title = f"{self.spec.name}: a predictive-coding circuit, one multiplier, many clocks a tick"
-        machine = re.sub(r"\$([A-Z_]{4,})", lambda m: parts[m[1]], MACHINE)
+        machine = resources.files("pccompile.backends.netlist.export").joinpath("machine.sv").read_text("utf-8")
+        machine = re.sub(r"\$([A-Z_]{4,})", lambda m: parts[m[1]], machine)
         return header(title, self._header()) + "\n\n" + machine
 
     def _bits(self, fields: Sequence[str], records: Sequence[Record]) -> dict[str, int]:

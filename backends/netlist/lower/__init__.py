@@ -3,16 +3,3 @@
 from pccompile.backends.netlist.lower import complex, custom, elementwise, linear, multilinear, selection, wiring
 from pccompile.backends.netlist.lower.lowering import Lowering, Unsupported
 from pccompile.backends.netlist.lower.registry import has_circuit
-
-__all__ = [
-    "Lowering",
-    "Unsupported",
-    "complex",
-    "custom",
-    "elementwise",
-    "has_circuit",
-    "linear",
-    "multilinear",
-    "selection",
-    "wiring",
-]

@@ -32,19 +32,3 @@ def operation(p: Projection, populations: Populations, tensors: Tensors) -> Oper
 def learning_rule(rule: Plasticity, spec: Spec, tensors: Tensors) -> LearningRule:
     """A rule of a circuit, at work there."""
     return RULES[rule.rule](rule, spec.populations, spec.named().get(rule.via or ""), tensors)
-
-
-__all__ = [
-    "OPERATIONS",
-    "RULES",
-    "Change",
-    "LearningRule",
-    "Message",
-    "Operation",
-    "Populations",
-    "Shape",
-    "Synapses",
-    "bias_entries",
-    "learning_rule",
-    "operation",
-]

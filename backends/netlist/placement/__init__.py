@@ -2,5 +2,3 @@
 
 from pccompile.backends.netlist.placement.placement import Placement, place
 from pccompile.backends.netlist.placement.verify import Use, measured, violations
-
-__all__ = ["Placement", "Use", "measured", "place", "violations"]

@@ -71,5 +71,3 @@ FAMILIES = (
     training,
     trees,
 )
-
-__all__ = ["InputType", "OnnxModule", "load_onnx", "location_of", "randomize", "unsupported"]

@@ -1,6 +1,4 @@
-"""The machine of the sequential form: counters, memories, and a pipeline of six stages. `$NAMES` are filled in."""
-
-MACHINE = """`default_nettype none
+`default_nettype none
 
 module $MODULE (
     input wire clk,
@@ -317,4 +315,3 @@ $STEP_ROM
   end
 endmodule
 `default_nettype wire
-"""
