@@ -34,6 +34,11 @@ class Difference:
     agrees: bool | None = None
     note: str = ""
 
+    @property
+    def error(self) -> float:
+        """The relative error; what is no number, which no comparison orders, is the worst of all."""
+        return math.inf if math.isnan(self.relative_error) else self.relative_error
+
 
 @dataclass(frozen=True)
 class Checked:

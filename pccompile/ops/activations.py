@@ -12,8 +12,7 @@ from pccompile.ir import Arg, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
 from pccompile.ops.elementwise import Kernel, elementwise
 from pccompile.ops.expressions import expm1, ndtr, out, relu, sigmoid, softplus, tanh, x, y
-from pccompile.ops.pointwise import normal
-from pccompile.ops.registry import OpDef, Sample, define, rewrite
+from pccompile.ops.registry import OpDef, Sample, define, normal, rewrite
 
 
 def option(name: str) -> sp.Symbol:

@@ -11,13 +11,8 @@ from pccompile.ir import Node, Ref
 from pccompile.ops import compositions
 from pccompile.ops.builder import Builder
 from pccompile.ops.functions import STOP
-from pccompile.ops.registry import OpDef, Sample, define, rewrite
+from pccompile.ops.registry import OpDef, Sample, define, normal, rewrite
 from pccompile.ops.trace import traced_rule
-
-
-def _x(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float64)
-
 
 STATISTICS = ("", "mean", "inv_std", "running_mean", "running_var")
 
@@ -70,19 +65,19 @@ def _batch_norm_kernel(b: Builder, n: Node, e: Ref, mask: tuple[bool, ...]) -> R
 normalisation(
     "aten._native_batch_norm_legit_functional.default",
     _batch_norm_kernel,
-    lambda: (_x(4, 3, 2), _x(3), _x(3), _x(3), _x(3).abs(), True, 0.1, 1e-5),
-    lambda: (_x(4, 3, 2), _x(3), _x(3), _x(3), _x(3).abs(), False, 0.1, 1e-5),
+    lambda: (normal(4, 3, 2), normal(3), normal(3), normal(3), normal(3).abs(), True, 0.1, 1e-5),
+    lambda: (normal(4, 3, 2), normal(3), normal(3), normal(3), normal(3).abs(), False, 0.1, 1e-5),
     unread=("running_mean", "running_var"),
 )
 normalisation(
     "aten._native_batch_norm_legit.no_stats",
     _batch_norm_kernel,
-    lambda: (_x(4, 3, 2), _x(3), _x(3), True, 0.1, 1e-5),
+    lambda: (normal(4, 3, 2), normal(3), normal(3), True, 0.1, 1e-5),
 )
 normalisation(
     "aten._native_batch_norm_legit_no_training.default",
     _batch_norm_kernel,
-    lambda: (_x(4, 3, 2), _x(3), _x(3), _x(3), _x(3).abs(), 0.1, 1e-5),
+    lambda: (normal(4, 3, 2), normal(3), normal(3), normal(3), normal(3).abs(), 0.1, 1e-5),
     compose=compositions.batch_norm_running,
 )
 
@@ -132,7 +127,7 @@ def _layer_norm_kernel(b: Builder, n: Node, e: Ref, mask: tuple[bool, ...]) -> R
 normalisation(
     "aten.native_layer_norm.default",
     _layer_norm_kernel,
-    lambda: (_x(4, 3, 5), [5], _x(5), _x(5), 1e-5),
+    lambda: (normal(4, 3, 5), [5], normal(5), normal(5), 1e-5),
     compose=compositions.layer_norm,
 )
 rewrite(
@@ -177,7 +172,7 @@ def _group_statistics(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> di
 normalisation(
     "aten.native_group_norm.default",
     _group_norm_kernel,
-    lambda: (_x(2, 4, 3), _x(4), _x(4), 2, 4, 3, 2, 1e-5),
+    lambda: (normal(2, 4, 3), normal(4), normal(4), 2, 4, 3, 2, 1e-5),
     statistics=_group_statistics,
     compose=compositions.group_norm,
     dense=("input", "weight", "bias"),
@@ -195,7 +190,7 @@ rewrite("aten.group_norm.default", _group_norm)
 
 
 def _along(*options: Any) -> tuple[Any, ...]:
-    return (_x(4, 3), *options)
+    return (normal(4, 3), *options)
 
 
 def _softmax_rule(kernel: str) -> Any:
@@ -249,14 +244,14 @@ for name, of_variance in (
             "traced",
             compose=of_variance,
             samples=(
-                lambda: (_x(4, 3), [1], {"correction": 1}),
-                lambda: (_x(4, 3), None, {"correction": 0, "keepdim": True}),
+                lambda: (normal(4, 3), [1], {"correction": 1}),
+                lambda: (normal(4, 3), None, {"correction": 0, "keepdim": True}),
             ),
         )
     )
 for name, samples in (
-    ("aten.prod.default", (lambda: (_x(4, 3),),)),
-    ("aten.prod.dim_int", (lambda: (_x(4, 3), 1), lambda: (_x(4, 3), 0, True))),
+    ("aten.prod.default", (lambda: (normal(4, 3),),)),
+    ("aten.prod.dim_int", (lambda: (normal(4, 3), 1), lambda: (normal(4, 3), 0, True))),
 ):
     define(OpDef(name, "traced", compose=compositions.product, samples=samples))
 define(
@@ -264,7 +259,7 @@ define(
         "aten.native_batch_norm.default",
         "traced",
         compose=compositions.batch_norm,
-        samples=(lambda: (_x(4, 3, 2), _x(3), _x(3), None, None, True, 0.1, 1e-5),),
+        samples=(lambda: (normal(4, 3, 2), normal(3), normal(3), None, None, True, 0.1, 1e-5),),
         ends_layer=True,
     )
 )
@@ -274,9 +269,9 @@ define(
         "traced",
         compose=compositions.grid_sample,
         samples=(
-            lambda: (_x(2, 3, 4, 5), _x(2, 3, 2, 2) / 3, 0, 0, False),
-            lambda: (_x(2, 3, 4, 5), _x(2, 3, 2, 2), 0, 1, True),
-            lambda: (_x(1, 2, 3, 3), torch.tensor([[[[0.0, 0.0], [0.5, 0.0]]]], dtype=torch.float64), 0, 0, True),
+            lambda: (normal(2, 3, 4, 5), normal(2, 3, 2, 2) / 3, 0, 0, False),
+            lambda: (normal(2, 3, 4, 5), normal(2, 3, 2, 2), 0, 1, True),
+            lambda: (normal(1, 2, 3, 3), torch.tensor([[[[0.0, 0.0], [0.5, 0.0]]]], dtype=torch.float64), 0, 0, True),
         ),
     )
 )
@@ -285,7 +280,7 @@ define(
         "aten.logsumexp.default",
         "traced",
         compose=compositions.logsumexp,
-        samples=(lambda: (_x(4, 3), [1]), lambda: (_x(4, 3), [0, 1], True)),
+        samples=(lambda: (normal(4, 3), [1]), lambda: (normal(4, 3), [0, 1], True)),
     )
 )
 rewrite("aten.softmax.int", _typed_softmax("aten._softmax.default"))
@@ -301,18 +296,18 @@ def _nll_rule(kernel: str) -> Any:
 
 
 composite("aten.nll_loss_forward.default", _nll_rule("aten.nll_loss_backward.default"),
-          lambda: (_x(4, 3), torch.tensor([0, 2, 1, 1]), None, 1, -100))  # fmt: skip
+          lambda: (normal(4, 3), torch.tensor([0, 2, 1, 1]), None, 1, -100))  # fmt: skip
 composite(
     "aten.nll_loss2d_forward.default",
     _nll_rule("aten.nll_loss2d_backward.default"),
-    lambda: (_x(2, 3, 2, 2), torch.randint(3, (2, 2, 2)), None, 1, -100),
+    lambda: (normal(2, 3, 2, 2), torch.randint(3, (2, 2, 2)), None, 1, -100),
     dense=("self", "target"),
 )
 define(OpDef("aten.nll_loss2d_backward.default", "composite", dense=("self", "target")))
 
 
 def _two(*options: Any) -> tuple[Any, ...]:
-    return (_x(4, 3), _x(4, 3), *options)
+    return (normal(4, 3), normal(4, 3), *options)
 
 
 def _symmetric(name: str, *options: str) -> None:
@@ -350,7 +345,7 @@ def _spell_logits(t: Any, a: Any) -> str:
 
 
 define(OpDef("aten.binary_cross_entropy_with_logits.default", "traced", spell=_spell_logits,
-             samples=(lambda: (_x(4, 3), _x(4, 3), None, None, 1),)))  # fmt: skip
+             samples=(lambda: (normal(4, 3), normal(4, 3), None, None, 1),)))  # fmt: skip
 
 
 def _avg_pool(rank: int) -> None:
@@ -362,7 +357,7 @@ def _avg_pool(rank: int) -> None:
         ]
         return {"self": b(f"{name}_backward.default", e, n["self"], *options)}
 
-    composite(f"{name}.default", rule, lambda: (_x(2, 3, *(5,) * rank), [2] * rank))
+    composite(f"{name}.default", rule, lambda: (normal(2, 3, *(5,) * rank), [2] * rank))
 
 
 _avg_pool(2)
@@ -370,7 +365,7 @@ _avg_pool(3)
 composite(
     "aten._adaptive_avg_pool2d.default",
     lambda b, n, e: {"self": b("aten._adaptive_avg_pool2d_backward.default", e, n["self"])},
-    lambda: (_x(2, 3, 5, 4), [3, 2]),
+    lambda: (normal(2, 3, 5, 4), [3, 2]),
     spell=lambda t, a: f"F.adaptive_avg_pool2d({t['self']}, {t['output_size']})",
 )
 

@@ -12,7 +12,7 @@ import torch
 
 from pccompile.ir import DEVICE, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
-from pccompile.ops.registry import Message, OpDef, define, rewrite
+from pccompile.ops.registry import Message, OpDef, define, normal, rewrite
 
 
 def _masked(args: Any, type_of: Any) -> tuple[TensorType, TensorType]:
@@ -25,16 +25,12 @@ def _straight(b: Builder, n: Node, err: Any) -> dict[str, Message]:
     return sent | {"self": b.mul(err[0], b.get(Ref(n.name), 1))}
 
 
-def _x() -> torch.Tensor:
-    return torch.randn(4, 3, dtype=torch.float64)
-
-
 for name in (
     "fake_quantize_per_tensor_affine_cachemask",
     "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
     "fake_quantize_per_channel_affine_cachemask",
 ):
-    samples = (lambda: (_x(), 0.1, 0, -8, 7),) if name == "fake_quantize_per_tensor_affine_cachemask" else ()
+    samples = (lambda: (normal(4, 3), 0.1, 0, -8, 7),) if name == "fake_quantize_per_tensor_affine_cachemask" else ()
     define(OpDef(f"aten.{name}.default", "composite", _straight, infer=_masked, results=("", "mask"), samples=samples))
 
 rewrite(

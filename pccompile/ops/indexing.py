@@ -11,11 +11,7 @@ import torch
 from pccompile.ir import DEVICE, Arg, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
 from pccompile.ops.linear import linear
-from pccompile.ops.registry import OpDef, define, rewrite
-
-
-def _x(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float64)
+from pccompile.ops.registry import OpDef, define, normal, rewrite
 
 
 def _i(*entries: Any) -> torch.Tensor:
@@ -25,13 +21,13 @@ def _i(*entries: Any) -> torch.Tensor:
 linear(
     "aten.index_select.default",
     lambda b, n, e: b("aten.index_add.default", b.zeros(b.type(n["self"])), n["dim"], n["index"], e),
-    lambda: (_x(4, 3), 0, _i(1, 1, 3)),
+    lambda: (normal(4, 3), 0, _i(1, 1, 3)),
     wiring=False,
 )
 linear(
     "aten.gather.default",
     lambda b, n, e: b("aten.scatter_add.default", b.zeros(b.type(n["self"])), n["dim"], n["index"], e),
-    lambda: (_x(4, 3), 1, _i([0, 1], [2, 2], [1, 0], [0, 0])),
+    lambda: (normal(4, 3), 1, _i([0, 1], [2, 2], [1, 0], [0, 0])),
     wiring=False,
 )
 
@@ -52,7 +48,7 @@ define(
         "linear",
         _embedding,
         spell=lambda t, a: f"F.embedding({t['indices']}, {t['weight']})",
-        samples=(lambda: (_x(5, 3), _i([0, 4], [1, 1])), lambda: (_x(5, 3), _i(2, 0), 2)),
+        samples=(lambda: (normal(5, 3), _i([0, 4], [1, 1])), lambda: (normal(5, 3), _i(2, 0), 2)),
     )
 )
 
@@ -111,10 +107,10 @@ define(
         _index,
         spell=_spell_index,
         samples=(
-            lambda: (_x(4, 3), [None, _i(0, 2, 2, 1)]),
-            lambda: (_x(4, 3), [_i(3, 3, 0)]),
-            lambda: (_x(2, 4, 3), [_i([0], [1]), None, _i(2, 2)]),
-            lambda: (_x(4, 3, 2), [_i(3, 3, 0), _i(1, 1, 2)]),
+            lambda: (normal(4, 3), [None, _i(0, 2, 2, 1)]),
+            lambda: (normal(4, 3), [_i(3, 3, 0)]),
+            lambda: (normal(2, 4, 3), [_i([0], [1]), None, _i(2, 2)]),
+            lambda: (normal(4, 3, 2), [_i(3, 3, 0), _i(1, 1, 2)]),
         ),
     )
 )
@@ -126,9 +122,9 @@ define(
         _index_put,
         spell=_spell_put,
         samples=(
-            lambda: (_x(4, 3), [None, _i(0, 2)], _x(4, 2)),
-            lambda: (_x(4, 3), [_i(3, 3, 0)], _x(3), True),
-            lambda: (_x(4, 3), [_i(3, 1)], _x(2, 1)),
+            lambda: (normal(4, 3), [None, _i(0, 2)], normal(4, 2)),
+            lambda: (normal(4, 3), [_i(3, 3, 0)], normal(3), True),
+            lambda: (normal(4, 3), [_i(3, 1)], normal(2, 1)),
         ),
     )
 )
@@ -151,7 +147,10 @@ define(
         "aten.index_add.default",
         "linear",
         _index_add,
-        samples=(lambda: (_x(4, 3), 1, _i(0, 0), _x(4, 2)), lambda: (_x(4, 3), 0, _i(3), _x(1, 3), {"alpha": 2})),
+        samples=(
+            lambda: (normal(4, 3), 1, _i(0, 0), normal(4, 2)),
+            lambda: (normal(4, 3), 0, _i(3), normal(1, 3), {"alpha": 2}),
+        ),
     )
 )
 
@@ -171,16 +170,16 @@ def _written(keep: bool) -> Any:
 
 PLACES = ([0, 1], [2, 0], [1, 0], [0, 2])
 for name, source, keep in (
-    ("aten.scatter.src", lambda: _x(4, 2), False),
+    ("aten.scatter.src", lambda: normal(4, 2), False),
     ("aten.scatter.value", lambda: 1.5, False),
-    ("aten.scatter_add.default", lambda: _x(4, 2), True),
+    ("aten.scatter_add.default", lambda: normal(4, 2), True),
 ):
     define(
         OpDef(
             name,
             "linear",
             _written(keep),
-            samples=(lambda source=source: (_x(4, 3), 1, _i(*PLACES), source()),),  # type: ignore[misc]
+            samples=(lambda source=source: (normal(4, 3), 1, _i(*PLACES), source()),),  # type: ignore[misc]
         )
     )
 
@@ -213,8 +212,8 @@ define(
         "linear",
         _masked_select,
         samples=(
-            lambda: (_x(4, 3), torch.tensor([True, False, True])),
-            lambda: (_x(3), torch.tensor([[True, False, True], [False, True, True]])),
+            lambda: (normal(4, 3), torch.tensor([True, False, True])),
+            lambda: (normal(3), torch.tensor([[True, False, True], [False, True, True]])),
         ),
     )
 )
@@ -245,10 +244,10 @@ define(
         "linear",
         _masked_scatter,
         samples=(
-            lambda: (_x(4, 3), torch.tensor([True, False, True]), _x(3, 3)),
-            lambda: (_x(4, 3), torch.tensor(False), _x(0, 3)),
-            lambda: (_x(3), torch.tensor([[False, True, True], [False, False, True]]), _x(5)),
-            lambda: (_x(2, 2), torch.zeros(2, 2, dtype=torch.bool), _x(1)),
+            lambda: (normal(4, 3), torch.tensor([True, False, True]), normal(3, 3)),
+            lambda: (normal(4, 3), torch.tensor(False), normal(0, 3)),
+            lambda: (normal(3), torch.tensor([[False, True, True], [False, False, True]]), normal(5)),
+            lambda: (normal(2, 2), torch.zeros(2, 2, dtype=torch.bool), normal(1)),
         ),
     )
 )
@@ -268,8 +267,13 @@ def _pasted(read: str, places: tuple[str, ...]) -> Any:
 
 
 for name, read, places, sample in (
-    ("slice_scatter", "slice.Tensor", ("dim", "start", "end", "step"), lambda: (_x(4, 6), _x(4, 2), 1, 1, 5, 2)),
-    ("select_scatter", "select.int", ("dim", "index"), lambda: (_x(4, 6), _x(4), 1, 2)),
-    ("diagonal_scatter", "diagonal.default", ("offset", "dim1", "dim2"), lambda: (_x(4, 6), _x(4), 1)),
+    (
+        "slice_scatter",
+        "slice.Tensor",
+        ("dim", "start", "end", "step"),
+        lambda: (normal(4, 6), normal(4, 2), 1, 1, 5, 2),
+    ),
+    ("select_scatter", "select.int", ("dim", "index"), lambda: (normal(4, 6), normal(4), 1, 2)),
+    ("diagonal_scatter", "diagonal.default", ("offset", "dim1", "dim2"), lambda: (normal(4, 6), normal(4), 1)),
 ):
     define(OpDef(f"aten.{name}.default", "linear", _pasted(f"aten.{read}", places), samples=(sample,)))

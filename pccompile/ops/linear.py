@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from pccompile.ir import Dim, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
-from pccompile.ops.registry import OpDef, Sample, define, rewrite
-
-
-def _x(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float64)
+from pccompile.ops.registry import OpDef, Sample, define, normal, rewrite
 
 
 def linear(name: str, rule: Any, *samples: Sample, spell: Any = None, wiring: bool = True, equation: str = "") -> None:
@@ -80,9 +74,9 @@ def _text(template: str) -> Any:
 for view in ("reshape", "view", "unsqueeze", "flatten"):
     name = f"aten.{view}.{'using_ints' if view == 'flatten' else 'default'}"
     if view == "reshape":
-        linear(name, _back, lambda: (_x(4, 6), (2, 12)), spell=_text("{self}.reshape({shape})"))
+        linear(name, _back, lambda: (normal(4, 6), (2, 12)), spell=_text("{self}.reshape({shape})"))
     elif view == "unsqueeze":
-        linear(name, _back, lambda: (_x(4, 6), 1), spell=_text("{self}.unsqueeze({dim})"))
+        linear(name, _back, lambda: (normal(4, 6), 1), spell=_text("{self}.unsqueeze({dim})"))
     else:
         rewrite(name, lambda b, n: b.view(n["self"], n.tensor.shape))
 for name in (
@@ -101,14 +95,14 @@ define(  # generated code lays values out with it
     OpDef("aten.contiguous.default", "composite", expand=lambda b, n: n["self"], spell=_text("{self}.contiguous()"))
 )
 
-linear("aten.permute.default", _inverse, lambda: (_x(2, 3, 4), (2, 0, 1)), spell=_text("{self}.permute({dims})"))
+linear("aten.permute.default", _inverse, lambda: (normal(2, 3, 4), (2, 0, 1)), spell=_text("{self}.permute({dims})"))
 linear(
     "aten.transpose.int",
     lambda b, n, e: b("aten.transpose.int", e, n["dim0"], n["dim1"]),
-    lambda: (_x(2, 3, 4), 0, -1),
+    lambda: (normal(2, 3, 4), 0, -1),
     spell=_text("{self}.transpose({dim0}, {dim1})"),
 )
-linear("aten.t.default", lambda b, n, e: b("aten.t.default", e), lambda: (_x(2, 3),), spell=_text("{self}.t()"))
+linear("aten.t.default", lambda b, n, e: b("aten.t.default", e), lambda: (normal(2, 3),), spell=_text("{self}.t()"))
 rewrite(
     "aten.numpy_T.default",
     lambda b, n: b("aten.permute.default", n["self"], tuple(reversed(range(len(n.tensor.shape))))),
@@ -117,11 +111,11 @@ rewrite("aten.mT.default", lambda b, n: b("aten.transpose.int", n["self"], -2, -
 linear(
     "aten.expand.default",
     _reduced,
-    lambda: (_x(4, 1), (4, 3)),
-    lambda: (_x(3), (2, 4, 3)),
+    lambda: (normal(4, 1), (4, 3)),
+    lambda: (normal(3), (2, 4, 3)),
     spell=_text("{self}.expand({size})"),
 )
-linear("aten._to_copy.default", _reduced, lambda: (_x(4, 3),), spell=_text("{self}.to({dtype})"))
+linear("aten._to_copy.default", _reduced, lambda: (normal(4, 3),), spell=_text("{self}.to({dtype})"))
 for name in ("aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten.type_as.default", "aten.to.other"):
     rewrite(
         name,
@@ -145,7 +139,7 @@ rewrite("aten.copy.default", _copy)
 linear(
     "aten.select.int",
     lambda b, n, e: b("aten.select_backward.default", e, b.shape(n["self"]), n["dim"], n["index"]),
-    lambda: (_x(4, 3), 1, -1),
+    lambda: (normal(4, 3), 1, -1),
     spell=_text("{self}.select({dim}, {index})"),
 )
 
@@ -169,8 +163,8 @@ linear(
         2**63 - 1 if n["end"] is None else n["end"],
         n["step"],
     ),
-    lambda: (_x(4, 6), 1, 1, 5, 2),
-    lambda: (_x(4, 6), 0, 1),
+    lambda: (normal(4, 6), 1, 1, 5, 2),
+    lambda: (normal(4, 6), 0, 1),
     spell=_slice,
 )
 
@@ -241,7 +235,7 @@ define(
         "linear",
         _cat_rule,
         spell=_text("torch.cat({tensors}, {dim})"),
-        samples=(lambda: ([_x(2, 3), _x(4, 3)], 0), lambda: ([_x(2, 3), _x(2, 1), _x(2, 3)], -1)),
+        samples=(lambda: ([normal(2, 3), normal(4, 3)], 0), lambda: ([normal(2, 3), normal(2, 1), normal(2, 3)], -1)),
     )
 )
 define(
@@ -250,13 +244,19 @@ define(
         "linear",
         _stack_rule,
         spell=_text("torch.stack({tensors}, {dim})"),
-        samples=(lambda: ([_x(2, 3), _x(2, 3)], 1),),
+        samples=(lambda: ([normal(2, 3), normal(2, 3)], 1),),
     )
 )
-linear("aten.sum.default", restore, lambda: (_x(4, 3),), wiring=False, spell=_text("{self}.sum()"))
-linear("aten.sum.dim_IntList", restore, lambda: (_x(4, 3, 2), (0, 2)), lambda: (_x(4, 3), (-1,), True), wiring=False)
-linear("aten.mean.default", _mean, lambda: (_x(4, 3),), wiring=False, spell=_text("{self}.mean()"))
-linear("aten.mean.dim", _mean, lambda: (_x(4, 3, 2), (0, 2)), lambda: (_x(4, 3), (-1,), True), wiring=False)
+linear("aten.sum.default", restore, lambda: (normal(4, 3),), wiring=False, spell=_text("{self}.sum()"))
+linear(
+    "aten.sum.dim_IntList",
+    restore,
+    lambda: (normal(4, 3, 2), (0, 2)),
+    lambda: (normal(4, 3), (-1,), True),
+    wiring=False,
+)
+linear("aten.mean.default", _mean, lambda: (normal(4, 3),), wiring=False, spell=_text("{self}.mean()"))
+linear("aten.mean.dim", _mean, lambda: (normal(4, 3, 2), (0, 2)), lambda: (normal(4, 3), (-1,), True), wiring=False)
 
 
 def _pad(b: Builder, n: Node, e: Ref) -> Ref:
@@ -264,11 +264,15 @@ def _pad(b: Builder, n: Node, e: Ref) -> Ref:
 
 
 linear(
-    "aten.constant_pad_nd.default", _pad, lambda: (_x(2, 3), (1, 2)), lambda: (_x(4, 5), (1, -1, 2, 0)), wiring=False
+    "aten.constant_pad_nd.default",
+    _pad,
+    lambda: (normal(2, 3), (1, 2)),
+    lambda: (normal(4, 5), (1, -1, 2, 0)),
+    wiring=False,
 )
-linear("aten.flip.default", lambda b, n, e: b("aten.flip.default", e, n["dims"]), lambda: (_x(4, 3), (0,)))
-linear("aten.tril.default", lambda b, n, e: b("aten.tril.default", e, n["diagonal"]), lambda: (_x(4, 4),))
-linear("aten.triu.default", lambda b, n, e: b("aten.triu.default", e, n["diagonal"]), lambda: (_x(4, 4),))
+linear("aten.flip.default", lambda b, n, e: b("aten.flip.default", e, n["dims"]), lambda: (normal(4, 3), (0,)))
+linear("aten.tril.default", lambda b, n, e: b("aten.tril.default", e, n["diagonal"]), lambda: (normal(4, 4),))
+linear("aten.triu.default", lambda b, n, e: b("aten.triu.default", e, n["diagonal"]), lambda: (normal(4, 4),))
 
 
 def _cumsum(b: Builder, n: Node, e: Ref) -> Ref:
@@ -279,18 +283,18 @@ def _cumsum(b: Builder, n: Node, e: Ref) -> Ref:
     return b("aten.flip.default", b("aten.cumsum.default", b("aten.flip.default", e, dims), n["dim"]), dims)
 
 
-linear("aten.cumsum.default", _cumsum, lambda: (_x(4, 3), 1), wiring=False)
+linear("aten.cumsum.default", _cumsum, lambda: (normal(4, 3), 1), wiring=False)
 linear(
     "aten.diagonal.default",
     lambda b, n, e: b("aten.diagonal_backward.default", e, b.shape(n["self"]), n["offset"], n["dim1"], n["dim2"]),
-    lambda: (_x(4, 3),),
-    lambda: (_x(2, 4, 3), 1, 0, -1),
+    lambda: (normal(4, 3),),
+    lambda: (normal(2, 4, 3), 1, 0, -1),
 )
 linear(
     "aten.roll.default",
     lambda b, n, e: b("aten.roll.default", e, tuple(-s for s in n["shifts"]), n["dims"]),
-    lambda: (_x(4, 3), (1, -1), (0, 1)),
-    lambda: (_x(4, 3), (2,)),
+    lambda: (normal(4, 3), (1, -1), (0, 1)),
+    lambda: (normal(4, 3), (2,)),
 )
 
 
@@ -306,8 +310,8 @@ def _repeat(b: Builder, n: Node, e: Ref) -> Ref:
 linear(
     "aten.repeat.default",
     _repeat,
-    lambda: (_x(3, 2), (2, 1, 3)),
-    lambda: (_x(3, 2), (1, 2)),
+    lambda: (normal(3, 2), (2, 1, 3)),
+    lambda: (normal(3, 2), (1, 2)),
     spell=_text("{self}.repeat({repeats})"),
 )
 for there, back in (("pixel_shuffle", "pixel_unshuffle"), ("pixel_unshuffle", "pixel_shuffle")):
@@ -315,12 +319,12 @@ for there, back in (("pixel_shuffle", "pixel_unshuffle"), ("pixel_unshuffle", "p
     linear(
         f"aten.{there}.default",
         lambda b, n, e, back=back, factor=factor: b(f"aten.{back}.default", e, n[factor]),
-        lambda: (_x(2, 8, 4, 6), 2),
+        lambda: (normal(2, 8, 4, 6), 2),
     )
 linear(
     "aten.unfold.default",
     lambda b, n, e: b("aten.unfold_backward.default", e, b.shape(n["self"]), n["dimension"], n["size"], n["step"]),
-    lambda: (_x(4, 7), 1, 3, 2),
+    lambda: (normal(4, 7), 1, 3, 2),
     wiring=False,
 )
 
@@ -328,12 +332,12 @@ WINDOW = ("kernel_size", "dilation", "padding", "stride")
 linear(
     "aten.im2col.default",
     lambda b, n, e: b("aten.col2im.default", e, b.shape(n["self"])[-2:], *(n[a] for a in WINDOW)),
-    lambda: (_x(2, 3, 5, 6), (2, 3), (1, 1), (1, 0), (2, 1)),
+    lambda: (normal(2, 3, 5, 6), (2, 3), (1, 1), (1, 0), (2, 1)),
     wiring=False,
 )
 linear(
     "aten.col2im.default",
     lambda b, n, e: b("aten.im2col.default", e, *(n[a] for a in WINDOW)),
-    lambda: (_x(2, 12, 12), (5, 4), (2, 2), (1, 1), (0, 0), (1, 1)),
+    lambda: (normal(2, 12, 12), (5, 4), (2, 2), (1, 1), (0, 0), (1, 1)),
     wiring=False,
 )

@@ -10,12 +10,8 @@ import torch
 from pccompile.ir import DEVICE, Node, Ref
 from pccompile.ops.builder import Builder
 from pccompile.ops.random import dropped
-from pccompile.ops.registry import OpDef, define, rewrite
+from pccompile.ops.registry import OpDef, define, normal, rewrite
 from pccompile.ops.trace import unless_complex
-
-
-def _x(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def flat(b: Builder, x: Ref) -> Ref:
@@ -61,9 +57,9 @@ define(
         spell=lambda t, a: f"F.linear({t['input']}, {t['weight']}{'' if a['bias'] is None else ', ' + t['bias']})",
         equation="W x + b",
         samples=(
-            lambda: (_x(5, 3), _x(4, 3), _x(4)),
-            lambda: (_x(2, 5, 3), _x(4, 3)),
-            lambda: (_x(3), _x(4, 3), _x(4)),
+            lambda: (normal(5, 3), normal(4, 3), normal(4)),
+            lambda: (normal(2, 5, 3), normal(4, 3)),
+            lambda: (normal(3), normal(4, 3), normal(4)),
         ),
     )
 )
@@ -110,7 +106,7 @@ for name, first, second, shapes in (
             unless_complex(_mm(first, second)),
             spell=lambda t, a: f"{t['self']} @ {t['mat2']}",
             equation="x y",
-            samples=(lambda shapes=shapes: tuple(_x(*s) for s in shapes),),  # type: ignore[misc]
+            samples=(lambda shapes=shapes: tuple(normal(*s) for s in shapes),),  # type: ignore[misc]
         )
     )
 define(
@@ -121,13 +117,13 @@ define(
         spell=lambda t, a: f"{t['self']} @ {t['other']}",
         equation="x y",
         samples=(
-            lambda: (_x(5, 3), _x(3, 4)),
-            lambda: (_x(2, 5, 3), _x(3, 4)),
-            lambda: (_x(2, 1, 5, 3), _x(4, 3, 2)),
-            lambda: (_x(3), _x(3, 4)),
-            lambda: (_x(5, 3), _x(3)),
-            lambda: (_x(3), _x(3)),
-            lambda: (_x(2, 5, 3), _x(3)),
+            lambda: (normal(5, 3), normal(3, 4)),
+            lambda: (normal(2, 5, 3), normal(3, 4)),
+            lambda: (normal(2, 1, 5, 3), normal(4, 3, 2)),
+            lambda: (normal(3), normal(3, 4)),
+            lambda: (normal(5, 3), normal(3)),
+            lambda: (normal(3), normal(3)),
+            lambda: (normal(2, 5, 3), normal(3)),
         ),
     )
 )
@@ -192,9 +188,9 @@ define(
         spell=_spell_convolution,
         equation="W ∗ x + b",
         samples=(
-            lambda: (_x(2, 3, 6, 5), _x(4, 3, 3, 3), _x(4), [2, 1], [1, 0], [1, 1], False, [0, 0], 1),
-            lambda: (_x(2, 4, 6), _x(4, 2, 3), None, [1], [1], [2], False, [0], 2),
-            lambda: (_x(2, 4, 5, 4), _x(4, 3, 2, 2), _x(3), [2, 2], [0, 0], [1, 1], True, [1, 1], 1),
+            lambda: (normal(2, 3, 6, 5), normal(4, 3, 3, 3), normal(4), [2, 1], [1, 0], [1, 1], False, [0, 0], 1),
+            lambda: (normal(2, 4, 6), normal(4, 2, 3), None, [1], [1], [2], False, [0], 2),
+            lambda: (normal(2, 4, 5, 4), normal(4, 3, 2, 2), normal(3), [2, 2], [0, 0], [1, 1], True, [1, 1], 1),
         ),
     )
 )

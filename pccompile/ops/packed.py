@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from pccompile.ir import Arg, Node, Ref, TensorType, Type
 from pccompile.ops import packed_source as source
 from pccompile.ops.builder import Builder
-from pccompile.ops.registry import OpDef, Sample, define
+from pccompile.ops.registry import OpDef, Sample, define, normal
 
 SIZES = "pccompile.batch_sizes.default"
 LAYERS = {kind: f"pccompile.packed_{kind}.default" for kind in ("lstm", "gru", "rnn")}
@@ -189,16 +189,13 @@ def _rnn_sweep_type(args: Mapping[str, Arg], type_of: TypeOf) -> Type:
 def _sequence(gates: int, *more: Any, states: int = 1, bias: bool = True, out: int = 5) -> Sample:
     """A sample: sequences of three, two and two steps with four features, five hidden units."""
 
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=torch.float64)
-
     def make() -> tuple[Any, ...]:
-        padded = random(3, 3, 4)
+        padded = normal(3, 3, 4)
         rows, sizes = pack_padded_sequence(padded, torch.tensor([3, 2, 2]))[:2]
-        first = (random(3, out), random(3, 5))[:states]
-        biases = (random(5 * gates), random(5 * gates)) if bias else (None, None)
-        projection = () if states == 1 else (random(out, 5),) if out != 5 else (None,)
-        return rows, sizes, *first, random(5 * gates, 4), random(5 * gates, out), *biases, *projection, *more
+        first = (normal(3, out), normal(3, 5))[:states]
+        biases = (normal(5 * gates), normal(5 * gates)) if bias else (None, None)
+        projection = () if states == 1 else (normal(out, 5),) if out != 5 else (None,)
+        return rows, sizes, *first, normal(5 * gates, 4), normal(5 * gates, out), *biases, *projection, *more
 
     return make
 

@@ -8,8 +8,8 @@ import torch
 from pccompile.ir import Node
 from pccompile.ops.elementwise import elementwise
 from pccompile.ops.expressions import ceil, floor, heaviside, rounded, sign, trunc, x, y
-from pccompile.ops.pointwise import normal, pairs
-from pccompile.ops.registry import Sample
+from pccompile.ops.pointwise import pairs
+from pccompile.ops.registry import Sample, normal
 
 low, high = sp.symbols("min max", real=True)
 HALF = sp.Rational(1, 2)

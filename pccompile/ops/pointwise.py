@@ -27,13 +27,8 @@ from pccompile.ops.expressions import (
     x,
     y,
 )
-from pccompile.ops.registry import Sample
+from pccompile.ops.registry import Sample, normal
 from pccompile.ops.trace import traced_rule
-
-
-def normal(*shape: int) -> torch.Tensor:
-    """Standard normal numbers in float64."""
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def infix(symbol: str) -> Any:

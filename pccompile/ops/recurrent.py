@@ -20,15 +20,11 @@ from pccompile.ops.builder import Builder
 from pccompile.ops.packed import LAYERS
 from pccompile.ops.random import dropped
 from pccompile.ops.recurrent_operators import NAMES
-from pccompile.ops.registry import OpDef, define, rewrite
+from pccompile.ops.registry import OpDef, define, normal, rewrite
 from pccompile.ops.trace import decompose
 
 WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh")
 TypeOf = Callable[[Ref], TensorType]
-
-
-def _x(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def _call(name: str) -> Callable[[Mapping[str, Any], Mapping[str, Arg]], str]:
@@ -109,13 +105,13 @@ def _sequence(
     """A sample: three steps of two sequences with four features, five hidden units."""
 
     def make() -> tuple[Any, ...]:
-        biases = (_x(5 * gates), _x(5 * gates)) if bias else (None, None)
+        biases = (normal(5 * gates), normal(5 * gates)) if bias else (None, None)
         return (
-            _x(3, 2, 4),
-            _x(2, 5),
-            *((_x(2, 5),) if cell else ()),
-            _x(5 * gates, 4),
-            _x(5 * gates, 5),
+            normal(3, 2, 4),
+            normal(2, 5),
+            *((normal(2, 5),) if cell else ()),
+            normal(5 * gates, 4),
+            normal(5 * gates, 5),
             *biases,
             reverse,
         )

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from pccompile.ir import Arg, Node, Ref
 from pccompile.ops.builder import Builder
 from pccompile.ops.signatures import SIGNATURES, Signature
@@ -15,6 +17,11 @@ Message = Ref | None | tuple["Ref | None", ...]
 Rule = Callable[[Builder, Node, Any], Mapping[str, Message]]
 Sample = Callable[[], tuple[Any, ...]]
 """Makes an operator's arguments, float tensors in float64. Where the last is a dict, it holds keyword arguments."""
+
+
+def normal(*shape: int) -> torch.Tensor:
+    """Standard normal numbers in float64, of which samples are made."""
+    return torch.randn(shape, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

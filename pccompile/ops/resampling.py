@@ -9,12 +9,8 @@ import torch
 from pccompile.ir import Node, Ref, TensorType
 from pccompile.ops.builder import Builder
 from pccompile.ops.linear import linear
-from pccompile.ops.registry import OpDef, define, rewrite
+from pccompile.ops.registry import OpDef, define, normal, rewrite
 from pccompile.ops.signatures import schema
-
-
-def _x(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def _resized(args: Any, type_of: Any) -> TensorType:
@@ -31,7 +27,10 @@ def _interpolation(name: str, rank: int, *options: Any) -> None:
         return b(kernel, e, n["output_size"], b.shape(n["self"]), *rest)
 
     linear(
-        f"aten.{name}.default", rule, lambda: (_x(2, 3, *(4, 5, 3)[:rank]), (7, 6, 5)[:rank], *options), wiring=False
+        f"aten.{name}.default",
+        rule,
+        lambda: (normal(2, 3, *(4, 5, 3)[:rank]), (7, 6, 5)[:rank], *options),
+        wiring=False,
     )
 
 
@@ -76,10 +75,10 @@ define(
         _bag,
         dense=PLACES,
         samples=(
-            lambda: (_x(5, 3), *_indices(), False, 0),
-            lambda: (_x(5, 3), *_indices(), False, 1),
-            lambda: (_x(5, 3), *_indices(), False, 2),
-            lambda: (_x(5, 3), *_indices(), False, 0, False, _x(5)),
+            lambda: (normal(5, 3), *_indices(), False, 0),
+            lambda: (normal(5, 3), *_indices(), False, 1),
+            lambda: (normal(5, 3), *_indices(), False, 2),
+            lambda: (normal(5, 3), *_indices(), False, 0, False, normal(5)),
         ),
     )
 )

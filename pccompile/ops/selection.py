@@ -9,11 +9,7 @@ import torch
 from pccompile.ir import Node, Ref
 from pccompile.ops.builder import Builder
 from pccompile.ops.linear import axis, reduced_dims, restore
-from pccompile.ops.registry import OpDef, define, rewrite
-
-
-def _x(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float64)
+from pccompile.ops.registry import OpDef, define, normal, rewrite
 
 
 def _max_pool(rank: int) -> None:
@@ -24,7 +20,7 @@ def _max_pool(rank: int) -> None:
         chosen = b.get(Ref(n.name), 1)
         return {"self": b(f"{name}_backward.default", errors[0], n["self"], *(n[o] for o in options), chosen)}
 
-    samples = (lambda: (_x(2, 3, *(5,) * rank), [2] * rank),)
+    samples = (lambda: (normal(2, 3, *(5,) * rank), [2] * rank),)
     define(OpDef(f"{name}.default", "selection", rule, samples=samples, results=("", "indices")))
     rewrite(
         f"aten.max_pool{rank}d.default",
@@ -60,19 +56,19 @@ def _chosen(add: bool) -> Any:
 
 
 for name, samples in (
-    ("aten.max.dim", (lambda: (_x(4, 3), 1), lambda: (_x(4, 3), 0, True))),
-    ("aten.min.dim", (lambda: (_x(4, 3), -1),)),
-    ("aten.median.dim", (lambda: (_x(4, 3), 1),)),
-    ("aten.nanmedian.dim", (lambda: (_x(4, 3), 1, True),)),
-    ("aten.mode.default", (lambda: (_x(4, 3), 1),)),
-    ("aten.kthvalue.default", (lambda: (_x(4, 3), 2, 1),)),
-    ("aten.topk.default", (lambda: (_x(4, 5), 2, 1),)),
-    ("aten.sort.default", (lambda: (_x(4, 5), 1, True),)),
-    ("aten.sort.stable", (lambda: (_x(4, 5), {"stable": True, "dim": 0}),)),
+    ("aten.max.dim", (lambda: (normal(4, 3), 1), lambda: (normal(4, 3), 0, True))),
+    ("aten.min.dim", (lambda: (normal(4, 3), -1),)),
+    ("aten.median.dim", (lambda: (normal(4, 3), 1),)),
+    ("aten.nanmedian.dim", (lambda: (normal(4, 3), 1, True),)),
+    ("aten.mode.default", (lambda: (normal(4, 3), 1),)),
+    ("aten.kthvalue.default", (lambda: (normal(4, 3), 2, 1),)),
+    ("aten.topk.default", (lambda: (normal(4, 5), 2, 1),)),
+    ("aten.sort.default", (lambda: (normal(4, 5), 1, True),)),
+    ("aten.sort.stable", (lambda: (normal(4, 5), {"stable": True, "dim": 0}),)),
 ):
     define(OpDef(name, "selection", _chosen(add=False), samples=samples))
 for name in ("aten.cummax.default", "aten.cummin.default"):
-    define(OpDef(name, "selection", _chosen(add=True), samples=(lambda: (_x(4, 5), 1),)))
+    define(OpDef(name, "selection", _chosen(add=True), samples=(lambda: (normal(4, 5), 1),)))
 
 
 def _shared(b: Builder, n: Node, e: Ref) -> dict[str, Ref]:
@@ -94,15 +90,15 @@ for name in ("amax", "amin"):
             "selection",
             _shared,
             samples=(
-                lambda: (_x(4, 3, 2), (0, -1)),
+                lambda: (normal(4, 3, 2), (0, -1)),
                 lambda: (_ties(), (1,), True),
-                lambda: (_x(4, 3),),
-                lambda: (_x(),),
+                lambda: (normal(4, 3),),
+                lambda: (normal(),),
             ),
         )
     )
 for name in ("max", "min", "median"):
-    define(OpDef(f"aten.{name}.default", "selection", _shared, samples=(lambda: (_x(5, 3),), lambda: (_ties(),))))
+    define(OpDef(f"aten.{name}.default", "selection", _shared, samples=(lambda: (normal(5, 3),), lambda: (_ties(),))))
 
 
 def _adaptive(rank: int) -> None:
@@ -111,7 +107,7 @@ def _adaptive(rank: int) -> None:
     def rule(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> dict[str, Ref]:
         return {"self": b(f"{name}_backward.default", errors[0], n["self"], b.get(Ref(n.name), 1))}
 
-    define(OpDef(f"{name}.default", "selection", rule, samples=(lambda: (_x(2, 3, *(5,) * rank), [2] * rank),)))
+    define(OpDef(f"{name}.default", "selection", rule, samples=(lambda: (normal(2, 3, *(5,) * rank), [2] * rank),)))
 
 
 _adaptive(2)
@@ -132,7 +128,7 @@ define(
         "aten.where.self",
         "selection",
         _where,
-        samples=(lambda: (torch.tensor([[True], [False]]), _x(2, 3), _x(3)),),
+        samples=(lambda: (torch.tensor([[True], [False]]), normal(2, 3), normal(3)),),
     )
 )
 define(
@@ -141,7 +137,7 @@ define(
         "selection",
         lambda b, n, e: {"self": b("aten.masked_fill.Scalar", e, n["mask"], 0)},
         spell=lambda t, a: f"{t['self']}.masked_fill({t['mask']}, {t['value']})",
-        samples=(lambda: (_x(2, 3), torch.tensor([True, False, True]), -1.0),),
+        samples=(lambda: (normal(2, 3), torch.tensor([True, False, True]), -1.0),),
     )
 )
 define(
@@ -152,6 +148,6 @@ define(
             "self": b("aten.masked_fill.Scalar", e, n["mask"], 0),
             "value": b.mul(e, n["mask"]) if n["value"] in b.wants else None,
         },
-        samples=(lambda: (_x(2, 3), torch.tensor([True, False, True]), _x()),),
+        samples=(lambda: (normal(2, 3), torch.tensor([True, False, True]), normal()),),
     )
 )

@@ -29,8 +29,8 @@ from pccompile.ops.expressions import (
     xlogy,
     y,
 )
-from pccompile.ops.pointwise import POSITIVE, normal, within
-from pccompile.ops.registry import Sample
+from pccompile.ops.pointwise import POSITIVE, within
+from pccompile.ops.registry import Sample, normal
 
 INSIDE = within(0.1, 0.9)
 

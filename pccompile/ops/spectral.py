@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pccompile.ir import Arg, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
 from pccompile.ops.linear import axis
-from pccompile.ops.registry import OpDef, define, rewrite
+from pccompile.ops.registry import OpDef, define, normal, rewrite
 from pccompile.ops.trace import decompose
 
 TypeOf = Callable[[Ref], TensorType]
@@ -27,10 +27,6 @@ class _Unasked(TorchDispatchMode):
 
 
 rewrite("aten.istft.default", lambda b, n: decompose(b, n, within=_Unasked))
-
-
-def _x(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def _real(b: Builder, x: Ref) -> Ref:
@@ -82,7 +78,7 @@ define(
         "linear",
         lambda b, n, e: {"self": b("aten._fft_c2c.default", e, n["dim"], n["normalization"], not n["forward"])},
         infer=lambda args, type_of: type_of(args["self"]),
-        samples=(lambda: (torch.complex(_x(4, 5), _x(4, 5)), (0, 1), 1, True),),
+        samples=(lambda: (torch.complex(normal(4, 5), normal(4, 5)), (0, 1), 1, True),),
     )
 )
 define(
@@ -92,9 +88,9 @@ define(
         _from_real,
         infer=_halved,
         samples=(
-            lambda: (_x(4, 6), (1,), 0, True),
-            lambda: (_x(5, 3), (1, 0), 2, True),
-            lambda: (_x(4, 3), (0,), 1, False),
+            lambda: (normal(4, 6), (1,), 0, True),
+            lambda: (normal(5, 3), (1, 0), 2, True),
+            lambda: (normal(4, 3), (0,), 1, False),
         ),
     )
 )
@@ -105,8 +101,8 @@ define(
         _to_real,
         infer=_whole,
         samples=(
-            lambda: (torch.complex(_x(4, 3), _x(4, 3)), (1,), 2, 5),
-            lambda: (torch.complex(_x(3, 3), _x(3, 3)), (0,), 0, 4),
+            lambda: (torch.complex(normal(4, 3), normal(4, 3)), (1,), 2, 5),
+            lambda: (torch.complex(normal(3, 3), normal(3, 3)), (0,), 0, 4),
         ),
     )
 )
@@ -115,7 +111,7 @@ define(
         "aten.view_as_real.default",
         "linear",
         lambda b, n, e: {"self": b("aten.view_as_complex.default", e)},
-        samples=(lambda: (torch.complex(_x(4, 3), _x(4, 3)),),),
+        samples=(lambda: (torch.complex(normal(4, 3), normal(4, 3)),),),
         wiring=True,
     )
 )
@@ -125,7 +121,7 @@ define(
         "linear",
         lambda b, n, e: {"self": b("aten.view_as_real.default", e)},
         spell=lambda t, a: f"torch.view_as_complex({t['self']}.contiguous())",
-        samples=(lambda: (_x(4, 3, 2),),),
+        samples=(lambda: (normal(4, 3, 2),),),
         wiring=True,
     )
 )

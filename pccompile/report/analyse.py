@@ -19,7 +19,7 @@ from pccompile.report.convergence import ConvergenceReport, convergence_report
 from pccompile.report.losses import Criterion
 from pccompile.report.regime import RegimeReport, has_regime, regime_report
 from pccompile.report.spectrum import SpectrumReport, spectrum_report
-from pccompile.report.tables import Page, as_json
+from pccompile.report.tables import Page, Report
 from pccompile.runtime.displaced_batch import DisplacedBatch
 from pccompile.runtime.losses import targets_of
 from pccompile.runtime.module import CompiledModule
@@ -28,7 +28,7 @@ KINDS = ("spectrum", "regime", "convergence", "asynchronous")
 
 
 @dataclass(frozen=True)
-class Analysis:
+class Analysis(Report):
     """What `pc.analyse` has measured; what was not asked for is None."""
 
     algorithm: str
@@ -37,13 +37,9 @@ class Analysis:
     convergence: ConvergenceReport | None = None
     asynchronous: AsynchronousReport | None = None
 
-    def __str__(self) -> str:
-        return str(self._page())
-
-    def __rich__(self) -> Any:
-        return self._page()
-
-    def _page(self) -> Page:
+    @property
+    def page(self) -> Page:
+        """A page for each kind."""
         pages = [r.page for r in self._reports().values()]
         return Page(tuple(p for i, page in enumerate(pages) for p in (*([""] if i else []), *page.parts)))
 
@@ -53,10 +49,6 @@ class Analysis:
 
     def _reports(self) -> dict[str, Any]:
         return {k: r for k in KINDS if (r := getattr(self, k)) is not None}
-
-    def json(self, indent: int | None = None) -> str:
-        """All numbers as JSON; what is not finite is null."""
-        return as_json(self.as_dict(), indent)
 
 
 def analyse(

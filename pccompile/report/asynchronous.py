@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from pccompile.ir import Program
 from pccompile.ir.liveness import handed
 from pccompile.pipeline import Options, schedule
 from pccompile.report.regime import apart, equilibrium, gradients, plain, stepped
-from pccompile.report.tables import Page, Table, count, number
+from pccompile.report.tables import Page, Report, Table, count, number
 from pccompile.runtime.displaced_batch import DisplacedBatch, Ready
 
 LONGER = 10
@@ -44,7 +44,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class AsynchronousReport:
+class AsynchronousReport(Report):
     """An algorithm run vertex by vertex. end: what its gradients are compared with."""
 
     algorithm: str
@@ -66,10 +66,6 @@ class AsynchronousReport:
         )
         headings = ("with", ">messages", ">lost", f">after {count(self.steps, 'round')}", f">after {LONGER} times that")
         return Page((title, Table(headings, rows)))
-
-    def as_dict(self) -> dict[str, Any]:
-        """All numbers."""
-        return asdict(self)
 
 
 class CompiledUnits:

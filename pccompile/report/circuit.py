@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -20,7 +19,7 @@ from pccompile.frontends.imported import Locate
 from pccompile.ops import OPS
 from pccompile.ops.interpret import interpret
 from pccompile.pipeline import Circuitry, lay_out
-from pccompile.report.tables import Page, Table, count, number
+from pccompile.report.tables import Page, Report, Table, count, finite, number
 
 TOLERANCE = 1e-9
 ROWS = 20
@@ -29,7 +28,7 @@ LONGEST = 200_000
 
 
 @dataclass(frozen=True)
-class CircuitReport:
+class CircuitReport(Report):
     """Outputs, error units and plasticity of a circuit against the model's outputs and autograd's gradients.
 
     ticks: until the error units rested. Differences are relative, in float64.
@@ -61,20 +60,15 @@ class CircuitReport:
         plain: dict[str, Any] = {"name": self.name, "ticks": self.ticks, "passed": self.passed}
         plain["notes"] = list(self.notes)
         for group in ("outputs", "errors", "plasticity"):
-            rows = [asdict(d) for d in getattr(self, group)]
-            plain[group] = [{k: None if v != v or v in (math.inf,) else v for k, v in r.items()} for r in rows]
-        return plain
+            plain[group] = [asdict(d) for d in getattr(self, group)]
+        return finite(plain)  # type: ignore[no-any-return]
 
-    def __str__(self) -> str:
-        return str(self._page())
-
-    def __rich__(self) -> Page:
-        return self._page()
-
-    def _page(self) -> Page:
+    @property
+    def page(self) -> Page:
+        """The worst differences, and a line for each group."""
         every = [("output", d) for d in self.outputs] + [("error", d) for d in self.errors]
         every += [("plasticity", d) for d in self.plasticity]
-        worst = sorted(every, key=lambda e: (bool(e[1].agrees), -_known(e[1].relative_error)))[:ROWS]
+        worst = sorted(every, key=lambda e: (bool(e[1].agrees), -e[1].error))[:ROWS]
         rows = tuple(
             (kind, d.name, number(d.relative_error), number(d.max_abs), number(d.norm), "ok" if d.agrees else "DIFFERS")
             for kind, d in worst
@@ -94,18 +88,9 @@ class CircuitReport:
         return Page((table, *tail, "", *lines, *(f"note: {note}" for note in self.notes)))
 
 
-def _known(value: float) -> float:
-    return 0.0 if math.isnan(value) else value
-
-
 def _line(what: str, group: tuple[Difference, ...]) -> str:
     verdict = "pass" if all(d.agrees for d in group) else "FAIL"
-    return f"{verdict}  {what}: worst relative error {number(_worst(group))}"
-
-
-def _worst(group: tuple[Difference, ...]) -> float:
-    """The largest error; one that is no number is infinite."""
-    return max((math.inf if math.isnan(d.relative_error) else d.relative_error for d in group), default=0.0)
+    return f"{verdict}  {what}: worst relative error {number(max((d.error for d in group), default=0.0))}"
 
 
 def verify_circuit(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pccompile.ir.liveness import handed
 from pccompile.pipeline import Options, schedule
 from pccompile.report.figures import figure, save
 from pccompile.report.regime import has_regime, plain, rated_by_measurement, stepped, until_settled
-from pccompile.report.tables import Page, Table, count, number
+from pccompile.report.tables import Page, Report, Table, count, number
 from pccompile.runtime.displaced_batch import SEED, DisplacedBatch, Ready
 
 LINES = 12
@@ -35,7 +35,7 @@ WHOLE = "all"
 
 
 @dataclass(frozen=True)
-class ConvergenceReport:
+class ConvergenceReport(Report):
     """‖x(t) − x(∞)‖ / ‖x(0) − x(∞)‖ for what inference moves, x, after t steps.
 
     quantity: what x is, and what it approaches. measured, predicted: for each vertex, and "all" for the whole vector, a
@@ -63,10 +63,6 @@ class ConvergenceReport:
         mode = "" if self.left is None else f"; a step leaves {self.left:.6g} of the slowest mode"
         title = f"convergence of {self.algorithm}: {self.quantity}, relative to that at step 0{mode}"
         return Page((title, *self.notes, Table(("vertex", *(f">{t}" for t in self.steps)), tuple(rows))))
-
-    def as_dict(self) -> dict[str, Any]:
-        """All numbers."""
-        return asdict(self)
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Both over the steps, as a matplotlib Figure; written to `path` where one is given, by whose end.

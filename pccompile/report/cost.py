@@ -18,7 +18,7 @@ from pccompile.frontends.imported import Imported
 from pccompile.ir import Dim, Program, Ref, Type, map_refs, refs
 from pccompile.ops import OPS
 from pccompile.pipeline import Compiled
-from pccompile.report.tables import Page, Table, as_json, number
+from pccompile.report.tables import Page, Report, Table, as_json, number
 
 UNTYPED = ("copy", "keep", "update")
 """Statements that make no value."""
@@ -53,7 +53,7 @@ MEANING = {
 
 
 @dataclass(frozen=True)
-class CostReport:
+class CostReport(Report):
     """An algorithm and backpropagation, on the same batch."""
 
     algorithm: str
@@ -74,19 +74,9 @@ class CostReport:
         title = f"cost of one step of {self.algorithm}{f', {at_lengths}' if at_lengths else ''}"
         return Page((title, *self.notes, Table(("", f">{self.algorithm}", ">backprop", ">ratio"), rows)))
 
-    def as_dict(self) -> dict[str, Any]:
-        """All numbers."""
-        return asdict(self)
-
     def json(self, indent: int | None = None) -> str:
         """All numbers as JSON."""
         return as_json({"cost": self.as_dict()}, indent)
-
-    def __str__(self) -> str:
-        return str(self.page)
-
-    def __rich__(self) -> Page:
-        return self.page
 
 
 def report_cost(compiled: Compiled, lengths: Mapping[str, int]) -> CostReport:

@@ -11,7 +11,7 @@ from pccompile.analysis.plasticity import Plasticity, plasticity
 from pccompile.diagnostics import listing
 from pccompile.ir import Program
 from pccompile.pipeline import Compiled, Options, schedule
-from pccompile.report.tables import Page, Table, as_json, count
+from pccompile.report.tables import Page, Report, Table, count
 
 SHOWN = 12
 """So many updates of a chain are shown at each of its ends."""
@@ -19,7 +19,7 @@ RELAXED = "these are the steps; the compiled program evaluates what they end in,
 
 
 @dataclass(frozen=True)
-class LocalityReport:
+class LocalityReport(Report):
     """What was read off a program.
 
     found: how far news travels. work: how much is evaluated for one batch. rules: what each parameter's update is made
@@ -61,16 +61,6 @@ class LocalityReport:
         """All findings."""
         own = {"algorithm": self.algorithm, "local": self.found.local, **asdict(self.found), "work": self.work}
         return {**own, "plasticity": [asdict(r) for r in self.rules], "notes": self.notes}
-
-    def json(self, indent: int | None = None) -> str:
-        """All findings as JSON."""
-        return as_json(self.as_dict(), indent)
-
-    def __str__(self) -> str:
-        return str(self.page)
-
-    def __rich__(self) -> Page:
-        return self.page
 
 
 def _transport(f: Locality) -> str:

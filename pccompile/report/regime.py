@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from pccompile.analysis.spectrum import Spectrum
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Program
 from pccompile.pipeline import Options, schedule
-from pccompile.report.tables import Page, Table, count, number
+from pccompile.report.tables import Page, Report, Table, count, number
 from pccompile.runtime.automatic_rates import chosen_for
 from pccompile.runtime.displaced_batch import SEED, DisplacedBatch, Ready
 from pccompile.runtime.loaded_program import parted
@@ -44,7 +44,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class RegimeReport:
+class RegimeReport(Report):
     """How far inference goes: q = rate · steps · λ_max, far below 1 where it has hardly begun.
 
     distance: of all gradients from the equilibrium's, relative. settled_after: the steps at which that was taken, at an
@@ -80,10 +80,6 @@ class RegimeReport:
                 Table(headings, rows),
             )
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        """All numbers."""
-        return {**asdict(self), "parameters": [asdict(p) for p in self.parameters]}
 
 
 def has_regime(algorithm: str) -> bool:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pccompile.analysis.spectrum import Measured, Spectrum
-from pccompile.report.tables import Page, Table, count, number
+from pccompile.report.tables import Page, Report, Table, count, number
 
 NOTHING = "no hidden vertex: inference has nothing to move, and any rate will do"
 
 
 @dataclass(frozen=True)
-class SpectrumReport:
+class SpectrumReport(Report):
     """Extreme eigenvalues at the forward pass of one batch. Without a hidden vertex, `quantities` is empty.
 
     quantities: λ_max(H), ‖A‖², σ_min(A)², λ_min(S) and λ_max(S), as in analysis.spectrum, with estimates of their

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any, TextIO
 
@@ -93,6 +93,36 @@ class Page:
         return Group(*(Text(p) if isinstance(p, str) else p for p in self.parts))
 
 
+class Shown:
+    """What is shown as its page: as text, by rich on a terminal, and as HTML in a notebook."""
+
+    @property
+    def page(self) -> Page:
+        """The findings for a reader."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return str(self.page)
+
+    def __rich__(self) -> Page:
+        return self.page
+
+    def _repr_html_(self) -> str:
+        return self.page._repr_html_()
+
+
+class Report(Shown):
+    """A dataclass of findings."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All findings."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    def json(self, indent: int | None = None) -> str:
+        """All findings as JSON; what is not finite is null."""
+        return as_json(self.as_dict(), indent)
+
+
 def show(what: Any, file: TextIO | None = None) -> None:
     """Print a table, a page or a text: with rich on a terminal, as plain text elsewhere."""
     file = file or sys.stdout
@@ -104,17 +134,18 @@ def show(what: Any, file: TextIO | None = None) -> None:
         print(what, file=file)
 
 
+def finite(value: Any) -> Any:
+    """`value`, made of dictionaries, lists and plain values, as JSON takes it: nan and infinities are None."""
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def as_json(value: Any, indent: int | None = None) -> str:
-    """`value`, made of dictionaries, lists and plain values, as JSON; nan and infinities, which it lacks, are null."""
-
-    def plain(part: Any) -> Any:
-        if isinstance(part, Mapping):
-            return {str(k): plain(v) for k, v in part.items()}
-        if isinstance(part, list | tuple):
-            return [plain(v) for v in part]
-        return None if isinstance(part, float) and not math.isfinite(part) else part
-
-    return json.dumps(plain(value), indent=indent, allow_nan=False)
+    """`value` as JSON, as `finite` has it."""
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
 def number(value: float, digits: int = 2) -> str:

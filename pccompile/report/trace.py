@@ -16,12 +16,12 @@ from pccompile.ir import Argument
 from pccompile.passes.roles import Free
 from pccompile.report.figures import figure, save
 from pccompile.report.losses import Criterion, clamp, cloned
-from pccompile.report.tables import Page, Table, count, number
+from pccompile.report.tables import Page, Shown, Table, count, number
 from pccompile.runtime.given_values import Given, completed
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.module import CompiledModule
 
-Shown = dict[str, Tensor]
+Slots = dict[str, Tensor]
 """By vertex."""
 RISE = 1e-6
 """The part of itself by which rounding lets free energy rise."""
@@ -30,7 +30,7 @@ LINES = 12
 
 
 @dataclass(frozen=True, repr=False)
-class Trace:
+class Trace(Shown):
     r"""Inference, step by step. Each tensor's first dimension is the step, 0 being the feedforward state.
 
     values, errors   by vertex, [steps + 1, ...]; v = v̂ + ε
@@ -83,16 +83,9 @@ class Trace:
         verdict = "" if self.settles else ", which does not settle: take a smaller rate"
         return f"Trace({self.algorithm}{settings}: {vertices}, free energy {first:.4g} → {last:.4g}{verdict})"
 
-    def __str__(self) -> str:
-        return str(self._page())
-
-    def __rich__(self) -> Any:
-        return self._page()
-
-    def _repr_html_(self) -> str:
-        return self._page()._repr_html_()
-
-    def _page(self) -> Page:
+    @property
+    def page(self) -> Page:
+        """The energy of each vertex, before and after."""
         rows = tuple(
             (name, "×".join(map(str, v.shape[1:])) or "1", number(float(e[0])), number(float(e[-1])))
             for (name, v), e in zip(self.values.items(), self.energy.values(), strict=True)
@@ -177,9 +170,9 @@ class _Recorder:
         self.pc, self.runtime, self.arguments, self.given = pc, runtime, arguments, given
         assert runtime.compiled is not None
         self.graph = runtime.compiled.pc
-        self.shown: list[dict[str, Shown]] = []
+        self.shown: list[dict[str, Slots]] = []
 
-    def record(self, shown: dict[str, Shown]) -> None:
+    def record(self, shown: dict[str, Slots]) -> None:
         self.shown.append({slot: {k: v.detach().clone() for k, v in values.items()} for slot, values in shown.items()})
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Criterion | None, target: Any) -> Trace:
@@ -199,7 +192,7 @@ class _Recorder:
         found = found[0] if isinstance(found, tuple) else found
         return self.fixed(first, dict(zip(self.graph.clamped, errors, strict=True)), found, value)
 
-    def fixed(self, first: Shown, clamped: Shown, found: Shown, loss: Tensor) -> Trace:
+    def fixed(self, first: Slots, clamped: Slots, found: Slots, loss: Tensor) -> Trace:
         """Predictions stay: the errors start at 0, those of the outputs where the loss puts them."""
         shown = [s["error"] for s in self.shown] or ([found] if not self.arguments else [])
         start = {name: clamped.get(name, torch.zeros_like(p)) for name, p in first.items()}
@@ -210,7 +203,7 @@ class _Recorder:
         return self.trace(values, errors, energy, loss.double().cpu().expand(len(total)), total)
 
     def moving(
-        self, infer: Callable[..., Any], outputs: tuple[Tensor, ...], targets: list[Tensor], inputs: Shown
+        self, infer: Callable[..., Any], outputs: tuple[Tensor, ...], targets: list[Tensor], inputs: Slots
     ) -> Trace:
         """Predictions follow the values: what a step shows is the state that it starts from, hence one step more."""
         if "steps" not in self.arguments:
@@ -249,7 +242,7 @@ class _Recorder:
         given = [e.double().sum().cpu() for e in shown if e is not None]
         return torch.stack(given) if given else _energy(errors)
 
-    def trace(self, values: Shown, errors: Shown, energy: Shown, loss: Tensor, total: Tensor) -> Trace:
+    def trace(self, values: Slots, errors: Slots, energy: Slots, loss: Tensor, total: Tensor) -> Trace:
         moving = self.runtime.source.moving
         options = self.runtime.options
         descends = ALGORITHMS[options.algorithm].descends and options.transposes

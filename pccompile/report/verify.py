@@ -18,7 +18,7 @@ from pccompile.report.gradients import Bench, double_bench
 from pccompile.report.law import Check, consistency, gradient_check, predicted_errors
 from pccompile.report.losses import Criterion
 from pccompile.report.settling import settling
-from pccompile.report.tables import Page, Table, count, number
+from pccompile.report.tables import Page, Report, Table, count, finite, number
 from pccompile.runtime.exact_rules import exact
 from pccompile.runtime.module import CompiledModule
 from pccompile.runtime.pieces import ModuleInPieces
@@ -44,7 +44,7 @@ class Forward:
 
 
 @dataclass(frozen=True)
-class VerifyReport:
+class VerifyReport(Report):
     """What was compared. `passed` is False where a comparison that must hold does not.
 
     parameters: each gradient against autograd's. checks: further comparisons that the algorithm's law allows.
@@ -78,18 +78,11 @@ class VerifyReport:
         plain = {**asdict(replace(self, parameters=(), checks=(), predicted={})), "passed": self.passed}
         plain["parameters"] = [{**asdict(p), "predicted": self.predicted.get(p.name)} for p in self.parameters]
         plain["checks"] = [asdict(c) for c in self.checks]
-        return _finite(plain)  # type: ignore[no-any-return]
+        return finite(plain)  # type: ignore[no-any-return]
 
-    def __str__(self) -> str:
-        return str(self._page())
-
-    def __rich__(self) -> Page:
-        return self._page()
-
-    def _repr_html_(self) -> str:
-        return self._page()._repr_html_()
-
-    def _page(self) -> Page:
+    @property
+    def page(self) -> Page:
+        """The worst gradients, and a line for each comparison."""
         f = self.forward
         differs = f"relative difference {number(f.relative_error)} to {f.reference}"
         lines = [f"{_word(f.passed)}  forward: {differs} (at most {f.tolerance:.2g})"]
@@ -111,7 +104,7 @@ class VerifyReport:
 
     def _table(self) -> tuple[Table | str, ...]:
         """The worst gradients, failures first."""
-        order = sorted(self.parameters, key=lambda p: (p.agrees is not False, -_known(p.relative_error)))
+        order = sorted(self.parameters, key=lambda p: (p.agrees is not False, -p.error))
         head = (
             "parameter",
             ">relative error",
@@ -216,17 +209,9 @@ def against_model(
     if len(found) != len(others):
         return Forward(reference, math.inf, math.inf, limit, False)
     worst = [difference(str(i), a, b) for i, (a, b) in enumerate(zip(found, others, strict=True))]
-    error, largest = (max((_or_infinite(f) for f in figures), default=0.0) for figures in _figures(worst))
+    error = max((d.error for d in worst), default=0.0)
+    largest = max((math.inf if math.isnan(d.max_abs) else d.max_abs for d in worst), default=0.0)
     return Forward(reference, error, largest, limit, error <= limit)
-
-
-def _figures(differences: Sequence[Difference]) -> tuple[list[float], list[float]]:
-    return [d.relative_error for d in differences], [d.max_abs for d in differences]
-
-
-def _or_infinite(figure: float) -> float:
-    """What is no number, which no comparison orders, as the worst of all."""
-    return math.inf if math.isnan(figure) else figure
 
 
 def _tensors(output: Any) -> list[Tensor]:
@@ -240,15 +225,3 @@ def _is_number(d: Difference) -> bool:
 
 def _word(passed: bool) -> str:
     return "pass" if passed else "FAIL"
-
-
-def _known(value: float) -> float:
-    return 0.0 if math.isnan(value) else value
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
