@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributions import Distribution
+from torch.nn.modules import transformer
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from pccompile.frontends.causal_masks import unread_masks
 from pccompile.frontends.derivatives import noticed_derivatives
 from pccompile.frontends.intercept import (
     AuthorGradients,
@@ -22,10 +28,9 @@ from pccompile.frontends.intercept import (
 from pccompile.frontends.packed import Packing, packed_sequences
 from pccompile.frontends.process import capturing, replaced
 from pccompile.frontends.python_random import refuse_draws
-from pccompile.frontends.recurrences import whole_recurrences
-from pccompile.frontends.running_statistics import visible_statistics
-from pccompile.frontends.shapes import shapes_torch_lacks
 from pccompile.frontends.states import StateTrace
+from pccompile.ops.recurrent_operators import OPERATORS
+from pccompile.ops.shapes import SHAPES, known_shapes
 
 
 @contextmanager
@@ -77,4 +82,121 @@ def quiet() -> Iterator[None]:
 def unvalidated() -> Iterator[None]:
     """Within: distributions take their parameters as they are; their checks branch on numbers. torch.compile, too."""
     with replaced(Distribution, _validate_args=False):
+        yield
+
+
+def _ctc_loss(log_probs: Tensor, targets: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
+    """What `aten::_ctc_loss` returns; the second result is as long as the longest target, here as the longest can be.
+
+    Only torch's own kernel for the gradient reads that one.
+    """
+    steps, count, _ = log_probs.shape
+    return log_probs.new_empty(count), log_probs.new_empty(count, steps, 2 * targets.shape[-1] + 1)
+
+
+@contextmanager
+def shapes_torch_lacks() -> Iterator[None]:
+    """Within: operators have a shape without a run of their kernels, and the CTC loss takes its lengths as tensors."""
+    original = torch.ctc_loss
+
+    def with_tensors(x: Tensor, targets: Tensor, lengths: Any, target_lengths: Any, *rest: Any, **named: Any) -> Tensor:
+        return original(x, targets, _tensor(lengths), _tensor(target_lengths), *rest, **named)
+
+    with known_shapes(SHAPES | {"_ctc_loss.Tensor": _ctc_loss}), replaced(torch, ctc_loss=with_tensors):
+        yield
+
+
+def _tensor(lengths: Any) -> Tensor:
+    return lengths if isinstance(lengths, Tensor) else torch.tensor(lengths, dtype=torch.long)
+
+
+@contextmanager
+def unread_masks(noticed: AuthorGradients) -> Iterator[None]:
+    """Within: nn.TransformerEncoder and nn.TransformerDecoder do not read what is in a mask, unless it learns.
+
+    A mask that is said to be causal takes another kernel; any other is applied as it is, which has the same result. It
+    has a gradient then, and that of eager torch depends on what is in it.
+    """
+    compared = transformer._detect_is_causal_mask
+
+    def declared(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+        noticed.learning = noticed.learning or mask is not None
+        if mask is not None and mask.requires_grad:
+            return compared(mask, is_causal, size)
+        return is_causal is True
+
+    with replaced(transformer, _detect_is_causal_mask=declared):
+        yield
+
+
+@contextmanager
+def whole_recurrences() -> Iterator[None]:
+    """Within: what this thread runs through torch's recurrent functions is recorded as one call of `OPERATORS`."""
+    thread = threading.get_ident()
+
+    def whole(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if kwargs or threading.get_ident() != thread or not _plain(args):
+                return original(*args, **kwargs)
+            input, hx, params, *options = args
+            return ours(input, list(hx) if isinstance(hx, tuple) else hx, list(params), *options)
+
+        return run
+
+    with ExitStack() as stack:
+        for name, ours in OPERATORS.items():
+            for owner in (torch, torch._VF):
+                stack.enter_context(replaced(owner, **{name: whole(getattr(owner, name), ours)}))
+        yield
+
+
+def _plain(args: tuple[Any, ...]) -> bool:
+    """Whether these are a padded sequence, first states, parameters and options, and not a packed sequence."""
+    return len(args) == 9 and isinstance(args[0], FakeTensor) and isinstance(args[3], bool)
+
+
+@contextmanager
+def visible_statistics() -> Iterator[None]:
+    """Within: instance normalisation writes its running statistics by operations of their own.
+
+    So does batch normalisation where they are averages over all batches, whose number decides then.
+    """
+    original, forward = torch.instance_norm, _BatchNorm.forward
+
+    def spelled_out(
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor | None,
+        variance: Tensor | None,
+        use_input_stats: bool,
+        momentum: float,
+        eps: float,
+        cudnn_enabled: bool,
+    ) -> Tensor:
+        if not use_input_stats:
+            return original(x, weight, bias, mean, variance, use_input_stats, momentum, eps, cudnn_enabled)
+        result = original(x, weight, bias, None, None, True, momentum, eps, cudnn_enabled)
+        over, seen = tuple(range(2, x.dim())), x.detach()
+        if mean is not None:
+            mean.copy_((1 - momentum) * mean + momentum * seen.mean(over).mean(0).to(mean.dtype))
+        if variance is not None:
+            variance.copy_((1 - momentum) * variance + momentum * seen.var(over).mean(0).to(variance.dtype))
+        return result
+
+    def averaging(self: _BatchNorm, x: Tensor) -> Tensor:
+        running, variance, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        if not self.training or self.momentum is not None or running is None or variance is None or batches is None:
+            return forward(self, x)
+        self._check_input_dim(x)
+        result = F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        over, seen = (0, *range(2, x.dim())), x.detach()
+        with torch.no_grad():
+            batches.add_(1)
+            share = 1 / batches.double()
+            running.copy_((1 - share) * running + share * seen.mean(over))
+            variance.copy_((1 - share) * variance + share * seen.var(over))
+        return result
+
+    with replaced(torch, instance_norm=spelled_out), replaced(_BatchNorm, forward=averaging):
         yield

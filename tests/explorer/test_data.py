@@ -16,8 +16,8 @@ from torch import nn
 
 import pccompile
 from pccompile.explorer import Exploration
-from pccompile.explorer.hierarchy import spots
 from pccompile.explorer.page import VENDOR, script, vendored
+from pccompile.explorer.vertices import spots
 
 ROOM = files("pccompile.explorer")
 

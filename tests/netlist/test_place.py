@@ -16,8 +16,8 @@ from pccompile.backends.netlist.chip import Chip, Figure, Flag, Grid, Kinds
 from pccompile.backends.netlist.export.sana_fe import energy, traffic
 from pccompile.backends.netlist.placement import Placement, place
 from pccompile.backends.netlist.placement.load import Demand
-from pccompile.backends.netlist.placement.mesh import hops, spread
 from pccompile.backends.netlist.placement.packing import packed
+from pccompile.backends.netlist.placement.placement import hops, spread
 from pccompile.pipeline import compile_netlist
 
 

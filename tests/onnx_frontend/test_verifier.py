@@ -14,8 +14,7 @@ import pccompile
 from onnx_frontend.build import model
 from pccompile.frontends.onnx import load_onnx
 from pccompile.report import reference
-from pccompile.report.reference import verify_file
-from pccompile.report.widening import widened
+from pccompile.report.reference import verify_file, widened
 
 node = helper.make_node
 KINDS = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}

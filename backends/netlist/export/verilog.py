@@ -16,10 +16,9 @@ import numpy as np
 
 from pccompile.backends.netlist.export import write
 from pccompile.backends.netlist.export.datapath import Datapath
-from pccompile.backends.netlist.export.verilog_bench import bench
+from pccompile.backends.netlist.export.verilog_bench import bench, vectors
 from pccompile.backends.netlist.export.verilog_parallel import Parallel
 from pccompile.backends.netlist.export.verilog_sequential import Sequential
-from pccompile.backends.netlist.export.verilog_vectors import vectors
 from pccompile.backends.netlist.format import Spec
 from pccompile.backends.netlist.netlist import Netlist
 from pccompile.backends.netlist.simulate.formats import Formats, check, halvings
