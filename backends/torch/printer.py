@@ -6,21 +6,23 @@ for the last time, and a sum is added up in place where nothing else can see the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 
 from pccompile.backends.torch.context import arguments
 from pccompile.backends.torch.dataflow import Dataflow
 from pccompile.backends.torch.expression_text import Expressions
-from pccompile.backends.torch.layout import STEP, WIDTH, folded, listed, recorded
-from pccompile.backends.torch.memories import Memories, released
+from pccompile.backends.torch.in_place import OVERWRITING
+from pccompile.backends.torch.layout import STEP, WIDTH, deleted, folded, listed, recorded
 from pccompile.backends.torch.nesting import Nesting, last_reads
 from pccompile.backends.torch.overwriting import Overwriting
 from pccompile.backends.torch.source_map import Ownership
 from pccompile.backends.torch.spell import Speller, quoted, result_count
-from pccompile.backends.torch.statements import Block, Function, Label, Line, Loop, Statement
+from pccompile.backends.torch.statements import Block, Function, Label, Line, Loop, Statement, loops_of
 from pccompile.backends.torch.value_names import ValueNames
 from pccompile.ir import Ref
+from pccompile.ir.names import Namer
 
 Heading = Callable[[str], str]
 
@@ -275,3 +277,49 @@ class Printer:
         self.called = False
         *first, last = (STEP * depth + text).split("\n")
         self.text += self.ownership.lines([*first, *folded(last)], bool(self.since))
+
+
+class Memories:
+    """The memories of the loop under way, by name."""
+
+    def __init__(self, lines: Iterable[Line], namer: Namer, speller: Speller) -> None:
+        self.namer, self.speller = namer, speller
+        self.carried = {c.next for loop in loops_of(lines) for c in loop.carried}
+        self.names: list[str] = []
+
+    def assignment(self, s: Statement, name: str, spell: Callable[[Ref], str]) -> list[str]:
+        """The lines of a statement that reuses memory. What lasts beyond its turn has another name than its memory."""
+        if s.reuses is not None and s.reuses != s.target:
+            return [f"{name} = {OVERWRITING[s.op]}({spell(s.reuses)})"]
+        lasts = s.target in self.carried or bool(s.keeps)
+        memory = self.namer(f"memory_{name}") if lasts else name
+        self.names.append(memory)
+        line = f"{name} = {self.speller.written(s.op, s.args, spell, memory)}"
+        return [line, f"{memory} = {name}"] if lasts else [line]
+
+    @contextmanager
+    def of_loop(self, text: list[str], depth: int) -> Iterator[None]:
+        """Within, a loop is printed: what goes before and behind it is added to `text`."""
+        head, outside = len(text), self.names
+        self.names = []
+        yield
+        text[head:head] = nothing(self.names, STEP * depth)
+        if self.names:
+            text += folded(STEP * depth + deleted(self.names, depth))
+        self.names = outside
+
+
+def released(names: Iterable[str], depth: int, closures: bool) -> list[str]:
+    """Lines that let go of values. closures: comprehensions read some, of which torch.compile takes no `del`."""
+    return nothing(names, STEP * depth) if closures else folded(STEP * depth + deleted(names, depth))
+
+
+def nothing(names: Iterable[str], indent: str) -> list[str]:
+    """Lines that give each of `names` None, as many in one as have room."""
+    lines: list[str] = []
+    for name in names:
+        if lines and len(lines[-1]) + len(f" = {name}") <= WIDTH:
+            lines[-1] = f"{lines[-1].removesuffix('None')}{name} = None"
+        else:
+            lines.append(f"{indent}{name} = None")
+    return lines

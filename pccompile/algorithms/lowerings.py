@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
 
-from pccompile.algorithms.closed_form import closed_form
 from pccompile.algorithms.combinations import Combinations
 from pccompile.algorithms.common import clamped, learn, learners, sweep
-from pccompile.algorithms.damped_sweeps import DampedSweeps
-from pccompile.algorithms.exponentials import MOST_NODES
-from pccompile.algorithms.law import PathLengths
+from pccompile.algorithms.exponentials import MOST_NODES, Sections, closest
+from pccompile.algorithms.law import PathLengths, path_lengths
 from pccompile.diagnostics import CompileError
-from pccompile.ir import Do, PCGraph, Program, Repeat, Step
+from pccompile.ir import Do, ForEach, PCGraph, Program, Repeat, Step
 from pccompile.ir.law import weight
 from pccompile.ir.program import Argument
 
@@ -127,3 +126,102 @@ class Lowerings:
             steps = f"{self.steps} steps of size {self.rate:g} in {str(self.kind).removeprefix('torch.')}"
             hint = f"leave the lowering open, or take a lowering_tolerance above {error:.2g}"
             raise CompileError(f"no {what} come within {self.tolerance:.2g} of {steps}", hint=hint)
+
+
+def closed_form(pc: PCGraph, steps: int, rate: float, facts: tuple[str, ...]) -> Program:
+    """Each error as a weighted sum of parts, one for each path length; a part is propagated once."""
+    lengths = {v: [k for k in ks if k <= steps] for v, ks in path_lengths(pc).items()}
+    infer: list[Do] = []
+    for d in _parts(pc, lengths, "part", "clamp"):
+        infer.append(d)
+        if d.slot == f"part{lengths[d.vertex][-1]}":
+            infer.append(Do(d.vertex, "error", _weighted(lengths[d.vertex], steps, rate)))
+    infer += [Do(v.name, "error", "zero") for v in pc.latent if not lengths[v.name]]
+    together: tuple[Do, ...] = ()
+    if all(lengths.values()):
+        first = {v.name for v in pc.latent if not set(v.parents) & set(pc.names)}
+        weights = {
+            v: {"minus_error": 1.0} if v in first else {f"minus_part{k}": weight(steps, rate, k) for k in ks}
+            for v, ks in lengths.items()
+        }
+        parts = [d for d in _parts(pc, lengths, "minus_part", "-clamp") if d.vertex not in first]
+        parts += [_weighted_at_once(pc, v.name, lengths, steps, rate) for v in reversed(pc.latent) if v.name in first]
+        together = tuple(sweep(pc, tuple(parts), weights))
+    return Program(pc, "fixed-prediction", tuple(infer), tuple(learn(pc)), together, facts=facts)
+
+
+def _weighted_at_once(pc: PCGraph, name: str, lengths: Mapping[str, Sequence[int]], steps: int, rate: float) -> Do:
+    """The error of a vertex without parents among the vertices: nobody asks for its parts, so one product a child."""
+    senders = {
+        c.name: {f"minus_part{k}": weight(steps, rate, k + 1) for k in lengths[c.name] if k + 1 <= steps}
+        for c in pc.children()[name]
+    }
+    return Do(name, "minus_error", "pull", carries=senders)
+
+
+def _parts(pc: PCGraph, lengths: Mapping[str, Sequence[int]], slot: str, start: str) -> Iterator[Do]:
+    """Every part, from the outputs backwards: what arrives over k edges is what the children have over k − 1."""
+    children = pc.children()
+    for name in pc.clamped:
+        yield Do(name, f"{slot}0", start)
+    for v in reversed(pc.latent):
+        for k in lengths[v.name]:
+            senders = {c.name: {f"{slot}{k - 1}": 1.0} for c in children[v.name] if k - 1 in lengths[c.name]}
+            yield Do(v.name, f"{slot}{k}", "pull", carries=senders)
+
+
+def _weighted(lengths: Sequence[int], steps: int, rate: float) -> str:
+    weights = {k: weight(steps, rate, k) for k in lengths}
+    return " + ".join(f"part{k}" if w == 1 else f"{w!r} * part{k}" for k, w in weights.items())
+
+
+class DampedSweeps:
+    """The law as a sum of exponentials on a graph, and its program.
+
+    law: the weights of 0, 1, 2 … edges, four at least. tolerance: how far they may be from it. eps: the spacing of
+    numbers at 1.
+    """
+
+    def __init__(self, pc: PCGraph, paths: PathLengths, law: Sequence[float], tolerance: float, eps: float) -> None:
+        self.pc, self.tolerance, self.children = pc, tolerance, pc.children()
+        last = max(k for k, w in enumerate(law) if abs(w) > tolerance)
+        within = (1 << last + 1) - 1
+        self.moving = {name for name, lengths in paths.sets.items() if lengths & within}
+        self.sections: Sections = closest(law, tolerance, eps)
+
+    @property
+    def error(self) -> float:
+        """How far a weight can be from the law's."""
+        return self.sections.error
+
+    @property
+    def messages(self) -> int:
+        """How many messages are sent from vertex to vertex."""
+        sent = (c.name for v in self.pc.latent if v.name in self.moving for c in self.children[v.name])
+        return 2 * len(self.sections.rows) * sum(c in self.moving for c in sent)
+
+    def program(self, facts: tuple[str, ...]) -> Program:
+        """The sweeps, two at a time: a section's value at a vertex, and the value that its parents are to have."""
+        pc, sections = self.pc, self.sections
+        sweeps: list[Do] = []
+        for name in pc.clamped:
+            sweeps += [Do(name, "wave", "start * error"), Do(name, "ahead", "start_ahead * error")]
+        for v in reversed(pc.latent):
+            if v.name in self.moving:
+                senders = [c.name for c in self.children[v.name] if c.name in self.moving]
+                ahead, wave = ({c: {slot: 1.0} for c in senders} for slot in ("ahead", "wave"))
+                sweeps.append(Do(v.name, "wave", "pull", carries=ahead))
+                sweeps.append(Do(v.name, "ahead", "node_sum * wave - node_product * pull", carries=wave))
+                sweeps.append(Do(v.name, "error", "error + wave"))
+        start = (*clamped(pc), *(Do(v.name, "error", "zero") for v in pc.latent))
+        names = ("node_sum", "node_product", "start", "start_ahead")
+        still = sum(v.name not in self.moving for v in pc.latent)
+        facts = (
+            *facts,
+            f"{2 * len(sections.rows)} exponentials in place of the steps: their weights are those of the steps "
+            f"up to {sections.fit:.1g}, and up to {sections.rounding:.1g} of rounding",
+            *([f"{still} vertices keep error 0: their paths carry {self.tolerance:.1g} at most"] if still else []),
+        )
+        infer: tuple[Step, ...] = (*start, ForEach(names, sections.rows, tuple(sweeps)))
+        tolerance = max(self.tolerance, sections.error)
+        return Program(pc, "fixed-prediction", infer, tuple(learn(pc)), facts=facts, tolerance=tolerance)

@@ -8,15 +8,15 @@ identities, without which the errors meet at different times.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pccompile.algorithms.common import FORCE, each, learners, refuse_draws
-from pccompile.algorithms.levels import levelled
 from pccompile.algorithms.record import Algorithm, setting
 from pccompile.diagnostics import CompileError
-from pccompile.ir import Do, PCGraph, Program, Step, Vertex
+from pccompile.ir import ERROR, Arg, Do, Node, PCGraph, Program, Ref, Step, Vertex, map_refs
+from pccompile.ir.names import Namer
 
 
 @dataclass(frozen=True)
@@ -78,3 +78,45 @@ def _learn(pc: PCGraph, ready: Sequence[Vertex], started: set[str]) -> list[Do]:
 ALGORITHM = Algorithm(
     "zil", schedule, Settings, "arXiv:2103.04689", equals="backprop", needs_loss=False, descends=False
 )
+
+
+def levelled(pc: PCGraph) -> PCGraph:
+    """`pc` with identities, so that every edge joins neighbouring levels."""
+    level, children, clamped = pc.levels(), pc.children(), set(pc.clamped)
+    rules = (n.name for v in pc.vertices for n in v.rules)
+    namer = Namer((*pc.graph.leaves, *(n.name for n in pc.graph.nodes), *pc.names, *rules))
+    vertices: list[Vertex] = []
+    relays: dict[tuple[str, int], str] = {}
+    for v in pc.vertices:
+        senders = {p: relays[p, level[v.name]] for p in v.parents if (p, level[v.name]) in relays}
+        v = _reading(v, senders)
+        vertices.append(v)
+        if v.name in clamped:
+            continue
+        lowest = min((level[c.name] for c in children[v.name]), default=level[v.name])
+        source = v.name
+        for d in range(level[v.name] - 1, lowest, -1):
+            name = namer(f"{v.name}_level_{d}")
+            vertices.append(Vertex(name, (source,), (), Ref(source), v.type, messages={source: ERROR}, where=v.where))
+            source = relays[v.name, d - 1] = name
+    return replace(pc, vertices=tuple(vertices))
+
+
+def _reading(v: Vertex, senders: Mapping[str, str]) -> Vertex:
+    """`v` with other parents in the place of some."""
+    if not senders:
+        return v
+    names = {Ref(a): Ref(b) for a, b in senders.items()}
+
+    def renamed(n: Node) -> Node:
+        args: dict[str, Arg] = {k: map_refs(a, lambda r: names.get(r, r)) for k, a in n.args.items()}
+        return replace(n, args=args)
+
+    return replace(
+        v,
+        parents=tuple(senders.get(p, p) for p in v.parents),
+        prediction=tuple(map(renamed, v.prediction)),
+        rules=tuple(map(renamed, v.rules)),
+        messages={senders.get(p, p): names.get(m, m) for p, m in v.messages.items()},
+        result=names.get(v.result, v.result),
+    )

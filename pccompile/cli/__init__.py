@@ -14,8 +14,8 @@ from contextlib import nullcontext
 
 from pccompile.cli import streams
 from pccompile.cli.checks import check
-from pccompile.cli.circuit_options import circuit
 from pccompile.cli.grammar import asked_algorithm, parser, refuse, setting_options
+from pccompile.cli.options import circuit
 from pccompile.cli.permissions import granted
 from pccompile.cli.streams import talk
 from pccompile.diagnostics import EXIT_BUG, EXIT_MODEL, EXIT_USAGE, CompileError, UsageError, printable

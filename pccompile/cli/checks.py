@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pccompile.cli.circuit_options import circuit, circuit_checks, torch_checks
 from pccompile.cli.energy_options import energy_checks
-from pccompile.cli.input_options import input_checks
-from pccompile.cli.report_options import report_asked, report_checks
+from pccompile.cli.options import circuit, circuit_checks, input_checks, report_asked, report_checks, torch_checks
 from pccompile.cli.stages import CIRCUIT_STAGES, SOME_STAGES, STAGES
 from pccompile.diagnostics import UsageError, printable
 

@@ -6,12 +6,10 @@ import argparse
 from collections.abc import Sequence
 
 from pccompile import __version__
-from pccompile.cli.circuit_options import circuit_options
 from pccompile.cli.energy_options import energy_options
-from pccompile.cli.input_options import input_options
 from pccompile.cli.numbers import rate, whole
+from pccompile.cli.options import circuit_options, input_options, report_options
 from pccompile.cli.permissions import permission_options
-from pccompile.cli.report_options import report_options
 from pccompile.cli.stages import SOME_STAGES, STAGES
 from pccompile.diagnostics import UsageError, printable
 from pccompile.passes.choices import DERIVATIVES, FEEDBACK, GRANULARITIES

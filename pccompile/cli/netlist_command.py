@@ -19,9 +19,9 @@ from pccompile.api.compile import netlist_options
 from pccompile.api.models import as_module
 from pccompile.backends.netlist import Netlist, NetlistOptions, Result
 from pccompile.backends.netlist.export import available, exporter
-from pccompile.cli.circuit_options import SUFFIX, ready
 from pccompile.cli.data_files import tensors_of
 from pccompile.cli.loading import load
+from pccompile.cli.options import SUFFIX, ready
 from pccompile.cli.progress import Progress
 from pccompile.cli.user_inputs import parsed, user_inputs
 from pccompile.diagnostics import EXIT_DONE, EXIT_VERIFY, CompileError, UsageError, printable

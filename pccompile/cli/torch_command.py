@@ -17,8 +17,8 @@ from pccompile.api.module import PCModule
 from pccompile.cli.energy_options import energy_settings
 from pccompile.cli.grammar import DRAWN
 from pccompile.cli.loading import Target, kind_of, load
+from pccompile.cli.options import report_asked
 from pccompile.cli.progress import Progress
-from pccompile.cli.report_options import report_asked
 from pccompile.cli.user_inputs import user_inputs
 from pccompile.diagnostics import (
     EXIT_DONE,
@@ -33,8 +33,8 @@ from pccompile.explorer import check_page
 from pccompile.report.doctor import examine
 from pccompile.report.gradients import Bench
 from pccompile.report.losses import cross_entropy
-from pccompile.report.settling import settling
 from pccompile.report.tables import as_json, show
+from pccompile.report.verify import settling
 from pccompile.runtime.automatic_rates import measures
 from pccompile.runtime.saving import check_writable, save_generated
 

@@ -14,8 +14,7 @@ from pccompile.ir import PCGraph, Vertex
 from pccompile.ir.names import identifier
 from pccompile.ops import equations
 from pccompile.pipeline import Compiled
-from pccompile.report.code import owners_of, sections
-from pccompile.report.explain import WAYS
+from pccompile.report.explain import WAYS, owners_of, sections
 from pccompile.report.latex import Equations
 from pccompile.report.places import source_line
 

@@ -21,7 +21,6 @@ from pccompile.ops import (
     random,
     recurrent,
     resampling,
-    sampling,
     selection,
     special,
     spectral,

@@ -127,3 +127,19 @@ def _feature_dropout(b: Builder, n: Node) -> Any:
 
 
 rewrite("aten.feature_dropout.default", _feature_dropout)
+
+
+def _like(argument: str) -> Any:
+    return lambda args, type_of: type_of(args[argument])
+
+
+def _gamma(b: Builder, n: Node, e: Ref) -> dict[str, Ref]:
+    return {"self": b.mul(e, b("aten._standard_gamma_grad.default", n["self"], Ref(n.name)))}
+
+
+define(
+    OpDef("aten._standard_gamma.default", "composite", _gamma, infer=_like("self"), random=True, equation="gamma(x)")
+)
+define(OpDef("aten._sample_dirichlet.default", "context", infer=_like("self"), random=True))
+define(OpDef("aten._standard_gamma_grad.default", "context", infer=_like("self")))
+define(OpDef("aten._dirichlet_grad.default", "context", infer=_like("x")))

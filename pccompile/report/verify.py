@@ -17,11 +17,11 @@ from pccompile.diagnostics import EXIT_VERIFY
 from pccompile.report.gradients import Bench, double_bench
 from pccompile.report.law import Check, consistency, gradient_check, predicted_errors
 from pccompile.report.losses import Criterion
-from pccompile.report.settling import settling
 from pccompile.report.tables import Page, Report, Table, count, finite, number
-from pccompile.runtime.exact_rules import exact
+from pccompile.report.trace import RISE, Trace, infer
 from pccompile.runtime.module import CompiledModule
 from pccompile.runtime.pieces import ModuleInPieces
+from pccompile.runtime.self_check import exact
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 FORWARD = 1e-4
@@ -225,3 +225,21 @@ def _is_number(d: Difference) -> bool:
 
 def _word(passed: bool) -> str:
     return "pass" if passed else "FAIL"
+
+
+def settling(bench: Bench) -> Check:
+    """The free energy at the end of inference against that at its start, which it must not exceed."""
+    trace = traced(bench)
+    first, last = float(trace.free_energy[0]), float(trace.free_energy[-1])
+    what = f"free energy over {trace.steps} steps, {number(first)} → {number(last)}"
+    if vertex := trace.first_not_finite():
+        what += f": {vertex[0]} is not finite from step {vertex[1]} on"
+    if not trace.descends:
+        return Check(f"{what}, finite throughout", 0.0 if trace.settles else math.inf, RISE, trace.settles)
+    risen = (last - first) / abs(first) if first else last
+    return Check(what, risen if math.isfinite(risen) else math.inf, RISE, trace.settles)
+
+
+def traced(bench: Bench) -> Trace:
+    """A recording of one inference."""
+    return infer(bench.pc, bench.args, bench.kwargs, target=bench.target, loss=None if bench.own else bench.loss)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -14,9 +15,8 @@ from torch.utils import _pytree as pytree
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.imported import Imported
 from pccompile.frontends.signature import Varied
-from pccompile.ir import TensorType
+from pccompile.ir import Dim, TensorType
 from pccompile.runtime.loaded_program import Interface
-from pccompile.runtime.output_shapes import is_told, shape_of
 from pccompile.runtime.program_cache import CallKey, Captured, ProgramKey
 
 MANY = 8
@@ -98,3 +98,16 @@ def _similar(form: tuple[Any, ...]) -> tuple[Any, ...]:
     """What programs share that differ at most in the lengths that they are for: lengths of 1 are told apart."""
     spec, forms, _ = form
     return spec, *((t, tuple(n == 1 for n in n_s) if isinstance(n_s, torch.Size) else n_s) for t, n_s in forms)
+
+
+def is_told(length: Dim, interface: Interface) -> bool:
+    """Whether the inputs of a call say how long a dimension is; else data do, when the program runs."""
+    if isinstance(length, int):
+        return True
+    read = {d for t in interface.types.values() for d in t.shape if isinstance(d, sympy.Symbol)}
+    return all(s in read for s in length.free_symbols)
+
+
+def shape_of(type_: TensorType, interface: Interface, inputs: Mapping[str, Tensor]) -> tuple[int | None, ...]:
+    """The shape that a value of this type has in a call; None for lengths that data decide."""
+    return tuple(int(interface.length(n, inputs)) if is_told(n, interface) else None for n in type_.shape)

@@ -30,7 +30,6 @@ from pccompile.runtime.autograd_function import Keep, applied
 from pccompile.runtime.automatic_rates import Rates, measures
 from pccompile.runtime.derivative_guards import opaque
 from pccompile.runtime.derivative_reads import compile_reading
-from pccompile.runtime.exact_rules import ALONE, MIRRORED
 from pccompile.runtime.feedback_weights import unused
 from pccompile.runtime.graph_call import traced_call
 from pccompile.runtime.hook_calls import run_hooks
@@ -48,7 +47,7 @@ from pccompile.runtime.losses import (
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.module_captures import Call, ModuleCaptures
 from pccompile.runtime.program_cache import CallKey, Captured, ProgramKey
-from pccompile.runtime.self_check import check_loss, self_check
+from pccompile.runtime.self_check import ALONE, MIRRORED, check_loss, self_check
 from pccompile.runtime.squared_error import refuse_other_targets
 from pccompile.runtime.states import Writes, refuse_moving
 from pccompile.runtime.uncompiled import Refusals

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from pccompile.analysis.compare import Checked
 from pccompile.diagnostics import CompileError, first_line
-from pccompile.runtime.check_refusal import REPORT
-from pccompile.runtime.comparison import TOLERANCE, Comparison, tensors_of
+from pccompile.runtime.comparison import REPORT, TOLERANCE, Comparison, tensors_of
 from pccompile.runtime.fault_location import Fault
 from pccompile.runtime.pieces import EAGER, UNCHECKED, ModuleInPieces
 from pccompile.runtime.smaller_example import Example

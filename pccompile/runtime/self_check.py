@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from pccompile.analysis.compare import Checked, difference
+from pccompile.backends.torch import emit
 from pccompile.diagnostics import CompileError, first_line, listing
 from pccompile.frontends.model_tensors import tensor_at
 from pccompile.ir import TensorType
 from pccompile.ops import OPS
 from pccompile.ops.paths import OTHER_PATH
-from pccompile.pipeline import Compiled
-from pccompile.runtime.check_refusal import REPORT, refusal
-from pccompile.runtime.comparison import NOTHING, TOLERANCE, Comparison, NotRun, error, tensors_of
-from pccompile.runtime.exact_rules import exact
+from pccompile.passes.choices import RANDOM
+from pccompile.passes.feedback import with_feedback
+from pccompile.pipeline import Compiled, Options, schedule
+from pccompile.runtime.comparison import NOTHING, REPORT, TOLERANCE, Comparison, NotRun, error, refusal, tensors_of
 from pccompile.runtime.fault_location import Fault, first_fault, reference_values
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.losses import targets_of
@@ -174,3 +175,37 @@ def coarsest(compiled: Compiled) -> torch.dtype:
     types += compiled.graph.leaves.values()
     real = {t.dtype.to_real() for t in types if isinstance(t, TensorType) and t.differentiable}
     return max((d for d in real if d in TOLERANCE), key=lambda d: TOLERANCE[d], default=torch.float32)
+
+
+ALONE = "gradients were compared without the mirrors of the layers, which the model does not have"
+MIRRORED = "gradients were compared with each weight as its own feedback and with all derivatives, not as they are"
+
+
+def exact(runtime: Runtime) -> Runtime:
+    """The exact program over the vertices of `runtime`; itself where it is that.
+
+    Where messages read other weights, that program reads the model's in their place, and no derivative is left out.
+    """
+    compiled = runtime.compiled
+    assert compiled is not None
+    swapped = compiled.plain is not None and not runtime.options.transposes
+    if compiled.plain is not None and not swapped:
+        compiled = replace(compiled, pc=compiled.plain)
+    elif compiled.plain is not None:
+        mirror = with_feedback(compiled.plain, compiled.imported.typer, RANDOM, home=runtime.options.home)
+        compiled = replace(compiled, pc=mirror)
+    elif compiled.program.algorithm == "exact":
+        return runtime
+    program = schedule(compiled.pc, Options("exact"))
+    options = replace(
+        runtime.options,
+        algorithm="exact",
+        granularity=runtime.options.vertices,
+        settings={},
+        on_divergence="ignore",
+        feedback="transpose",
+        derivatives="exact",
+        jit=False,
+    )
+    rules = replace(runtime, source=emit(program), name=f"{runtime.name} rules", options=options, _scope={})
+    return replace(rules, compiled=replace(compiled, program=program, source=rules.source), mirrored=swapped)

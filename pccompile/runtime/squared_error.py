@@ -10,7 +10,7 @@ from torch import Tensor
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Graph, TensorType
 from pccompile.runtime.loaded_program import FORMS, Runtime
-from pccompile.runtime.output_shapes import shape_of
+from pccompile.runtime.loss_lengths import shape_of
 
 HINT = "give a tensor like the output, or compile with loss= for targets of another kind"
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import pccompile
-from pccompile.report.code import lines_of, written_out
+from pccompile.report.explain import lines_of, written_out
 
 
 class Attention(nn.Module):

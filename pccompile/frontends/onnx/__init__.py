@@ -40,34 +40,3 @@ from pccompile.frontends.onnx.input_types import InputType
 from pccompile.frontends.onnx.load import load_onnx, unsupported
 from pccompile.frontends.onnx.module import OnnxModule
 from pccompile.frontends.onnx.runner import location_of
-
-FAMILIES = (
-    attention,
-    casts,
-    contributed,
-    contributed_attention,
-    control,
-    convolution,
-    detection,
-    elementwise,
-    shape_arithmetic,
-    images,
-    labels,
-    learned,
-    linear,
-    losses,
-    normalise,
-    pooling,
-    quantised,
-    random,
-    recurrent,
-    reduce,
-    resize,
-    select,
-    sequence,
-    shape,
-    signal,
-    text,
-    training,
-    trees,
-)

@@ -1,4 +1,4 @@
-"""The options of circuits: what they are, and what does not go with them."""
+"""The options about a model's inputs and weights, about reports, and about circuits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,76 @@ from typing import Any
 
 from pccompile.cli.numbers import bits, positive, whole
 from pccompile.passes.choices import DERIVATIVES, FEEDBACK
+
+
+def input_options(parser: argparse.ArgumentParser) -> None:
+    """What example inputs are, and what of an .onnx file is fixed, learns, or does not."""
+    group = parser.add_argument_group("inputs and weights (--value, --data and --shape go together)")
+    group.add_argument(
+        "--shape", action="append", default=[], metavar="NAME=SIZES",
+        help="an example input: x=8,3,32,32 or ids=4,16:int64",
+    )  # fmt: skip
+    group.add_argument(
+        "--value", action="append", default=[], metavar="NAME=NUMBERS",
+        help="numbers of an example input: sr=16000, x=1,2,3 or x=[[1,2],[3,4]]",
+    )  # fmt: skip
+    group.add_argument(
+        "--data", metavar="FILE",
+        help="example inputs by name, of a circuit targets too: .npz, .npy, .safetensors or .pb (default: random)",
+    )  # fmt: skip
+    group.add_argument(
+        "--constant", action="append", default=[], metavar="NAME=NUMBERS",
+        help="fix an input or an initializer of an .onnx file before all else, so that branches fold: sr=16000",
+    )  # fmt: skip
+    group.add_argument(
+        "--train", action="append", default=[], metavar="NAME",
+        help="a number in an .onnx file that was taken for a formula's learns; * stands for anything",
+    )  # fmt: skip
+    group.add_argument(
+        "--freeze", action="append", default=[], metavar="NAME", help="a weight of an .onnx file does not learn"
+    )
+
+
+def input_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
+    """What is wrong with options about inputs, for the kind of model that is named."""
+    other = not options.model.lower().endswith(".onnx")
+    unused = ready(options) and not (options.simulate or options.bits)
+    return [
+        *((getattr(options, n) and other, f"--{n} goes with an .onnx file") for n in ("constant", "train", "freeze")),
+        *((getattr(options, n) and unused, f"--{n} goes with --simulate or --bits") for n in ("data", "value")),
+    ]
+
+
+REPORTS = {
+    "spectrum": "measure the eigenvalues that bound the rates of inference on one batch",
+    "regime": "tell how far inference goes: gradients against backprop and equilibrium",
+    "certify-locality": "prove on the program how far news travels in a step; exit code 3 where it is not local",
+    "convergence": "measure how far inference is from its end after 1, 2, 4 … steps, against what is predicted",
+    "asynchronous": "run vertex by vertex in random order, with delays, lost messages and own rates: what that costs",
+    "cost": "count products, sequential depth, messages and memory of a step against backprop's",
+}
+"""Each option with its help."""
+
+
+def report_options(group: Any) -> None:
+    """One option for each report."""
+    for name, text in REPORTS.items():
+        group.add_argument(f"--{name}", action="store_true", help=text)
+
+
+def report_asked(options: argparse.Namespace) -> str | None:
+    """The report that a command line asks for."""
+    return next((name for name in REPORTS if getattr(options, name.replace("-", "_"))), None)
+
+
+def report_checks(options: argparse.Namespace, circuit: bool) -> list[tuple[Any, str]]:
+    """What is wrong with a command line that asks for a report."""
+    name = report_asked(options)
+    return [
+        (name and options.output, f"--{name} writes nothing: leave -o out"),
+        (name and circuit, f"--{name} does not go with circuits"),
+    ]
+
 
 SUFFIX = ".pcnet.json"
 
