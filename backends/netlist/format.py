@@ -7,6 +7,7 @@ beside the description, by name too, so that a convolution costs its kernel and 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import Literal, cast
 
 import msgspec
@@ -263,23 +264,7 @@ def order(spec: Spec) -> tuple[str, ...]:
         for name, ps in spec.into().items()
         if kinds[name] in COMBINATIONAL
     }
-    done: dict[str, None] = {}
-    for start in reads:
-        path: dict[str, None] = {}
-        stack = [(start, iter(reads[start]))] if start not in done else []
-        path.update(dict.fromkeys(n for n, _ in stack))
-        while stack:
-            name, rest = stack[-1]
-            following = next((r for r in rest if r not in done), None)
-            if following is None:
-                done[name] = None
-                path.pop(name)
-                stack.pop()
-            elif following in path:
-                names = list(path)
-                cycle = [*names[names.index(following) :], following]
-                raise ValueError(f"a cycle without an integrator or a delay: {' → '.join(cycle)}")
-            else:
-                path[following] = None
-                stack.append((following, iter(reads[following])))
-    return tuple(done)
+    try:
+        return tuple(TopologicalSorter(reads).static_order())
+    except CycleError as e:
+        raise ValueError(f"a cycle without an integrator or a delay: {' → '.join(reversed(e.args[1]))}") from None

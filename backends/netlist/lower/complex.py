@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pccompile.backends.netlist.circuit import Ids
-from pccompile.backends.netlist.lower.linear import weighted
+from pccompile.backends.netlist.lower.linear import by_matrix
 from pccompile.backends.netlist.lower.lowering import Lowering, Unsupported
 from pccompile.backends.netlist.lower.multilinear import OPERANDS, contracted, multiplied
 from pccompile.backends.netlist.lower.registry import HANDLERS, Handler, lowers
@@ -64,20 +64,13 @@ def transformed(lo: Lowering, n: Node) -> Values:
     real_in, real_out = n.op == "aten._fft_r2c.default", n.op == "aten._fft_c2r.default"
     ids = lo.ids(n["self"]) if real_in else parts(lo, n["self"])
     shape = (*lo.shape(), *(() if real_out else (2,)))
-    if ids.size * int(np.prod(shape)) > LARGEST:
-        raise Unsupported(f"its matrix would have {ids.size * int(np.prod(shape))} entries")
-    columns = []
-    for i in range(ids.size):
-        unit = torch.zeros(ids.size, dtype=torch.float64)
-        unit[i] = 1
-        given = unit.reshape(ids.shape)
-        found = lo.evaluated(n, {n["self"]: given if real_in else torch.view_as_complex(given)})
-        columns.append((found if real_out else torch.view_as_real(found)).reshape(-1))
-    matrix = torch.stack(columns, 1).numpy()
-    matrix = np.where(np.abs(matrix) < 1e-15 * np.abs(matrix).max(), 0, matrix)
-    table = np.where(matrix != 0, ids.reshape(1, -1), 0).reshape(*shape, -1)
-    found_ids = weighted(lo, ids, table, matrix).ids
-    return Signal(found_ids) if real_out else Complex(found_ids)
+
+    def transform(unit: torch.Tensor) -> torch.Tensor:
+        result = lo.evaluated(n, {n["self"]: unit if real_in else torch.view_as_complex(unit)})
+        return result if real_out else torch.view_as_real(result)
+
+    signal = by_matrix(lo, ids, shape, transform, LARGEST)
+    return signal if real_out else Complex(signal.ids)
 
 
 def _moved(lo: Lowering, n: Node, otherwise: Handler) -> Values:

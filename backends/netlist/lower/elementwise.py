@@ -258,22 +258,15 @@ def built_map(lo: Lowering, expr: sp.Expr, ids: Ids) -> Signal:
     return Signal(emitter.settled(emitter._map(expr, ids, ""), ""))
 
 
-@lowers("aten.logical_not.default", "aten.bitwise_not.default")
-def negated(lo: Lowering, n: Node) -> Values:
-    """1 − x of a truth value."""
-    return built(lo, 1 - x, {x: n["self"]})
+TRUTH = {"logical_not": 1 - x, "bitwise_not": 1 - x, "logical_and": x * y, "bitwise_and": x * y,
+         "logical_or": x + y - x * y, "bitwise_or": x + y - x * y}  # fmt: skip
+"""Functions of the truth values 0 and 1."""
 
 
-@lowers("aten.logical_and.default", "aten.bitwise_and.Tensor")
-def both(lo: Lowering, n: Node) -> Values:
-    """x y of truth values."""
-    return built(lo, x * y, {x: n["self"], y: n["other"]})
-
-
-@lowers("aten.logical_or.default", "aten.bitwise_or.Tensor")
-def any_of(lo: Lowering, n: Node) -> Values:
-    """x + y − x y of truth values."""
-    return built(lo, x + y - x * y, {x: n["self"], y: n["other"]})
+@lowers(*(f"aten.{name}.{'Tensor' if name in ('bitwise_and', 'bitwise_or') else 'default'}" for name in TRUTH))
+def logical(lo: Lowering, n: Node) -> Values:
+    """A function of truth values."""
+    return built(lo, TRUTH[n.op.split(".")[1]], {s: n[k] for s, k in ((x, "self"), (y, "other")) if k in n.args})
 
 
 @lowers("aten.where.self")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from pccompile.backends.netlist.circuit import grouped
+from pccompile.backends.netlist.circuit import Ids, grouped
 from pccompile.backends.netlist.lower.lowering import Lowering, Unsupported
 from pccompile.backends.netlist.lower.registry import lowers
 from pccompile.backends.netlist.lower.values import Choice, Const, Signal, Values
@@ -150,13 +152,21 @@ def put(lo: Lowering, n: Node) -> Values:
 def probed(lo: Lowering, n: Node) -> Values:
     """Any linear operation of one tensor, by its matrix."""
     ids = lo.ids(n["self"])
-    if ids.size * math.prod(lo.shape()) > LARGEST:
-        raise Unsupported(f"its matrix would have {ids.size * math.prod(lo.shape())} entries")
+    return by_matrix(lo, ids, lo.shape(), lambda unit: lo.evaluated(n, {n["self"]: unit}))
+
+
+def by_matrix(
+    lo: Lowering, ids: Ids, shape: tuple[int, ...], run: Callable[[Tensor], Tensor], largest: int = LARGEST
+) -> Signal:
+    """A linear function of a signal, found by probing it with unit vectors; entries that are rounding are left out."""
+    if ids.size * math.prod(shape) > largest:
+        raise Unsupported(f"its matrix would have {ids.size * math.prod(shape)} entries")
     columns = []
     for i in range(ids.size):
         unit = torch.zeros(ids.size, dtype=torch.float64)
         unit[i] = 1
-        columns.append(lo.evaluated(n, {n["self"]: unit.reshape(ids.shape)}).reshape(-1))
+        columns.append(run(unit.reshape(ids.shape)).reshape(-1))
     matrix = torch.stack(columns, 1).numpy()
-    table = np.where(matrix != 0, ids.reshape(1, -1), 0).reshape(*lo.shape(), -1)
+    matrix = np.where(np.abs(matrix) < 1e-15 * np.abs(matrix).max(initial=0.0), 0, matrix)
+    table = np.where(matrix != 0, ids.reshape(1, -1), 0).reshape(*shape, -1)
     return weighted(lo, ids, table, matrix)
