@@ -42,9 +42,6 @@ class CircuitReport(Report):
     tolerance: float = TOLERANCE
     notes: tuple[str, ...] = ()
 
-    def _repr_html_(self) -> str:
-        return self._page()._repr_html_()
-
     @property
     def passed(self) -> bool:
         """Whether everything agrees."""
