@@ -39,16 +39,16 @@ def mirrored(pc: PCGraph, typer: Typer, weights: tuple[float, float], home: str)
     layers = _chain(pc)
     graph, leaves, generated = _Mirroring(pc, typer, home).graph(layers)
     marked = {v.name for v in pc.vertices if v.prediction} | set(generated)
-    found = insert_vertices(replace(graph, outputs=(*graph.outputs, *generated)), marked=marked)
-    found = derive_rules(found, typer)
+    vertices = insert_vertices(replace(graph, outputs=(*graph.outputs, *generated)), marked=marked)
+    vertices = derive_rules(vertices, typer)
     forwards, backwards = weights
     costs = {v.name: weighted(forwards) for v in pc.vertices if v.prediction and forwards != 1}
     costs |= dict.fromkeys(generated, weighted(backwards).observed())
     return replace(
-        found,
+        vertices,
         graph=graph,
-        vertices=tuple(replace(v, energy=costs.get(v.name)) for v in found.vertices),
-        outputs=tuple(o for o in found.outputs if o.value not in generated),
+        vertices=tuple(replace(v, energy=costs.get(v.name)) for v in vertices.vertices),
+        outputs=tuple(o for o in vertices.outputs if o.value not in generated),
         observed=dict.fromkeys(generated, ""),
         feedback=leaves,
     )
@@ -153,15 +153,15 @@ class _Mirroring:
         b = Builder({**self.old.types, **self.types}, self.typer, f"{layer.before}_mirror_", layer.vertex.where)
         b.reserved = self.namer.used
         if product.op == LINEAR:
-            found = b(LINEAR, value, weight, bias)
+            prediction = b(LINEAR, value, weight, bias)
         else:
             how = [product[k] for k in ("stride", "padding", "dilation")]
-            found = b(CONVOLUTION, value, weight, bias, *how, True, self.padding(layer), product["groups"])
-        found = b.view(found, self.old.types[layer.before].shape)  # type: ignore[union-attr]
+            prediction = b(CONVOLUTION, value, weight, bias, *how, True, self.padding(layer), product["groups"])
+        prediction = b.view(prediction, self.old.types[layer.before].shape)  # type: ignore[union-attr]
         for n in activation:
-            last = found
-            found = b(n.op, *(map_refs(a, lambda _, last=last: last) for a in n.args.values()))  # type: ignore[misc]
-        b("aten.sub.Tensor", found, before)
+            last = prediction
+            prediction = b(n.op, *(map_refs(a, lambda _, last=last: last) for a in n.args.values()))  # type: ignore[misc]
+        b("aten.sub.Tensor", prediction, before)
         b.rename(len(b.nodes) - 1, self.namer(f"{layer.before}_generated"))
         self.namer.used |= {n.name for n in b.nodes}
         return b.nodes
@@ -189,12 +189,12 @@ class _Mirroring:
         product, old = layer.product, self.old
         weight = old.params[str(product["weight"])].shape
         outer, inner = old.types[product["input"]].shape, old.types[Ref(product.name)].shape  # type: ignore[union-attr]
-        found = []
+        widths = []
         for i, (stride, pad, dilation) in enumerate(
             zip(product["stride"], product["padding"], product["dilation"], strict=True), 2
         ):
             if not isinstance(outer[i], int) or not isinstance(inner[i], int):
                 why = f"its input {old.types[product['input']]} has free lengths"
                 raise _refusal(layer.vertex, why, RuleError)
-            found.append(outer[i] - ((inner[i] - 1) * stride - 2 * pad + dilation * (weight[i] - 1) + 1))
-        return tuple(found)
+            widths.append(outer[i] - ((inner[i] - 1) * stride - 2 * pad + dilation * (weight[i] - 1) + 1))
+        return tuple(widths)

@@ -66,9 +66,9 @@ def plain(value: Any) -> Any:
     match value:
         case msgspec.Struct():
             return {
-                written: plain(found)
+                written: plain(field)
                 for name, written, default in _fields(type(value))
-                if (found := getattr(value, name)) != default or (name in _ALWAYS and found is not None)
+                if (field := getattr(value, name)) != default or (name in _ALWAYS and field is not None)
             }
         case Mapping():
             return {str(k): plain(v) for k, v in value.items()}
@@ -102,11 +102,11 @@ def parse(data: bytes) -> Spec:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    table = dict(pairs)
+    if len(table) != len(pairs):
         twice = next(k for k, count in Counter(k for k, _ in pairs).items() if count > 1)
         raise ValueError(f"{twice!r} is there twice")
-    return found
+    return table
 
 
 def _no_number(name: str) -> float:
@@ -186,10 +186,10 @@ def _tensors(spec: Spec, folder: Path) -> dict[str, np.ndarray]:
         if file.resolve().parent != folder.resolve():
             raise CompileError(f"tensor_file {name!r} leads out of the folder of the description")
         with safe_open(file, framework="numpy") as stored:
-            found = Collector()
+            collector = Collector()
             for problem in _differences(spec.tensors, {k: stored.get_slice(k) for k in stored.keys()}):  # noqa: SIM118
-                found.add(problem)
-            found.raise_if_any()
+                collector.add(problem)
+            collector.raise_if_any()
         return dict(load_file(file))
     except (OSError, SafetensorError, ValueError) as e:
         raise CompileError(f"cannot read {printable(str(file))}: {first_line(e)}") from e
@@ -234,9 +234,9 @@ def _without_examples(spec: Spec, tensors: Mapping[str, np.ndarray]) -> Netlist:
 
 def schema() -> str:
     """The JSON Schema of descriptions, from the types."""
-    found = msgspec.json.schema(Spec)
-    for kind in found["$defs"].values():
+    definition = msgspec.json.schema(Spec)
+    for kind in definition["$defs"].values():
         kind["description"] = inspect.cleandoc(kind["description"])
-    found["$defs"]["Spec"]["required"] = ["format", "version", *found["$defs"]["Spec"]["required"]]
+    definition["$defs"]["Spec"]["required"] = ["format", "version", *definition["$defs"]["Spec"]["required"]]
     draft = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"pcnetlist {VERSION}"}
-    return json.dumps({**draft, **found}, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps({**draft, **definition}, indent=1, ensure_ascii=False) + "\n"

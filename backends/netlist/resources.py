@@ -172,7 +172,7 @@ def resources(net: Netlist, placement: Placement | None = None) -> Resources:
     used = weights(spec)
     known = law(spec)
     settle = sum(p.ticks for p in spec.phases if p.name == "settle")
-    found = Resources(
+    costs = Resources(
         name=spec.name,
         populations=populations,
         projections=projections,
@@ -194,7 +194,7 @@ def resources(net: Netlist, placement: Placement | None = None) -> Resources:
         settle=settle,
         settled=known.gradient_error(settle) if known is not None else None,
     )
-    return found if placement is None else _with_energy(found, placement)
+    return costs if placement is None else _with_energy(costs, placement)
 
 
 def state_bits(p: Population) -> int:
@@ -207,13 +207,13 @@ def state_bits(p: Population) -> int:
 
 def weights(spec: Spec) -> dict[str, int]:
     """The tensors that act as weights or biases, and the bits of an entry."""
-    found = {p.bias: STATE_BITS for p in spec.populations.values() if p.bias is not None}
-    found |= {p.param: WEIGHT_BITS for p in spec.projections if p.param is not None}
-    for name in found:
+    bits = {p.bias: STATE_BITS for p in spec.populations.values() if p.bias is not None}
+    bits |= {p.param: WEIGHT_BITS for p in spec.projections if p.param is not None}
+    for name in bits:
         tensor = spec.tensors.get(name)
         if tensor is not None and tensor.bits is not None:
-            found[name] = tensor.bits[0]
-    return found
+            bits[name] = tensor.bits[0]
+    return bits
 
 
 def path_lengths(spec: Spec) -> dict[str, frozenset[int]] | None:
@@ -229,21 +229,21 @@ def path_lengths(spec: Spec) -> dict[str, frozenset[int]] | None:
                 sends.setdefault(name, []).append(p.target)
     fed = {target for targets in sends.values() for target in targets}
     start = [n for n in carries - fed if spec.populations[n].unit != "integrator"]
-    found: dict[str, frozenset[int]] = dict.fromkeys(sorted(start), frozenset({0}))
+    lengths: dict[str, frozenset[int]] = dict.fromkeys(sorted(start), frozenset({0}))
     integrators = sum(p.unit == "integrator" for p in spec.populations.values())
-    waiting = dict.fromkeys(found)
+    waiting = dict.fromkeys(lengths)
     while waiting:
         name = next(iter(waiting))
         del waiting[name]
         for target in sends.get(name, ()):
             step = int(spec.populations[target].unit == "integrator")
-            more = found.get(target, frozenset()) | {k + step for k in found[name]}
-            if more != found.get(target):
+            more = lengths.get(target, frozenset()) | {k + step for k in lengths[name]}
+            if more != lengths.get(target):
                 if max(more) > integrators:
                     return None
-                found[target] = more
+                lengths[target] = more
                 waiting[target] = None
-    return found
+    return lengths
 
 
 @dataclass(frozen=True)
@@ -277,18 +277,18 @@ def law(spec: Spec) -> Law | None:
     return Law(next(iter(rates), 1.0), ways)
 
 
-def _with_energy(found: Resources, placement: Placement) -> Resources:
+def _with_energy(costs: Resources, placement: Placement) -> Resources:
     tick = _spent(placement, {
-        "unit": found.units,
-        "synapse": found.synapses,
+        "unit": costs.units,
+        "synapse": costs.synapses,
         "message": placement.messages,
         "hop": placement.hops,
     })  # fmt: skip
-    learning = _spent(placement, {"learn": found.updates})
+    learning = _spent(placement, {"learn": costs.updates})
     phases = {p.name: p.ticks for p in placement.net.spec.phases}
     learn = phases.get("learn", 0)
     whole = tick.times(sum(phases.values())) + learning.times(learn)
-    return replace(found, placement=placement, tick_energy=tick, learning_energy=learning, presentation_energy=whole)
+    return replace(costs, placement=placement, tick_energy=tick, learning_energy=learning, presentation_energy=whole)
 
 
 def _spent(placement: Placement, counts: dict[Event, int]) -> Energy:

@@ -29,13 +29,13 @@ def taken_once(f: Function, context: Collection[Ref]) -> list[Ref]:
         columns = zip(block.values, *(s.args["values"] for s in calls), strict=True)
         block.taken = tuple(own for own, *values in columns if once.issuperset(values))
         block.freed = frozenset(block.taken)
-    found: list[Ref] = []
+    taken: list[Ref] = []
     for s in f.statements():
         if s.block:
             pairs = list(zip(s.block.values, s.args["values"], strict=True))
-            found += [r for own, r in pairs if r in once and own not in s.block.taken]
-            found += [r for own, r in pairs if own in s.block.taken]
-    return found
+            taken += [r for own, r in pairs if r in once and own not in s.block.taken]
+            taken += [r for own, r in pairs if own in s.block.taken]
+    return taken
 
 
 def take_none(f: Function) -> None:
@@ -50,15 +50,15 @@ def read_by_calls(f: Function, context: Mapping[Ref, int]) -> dict[Ref, int]:
     others = {r for s in f.statements() if not s.block for r in s.reads} | {*f.results.values()}
     for loop in loops_of(f.lines):
         others |= {r for c in loop.carried for r in (c.start, c.next)} | {*loop.shown}
-    found: dict[Ref, int] = {}
+    places: dict[Ref, int] = {}
     for block, calls in _calls(f).items():
-        found |= {r: context[r] for s in calls for r in s.reads if r in context and r not in others}
+        places |= {r: context[r] for s in calls for r in s.reads if r in context and r not in others}
         middle = calls[len(calls) // 2].args["values"]
-        order = sorted(range(len(middle)), key=lambda i: (middle[i] in found, found.get(middle[i], 0)))
+        order = sorted(range(len(middle)), key=lambda i: (middle[i] in places, places.get(middle[i], 0)))
         block.values = tuple(block.values[i] for i in order)
         for s in calls:
             s.args = {**s.args, "values": tuple(s.args["values"][i] for i in order)}
-    return found
+    return places
 
 
 def kept_together(f: Function, context: Mapping[Ref, int]) -> dict[Ref, list[Ref]]:
@@ -68,7 +68,7 @@ def kept_together(f: Function, context: Mapping[Ref, int]) -> dict[Ref, list[Ref
     for s in f.statements():
         if s.op == "getitem":
             parts.setdefault(s.args["of"], []).append(s)
-    found: dict[Ref, list[Ref]] = {}
+    members_of: dict[Ref, list[Ref]] = {}
     for block, calls in _calls(f).items():
         if len(block.returned) < FEWEST or any(len(parts.get(s.target, ())) != len(block.returned) for s in calls):
             continue
@@ -84,22 +84,22 @@ def kept_together(f: Function, context: Mapping[Ref, int]) -> dict[Ref, list[Ref
                 p.args = {**p.args, "index": order.index(p.args["index"])}
             members = [row[i] for i in order][len(order) - len(kept) :]
             if len(members) >= FEWEST and len(pieces("kept", members, context)) <= MOST:
-                found[s.target] = members
-    return found
+                members_of[s.target] = members
+    return members_of
 
 
 def pieces(name: str, members: Sequence[Ref], context: Mapping[Ref, int]) -> dict[Ref, str]:
     """A list called `name` as parts that stand together in the context, each by its first value."""
-    found: dict[Ref, str] = {}
+    texts: dict[Ref, str] = {}
     i = 0
     while i < len(members):
         j = i + 1
         while j < len(members) and context[members[j]] == context[members[i]] + j - i:
             j += 1
         whole = i == 0 and j == len(members)
-        found[members[i]] = f"{name}[{i}]" if j == i + 1 else f"*{name}" if whole else f"*{name}[{i}:{j}]"
+        texts[members[i]] = f"{name}[{i}]" if j == i + 1 else f"*{name}" if whole else f"*{name}[{i}:{j}]"
         i = j
-    return found
+    return texts
 
 
 def opened(names: Sequence[str], part: str, by_place: bool) -> list[str]:
@@ -117,21 +117,21 @@ def opened(names: Sequence[str], part: str, by_place: bool) -> list[str]:
 def arguments(s: Statement, block: Block, spell: Callable[[Ref], str], places: Mapping[Ref, int]) -> list[str]:
     """The arguments of a call: tables, values, those that stand together in the context as a part of it, and words."""
     values = [r for own, r in zip(block.values, s.args["values"], strict=True) if own not in block.taken]
-    found: list[str] = []
+    texts: list[str] = []
     i = 0
     while i < len(values):
         first = places.get(values[i])
         j = i + 1
         while first is not None and j < len(values) and places.get(values[j]) == first + j - i:
             j += 1
-        found.append(spell(values[i]) if first is None or j == i + 1 else f"*context[{first}:{first + j - i or ''}]")
+        texts.append(spell(values[i]) if first is None or j == i + 1 else f"*context[{first}:{first + j - i or ''}]")
         i = j
-    return [*block.tables, *(["context"] if block.taken else []), *found, *s.args["words"], *block.more]
+    return [*block.tables, *(["context"] if block.taken else []), *texts, *s.args["words"], *block.more]
 
 
 def _calls(f: Function) -> dict[Block, list[Statement]]:
-    found: dict[Block, list[Statement]] = {}
+    calls: dict[Block, list[Statement]] = {}
     for s in f.statements():
         if s.block:
-            found.setdefault(s.block, []).append(s)
-    return found
+            calls.setdefault(s.block, []).append(s)
+    return calls

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from pccompile.backends.torch.pulls import Term, end_alike, larger, total
+from pccompile.backends.torch.message_sums import Term, end_alike, larger, total
 from pccompile.backends.torch.statements import MIX, PICK, SEVERAL, Label, Matrix, label_of
 from pccompile.backends.torch.terms import Terms
 from pccompile.ir import Do, Ref, Step, Vertex

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pccompile.backends.torch.keys import gradient_keys, table_of
 from pccompile.backends.torch.lists import Lists, by_lists, groups
-from pccompile.backends.torch.pulls import sent_apart
+from pccompile.backends.torch.message_sums import sent_apart
 from pccompile.backends.torch.statements import Function, Key, Label, Lowered, Stop, Turns, label_of
 from pccompile.backends.torch.terms import Place, Terms
 from pccompile.backends.torch.writer import LATE

@@ -122,11 +122,11 @@ class _Outline:
         self.stored |= {key for run in runs for key, _ in run.stored}
         self.places |= {v: block.name for run in runs for v in run.vertices if v}
         self.saved += saved(first, len(runs), self.names.headed)
-        found: dict[Ref, list[Line]] = {}
+        calls: dict[Ref, list[Line]] = {}
         for run, texts in zip(runs, words.arguments(), strict=True):
             own = dict(zip(first.weights, run.weights.values(), strict=True))
-            found |= self._call(block, run, (*texts, *(own[r] for r in weights)))
-        return found
+            calls |= self._call(block, run, (*texts, *(own[r] for r in weights)))
+        return calls
 
     def _weights(self, runs: Sequence[Run], taken: Namer) -> dict[Ref, str]:
         """By the sums of the first run, what their weights are called where these differ from run to run."""
@@ -152,10 +152,10 @@ class _Outline:
     def _labels(self, runs: Sequence[Run]) -> dict[Ref, Label]:
         """What the values of a block are called: what those of all runs have in common."""
         labels = self.uses.labels
-        found = {r: labels[r] for r in runs[0].first}
+        names = {r: labels[r] for r in runs[0].first}
         for refs in zip(*((*run.values, *run.inner) for run in runs), strict=True):
-            found[refs[0]] = Label(rest([labels[r].text for r in refs]), labels[refs[0]].role)
-        return found
+            names[refs[0]] = Label(rest([labels[r].text for r in refs]), labels[refs[0]].role)
+        return names
 
     def _module(self, run: Run) -> str:
         """The innermost module that holds all vertices of a run."""
@@ -226,15 +226,15 @@ class Rows:
 
     def runs(self) -> list[list[Run]]:
         """Runs that are the same, those first that are worth most; none overlap."""
-        found: list[list[Run]] = []
+        groups: list[list[Run]] = []
         if len(self.row) < SHORTEST * self.least:
-            return found
+            return groups
         candidates = sorted(repeats(self.tokens, self.least, SHORTEST), key=worth, reverse=True)
         for candidate in candidates:
             runs = self.best(candidate)
             if len(runs) >= self.least and saved(runs[0], len(runs), self.headed) > 0:
-                found.append(runs)
-        return found
+                groups.append(runs)
+        return groups
 
     def best(self, repeat: Repeat) -> list[Run]:
         """The runs of a repeat that are the same, shifted to where least has to be handed to and fro."""
@@ -268,8 +268,8 @@ class Rows:
         lowest, highest = -before[most - 1], behind[most - 1]
         shifts = range(lowest, highest + 1)
         best = min(shifts, key=lambda d: (self.cost(middle + d, length), not self.begins(middle + d), abs(d)))
-        found = (p + best for p in places if self.fits(p, middle, length, best))
-        return [p for p in found if not any(self.taken[p : p + length])]
+        moved = (p + best for p in places if self.fits(p, middle, length, best))
+        return [p for p in moved if not any(self.taken[p : p + length])]
 
     def reach(self, place: int, other: int, length: int, step: int) -> int:
         """How far a run can be moved and still be what another is that is moved as far."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from pccompile.backends.torch.equations import Equations
-from pccompile.backends.torch.pulls import Term, early, total, weighed
+from pccompile.backends.torch.message_sums import Term, early, total, weighed
 from pccompile.backends.torch.statements import Label, label_of
 from pccompile.backends.torch.writer import Writer
 from pccompile.ir import Arg, Do, Node, Program, Ref, Vertex

@@ -64,8 +64,8 @@ class Place:
     @functools.cached_property
     def norm(self) -> Matrix:
         """What has, times a vector of that norm, the errors carried of a given root of the sum of squares ahead."""
-        found: Matrix = np.linalg.inv(np.linalg.qr(self.express, mode="r"))
-        return found
+        inverse: Matrix = np.linalg.inv(np.linalg.qr(self.express, mode="r"))
+        return inverse
 
     def at(self, lengths: Iterable[int]) -> Matrix:
         """The errors so many edges ahead, `[lengths, carried]`; each length is one of `ahead`."""
@@ -73,8 +73,8 @@ class Place:
 
     def weights(self, law: Matrix, lengths: Iterable[int]) -> Matrix:
         """The law's weights, `[lengths, behind]`."""
-        found: Matrix = law[np.add.outer(np.array([*lengths], int), self.behind)]
-        return found
+        rows: Matrix = law[np.add.outer(np.array([*lengths], int), self.behind)]
+        return rows
 
 
 class Combinations:
@@ -203,12 +203,12 @@ def _nonzero(carried: Sequence[int], weights: Matrix, sign: str) -> dict[str, fl
 
 def _ahead(pc: PCGraph, wanted: frozenset[str]) -> dict[str, int]:
     """For each vertex, the set of numbers of edges of its paths towards the inputs that end in a wanted vertex."""
-    found: dict[str, int] = {}
+    lengths: dict[str, int] = {}
     for v in pc.vertices:
-        found[v.name] = int(v.name in wanted)
+        lengths[v.name] = int(v.name in wanted)
         for p in v.parents:
-            found[v.name] |= found.get(p, 0) << 1
-    return found
+            lengths[v.name] |= lengths.get(p, 0) << 1
+    return lengths
 
 
 def skeleton(matrix: Matrix, least: float, preferred: npt.NDArray[np.bool_]) -> tuple[list[int], Matrix]:
@@ -219,21 +219,21 @@ def skeleton(matrix: Matrix, least: float, preferred: npt.NDArray[np.bool_]) -> 
     size = np.abs(matrix)
     rows, columns = (np.flatnonzero(size.max(axis=axis, initial=0.0) > least / 16) for axis in (1, 0))
     part = matrix[np.ix_(rows, columns)]
-    rest, found = part.copy(), list[int]()
-    while len(found) < min(part.shape):
+    rest, chosen = part.copy(), list[int]()
+    while len(chosen) < min(part.shape):
         left = np.abs(rest).max(axis=1)
         if left.max() <= least:
             break
         row = int((left * np.where(preferred[rows], NEARLY, 1.0)).argmax())
         column = int(np.abs(rest[row]).argmax())
         rest -= np.outer(rest[:, column], rest[row] / rest[row, column])
-        found.append(row)
-        rest[found] = 0.0
-    if not found:
+        chosen.append(row)
+        rest[chosen] = 0.0
+    if not chosen:
         return [], np.zeros((len(matrix), 0))
-    by = np.linalg.lstsq(part[found].T, part.T, rcond=None)[0].T
+    by = np.linalg.lstsq(part[chosen].T, part.T, rcond=None)[0].T
     by[np.abs(by) < np.finfo(float).eps] = 0.0
-    by[found] = np.eye(len(found))
-    express = np.zeros((len(matrix), len(found)))
+    by[chosen] = np.eye(len(chosen))
+    express = np.zeros((len(matrix), len(chosen)))
     express[rows] = by
-    return [int(rows[i]) for i in found], express
+    return [int(rows[i]) for i in chosen], express

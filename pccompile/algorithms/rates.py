@@ -36,25 +36,25 @@ def nudged_descent(settings: Any, bounds: Bounds) -> tuple[Choice, ...]:
     """The same with the loss weighted by the nudge β, in both phases; it holds where β ‖S‖ < 1."""
     if bounds.empty:
         return _still(settings)
-    found = _descent(settings, bounds, settings.nudge, 1.0)
+    choices = _descent(settings, bounds, settings.nudge, 1.0)
     strength = settings.nudge * bounds.curvature().norm
     if strength < 1 or settings.phases == "positive":
-        return found
+        return choices
     warning = f"; nudge ‖S‖ = {strength:.3g}, and from 1 on a negative phase diverges"
-    return tuple(c._replace(reason=c.reason + warning) for c in found)
+    return tuple(c._replace(reason=c.reason + warning) for c in choices)
 
 
 def _descent(settings: Any, bounds: Bounds, nudge: float, factor: float) -> tuple[Choice, ...]:
-    found, rate = [], settings.rate
+    choices, rate = [], settings.rate
     if rate == "auto":
         hessian = bounds.hessian(nudge)
         rate = factor / hessian.value
         bound = "2 / λmax(H)" if factor == 1 else f"{2 * factor:.3g} / λmax(H)"
-        found.append(Choice("rate", rate, f"half of {bound}, λmax(H) = {hessian}", NEAR * rate))
+        choices.append(Choice("rate", rate, f"half of {bound}, λmax(H) = {hessian}", NEAR * rate))
     if settings.steps == "auto":
         slow = bounds.softness()
-        found.append(_steps(bounds, _number(rate) * slow.value, f"σmin(A)² = {slow}"))
-    return tuple(found)
+        choices.append(_steps(bounds, _number(rate) * slow.value, f"σmin(A)² = {slow}"))
+    return tuple(choices)
 
 
 def sampling(settings: Any, bounds: Bounds) -> tuple[Choice, ...]:
@@ -68,13 +68,13 @@ def by_curvature(settings: Any, bounds: Bounds) -> tuple[Choice, ...]:
     """Error optimization: η = 1 / λ_max(I + S), and as many steps as its slowest mode, 1 + λ_min(S), needs."""
     if bounds.empty:
         return _still(settings)
-    found, rate, ends = [], settings.rate, bounds.curvature()
+    choices, rate, ends = [], settings.rate, bounds.curvature()
     if rate == "auto":
         rate = 1 / (1 + max(ends.high.value, 0.0))
-        found.append(Choice("rate", rate, f"half of 2 / λmax(I + S), λmax(S) = {ends.high}", NEAR * rate))
+        choices.append(Choice("rate", rate, f"half of 2 / λmax(I + S), λmax(S) = {ends.high}", NEAR * rate))
     if settings.steps == "auto":
-        found.append(_steps(bounds, rate * (1 + min(ends.low.value, 0.0)), f"λmin(S) = {ends.low}"))
-    return tuple(found)
+        choices.append(_steps(bounds, rate * (1 + min(ends.low.value, 0.0)), f"λmin(S) = {ends.low}"))
+    return tuple(choices)
 
 
 def saddle(settings: Any, bounds: Bounds) -> tuple[Choice, ...]:
@@ -85,10 +85,10 @@ def saddle(settings: Any, bounds: Bounds) -> tuple[Choice, ...]:
     """
     if bounds.empty:
         return _still(settings)
-    found, penalty, rate, ends = list[Choice](), settings.penalty, settings.rate, bounds.curvature()
+    choices, penalty, rate, ends = list[Choice](), settings.penalty, settings.rate, bounds.curvature()
     if penalty == "auto":
         penalty = 2 * ends.norm if ends.norm > 0 else 1.0
-        found.append(Choice("penalty", penalty, f"2 ‖S‖, S from {ends.low} to {ends.high}"))
+        choices.append(Choice("penalty", penalty, f"2 ‖S‖, S from {ends.low} to {ends.high}"))
     dual = penalty if settings.dual_rate is None else settings.dual_rate
     if rate == "auto":
         stiffness = bounds.stiffness()
@@ -98,13 +98,13 @@ def saddle(settings: Any, bounds: Bounds) -> tuple[Choice, ...]:
             least = -ends.low.value
             reason += f"; a penalty of {penalty:.3g} does not exceed -λmin(S) = {least:.3g}: penalty auto does"
             limit = 0.0
-        found.append(Choice("rate", rate, reason, limit))
+        choices.append(Choice("rate", rate, reason, limit))
     if settings.steps == "auto":
         slow = bounds.softness()
         decay = 0.5 * rate * (penalty + min(ends.low.value, 0.0)) * slow.value
         reason = f"κ(A) = {bounds.condition:.3g}, λmin(S) = {ends.low}"
-        found.append(_steps(bounds, decay, reason, CONVERGED, MOST_CONVERGING_STEPS))
-    return tuple(found)
+        choices.append(_steps(bounds, decay, reason, CONVERGED, MOST_CONVERGING_STEPS))
+    return tuple(choices)
 
 
 def _steps(bounds: Bounds, decay: float, why: str, left: float = RELAXED, most: int = MOST_STEPS) -> Choice:

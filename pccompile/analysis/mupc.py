@@ -61,17 +61,17 @@ class _Reader(EdgeReader):
         """All factors. Raises CompileError."""
         most = self.most_merges()
         summands, branches, last = self.summands(), self.branches(), self.readouts()
-        found: dict[str, Factor] = {}
+        factors: dict[str, Factor] = {}
         for name, e in self.edges.items():
             merges = most if name in branches else 0
             f = self.factor(e, name in last, summands.get(name, 1), merges)
-            if e.weight in found and not math.isclose(found[e.weight].scale, f.scale):
+            if e.weight in factors and not math.isclose(factors[e.weight].scale, f.scale):
                 self.refuse(e.node, f"{self.path(e.weight)} is used with other factors elsewhere", "untie it")
-            found[e.weight] = f
+            factors[e.weight] = f
         if self.attention:
-            self.scores(found)
+            self.scores(factors)
         self.problems.raise_if_any()
-        return found
+        return factors
 
     def factor(self, e: Edge, last: bool, k: int, merges: int) -> Factor:
         """The factor of an edge; merges: M where it is the last of a branch, else 0."""
@@ -147,14 +147,14 @@ class _Reader(EdgeReader):
 
     def summands(self) -> dict[str, int]:
         """How many computed summands meet where an edge ends."""
-        found: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for n in self.graph.nodes:
             if n.op == SUM and n.name not in self.merges:
                 both = [a for a in (n["self"], n["other"]) if isinstance(a, Ref) and a in self.moved]
                 for a in both if len(both) == 2 else ():
                     for e in self.ends(a, n, strict=False):
-                        found[e] = found.get(e, 1) + 1
-        return found
+                        counts[e] = counts.get(e, 1) + 1
+        return counts
 
     def branches(self) -> set[str]:
         """The last edges of branches into streams."""
@@ -162,14 +162,14 @@ class _Reader(EdgeReader):
 
     def readouts(self) -> set[str]:
         """The edges to outputs, a softmax or an activation behind them or not."""
-        found = set[str]()
+        readouts = set[str]()
         for o in self.graph.outputs:
             name = self.stripped(Ref(o))
             n = self.nodes.get(name)
             if n is not None and n.name not in self.edges and _closes(n):
                 name = self.stripped(n.inputs[0])
-            found |= {name} & self.edges.keys()
-        return found
+            readouts |= {name} & self.edges.keys()
+        return readouts
 
     def ends(self, name: Ref, sum_: Node, strict: bool = True) -> Iterator[str]:
         """The edges that a summand ends in, activations behind them or not."""
@@ -189,7 +189,7 @@ class _Reader(EdgeReader):
 
     # attention
 
-    def scores(self, found: dict[str, Factor]) -> None:
+    def scores(self, factors: dict[str, Factor]) -> None:
         """Multiply queries by 1/√d more, where scores are divided by √d."""
         hint = 'attention="keep" leaves scores as they are'
         for n in self.graph.nodes:
@@ -197,7 +197,7 @@ class _Reader(EdgeReader):
                 continue
             product = self.scored(n)
             if product is not None:
-                self.score(product, self.number(n, product), found)
+                self.score(product, self.number(n, product), factors)
             elif (hidden := self.product_behind(n)) is not None:
                 self.refuse(hidden, "how its softmax is scaled cannot be told", hint)
 
@@ -227,20 +227,20 @@ class _Reader(EdgeReader):
 
     def number(self, softmax: Node, product: Node) -> float:
         """What scores are multiplied by, in front of the product and behind it."""
-        found, waiting = 1.0, [softmax.inputs[0], *product.inputs]
+        scale, waiting = 1.0, [softmax.inputs[0], *product.inputs]
         for start in waiting:
             name = start
             while name in self.nodes and name != product.name:
                 n = self.nodes[name]
                 if n.op in (PRODUCT, QUOTIENT) and isinstance(n["other"], int | float):
-                    found *= n["other"] if n.op == PRODUCT else 1 / n["other"]
+                    scale *= n["other"] if n.op == PRODUCT else 1 / n["other"]
                 before = n.inputs[0] if n.op in (FILL, SUM) and start == softmax.inputs[0] else self.through(n)
                 if before is None:
                     break
                 name = before
-        return found
+        return scale
 
-    def score(self, product: Node, number: float, found: dict[str, Factor]) -> None:
+    def score(self, product: Node, number: float, factors: dict[str, Factor]) -> None:
         """Take 1/√d more into the weight of a query."""
         query = product.inputs[0]
         d, name = self.shape(query)[-1], self.stripped(query)
@@ -254,9 +254,9 @@ class _Reader(EdgeReader):
             rows = self.rows(edge, query)
             for parameter in (edge.weight, edge.node["bias"]):
                 if isinstance(parameter, str):
-                    before = found.get(parameter, Factor(1.0, "bias"))
+                    before = factors.get(parameter, Factor(1.0, "bias"))
                     scale = tuple(before.scale * (d**-0.5 if r in rows else 1.0) for r in range(self.units(edge)))
-                    found[parameter] = Factor(before.scale, f"{before.why}, scores 1/{d}", scale)
+                    factors[parameter] = Factor(before.scale, f"{before.why}, scores 1/{d}", scale)
 
     def units(self, e: Edge) -> int:
         """How many units an edge leads to."""

@@ -118,8 +118,8 @@ def verify_circuit(
         difference(name, torch.as_tensor(result.outputs[port]), values[name])
         for port, name in zip(made.netlist.spec.outputs, made.results, strict=True)
     ]
-    found = _error_units(made.netlist, result)
-    compared = [difference(v, found[v], errors[v]) for v in errors if v in found]
+    units = _error_units(made.netlist, result)
+    compared = [difference(v, units[v], errors[v]) for v in errors if v in units]
     learned = []
     for path, gradient in gradients.items():
         step = torch.as_tensor(made.netlist.tensors[path] - result.params[path]) / options.eta
@@ -141,14 +141,14 @@ def _judged(group: list[Difference]) -> tuple[Difference, ...]:
 def random_targets(net: Netlist, seed: int) -> dict[str, Tensor]:
     """A target or clamp for each output: normal numbers, or class labels."""
     draw = torch.Generator().manual_seed(seed)
-    found = {}
+    targets = {}
     for name, port in (*net.spec.targets.items(), *net.spec.clamps.items()):
         if port.encode:
             classes = net.spec.populations[port.population].shape[port.axis]
-            found[name] = torch.randint(classes, port.shape, generator=draw)
+            targets[name] = torch.randint(classes, port.shape, generator=draw)
         else:
-            found[name] = torch.randn(port.shape, generator=draw, dtype=torch.float64)
-    return found
+            targets[name] = torch.randn(port.shape, generator=draw, dtype=torch.float64)
+    return targets
 
 
 def reference(
@@ -172,9 +172,9 @@ def reference(
     sent = (
         torch.autograd.grad(total, list(wanted.values()), allow_unused=True) if wanted and total.requires_grad else ()
     )
-    found = {k: torch.zeros_like(wanted[k]) if g is None else g for k, g in zip(wanted, sent, strict=False)}
-    errors = {k: -found[k] for k in held if k in found}
-    gradients = {graph.origin.get(p, p): found[p] for p in leaves if p in found}
+    gradient = {k: torch.zeros_like(wanted[k]) if g is None else g for k, g in zip(wanted, sent, strict=False)}
+    errors = {k: -gradient[k] for k in held if k in gradient}
+    gradients = {graph.origin.get(p, p): gradient[p] for p in leaves if p in gradient}
     values = {k: v.detach() for k, v in env.items() if isinstance(v, Tensor)}
     return values, errors, {k: g for k, g in gradients.items() if k in made.netlist.spec.plastic()}
 
@@ -209,8 +209,8 @@ def _rests(before: Tensor, after: Tensor) -> bool:
 
 def _error_units(net: Netlist, result: Result) -> dict[str, Tensor]:
     """The states of the error units of each vertex that is an operation of the model."""
-    found = {}
+    units = {}
     for name, p in net.spec.populations.items():
         if p.role == "error" and name == f"{p.vertex}.e":
-            found[p.vertex] = torch.as_tensor(result.states[name])
-    return found
+            units[p.vertex] = torch.as_tensor(result.states[name])
+    return units

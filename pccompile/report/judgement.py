@@ -53,13 +53,13 @@ class Apart:
     passed: bool
 
 
-def apart(found: Sequence[Tensor], expected: Sequence[Tensor], limits: Sequence[float]) -> Apart:
-    """`found` against `expected`; other counts, shapes, and figures that are no numbers do not pass."""
-    if len(found) != len(expected):
+def apart(outputs: Sequence[Tensor], expected: Sequence[Tensor], limits: Sequence[float]) -> Apart:
+    """`outputs` against `expected`; other counts, shapes, and figures that are no numbers do not pass."""
+    if len(outputs) != len(expected):
         return Apart(math.inf, math.inf, min(limits, default=0.0), False)
     worst = Apart(0.0, 0.0, min(limits, default=0.0), True)
     rank = -1.0
-    for a, b, limit in zip(found, expected, limits, strict=True):
+    for a, b, limit in zip(outputs, expected, limits, strict=True):
         d = difference("", a, b)
         relative = d.relative_error if math.isfinite(d.relative_error) else math.inf
         excess = relative / limit
@@ -78,19 +78,19 @@ def judge(
     coarsest type that the file computes in. expected: the outputs of engine `name` on the file as it is, None if it
     cannot. engines: those that can run the file in wider numbers, the first that can is asked first.
     """
-    found = tensors_of(own.run(own.pc))
-    if expected is not None and [o.dtype for o in found] != [o.dtype for o in expected]:
+    outputs = tensors_of(own.run(own.pc))
+    if expected is not None and [o.dtype for o in outputs] != [o.dtype for o in expected]:
         types = ", ".join(str(o.dtype).removeprefix("torch.") for o in expected)
         return Forward(name, math.inf, math.inf, 0.0, False), [f"the types of the outputs should be {types}"]
     if wide.dtype is not torch.float64:
-        return _unmeasured(own, found, name, expected, coarsest)
-    still = tensors_of(wide.run(wide.model))
+        return _unmeasured(own, outputs, name, expected, coarsest)
+    unmoved = tensors_of(wide.run(wide.model))
     unit = torch.finfo(coarsest).eps / 2
-    limits = [_limit(FLOOR[coarsest], ROUNDINGS * m) for m in movement(wide, unit, still)]
-    first = apart(found, expected, limits) if expected is not None else None
+    limits = [_limit(FLOOR[coarsest], ROUNDINGS * m) for m in movement(wide, unit, unmoved)]
+    first = apart(outputs, expected, limits) if expected is not None else None
     if first is not None and first.passed and torch.finfo(coarsest).bits >= 32:
         return _forward(name, first), []
-    return _by_wider_numbers(_Case(own, found, wide, still, limits, coarsest, name, expected, first), engines)
+    return _by_wider_numbers(_Case(own, outputs, wide, unmoved, limits, coarsest, name, expected, first), engines)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class _Case:
     own: Bench
     found: Outputs
     wide: Bench
-    still: Outputs
+    unmoved: Outputs
     limits: list[float]
     coarsest: torch.dtype
     name: str
@@ -111,8 +111,8 @@ class _Case:
 def _by_wider_numbers(case: _Case, engines: Iterable[Engine]) -> tuple[Forward, list[str]]:
     """The compiled program in float64 must be the file in wider numbers; then its own roundings are judged."""
     exact = tensors_of(case.wide.run(case.wide.pc))
-    single = movement(case.wide, torch.finfo(torch.float32).eps / 2, case.still)
-    steps = flips(case.wide, case.still)
+    single = movement(case.wide, torch.finfo(torch.float32).eps / 2, case.unmoved)
+    steps = flips(case.wide, case.unmoved)
     limits = [_limit(limit, 4 * step) for limit, step in zip(case.limits, steps, strict=True)]
     refuted: tuple[str, Outputs, Apart] | None = None
     for engine, run, dtype in engines:
@@ -158,13 +158,13 @@ def _by_own_rounding(
 
 
 def _unmeasured(
-    own: Bench, found: Outputs, name: str, expected: Outputs | None, coarsest: torch.dtype
+    own: Bench, outputs: Outputs, name: str, expected: Outputs | None, coarsest: torch.dtype
 ) -> tuple[Forward, list[str]]:
     """The verdict on a model that does not run in float64."""
     if expected is None:
         return against_model(own), [NOBODY]
     note = "how far rounding moves the outputs was not measured: the model does not run in float64"
-    return _forward(name, apart(found, expected, [LOOSE[coarsest]] * len(expected))), [note]
+    return _forward(name, apart(outputs, expected, [LOOSE[coarsest]] * len(expected))), [note]
 
 
 def _limit(*parts: float) -> float:
@@ -194,12 +194,12 @@ def tensors_of(output: Any) -> list[Tensor]:
     return [o.detach() for o in pytree.tree_leaves(output) if isinstance(o, Tensor)]
 
 
-def movement(bench: Bench, unit: float, still: list[Tensor]) -> list[float]:
+def movement(bench: Bench, unit: float, unmoved: list[Tensor]) -> list[float]:
     """How far each output moves, relatively, where each input and weight is off by up to `unit` of itself.
 
-    still: the outputs of the unmoved model. What is no number counts as no movement: it excuses nothing.
+    unmoved: the outputs of the unmoved model. What is no number counts as no movement: it excuses nothing.
     """
-    moved = [0.0] * len(still)
+    moved = [0.0] * len(unmoved)
     for seed in range(TRIALS):
         draw = torch.Generator().manual_seed(seed)
         args = bench.args
@@ -209,17 +209,17 @@ def movement(bench: Bench, unit: float, still: list[Tensor]) -> list[float]:
                 outputs = tensors_of(bench.run(bench.model))
         finally:
             bench.args = args
-        moved = _furthest(moved, outputs, still)
+        moved = _furthest(moved, outputs, unmoved)
     return moved
 
 
-def flips(bench: Bench, still: list[Tensor]) -> list[float]:
+def flips(bench: Bench, unmoved: list[Tensor]) -> list[float]:
     """How far each output moves, relatively, where numbers near a border between steps are rounded the other way."""
-    moved = [0.0] * len(still)
+    moved = [0.0] * len(unmoved)
     for seed in range(TRIALS):
         with _Unsteady(torch.Generator().manual_seed(seed)):
             outputs = tensors_of(bench.run(bench.model))
-        moved = _furthest(moved, outputs, still)
+        moved = _furthest(moved, outputs, unmoved)
     return moved
 
 
@@ -262,6 +262,6 @@ def _weights_nudged(bench: Bench, unit: float, draw: torch.Generator) -> Iterato
                 tensor.copy_(value)
 
 
-def _furthest(moved: list[float], outputs: list[Tensor], still: list[Tensor]) -> list[float]:
-    found = [difference("", a, b).relative_error for a, b in zip(outputs, still, strict=True)]
-    return [max(m, f) if f < float("inf") else m for m, f in zip(moved, found, strict=True)]
+def _furthest(moved: list[float], outputs: list[Tensor], unmoved: list[Tensor]) -> list[float]:
+    errors = [difference("", a, b).relative_error for a, b in zip(outputs, unmoved, strict=True)]
+    return [max(m, f) if f < float("inf") else m for m, f in zip(moved, errors, strict=True)]

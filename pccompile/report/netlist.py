@@ -28,13 +28,13 @@ LIMITS = {
 ROWS = 30
 
 
-def resources_report(found: Resources) -> Page:
+def resources_report(costs: Resources) -> Page:
     """The costs of a circuit in lines and tables, and those of its placement where it has one."""
-    parts: list[str | Table] = [summary(found), "", ticks(found)]
-    if found.placement is not None:
-        parts += ["", *map(_line, placed(found.placement)), "", used(found.placement)]
-        parts += ["", energies(found), *map(_line, caveats(found))]
-    return Page((*parts, "", *_first(populations(found)), "", *_first(projections(found))))
+    parts: list[str | Table] = [summary(costs), "", ticks(costs)]
+    if costs.placement is not None:
+        parts += ["", *map(_line, placed(costs.placement)), "", used(costs.placement)]
+        parts += ["", energies(costs), *map(_line, caveats(costs))]
+    return Page((*parts, "", *_first(populations(costs)), "", *_first(projections(costs))))
 
 
 def _first(table: Table) -> tuple[Table | str, ...]:
@@ -49,33 +49,33 @@ def _line(pair: tuple[str, str]) -> str:
     return f"{pair[0]:<12} {pair[1]}"
 
 
-def summary(found: Resources) -> Table:
+def summary(costs: Resources) -> Table:
     """Totals of the circuit."""
 
     def spread(s: Spread) -> str:
         return f"{s.mean:,.1f} on average, {s.largest:,} at most"
 
-    settled = "–" if found.settled is None else f"{number(found.settled)} after {found.settle} ticks"
+    settled = "–" if costs.settled is None else f"{number(costs.settled)} after {costs.settle} ticks"
     rows = (
-        ("units", f"{found.units:,}"),
-        ("synapses", f"{found.synapses:,}"),
-        ("parameters", f"{found.parameters:,}, of which {found.learned:,} learn"),
-        ("bits of parameters", f"{found.weight_bits:,}"),
-        ("bits of state", f"{found.state_bits:,}"),
-        ("fan-in", spread(found.fan_in)),
-        ("fan-out", spread(found.fan_out)),
-        ("messages a tick", f"{found.messages:,}"),
-        ("multiply-accumulates a tick", f"{found.macs:,} with parameters, {found.products:,} products of states"),
-        ("changes a learning tick", f"{found.updates:,}"),
-        ("integrators on the longest way of an error", "–" if found.depth is None else f"{found.depth}"),
+        ("units", f"{costs.units:,}"),
+        ("synapses", f"{costs.synapses:,}"),
+        ("parameters", f"{costs.parameters:,}, of which {costs.learned:,} learn"),
+        ("bits of parameters", f"{costs.weight_bits:,}"),
+        ("bits of state", f"{costs.state_bits:,}"),
+        ("fan-in", spread(costs.fan_in)),
+        ("fan-out", spread(costs.fan_out)),
+        ("messages a tick", f"{costs.messages:,}"),
+        ("multiply-accumulates a tick", f"{costs.macs:,} with parameters, {costs.products:,} products of states"),
+        ("changes a learning tick", f"{costs.updates:,}"),
+        ("integrators on the longest way of an error", "–" if costs.depth is None else f"{costs.depth}"),
         ("relative error of a gradient, at most", settled),
     )
-    return Table((found.name, ">"), tuple((a, b) for a, b in rows))
+    return Table((costs.name, ">"), tuple((a, b) for a, b in rows))
 
 
-def ticks(found: Resources) -> Table:
+def ticks(costs: Resources) -> Table:
     """The ticks that each gradient error takes, by the law of fixed prediction."""
-    rows = tuple((f"{t:g}", "no law" if n is None else f"{n:,}") for t, n in found.ticks)
+    rows = tuple((f"{t:g}", "no law" if n is None else f"{n:,}") for t, n in costs.ticks)
     return Table((">gradient error", ">ticks"), rows)
 
 
@@ -97,9 +97,9 @@ def placed(p: Placement) -> Iterator[tuple[str, str]]:
         yield "copies", f"{text}; their changes have to be added up"
 
 
-def caveats(found: Resources) -> Iterator[tuple[str, str]]:
+def caveats(costs: Resources) -> Iterator[tuple[str, str]]:
     """What the energies leave out."""
-    energies = [e for e in (found.tick_energy, found.learning_energy) if e is not None]
+    energies = [e for e in (costs.tick_energy, costs.learning_energy) if e is not None]
     if missing := dict.fromkeys(o for e in energies for o in e.missing):
         yield "left out", f"nothing is published for {', '.join(missing)}"
     if unsure := dict.fromkeys(o for e in energies for o in e.unsure):
@@ -128,10 +128,10 @@ def used(p: Placement) -> Table:
     return Table(("of a core", ">mean", ">most", ">limit", ">most of limit"), tuple(rows))
 
 
-def energies(found: Resources) -> Table:
+def energies(costs: Resources) -> Table:
     """Energy of a tick, of learning and of a presentation."""
-    pairs = (("a tick", found.tick_energy), ("learning, besides", found.learning_energy),
-             ("a presentation", found.presentation_energy))  # fmt: skip
+    pairs = (("a tick", costs.tick_energy), ("learning, besides", costs.learning_energy),
+             ("a presentation", costs.presentation_energy))  # fmt: skip
     return Table(("energy", ">"), tuple((name, energy(e)) for name, e in pairs if e is not None))
 
 
@@ -146,20 +146,20 @@ def energy(e: Energy) -> str:
     return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
 
 
-def populations(found: Resources) -> Table:
+def populations(costs: Resources) -> Table:
     """One row a population."""
     rows = tuple(
         (p.name, p.role, p.unit, f"{p.units:,}", f"{p.state_bits:,}", f"{p.fan_in.largest:,}", f"{p.fan_out.largest:,}")
-        for p in found.populations
+        for p in costs.populations
     )
     return Table(("population", "role", "unit", ">units", ">bits of state", ">fan-in", ">fan-out"), rows)
 
 
-def projections(found: Resources) -> Table:
+def projections(costs: Resources) -> Table:
     """One row a projection."""
     rows = tuple(
         (p.name, p.op, f"{p.synapses:,}", "learns" if p.learns else "fixed" if p.weighted else "")
-        for p in found.projections
+        for p in costs.projections
     )
     return Table(("projection", "operator", ">synapses", "weights"), rows)
 
@@ -185,13 +185,13 @@ def sources(chip: Chip) -> Table:
 
 def resources_page(net: Netlist, chip: str | Path | Chip) -> str:
     """One HTML page, complete in itself: a picture of the placement, and all tables. Raises CompileError."""
-    found = net.resources(chip)
-    assert found.placement is not None
-    p = found.placement
-    lines = "".join(f"<dt>{_text(a)}</dt><dd>{_text(b)}</dd>" for a, b in (*placed(p), *caveats(found)))
+    costs = net.resources(chip)
+    assert costs.placement is not None
+    p = costs.placement
+    lines = "".join(f"<dt>{_text(a)}</dt><dd>{_text(b)}</dd>" for a, b in (*placed(p), *caveats(costs)))
     title = _text(f"{net.spec.name} on {p.chip.name}")
-    tables = (summary(found), ticks(found), used(p), energies(found))
-    details = (("Populations", populations(found)), ("Projections", projections(found)), ("Figures", sources(p.chip)))
+    tables = (summary(costs), ticks(costs), used(p), energies(costs))
+    details = (("Populations", populations(costs)), ("Projections", projections(costs)), ("Figures", sources(p.chip)))
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         f'<meta name="generator" content="{SEAL}">\n<title>{title}</title>\n<style>{STYLE}</style>\n'

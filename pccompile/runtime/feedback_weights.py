@@ -43,11 +43,11 @@ class FeedbackWeights(nn.Module):
         graph, own = compiled.pc.graph, (dict(tables[0]), dict(tables[1]))
         for leaf in compiled.pc.feedback:
             path, like = _path(graph, leaf), self._like(compiled, tables, leaf)
-            found = like.detach() if mirrored else self.get(path)
-            assert found is not None, path
-            if found.dtype != like.dtype or found.device != like.device:
-                found.data = found.data.to(like)
-            own[leaf not in graph.params][graph.origin[leaf]] = found
+            weight = like.detach() if mirrored else self.get(path)
+            assert weight is not None, path
+            if weight.dtype != like.dtype or weight.device != like.device:
+                weight.data = weight.data.to(like)
+            own[leaf not in graph.params][graph.origin[leaf]] = weight
         return own
 
     @staticmethod
@@ -64,8 +64,8 @@ class FeedbackWeights(nn.Module):
             module = module._modules.get(part)
             if module is None:
                 return None
-        found: Tensor | None = module._parameters.get(name)
-        return module._buffers.get(name) if found is None else found
+        tensor: Tensor | None = module._parameters.get(name)
+        return module._buffers.get(name) if tensor is None else tensor
 
     def _put(self, path: str, tensor: Tensor, learns: bool) -> None:
         """Written into the tables themselves: a path may have names that a module has attributes of."""
@@ -144,8 +144,8 @@ def unused(name: str, model: nn.Module) -> str:
     """`name`, or with a number behind it where `model` has that at its top."""
     tables: tuple[Mapping[str, Any], ...] = (model._modules, model._parameters, model._buffers)
     taken = {k for table in tables for k in table} | {k for k in vars(model) if not k.startswith("_")}
-    found, count = name, 0
-    while found in taken:
+    free, count = name, 0
+    while free in taken:
         count += 1
-        found = f"{name}_{count}"
-    return found
+        free = f"{name}_{count}"
+    return free

@@ -113,8 +113,8 @@ class ModuleInPieces(CompiledModule):
     def _look(self, outputs: Any) -> None:
         """Say once of each parameter that no piece holds what reads it on the path that led to these outputs."""
         model: nn.Module = self.__dict__["model"]
-        found = left_to_autograd(tensors_of(outputs), dict(model.named_parameters()))
-        if new := tuple(name for name in found if name not in self.left):
+        names = left_to_autograd(tensors_of(outputs), dict(model.named_parameters()))
+        if new := tuple(name for name in names if name not in self.left):
             self.left = (*self.left, *new)
             warnings.warn(f"{type(model).__name__}: {note_on(new)[0]}", stacklevel=6)
         self._looked, self._reads = len(self._programs), reads_in_pieces(model)
@@ -169,7 +169,7 @@ class ModuleInPieces(CompiledModule):
 def left_to_autograd(outputs: list[Tensor], named: Mapping[str, Tensor]) -> tuple[str, ...]:
     """The names of those tensors that autograd itself has the gradients of, and no program, behind these outputs."""
     names = {id(t): name for name, t in named.items()}
-    seen, found, stack = set[Any](), dict[str, None](), [o.grad_fn for o in outputs if o.grad_fn is not None]
+    seen, left, stack = set[Any](), dict[str, None](), [o.grad_fn for o in outputs if o.grad_fn is not None]
     own = f"{Bridge.__name__}Backward"
     while stack:
         node = stack.pop()
@@ -181,8 +181,8 @@ def left_to_autograd(outputs: list[Tensor], named: Mapping[str, Tensor]) -> tupl
             if leaf is None:
                 stack.append(child)
             elif node.name() != own and id(leaf) in names:
-                found[names[id(leaf)]] = None
-    return tuple(name for name in named if name in found)
+                left[names[id(leaf)]] = None
+    return tuple(name for name in named if name in left)
 
 
 def _children(node: Any) -> Iterator[Any]:
@@ -204,14 +204,14 @@ def layers_of(module: nn.Module) -> Iterator[nn.Module]:
     seen: set[int] = set()
     stack = [module]
     while stack:
-        found = stack.pop()
-        if id(found) in seen:
+        child = stack.pop()
+        if id(child) in seen:
             continue
-        seen.add(id(found))
-        if not type(found).__module__.startswith("torch.nn.") or isinstance(found, CONTAINERS):
-            stack += reversed(list(found.children()))
-        elif "forward" not in found.__dict__ and next(found.parameters(), None) is not None:
-            yield found
+        seen.add(id(child))
+        if not type(child).__module__.startswith("torch.nn.") or isinstance(child, CONTAINERS):
+            stack += reversed(list(child.children()))
+        elif "forward" not in child.__dict__ and next(child.parameters(), None) is not None:
+            yield child
 
 
 class Layers:

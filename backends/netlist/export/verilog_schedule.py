@@ -125,11 +125,11 @@ class Schedule:
 
     def lists(self) -> list[np.ndarray]:
         """The list entries of each pass in the order in which they are used, `[entries, 4]`."""
-        found = []
+        lists = []
         for p in self.passes:
             listed = [s.entries for s in p.steps if s.listed]
-            found.append(np.concatenate(listed, 1).reshape(-1, 4) if listed else np.zeros((0, 4), dtype=np.int64))
-        return found
+            lists.append(np.concatenate(listed, 1).reshape(-1, 4) if listed else np.zeros((0, 4), dtype=np.int64))
+        return lists
 
     def _forward(self) -> Iterator[Pass]:
         for name in [*self.path.order, *self.path.integrators]:
@@ -229,24 +229,24 @@ class Schedule:
         """Where each unit's operands lie, `[unit, slot, 4]`; units of fewer synapses have empty slots."""
         s = term.synapses
         rows = s.rows(size)
-        found = np.zeros((size, max([1, *map(len, rows)]), 4), dtype=np.int64)
-        found[..., 0] = 1
+        entries = np.zeros((size, max([1, *map(len, rows)]), 4), dtype=np.int64)
+        entries[..., 0] = 1
         at = np.concatenate([np.arange(len(r)) for r in rows]) if len(s.post) else np.zeros(0, dtype=np.int64)
-        found[s.post, at, 0] = 0
+        entries[s.post, at, 0] = 0
         if term.a is not None:
-            found[s.post, at, 1] = s.pre + self.states[term.a, term.delay]
+            entries[s.post, at, 1] = s.pre + self.states[term.a, term.delay]
         if term.by is not None and s.winner is not None and s.slot is not None:
-            found[s.post, at, 2], found[s.post, at, 3] = s.winner + self.winners[term.by], s.slot
+            entries[s.post, at, 2], entries[s.post, at, 3] = s.winner + self.winners[term.by], s.slot
         elif term.param is not None and s.other is not None:
-            found[s.post, at, 2] = s.other + self.parameters[term.param]
+            entries[s.post, at, 2] = s.other + self.parameters[term.param]
         elif term.b is not None and s.other is not None:
-            found[s.post, at, 2] = s.other + self.states[term.b, term.delay]
-        return found
+            entries[s.post, at, 2] = s.other + self.states[term.b, term.delay]
+        return entries
 
     @staticmethod
     def _step(term: Term, port: int, entries: np.ndarray, columns: int) -> Step:
-        found = _regular(entries, columns) if term.by is None else None
-        x, y = found if found is not None else (None, None)
+        ways = _regular(entries, columns) if term.by is None else None
+        x, y = ways if ways is not None else (None, None)
         operand = "BY_WINNER" if term.by is not None else "BY_ONE"
         if term.by is None and term.synapses.other is not None:
             operand = "BY_PARAMETER" if term.param is not None else "BY_STATE"
@@ -264,8 +264,8 @@ def _regular(entries: np.ndarray, columns: int) -> tuple[Affine, Affine] | None:
     """The addresses of both operands as functions of row, column and slot, if they are such."""
     if entries[..., 0].any():
         return None
-    found = [_affine(entries[..., i].reshape(-1, columns, entries.shape[1])) for i in (1, 2)]
-    return None if found[0] is None or found[1] is None else (found[0], found[1])
+    ways = [_affine(entries[..., i].reshape(-1, columns, entries.shape[1])) for i in (1, 2)]
+    return None if ways[0] is None or ways[1] is None else (ways[0], ways[1])
 
 
 def _affine(at: np.ndarray) -> Affine | None:

@@ -113,12 +113,12 @@ class Lowering:
 
     def _draw(self, n: Node) -> Values:
         """A population that is given random numbers at each presentation; the example is drawn now."""
-        found = self.evaluated(n, {i: self.example(i) for i in n.inputs})
-        if not found.is_floating_point():
+        sample = self.evaluated(n, {i: self.example(i) for i in n.inputs})
+        if not sample.is_floating_point():
             raise Unsupported("random integers would change the wiring at each presentation")
-        population = self.c.population(f"{n.name}.v", found.shape, "input", "context", n.name)
-        self.draws[n.name] = Port(population=population, shape=tuple(found.shape))
-        self.drawn[n.name] = found
+        population = self.c.population(f"{n.name}.v", sample.shape, "input", "context", n.name)
+        self.draws[n.name] = Port(population=population, shape=tuple(sample.shape))
+        self.drawn[n.name] = sample
         return Signal(self.c.ids(population))
 
     def example(self, name: str) -> torch.Tensor:
@@ -141,8 +141,8 @@ class Lowering:
             self.env[name] = Const(whole.reshape(-1)[torch.from_numpy(value.places)])
 
     def _folded(self, n: Node) -> Values:
-        found = self.evaluated(n, {i: self._constant(i) for i in n.inputs})
-        return tuple(map(Const, found)) if isinstance(found, tuple | list) else Const(found)
+        result = self.evaluated(n, {i: self._constant(i) for i in n.inputs})
+        return tuple(map(Const, result)) if isinstance(result, tuple | list) else Const(result)
 
     def _constant(self, name: str) -> torch.Tensor:
         value = self.env[name]
@@ -158,34 +158,34 @@ class Lowering:
 
     def value(self, name: Arg) -> Value:
         """What a single tensor stands for."""
-        found = self.env[name]
-        assert not isinstance(found, tuple)
-        return found
+        value = self.env[name]
+        assert not isinstance(value, tuple)
+        return value
 
     def constant(self, arg: Arg) -> torch.Tensor | None:
         """The tensor that an argument is, where no presentation changes it."""
         if isinstance(arg, Ref):
-            found = self.value(arg)
-            return found.tensor if isinstance(found, Const) else None
+            value = self.value(arg)
+            return value.tensor if isinstance(value, Const) else None
         return None if arg is None else torch.tensor(arg, dtype=torch.float64)
 
     def ids(self, arg: Arg) -> Ids:
         """The units that hold a tensor; made where a parameter or a constant has none yet."""
         if not isinstance(arg, Ref):
             return self.c.constant(np.asarray(arg, dtype=np.float64), self.node.name)
-        match found := self.value(arg):
+        match value := self.value(arg):
             case Signal():
-                return found.ids
+                return value.ids
             case Const():
-                if found.tensor.is_complex():
+                if value.tensor.is_complex():
                     raise Unsupported("a complex constant")
-                return self.c.constant(found.tensor.to(torch.float64).numpy(), self.node.name)
+                return self.c.constant(value.tensor.to(torch.float64).numpy(), self.node.name)
             case Param():
-                ids = self._held(found.name)
-                return ids.swapaxes(-1, -2) if found.transposed else ids
+                ids = self._held(value.name)
+                return ids.swapaxes(-1, -2) if value.transposed else ids
             case Choice():
-                return self._positions(found)
-        raise Unsupported(f"input {found.source} is used as a number")
+                return self._positions(value)
+        raise Unsupported(f"input {value.source} is used as a number")
 
     def _positions(self, choice: Choice) -> Ids:
         """Units that hold, as a number, the position that was chosen."""
@@ -260,9 +260,9 @@ class Lowering:
 
     def relayed(self, ids: Ids, label: str = "in") -> str:
         """A population that is `ids` in order; made where there is none."""
-        found = self.c.whole(ids)
-        if found is not None and self.c.populations[found].shape == ids.shape:
-            return found
+        population = self.c.whole(ids)
+        if population is not None and self.c.populations[population].shape == ids.shape:
+            return population
         name = self.population("sum", ids.shape, [ids], label)
         self.c.project(ids, name)
         return name

@@ -29,19 +29,19 @@ class Packing:
 
     def readers(self, name: str, size: int) -> np.ndarray:
         """How many cores hear each unit of a population."""
-        found = np.zeros(size, dtype=np.int64)
+        counts = np.zeros(size, dtype=np.int64)
         for load in self.loads:
             if name in load.heard:
-                found += load.heard[name]
-        return found
+                counts += load.heard[name]
+        return counts
 
     def traffic(self) -> np.ndarray:
         """The messages a tick from each core to each, `[cores, cores]`: one a unit and core that hears it."""
-        found = np.zeros((len(self.loads), len(self.loads)), dtype=np.int64)
+        messages = np.zeros((len(self.loads), len(self.loads)), dtype=np.int64)
         for there, load in enumerate(self.loads):
             for name, mask in load.heard.items():
-                found[:, there] += np.bincount(self.core[name].reshape(-1)[mask], minlength=len(self.loads))
-        return found
+                messages[:, there] += np.bincount(self.core[name].reshape(-1)[mask], minlength=len(self.loads))
+        return messages
 
 
 def packed(demand: Demand, joined: bool, finer: int) -> Packing:
@@ -116,14 +116,14 @@ def _fill(packing: Packing, name: str, demand: Demand) -> None:
 
 def _room(load: Load, readers: np.ndarray, width: int, demand: Demand) -> int:
     """How many of some units, in their order, a core has room for."""
-    chip, found = demand.chip, len(readers)
+    chip, units = demand.chip, len(readers)
     if chip.units is not None:
-        found = min(found, chip.units.whole - load.units)
+        units = min(units, chip.units.whole - load.units)
     if chip.axons_out is not None:
-        found = min(found, int((load.out + np.cumsum(readers) <= chip.axons_out.whole).sum()))
+        units = min(units, int((load.out + np.cumsum(readers) <= chip.axons_out.whole).sum()))
     if chip.memory is not None and width:
-        found = min(found, (chip.memory.whole - demand.memory(load)) // width)
-    return max(found, 0)
+        units = min(units, (chip.memory.whole - demand.memory(load)) // width)
+    return max(units, 0)
 
 
 def _take(load: Load, readers: np.ndarray, width: int) -> None:
@@ -157,8 +157,8 @@ def clusters(demand: Demand, joined: bool) -> list[tuple[str, ...]]:
                     one.extend(two)
                     group.update(dict.fromkeys(two, one))
     place = {name: i for i, name in enumerate(spec.populations)}
-    found = {id(names): tuple(sorted(names, key=place.__getitem__)) for names in group.values()}
-    return sorted(found.values(), key=lambda names: place[names[0]])
+    ordered = {id(names): tuple(sorted(names, key=place.__getitem__)) for names in group.values()}
+    return sorted(ordered.values(), key=lambda names: place[names[0]])
 
 
 def cut(names: tuple[str, ...], demand: Demand, finer: int = 1) -> list[Piece]:
@@ -210,12 +210,12 @@ def _factors(count: int, shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 def _cuts(shape: tuple[int, ...], parts: tuple[int, ...], order: np.ndarray | None) -> list[list[slice | np.ndarray]]:
     """Each axis in so many parts, as equal as they can be; a single axis in the given order."""
-    found: list[list[slice | np.ndarray]] = []
+    cuts: list[list[slice | np.ndarray]] = []
     for length, n in zip(shape, parts, strict=True):
         edges = [length * i // n for i in range(n + 1)]
         slices = [slice(a, b) for a, b in itertools.pairwise(edges)]
-        found.append([*slices] if order is None else [order[s] for s in slices])
-    return found
+        cuts.append([*slices] if order is None else [order[s] for s in slices])
+    return cuts
 
 
 def _fitting(names: tuple[str, ...], cuts: list[list[slice | np.ndarray]], demand: Demand) -> list[Piece] | None:

@@ -71,14 +71,14 @@ class Placement:
 
     def foreign(self) -> dict[str, tuple[str, ...]]:
         """The populations of each unit kind that cores do not run as they are, products also at synapses."""
-        found: dict[str, list[str]] = {}
+        kinds: dict[str, list[str]] = {}
         for name, p in self.net.spec.populations.items():
             if p.unit not in self.chip.native.value and p.unit != "input":
-                found.setdefault(p.unit, []).append(name)
+                kinds.setdefault(p.unit, []).append(name)
         if "product" not in self.chip.native.value:
             multiplied = dict.fromkeys(p.target for p in self.net.spec.projections if OPERATIONS[p.op].multiplies)
-            found["product"] = [*dict.fromkeys([*found.get("product", []), *multiplied])]
-        return {kind: tuple(names) for kind, names in found.items() if names}
+            kinds["product"] = [*dict.fromkeys([*kinds.get("product", []), *multiplied])]
+        return {kind: tuple(names) for kind, names in kinds.items() if names}
 
     def copies(self) -> dict[str, int]:
         """The parameters that learn and lie on several cores in full or in part alike, with the number of cores.
@@ -104,19 +104,19 @@ def place(net: Netlist, chip: str | Path | Chip, split: bool = True) -> Placemen
     if chip.units is not None and units > chip.units.whole * chip.cores.whole:
         raise CompileError(f"{spec.name} has {units:,} units, {chip.name} has room for "
                            f"{chip.units.whole * chip.cores.whole:,}")  # fmt: skip
-    found: list[Packing] = []
+    packings: list[Packing] = []
     failures: list[CompileError] = []
     for joined, finer in WAYS:
         try:
-            found.append(_settled(spec, tensors, chip, joined, finer))
+            packings.append(_settled(spec, tensors, chip, joined, finer))
         except CompileError as e:
             failures.append(e)
             continue
-        if len(found[-1].loads) <= chip.cores.whole:
+        if len(packings[-1].loads) <= chip.cores.whole:
             break
-    if not found:
+    if not packings:
         raise failures[-1]
-    packing = min(found, key=lambda p: len(p.loads))
+    packing = min(packings, key=lambda p: len(p.loads))
     if len(packing.loads) > chip.cores.whole:
         raise CompileError(f"{spec.name} takes {len(packing.loads):,} cores, {chip.name} has {chip.cores.whole:,}")
     placement = Placement(chip, net, packing.core, spread(packing.traffic(), chip))
@@ -133,11 +133,11 @@ def _settled(spec: Spec, tensors: Tensors, chip: Chip, joined: bool, finer: int)
         packing = packed(Demand(spec, tensors, _spared(chip, max(0, attempt - 1)), readers), joined, finer)
         now = {name: packing.readers(name, p.size) for name, p in spec.populations.items()}
         edges = np.zeros(len(packing.loads), dtype=np.int64)
-        for name, found in now.items():
-            edges += np.bincount(packing.core[name].reshape(-1), found, len(edges)).astype(np.int64)
+        for name, counts in now.items():
+            edges += np.bincount(packing.core[name].reshape(-1), counts, len(edges)).astype(np.int64)
         if edges.max(initial=0) <= limit:
             return packing
-        readers = {name: np.maximum(found, readers.get(name, 0)) for name, found in now.items()}
+        readers = {name: np.maximum(counts, readers.get(name, 0)) for name, counts in now.items()}
     raise CompileError(f"units of {spec.name} are heard by too many cores of {chip.name}: {int(edges.max()):,} edges "
                        f"to cores where {limit:,} are allowed")  # fmt: skip
 
@@ -182,14 +182,14 @@ def spread(traffic: np.ndarray, chip: Chip) -> np.ndarray:
     for _ in range(max(1, min(SWEEPS, TRIALS // max(len(traffic), 1)))):
         if not mesh.sweep():
             break
-    found: np.ndarray = mesh.places[mesh.at]
-    return found
+    tiles: np.ndarray = mesh.places[mesh.at]
+    return tiles
 
 
 def hops(tiles: np.ndarray) -> np.ndarray:
     """The hops from each core to each, `[cores, cores]`."""
-    found: np.ndarray = np.abs(tiles[:, None, :] - tiles[None, :, :]).sum(-1)
-    return found
+    distances: np.ndarray = np.abs(tiles[:, None, :] - tiles[None, :, :]).sum(-1)
+    return distances
 
 
 def _places(cores: int, chip: Chip) -> np.ndarray:
@@ -222,8 +222,8 @@ class Mesh:
     def cost(self, cores: np.ndarray | int, places: np.ndarray | int) -> np.ndarray:
         """What the messages of cores to those that have a place cost when they are at places."""
         x, y = self.places[places].T
-        found: np.ndarray = self.away[0][cores, x] + self.away[1][cores, y]
-        return found
+        total: np.ndarray = self.away[0][cores, x] + self.away[1][cores, y]
+        return total
 
     def put(self, core: int, place: int) -> None:
         """Place a core, or move it."""

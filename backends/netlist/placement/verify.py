@@ -91,11 +91,11 @@ def _rows(pairs: Pairs, size: int, where: np.ndarray) -> tuple[np.ndarray, np.nd
     pre, post = pairs
     keys = where[post] * size + pre
     if (int(where.max(initial=0)) + 1) * size > FEW:
-        found, number = np.unique(keys, return_counts=True)
-        return found, number
+        distinct, number = np.unique(keys, return_counts=True)
+        return distinct, number
     tally = np.bincount(keys)
-    found = np.nonzero(tally)[0]
-    return found, tally[found]
+    distinct = np.nonzero(tally)[0]
+    return distinct, tally[distinct]
 
 
 def violations(net: Netlist, chip: Chip, cores: Mapping[str, np.ndarray], tiles: np.ndarray) -> tuple[str, ...]:
@@ -106,11 +106,11 @@ def violations(net: Netlist, chip: Chip, cores: Mapping[str, np.ndarray], tiles:
     if any(w.startswith("misplaced") for w in wrong):
         return tuple(wrong)
     use = measured(net, chip, cores, len(tiles))
-    for name, found in use.limits():
+    for name, counts in use.limits():
         limit: Figure | None = getattr(chip, name)
         if limit is not None:
-            wrong += [f"core {core}: {name} {found[core]:,} exceeds {limit.whole:,}"
-                      for core in np.nonzero(found > limit.whole)[0]]  # fmt: skip
+            wrong += [f"core {core}: {name} {counts[core]:,} exceeds {limit.whole:,}"
+                      for core in np.nonzero(counts > limit.whole)[0]]  # fmt: skip
     if chip.fan_in is not None:
         for name, n in use.fan_in.items():
             if n.max(initial=0) > chip.fan_in.whole:
@@ -154,7 +154,7 @@ def _bits(spec: Spec, chip: Chip, param: str | None) -> int:
 
 def _kernels(stored: dict[tuple[str, bool], np.ndarray], spec: Spec, chip: Chip, count: int) -> np.ndarray:
     """The memory of kernels that lie once on a core: a row for each source channel and place in the kernel."""
-    found = np.zeros(count, dtype=np.int64)
+    bits = np.zeros(count, dtype=np.int64)
     groups = {str(p.param): p.groups for p in spec.projections if OPERATIONS[p.op].kernel}
     for (param, transposed), held in stored.items():
         if param not in groups:
@@ -162,11 +162,11 @@ def _kernels(stored: dict[tuple[str, bool], np.ndarray], spec: Spec, chip: Chip,
         per = held.shape[1] // groups[param]
         by = held.reshape(count, groups[param], per, held.shape[2], -1)
         rows = by.sum(3 if transposed else 2).reshape(count, -1)
-        found += chip.row_bits(rows, _bits(spec, chip, param)).sum(1)
-    return found
+        bits += chip.row_bits(rows, _bits(spec, chip, param)).sum(1)
+    return bits
 
 
 def _pairs(a: Arrival, net: Netlist) -> Pairs:
     """All synapses of an arrival; where a route chooses, all that it chooses from."""
-    found = synapses(a.projection, net.spec, net.tensors)
-    return found.winner if a.winners and found.winner is not None else found.pre, found.post
+    synapse_list = synapses(a.projection, net.spec, net.tensors)
+    return synapse_list.winner if a.winners and synapse_list.winner is not None else synapse_list.pre, synapse_list.post

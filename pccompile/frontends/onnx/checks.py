@@ -23,43 +23,43 @@ FOREIGN = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
 QUANTIZED = ("Quantize", "Dequantize", "QLinear", "Integer", "QGemm", "QAttention")
 
 
-def check_structure(model: onnx.ModelProto, found: Collector) -> None:
+def check_structure(model: onnx.ModelProto, collector: Collector) -> None:
     """Versions, names, order: everything that the rest relies on."""
-    check_opsets(model, found)
-    check_functions(model, found)
-    check_graph(model.graph, set(), found)
+    check_opsets(model, collector)
+    check_functions(model, collector)
+    check_graph(model.graph, set(), collector)
 
 
-def check_opsets(model: onnx.ModelProto, found: Collector) -> None:
+def check_opsets(model: onnx.ModelProto, collector: Collector) -> None:
     """Every operator set must be one that exists."""
     if not 0 <= model.ir_version <= onnx.IR_VERSION:
-        found.add(
+        collector.add(
             f"the file's format has version {model.ir_version}; this onnx knows 1 to {onnx.IR_VERSION}",
             hint="upgrade the onnx package, or save the model in an older format",
         )
     newest = defs.onnx_opset_version()
     versions = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
     if "" not in versions and any(n.domain in ("", "ai.onnx") for n in all_nodes(model.graph)):
-        found.add("the model does not say which version of the ONNX operators it uses")
+        collector.add("the model does not say which version of the ONNX operators it uses")
     version = versions.get("", newest)
     if not 1 <= version <= newest:
-        found.add(
+        collector.add(
             f"operator set version {version} is unknown; this onnx knows 1 to {newest}",
             hint="upgrade the onnx package, or convert the model to an older version",
         )
     own = {f.domain for f in model.functions}
     used = {n.domain for n in all_nodes(model.graph)} - {"", "ai.onnx"}
     for domain in sorted(used - set(versions) - own):
-        found.add(f"operators of the domain {domain!r} are used, but the model does not import it")
+        collector.add(f"operators of the domain {domain!r} are used, but the model does not import it")
 
 
-def check_functions(model: onnx.ModelProto, found: Collector) -> None:
+def check_functions(model: onnx.ModelProto, collector: Collector) -> None:
     """A model's own functions must not call themselves, directly or through others. Raises BudgetError for too much."""
     calls = {(f.domain, f.name): [(n.domain, n.op_type) for n in nodes_of(f.node)] for f in model.functions}
     try:
         order = list(TopologicalSorter({k: set(v) & set(calls) for k, v in calls.items()}).static_order())
     except CycleError as error:
-        found.add(f"functions call themselves: {listing(sorted({name for _, name in error.args[1]}))}")
+        collector.add(f"functions call themselves: {listing(sorted({name for _, name in error.args[1]}))}")
         return
     sizes, depths = dict[tuple[str, str], int](), dict[tuple[str, str], int]()
     for key in order:
@@ -71,37 +71,37 @@ def check_functions(model: onnx.ModelProto, found: Collector) -> None:
         spend("depth", max((depths.get(key, 0) for key in used), default=0), "calling functions from functions")
 
 
-def check_graph(graph: onnx.GraphProto, outer: set[str], found: Collector) -> None:
+def check_graph(graph: onnx.GraphProto, outer: set[str], collector: Collector) -> None:
     """Each value is made once, before it is read."""
     given = [i.name for i in graph.initializer] + [s.values.name for s in graph.sparse_initializer]
     inputs = [i.name for i in graph.input]
     made: dict[str, str] = {}
     for name in (*given, *(i for i in inputs if i not in set(given))):
         if name in made:
-            found.add(f"two initializers or inputs are called {name}")
+            collector.add(f"two initializers or inputs are called {name}")
         made[name] = ""
     for node in graph.node:
         for output in node.output:
             if output and output in made:
-                found.add(f"two nodes or initializers make the value {output}", Location(label(node)))
+                collector.add(f"two nodes or initializers make the value {output}", Location(label(node)))
             if output:
                 made[output] = label(node)
     known = outer | set(made)
     for node in graph.node:
         absent = sorted({i for i in node.input if i and i not in known})
         if absent:
-            found.add(f"{node.op_type} reads {listing(absent)}, which nothing makes", Location(label(node)))
+            collector.add(f"{node.op_type} reads {listing(absent)}, which nothing makes", Location(label(node)))
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
-                check_graph(inner, known, found)
+                check_graph(inner, known, collector)
     for output in graph.output:
         if output.name not in known:
-            found.add(f"the output {output.name} is not made by anything")
+            collector.add(f"the output {output.name} is not made by anything")
     if not graph.output:
-        found.add("the graph has no output")
+        collector.add("the graph has no output")
     stuck = sort_nodes(graph)
     if stuck:
-        found.add(f"nodes read each other in a circle: {listing(stuck)}")
+        collector.add(f"nodes read each other in a circle: {listing(stuck)}")
 
 
 def label(node: onnx.NodeProto) -> str:
@@ -155,7 +155,7 @@ def nodes_of(nodes: Iterable[onnx.NodeProto]) -> Iterable[onnx.NodeProto]:
                 yield from nodes_of(attribute.g.node)
 
 
-def check_types(model: onnx.ModelProto, found: Collector) -> None:
+def check_types(model: onnx.ModelProto, collector: Collector) -> None:
     """Inputs and weights must be of a kind that can be computed with."""
     held = {i.name for i in model.graph.initializer}
     for entry in model.graph.input:
@@ -164,15 +164,15 @@ def check_types(model: onnx.ModelProto, found: Collector) -> None:
         kind = entry.type.WhichOneof("value") or "untyped"
         code = entry.type.tensor_type.elem_type
         if kind not in ("tensor_type", "sequence_type", "optional_type"):
-            found.add(f"input {entry.name} is {kind.replace('_type', '')}, not a tensor")
+            collector.add(f"input {entry.name} is {kind.replace('_type', '')}, not a tensor")
         elif kind == "tensor_type" and code != TEXT and code not in DTYPES and code not in NARROW:
-            found.add(f"input {entry.name} holds {type_name(code)}, which is not supported")
+            collector.add(f"input {entry.name} holds {type_name(code)}, which is not supported")
     for graph in graphs_of(model.graph):
         for sparse in graph.sparse_initializer:
-            found.add(f"initializer {sparse.values.name} is sparse", hint="store it as a dense tensor")
+            collector.add(f"initializer {sparse.values.name} is sparse", hint="store it as a dense tensor")
 
 
-def check_tensors(model: onnx.ModelProto, folder: Path | None, found: Collector) -> None:
+def check_tensors(model: onnx.ModelProto, folder: Path | None, collector: Collector) -> None:
     """Every weight must be there, in full, and nowhere but in the model's folder."""
     for graph in graphs_of(model.graph):
         attributes = [a.t for n in graph.node for a in n.attribute if a.type == onnx.AttributeProto.TENSOR]
@@ -180,7 +180,7 @@ def check_tensors(model: onnx.ModelProto, folder: Path | None, found: Collector)
             try:
                 verify(tensor, folder)
             except CompileError as error:
-                found.problems.extend(p for p in error.problems if p not in found.problems)
+                collector.problems.extend(p for p in error.problems if p not in collector.problems)
 
 
 def graphs_of(graph: onnx.GraphProto) -> Iterable[onnx.GraphProto]:
@@ -192,7 +192,7 @@ def graphs_of(graph: onnx.GraphProto) -> Iterable[onnx.GraphProto]:
                 yield attribute.g
 
 
-def check_operators(model: onnx.ModelProto, found: Collector) -> None:
+def check_operators(model: onnx.ModelProto, collector: Collector) -> None:
     """Every operator must have a rule; one problem for each type, naming its nodes."""
     missing: dict[tuple[str, str], list[onnx.NodeProto]] = {}
     local = {(f.domain, f.name) for f in model.functions}
@@ -206,7 +206,7 @@ def check_operators(model: onnx.ModelProto, found: Collector) -> None:
         names = listing(label(n) for n in nodes)
         origin = next((i for n in nodes for i in n.input if i), "")
         source = f"; reads {origin}" if origin else ""
-        found.add(
+        collector.add(
             f"no rule for {title} ({'node' if len(nodes) == 1 else 'nodes'} {names}{source})",
             hint=hint(domain, op_type),
         )
@@ -225,11 +225,11 @@ def hint(domain: str, op_type: str) -> str:
     return "cut the model before or behind it, or export with an older or newer operator set"
 
 
-def check_attributes(model: onnx.ModelProto, found: Collector) -> None:
+def check_attributes(model: onnx.ModelProto, collector: Collector) -> None:
     """Each node must have the inputs and attributes that its operator asks for."""
     versions = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
     for node in all_nodes(model.graph):
-        check_kinds(node, versions, found)
+        check_kinds(node, versions, collector)
     context = onnx.checker.C.CheckerContext()
     context.ir_version = model.ir_version or 3
     context.opset_imports = versions
@@ -241,10 +241,10 @@ def check_attributes(model: onnx.ModelProto, found: Collector) -> None:
         try:
             onnx.checker.check_node(node, context)
         except Exception as error:
-            found.add(first_line(error), Location(label(node)))
+            collector.add(first_line(error), Location(label(node)))
 
 
-def check_kinds(node: onnx.NodeProto, versions: Mapping[str, int], found: Collector) -> None:
+def check_kinds(node: onnx.NodeProto, versions: Mapping[str, int], collector: Collector) -> None:
     """Each attribute of a node must be of the kind that its operator defines: a number where it asks for a number."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     try:
@@ -256,4 +256,4 @@ def check_kinds(node: onnx.NodeProto, versions: Mapping[str, int], found: Collec
         wanted = int(defined[a.name].type) if a.name in defined else a.type  # type: ignore[call-overload]
         if a.type != wanted:
             what = f"attribute {a.name} of {node.op_type} is {kind(a.type)}, and must be {kind(wanted)}"
-            found.add(what, Location(label(node)))
+            collector.add(what, Location(label(node)))

@@ -62,13 +62,13 @@ def loaded(
 ) -> OnnxModule:
     """The module of a file that may be malformed. Raises CompileError, and anything for what no check foresaw."""
     model, weights, folder = checked(source, constants)
-    found = Collector()
+    collector = Collector()
     model = prepared(model)
-    checks.check_structure(model, found)
-    checks.check_operators(model, found)
-    found.raise_if_any()
-    checks.check_attributes(model, found)
-    found.raise_if_any()
+    checks.check_structure(model, collector)
+    checks.check_operators(model, collector)
+    collector.raise_if_any()
+    checks.check_attributes(model, collector)
+    collector.raise_if_any()
     opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
     types = [input_type(i) for i in model.graph.input if i.name not in weights]
     stored = sum(w.array.nbytes for w in weights.values() if w is not None)
@@ -109,11 +109,11 @@ def checked(
     check_known(model, constants)
     model = with_initializers(model, constants)
     light = without_numbers(model)
-    found = Collector()
-    checks.check_structure(light, found)
-    checks.check_types(light, found)
-    checks.check_tensors(model, folder, found)
-    found.raise_if_any()
+    collector = Collector()
+    checks.check_structure(light, collector)
+    checks.check_types(light, collector)
+    checks.check_tensors(model, folder, collector)
+    collector.raise_if_any()
     as_inputs(light)
     return light, weights_of(model, folder), folder
 
@@ -130,16 +130,16 @@ def unsupported(source: Source) -> list[Problem]:
 def problems(source: Source) -> list[Problem]:
     """Everything that keeps a model from being loaded. Raises CompileError for what is the only thing to be said."""
     model, folder = read(source)
-    light, found = without_numbers(model), Collector()
+    light, collector = without_numbers(model), Collector()
     for check in (checks.check_structure, checks.check_types, checks.check_operators):
-        check(light, found)
-    checks.check_tensors(model, folder, found)
-    if any("no rule" not in p.what for p in found.problems):
-        return found.problems
+        check(light, collector)
+    checks.check_tensors(model, folder, collector)
+    if any("no rule" not in p.what for p in collector.problems):
+        return collector.problems
     as_inputs(light)
-    found = Collector()
-    checks.check_operators(prepared(light), found)
-    return found.problems
+    collector = Collector()
+    checks.check_operators(prepared(light), collector)
+    return collector.problems
 
 
 def read(source: Source) -> tuple[onnx.ModelProto, Path | None]:
