@@ -182,23 +182,23 @@ module pc_mlp (
   assign s_n1_v[1] = f_n1_v(sat16(s_n0_v[1]));
   assign s_n1_v[2] = f_n1_v(sat16(s_n0_v[2]));
 
-  // n2.v: sum. n1.v->n2.v, bias 2.bias
-  wire signed [24:0] m_n1_v_n2_v [0:0];
-  assign m_n1_v_n2_v[0] = w_2_weight[0] * s_n1_v[0] + w_2_weight[1] * s_n1_v[1] + w_2_weight[2] * s_n1_v[2];
-  assign s_n2_v[0] = sat16(shr(m_n1_v_n2_v[0], 8) + w_2_bias[0]);
-
-  // n2.e: sum. n2.t->n2.e, n2.v->n2.e
-  assign s_n2_e[0] = sat16(s_n2_t[0] + -(s_n2_v[0]));
-
   // n1.d: map 1 - tanh(x)**2. n0.v->n1.d
   assign s_n1_d[0] = f_n1_d(sat16(s_n0_v[0]));
   assign s_n1_d[1] = f_n1_d(sat16(s_n0_v[1]));
   assign s_n1_d[2] = f_n1_d(sat16(s_n0_v[2]));
 
+  // n2.v: sum. n1.v->n2.v, bias 2.bias
+  wire signed [24:0] m_n1_v_n2_v [0:0];
+  assign m_n1_v_n2_v[0] = w_2_weight[0] * s_n1_v[0] + w_2_weight[1] * s_n1_v[1] + w_2_weight[2] * s_n1_v[2];
+  assign s_n2_v[0] = sat16(shr(m_n1_v_n2_v[0], 8) + w_2_bias[0]);
+
   // n1.g: product. n1.e->n1.g:x, n1.d->n1.g:y
   assign s_n1_g[0] = sat16(shr(sat16(s_n1_e[0]) * sat16(s_n1_d[0]), 10));
   assign s_n1_g[1] = sat16(shr(sat16(s_n1_e[1]) * sat16(s_n1_d[1]), 10));
   assign s_n1_g[2] = sat16(shr(sat16(s_n1_e[2]) * sat16(s_n1_d[2]), 10));
+
+  // n2.e: sum. n2.t->n2.e, n2.v->n2.e
+  assign s_n2_e[0] = sat16(s_n2_t[0] + -(s_n2_v[0]));
 
   assign out_n2_v = {s_n2_v[0]};
 

@@ -132,21 +132,21 @@ module pc_mlp (
         kind = TABLE; target = 5; rows = 1; columns = 3; first_step = 2; total = 16; total_x = 16; total_y = 16;
       fraction = 10; table_log = 6; table_shift = 7;
       end
-      2: begin  // n2.v: sum
-        kind = SUM; target = 8; rows = 1; columns = 1; first_step = 3; total = 16; total_x = 16; total_y = 16;
-      fraction = 10;
-      end
-      3: begin  // n2.e: sum
-        kind = SUM; target = 10; rows = 1; columns = 1; first_step = 5; total = 16; total_x = 16; total_y = 16;
-      fraction = 10;
-      end
-      4: begin  // n1.d: map
-        kind = TABLE; target = 17; rows = 1; columns = 3; first_step = 7; total = 16; total_x = 16; total_y = 16;
+      2: begin  // n1.d: map
+        kind = TABLE; target = 17; rows = 1; columns = 3; first_step = 3; total = 16; total_x = 16; total_y = 16;
       fraction = 10; table_base = 64; table_log = 6; table_shift = 7;
       end
-      5: begin  // n1.g: product
-        kind = PRODUCT; target = 20; rows = 1; columns = 3; first_step = 8; total = 16; total_x = 16; total_y = 16;
+      3: begin  // n2.v: sum
+        kind = SUM; target = 8; rows = 1; columns = 1; first_step = 4; total = 16; total_x = 16; total_y = 16;
+      fraction = 10;
+      end
+      4: begin  // n1.g: product
+        kind = PRODUCT; target = 20; rows = 1; columns = 3; first_step = 6; total = 16; total_x = 16; total_y = 16;
       fraction = 10; rescale = 10;
+      end
+      5: begin  // n2.e: sum
+        kind = SUM; target = 10; rows = 1; columns = 1; first_step = 8; total = 16; total_x = 16; total_y = 16;
+      fraction = 10;
       end
       6: begin  // n0.e: integrator
         kind = INTEGRATE; target = 11; rows = 1; columns = 3; first_step = 10; total = 16; total_x = 16;
@@ -216,26 +216,26 @@ module pc_mlp (
       2: begin  // n0.v->n1.v
         slots = 1; operand = BY_ONE; x_base = 2; x_column = 1; factor = 1; last_step = 1;
       end
-      3: begin  // n1.v->n2.v
-        slots = 3; operand = BY_PARAMETER; x_base = 5; x_slot = 1; y_base = 10; y_slot = 1; factor = 1; shift = 8;
-      end
-      4: begin  // bias 2.bias
-        slots = 1; one = 1; operand = BY_PARAMETER; y_base = 9; factor = 1; last_step = 1;
-      end
-      5: begin  // n2.t->n2.e
-        slots = 1; operand = BY_ONE; x_base = 9; factor = 1;
-      end
-      6: begin  // n2.v->n2.e
-        slots = 1; operand = BY_ONE; x_base = 8; factor = -1; last_step = 1;
-      end
-      7: begin  // n0.v->n1.d
+      3: begin  // n0.v->n1.d
         slots = 1; operand = BY_ONE; x_base = 2; x_column = 1; factor = 1; last_step = 1;
       end
-      8: begin  // n1.e->n1.g:x
+      4: begin  // n1.v->n2.v
+        slots = 3; operand = BY_PARAMETER; x_base = 5; x_slot = 1; y_base = 10; y_slot = 1; factor = 1; shift = 8;
+      end
+      5: begin  // bias 2.bias
+        slots = 1; one = 1; operand = BY_PARAMETER; y_base = 9; factor = 1; last_step = 1;
+      end
+      6: begin  // n1.e->n1.g:x
         slots = 1; operand = BY_ONE; x_base = 14; x_column = 1; factor = 1;
       end
-      9: begin  // n1.d->n1.g:y
+      7: begin  // n1.d->n1.g:y
         slots = 1; operand = BY_ONE; x_base = 17; x_column = 1; factor = 1; port = 1; last_step = 1;
+      end
+      8: begin  // n2.t->n2.e
+        slots = 1; operand = BY_ONE; x_base = 9; factor = 1;
+      end
+      9: begin  // n2.v->n2.e
+        slots = 1; operand = BY_ONE; x_base = 8; factor = -1; last_step = 1;
       end
       10: begin  // n1.g->n0.e
         slots = 1; operand = BY_ONE; x_base = 20; x_column = 1; factor = 1; last_step = 1;
