@@ -207,12 +207,20 @@ class Reading:
     hint: str
 
 
+class Wrapper(nn.Module):
+    """A module of ours around code of the user's: no place that the user knows."""
+
+
 def reading_of(model: nn.Module, error: BaseException) -> Reading:
     """The reading of a value that `error` ended the capture of `model` at."""
     paths = {id(m): path for path, m in model.named_modules()}
     calls = [(frame, line, _first_argument(frame)) for frame, line in _frames(error)]
     own = [entry for entry in calls if id(entry[2]) in paths and entry[0].f_code.co_filename != module.__file__]
-    chosen = [entry for entry in own if entry[0].f_code.co_filename != container.__file__]
+    chosen = [
+        entry
+        for entry in own
+        if entry[0].f_code.co_filename != container.__file__ and not isinstance(entry[2], Wrapper)
+    ]
     if not chosen:
         hint = f"choose with torch.where or torch.cond, or use {CUT}"
         return Reading("Python code reads a tensor's value", "", hint)

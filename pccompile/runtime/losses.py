@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pccompile.algorithms import ALGORITHMS
 from pccompile.backends.torch import Loss
-from pccompile.diagnostics import CompileError, RuleError
+from pccompile.diagnostics import CaptureError, CompileError, RuleError
+from pccompile.frontends.capture import Wrapper
 from pccompile.frontends.imported import Imported
 from pccompile.frontends.signature import CaptureForm, Varied
 from pccompile.frontends.subclasses import refuse_acting
@@ -28,11 +29,14 @@ MEAN_LOSS = (
     "the loss is a mean over the batch, so what inference does with a sample depends on the batch's size: "
     "sum it, and divide the gradients"
 )
+UNCAPTURED = (
+    "choose with torch.where, leave checks of values out, or, where inference need not know the loss, take it of pc(x)"
+)
 LARGEST = 4096
 """A loss may hold tensors, such as class weights, of so many entries: they are written into the generated file."""
 
 
-class _LossModule(nn.Module):
+class _LossModule(Wrapper):
     def __init__(self, loss: Callable[..., Tensor], interface: Interface) -> None:
         super().__init__()
         self.loss, self.interface = loss, interface
@@ -58,6 +62,9 @@ def compile_loss(
     module, args = _LossModule(loss, interface), (flat, target)
     try:
         imported, pc = _with_rules(module, args, free, varying(captured, flat, pytree.tree_leaves(target)))
+    except CaptureError as e:
+        what = e.problems[0].what.replace(_LossModule.__name__, "the loss")
+        raise CompileError(what, e.problems[0].where, UNCAPTURED) from e
     except (RuleError, AssertionError, RuntimeError):  # torch's own formulas ask which lengths are the same
         imported, pc = _with_rules(module, args, "nothing", frozenset())
     names = imported.inputs

@@ -136,3 +136,22 @@ def test_verify_takes_a_loss_of_its_own_into_inference() -> None:
     report = pccompile.verify(pc, (x,), target=torch.randint(4, (6,)), loss=summed)
     assert report.passed
     assert any("free energy over 20 steps" in c.what for c in report.checks)
+
+
+class _Branching(nn.Module):
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        return output.sum() if output.sum() > 0 else (output - target).square().sum()
+
+
+@pytest.mark.parametrize(
+    "loss, reader",
+    [(lambda o, t: F.gaussian_nll_loss(o, t, torch.ones_like(o)), "Python code"), (_Branching(), "_Branching")],
+)
+def test_a_loss_that_decides_by_numbers_is_refused_as_the_loss(loss: Any, reader: str) -> None:
+    x, y = torch.randn(4, 3), torch.randn(4, 2)
+    with pytest.raises(
+        CompileError, match=rf"the loss: {reader} reads a tensor's value.* at test_strict_loss\.py"
+    ) as e:
+        pccompile.compile(nn.Linear(3, 2), (x,), loss=loss).loss(x, target=y)
+    assert "_LossModule" not in str(e.value)
+    assert "take it of pc(x)" in str(e.value)
