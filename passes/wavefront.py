@@ -82,11 +82,11 @@ class _Symbols:
     def repeat(self, loop: Repeat) -> Repeat:
         """A loop, which knows what stays in it for how long; nothing where it may stop, learns or has loops inside."""
         body = [s for s in loop.body if isinstance(s, Do)]
-        still: dict[Place, int] = {}
+        unmoved: dict[Place, int] = {}
         if len(body) == len(loop.body) and loop.until is None:
-            still = {place: turn for place, turn in self.moving(body).items() if turn}
+            unmoved = {place: turn for place, turn in self.moving(body).items() if turn}
         self.pass_over(loop)
-        return replace(loop, still=still)
+        return replace(loop, unmoved=unmoved)
 
     def moving(self, body: list[Do]) -> dict[Place, int]:
         """For each slot that has a value before a loop, the turn in which it first changes."""

@@ -203,7 +203,7 @@ class _Lowering:
             for (slot, vertex), value in state.values.items():
                 self.slots[vertex, slot] = self.terms.of_one_sample((vertex, slot), value)
             phis = dict(state.values)
-            if isinstance(loop, Repeat) and loop.still and not self.record:
+            if isinstance(loop, Repeat) and loop.unmoved and not self.record:
                 self.waiting(loop, phis)
             else:
                 self.run(loop.body)
@@ -225,7 +225,7 @@ class _Lowering:
         """A loop's body, each slot from the turn on in which it moves; what has no value before, as soon as read."""
         for d in flat(loop.body):
             start = phis.get((d.slot, d.vertex))
-            self.w.since = loop.still.get((d.vertex, d.slot), 0) if start else LATE
+            self.w.since = loop.unmoved.get((d.vertex, d.slot), 0) if start else LATE
             self.do(d, start if self.w.since else None)
         self.w.since = 0
 

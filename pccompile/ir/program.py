@@ -64,21 +64,21 @@ class Update:
 class Repeat:
     """Run `body` `times` times, a runtime argument's name, or until its vertices have settled.
 
-    still: (owner, slot) and for how many turns that slot keeps the value that it has before the loop, so that nothing
+    unmoved: (owner, slot) and for how many turns that slot keeps the value that it has before the loop, so that nothing
     which it is computed from need be computed: see passes.wavefront.
     """
 
     times: str
     body: tuple[Step, ...]
     until: Until | None = None
-    still: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    unmoved: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         head = f"repeat {self.times}{f' {self.until}' if self.until else ''}:"
         return "\n".join([head, *(f"  {line}" for s in self.body for line in self._lines(s))])
 
     def _lines(self, s: Step) -> list[str]:
-        turn = self.still.get((s.vertex, s.slot), 0) if isinstance(s, Do) else 0
+        turn = self.unmoved.get((s.vertex, s.slot), 0) if isinstance(s, Do) else 0
         return [f"{s}{f', from turn {turn}' if turn else ''}"] if isinstance(s, Do) else str(s).splitlines()
 
 

@@ -23,7 +23,7 @@ def loops(program: Program) -> list[Repeat]:
 
 def full(program: Program) -> Program:
     """The same, with every vertex computed at every step."""
-    return replace(program, infer=tuple(replace(s, still={}) if isinstance(s, Repeat) else s for s in program.infer))
+    return replace(program, infer=tuple(replace(s, unmoved={}) if isinstance(s, Repeat) else s for s in program.infer))
 
 
 def captured(p: Problem) -> PCGraph:

@@ -138,7 +138,7 @@ def displaced(turn: tuple[Any, ...], p: Problem) -> Program:
     """Strict inference whose loop does `turn` after its own steps."""
     program = program_of(captured(p), "strict")
     (loop,) = loops(program)
-    changed = replace(loop, body=(*loop.body, *turn), still={})
+    changed = replace(loop, body=(*loop.body, *turn), unmoved={})
     return replace(program, infer=tuple(changed if s is loop else s for s in program.infer))
 
 

@@ -37,7 +37,7 @@ def test_the_wavefront_gives_the_full_dynamics(net: str) -> None:
     pc = captured(p)
     for how in ALGORITHMS.values():
         program = program_of(pc, **how)
-        assert any(s.still for s in loops(program)), how
+        assert any(s.unmoved for s in loops(program)), how
         assert agree(program, p, 0, 1, 2, 3, 12), how
         found, expected = gradients(program, p, 1, 12), gradients(program, p, 1, 12, text=plain(program))
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)  # fused steps round otherwise
@@ -80,7 +80,7 @@ def test_half_of_the_products_are_spared_on_a_chain() -> None:
     p = Problem(lambda: deep(depth), (4, 5))
     program = program_of(captured(p), "strict")
     (loop,) = loops(program)
-    values = [loop.still.get((v.name, "value"), 0) for v in program.pc.latent]
+    values = [loop.unmoved.get((v.name, "value"), 0) for v in program.pc.latent]
     assert values == [*range(depth - 1, -1, -1)]
     plain = [products(full(program), p, steps) for steps in (0, depth)]
     spared = products(full(program), p, depth) - products(program, p, depth)
@@ -104,9 +104,9 @@ def test_text_grows_with_the_network_and_not_with_the_steps() -> None:
 def test_what_moves_at_once_is_computed_at_once() -> None:
     """Noise moves every vertex in the first turn; where parameters change or a loop may stop, nothing is followed."""
     pc = captured(problem("gated"))
-    assert not any(s.still for s in loops(program_of(pc, "langevin")) if ("value" in {k[1] for k in s.still}))
-    assert not any(s.still for s in loops(program_of(pc, "incremental")))
-    assert not any(s.still for s in loops(program_of(pc, "strict", tolerance=1e-3)))
+    assert not any(s.unmoved for s in loops(program_of(pc, "langevin")) if ("value" in {k[1] for k in s.unmoved}))
+    assert not any(s.unmoved for s in loops(program_of(pc, "incremental")))
+    assert not any(s.unmoved for s in loops(program_of(pc, "strict", tolerance=1e-3)))
 
 
 def test_values_that_start_elsewhere_are_followed_from_there() -> None:
@@ -127,6 +127,6 @@ def test_a_schedule_that_displaces_values_first_is_not_held_still() -> None:
     bare = full(program)
     moved = wavefront(replace(bare, infer=(*bare.infer[:at], *displaced, *bare.infer[at:])))
     (loop,) = loops(moved)
-    assert not [k for k in loop.still if k[1] == "value"]
+    assert not [k for k in loop.unmoved if k[1] == "value"]
     update = replace(bare, infer=(Update(), *bare.infer[:at], *bare.infer[at:]))
-    assert not [k for s in loops(wavefront(update)) for k in s.still if k[1] == "prediction"]
+    assert not [k for s in loops(wavefront(update)) for k in s.unmoved if k[1] == "prediction"]
