@@ -81,12 +81,8 @@ def _with_leaves(graph: Graph, plan: _Plan, leaves: Mapping[str, str], learning:
 def _neighbours(v: Vertex) -> Vertex:
     """`v` with everything that its rules read as its parents."""
     own = {n.name for n in (*v.prediction, *v.rules)}
-    read = (i for n in v.rules for i in n.inputs if i not in own and _is_value(i))
+    read = (i for n in v.rules for i in n.inputs if i not in own and type(i) is Ref)
     return replace(v, parents=tuple(dict.fromkeys((*v.parents, *map(str, read)))))
-
-
-def _is_value(name: Ref) -> bool:
-    return type(name) is Ref
 
 
 def _learning(v: Vertex, learning: Mapping[str, str]) -> Vertex:

@@ -58,8 +58,8 @@ class Request:
 
         by_autograd: whether calls whose path is one too many are left to autograd, where that has the same gradients.
         """
-        if reason := not_on_paths(self):
-            raise CompileError(reason)
+        if self.options.jit:
+            raise CompileError('jit=True compiles what reads no numbers: it goes without capture="path"')
         how = self.loss, self.dynamic_shapes, self.locate
         pc = PathModule(self.model, self.options, *how, hook=self.hook, check=self.check)
         pc.by_autograd = by_autograd and ALGORITHMS[self.options.algorithm].equals == "backprop"
@@ -124,8 +124,3 @@ def _after(refusal: CaptureError, request: Request) -> PCModule:
 
 def _told(error: CompileError, way: str) -> list[Problem]:
     return [p if p.what.startswith(way) else replace(p, what=f"{way}: {p.what}") for p in error.problems]
-
-
-def not_on_paths(request: Request) -> str:
-    """Why a model is not to be had along paths with these options; '' where it is."""
-    return 'jit=True compiles what reads no numbers: it goes without capture="path"' if request.options.jit else ""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
+import functools
+import gzip
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +21,6 @@ from torch import Tensor
 from pccompile.algorithms import ALGORITHMS
 from pccompile.backends.torch import Source
 from pccompile.diagnostics import CompileError
-from pccompile.explorer.page import html
 from pccompile.explorer.runs import as_data, program_of, run
 from pccompile.explorer.vertices import code_data, equations_data, graph_data
 from pccompile.files.writing import SEAL, check_folder, check_replaceable, write_together
@@ -188,3 +192,66 @@ def changed(old: list[str], new: list[str]) -> Iterator[list[Any]]:
             yield ["-", b - a]
         if d > c:
             yield ["+", d - c]
+
+
+VENDOR = ("viz.js.gz", "katex.js.gz", "uplot.js.gz")
+SCRIPTS = (
+    "state", "elements", "colour", "hierarchy", "layout", "graph", "charts", "code", "panel", "modules", "heatmap",
+    "convergence", "compare", "stages", "chip", "search", "views", "keys", "main",
+)  # fmt: skip
+"""The page's own scripts, in this order one after the other in one function."""
+
+
+@functools.cache
+def _part(name: str) -> bytes:
+    return files("pccompile.explorer").joinpath(name).read_bytes()
+
+
+@functools.cache
+def vendored() -> tuple[bytes, ...]:
+    """The scripts of other people, unpacked."""
+    return tuple(gzip.decompress(_part(f"vendor/{name}")) for name in VENDOR)
+
+
+@functools.cache
+def script() -> str:
+    """The page's own script."""
+    parts = (_part(f"page/{name}.js").decode() for name in SCRIPTS)
+    return '(() => {\n"use strict";\n' + "\n".join(parts) + "})();\n"
+
+
+@functools.cache
+def style() -> str:
+    """The page's style, with KaTeX's fonts."""
+    return gzip.decompress(_part("vendor/vendor.css.gz")).decode() + _part("page/style.css").decode()
+
+
+def _hash(content: bytes) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}'"
+
+
+def packed(content: bytes) -> str:
+    """Content for a page: compressed, in base64."""
+    return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
+
+
+def html(data: str) -> str:
+    """The page that shows `data`, JSON of an exploration."""
+    own = script()
+    parts = {
+        "hashes": " ".join(_hash(s) for s in (*vendored(), own.encode())),
+        "stylehash": _hash(style().encode()),
+        "style": style(),
+        "vendor": "\n".join(f'<script type="text/plain" class="vendor">{_packed_vendor(i)}</script>' for i in range(3)),
+        "data": packed(data.encode()),
+        "script": own,
+        "seal": SEAL,
+    }
+    text = _part("page/template.html").decode()
+    head, *rest = text.split("{{")
+    return head + "".join(parts[name] + tail for name, _, tail in (piece.partition("}}") for piece in rest))
+
+
+@functools.cache
+def _packed_vendor(i: int) -> str:
+    return packed(vendored()[i])

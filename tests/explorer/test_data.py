@@ -16,7 +16,7 @@ from torch import nn
 
 import pccompile
 from pccompile.explorer import Exploration
-from pccompile.explorer.page import VENDOR, script, vendored
+from pccompile.explorer.explore import VENDOR, script, vendored
 from pccompile.explorer.vertices import spots
 
 ROOM = files("pccompile.explorer")

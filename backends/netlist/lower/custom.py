@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from pccompile.backends.netlist.lower.lowering import Lowering, Unsupported
 from pccompile.backends.netlist.lower.registry import lowers
 from pccompile.backends.netlist.lower.values import Signal, Values
 from pccompile.diagnostics import CompileError
-from pccompile.ir import ERROR, Node, Ref, refs
+from pccompile.ir import ERROR, Node, refs
 from pccompile.ops import OPS, Builder
 
 VALUE = {"pcc.function": "value", "pccompile.overwritten.default": "new"}
@@ -57,13 +56,9 @@ def _rule(lo: Lowering, node: Node, error: str, errors: Mapping[str, str]) -> No
         except Unsupported as e:
             raise CompileError(f"the netlist has no circuit for the rule of {node.op}: {e}", node.where) from e
     for argument, sent in messages.items():
-        for parent, message in zip(refs([node[argument]]), _flat(sent), strict=True):
+        for parent, message in zip(refs([node[argument]]), sent if isinstance(sent, tuple) else (sent,), strict=True):
             if message is not None and parent in lo.active:
                 _deliver(lo, lo.ids(parent), np.broadcast_to(lo.ids(message), lo.ids(parent).shape), errors)
-
-
-def _flat(sent: Any) -> tuple[Ref | None, ...]:
-    return sent if isinstance(sent, tuple) else (sent,)
 
 
 def _deliver(lo: Lowering, parent: np.ndarray, message: np.ndarray, errors: Mapping[str, str]) -> None:
