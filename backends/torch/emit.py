@@ -42,7 +42,7 @@ class Source:
     inference takes targets instead of output errors, `updates` that inference itself changes the parameters. `lasting`
     are the paths of what lasts between calls and changes, which `learn` returns behind the gradients. `blocks` says in
     which function of its own the lines of a vertex stand, by the function that calls it and the vertex; `map` whose
-    each line is.
+    each line is. `reads` are the paths of the parameters that the functions behind `predict` read.
     """
 
     text: str
@@ -54,6 +54,7 @@ class Source:
     lasting: tuple[str, ...] = ()
     blocks: Mapping[tuple[str, str], str] = field(default_factory=dict)
     map: SourceMap = field(default_factory=SourceMap)
+    reads: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,9 @@ class File:
         errors = tuple(outputs.index(o.value) for o in self.pc.outputs)
         more = self.signature.moving, self.program.updates, tuple(self.lasting.values())
         blocks = {(name, v): b for name, whole in self.outlined.items() for v, b in whole.places.items()}
-        return Source(text, outputs, errors, tuple(self.gradients.values()), *more, blocks, mapped)
+        statements = [s for _, f in self.later() for s in f.statements()]
+        reads = frozenset(str(s.args["key"]) for s in statements if s.op == "leaf" and s.args["table"] == "params")
+        return Source(text, outputs, errors, tuple(self.gradients.values()), *more, blocks, mapped, reads)
 
     def bodies(self) -> list[tuple[str, Callable[[], list[str]]]]:
         """The functions behind prediction by name, but for one that only calls others."""

@@ -18,8 +18,9 @@ from pccompile.pipeline import Options, compile_imported
 from pccompile.report.gradients import Bench, Gradients
 from pccompile.report.losses import clamp, cloned
 from pccompile.report.trace import Trace, recorded
-from pccompile.runtime.loaded_program import Runtime, parted, reaching
+from pccompile.runtime.loaded_program import Runtime, parted
 from pccompile.runtime.module import CompiledModule
+from pccompile.runtime.reached_outputs import reaching
 
 SIDE = 16
 """An error is shown as a picture of so many pixels a side at most."""

@@ -51,6 +51,8 @@ class Autocast:
 
 def current(device: str) -> Autocast | None:
     """The setting that holds for tensors on `device`; None where autocast is off."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
     if device == "meta" or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return None
     return Autocast(device, torch.get_autocast_dtype(device))

@@ -114,6 +114,11 @@ class Snapshots:
         """Compare the form of a tensor, and whether it takes a gradient where `learning` says that this matters."""
         self._forms.add(tensor, learning)
 
+    @property
+    def surroundings(self) -> Callable[..., bool] | None:
+        """As `TensorForms.surroundings`, for the tensors whose forms are compared."""
+        return self._forms.surroundings
+
     def hold(self) -> bool:
         """Whether everything is as it was."""
         try:

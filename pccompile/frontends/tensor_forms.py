@@ -36,7 +36,11 @@ def form(tensor: Tensor) -> tuple[Any, ...]:
 
 
 class TensorForms:
-    """Tensors, and the forms that they had when they were added."""
+    """Tensors, and the forms that they had when they were added.
+
+    surroundings: the comparison in C that held last. It holds only where each tensor learns or not as it did when that
+    was made, and where autocast and the like are as they were. None where some tensors are compared one by one.
+    """
 
     def __init__(self) -> None:
         self._tensors: dict[int, Tensor] = {}
@@ -44,6 +48,7 @@ class TensorForms:
         self._learning: dict[int, bool] = {}
         self._plain: tuple[Tensor, ...] = ()
         self._checks: tuple[Callable[..., bool], ...] = ()
+        self.surroundings: Callable[..., bool] | None = None
 
     def add(self, tensor: Tensor, learning: bool) -> None:
         """Compare this tensor too; with `learning`, also whether it takes a gradient."""
@@ -59,7 +64,10 @@ class TensorForms:
         """Whether all have the forms that they had."""
         for check in self._checks:
             if check(*self._plain):
-                return len(self._plain) == len(self._tensors) or self._same()
+                if len(self._plain) == len(self._tensors):
+                    self.surroundings = check
+                    return True
+                return self._same()
         if not self._same():
             return False
         if self._plain and TensorGuards is not None:
@@ -74,12 +82,26 @@ class TensorForms:
 
 def like(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
     """A function that says whether tensors are of the forms that these have now; None where some are no plain ones."""
-    if any(type(t) not in (Tensor, nn.Parameter) or strides(t) is None for t in tensors):
+    if not _are_plain(tensors):
         return None
     if TensorGuards is not None and tensors:
         return compared_in_c(tensors)
     forms = list(map(form, tensors))
     return lambda *now: list(map(form, now)) == forms
+
+
+def surely_like(values: Sequence[object]) -> Callable[..., bool] | None:
+    """As `like`, and whether they learn, and what surrounds them, is as it is now; None where that cannot be told.
+
+    The function says no to what is no tensor, and takes as many values as there are here.
+    """
+    tensors = [v for v in values if isinstance(v, Tensor)]
+    plain = bool(tensors) and len(tensors) == len(values) and _are_plain(tensors)
+    return compared_in_c(tensors) if plain and TensorGuards is not None else None
+
+
+def _are_plain(tensors: Sequence[Tensor]) -> bool:
+    return all(type(t) in (Tensor, nn.Parameter) and strides(t) is not None for t in tensors)
 
 
 def compared_in_c(tensors: Sequence[Tensor]) -> Callable[..., bool]:

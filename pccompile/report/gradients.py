@@ -15,9 +15,10 @@ from pccompile.diagnostics import printable
 from pccompile.frontends.places import change_attributes
 from pccompile.pipeline import compile_imported
 from pccompile.report.losses import Criterion, cast, clamp, cloned, random_target, squared_error
-from pccompile.runtime.loaded_program import Runtime, parted, reaching
+from pccompile.runtime.loaded_program import Runtime, parted
 from pccompile.runtime.module import CompiledModule
 from pccompile.runtime.pieces import ModuleInPieces
+from pccompile.runtime.reached_outputs import reaching
 from pccompile.runtime.trial_run import untouched
 
 Gradients = dict[str, "Tensor | None"]

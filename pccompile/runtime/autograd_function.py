@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,6 @@ from pccompile.runtime.model_state import Tables
 from pccompile.runtime.partial_losses import partial_sweep
 from pccompile.runtime.value_hooks import refuse_value_hooks
 
-Predict = Callable[[Runtime, Tables, dict[str, Tensor]], tuple[tuple[Tensor, ...], list[Any]]]
-"""The outputs of a program for these inputs, and its context."""
 Keep = Callable[[Runtime, Mapping[str, Tensor]], None]
 """Takes what a program has found that lasts between calls, by its path."""
 
@@ -39,135 +37,160 @@ class Bridge(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        predict: Predict,
-        keep: Keep | None,
         runtime: Runtime,
         tables: Tables,
         inputs: dict[str, Tensor],
         targets: Any,
+        keep: Keep | None,
         *_: Tensor,
     ) -> Any:
         """The outputs; before them the loss of `targets`, where they are given."""
+        plan, params = runtime.plan, tables[0]
         detached = {k: t.detach() for k, t in inputs.items()}
-        outputs, context, loss, errors = _forward(predict, runtime, tables, detached, targets)
-        ctx.runtime, ctx.targets, ctx.keep, ctx.loss, ctx.call = runtime, targets, keep, None, None
-        ctx.is_tensor = [isinstance(c, Tensor) for c in context]
-        ctx.rest = [c for c in context if not isinstance(c, Tensor)]
-        ctx.set_materialize_grads(False)
-        params = tables[0]
-        ctx.names = tuple(params)
-        kept = [*params.values(), *(c for c in context if isinstance(c, Tensor))]
+        outputs, context, loss, errors = _forward(runtime, tables, detached, targets)
+        names = params if plan.kept is None else plan.kept
+        kept = [c for c in context if isinstance(c, Tensor)]
+        rest = None if len(kept) == len(context) else [None if isinstance(c, Tensor) else (c,) for c in context]
         clamped = [outputs[i] for i in runtime.source.errors]
-        ctx.like = [(o.shape, o.dtype, o.device) for o in clamped]
-        results = tuple(o if all(o is not p for p in outputs[:i]) else o.detach() for i, o in enumerate(outputs))
-        carrying = {runtime.source.outputs[i] for i in runtime.source.errors}
-        still = (o for o, name in zip(results, runtime.source.outputs, strict=True) if name not in carrying)
-        ctx.mark_non_differentiable(*still)
-        ctx.results = [weakref.ref(o) for o in results]
-        if targets is None:
-            ctx.save_for_backward(*kept, *(o.detach() for o in clamped if runtime.source.moving))
-            return results
-        if watched(runtime):
-            ctx.loss, ctx.call = loss.detach(), (tables, detached)
-        ctx.save_for_backward(*kept, *(() if runtime.source.moving else errors))
-        return (loss, *results)
+        like = [(o.shape, o.dtype, o.device) for o in clamped] if len(clamped) > 1 else []
+        results = outputs
+        if len(outputs) > 1:
+            results = tuple(o if all(o is not p for p in outputs[:i]) else o.detach() for i, o in enumerate(outputs))
+            made = [weakref.ref(o) for o in results]
+        else:
+            made = []  # no error can flow from one output to another
+        if plan.still:
+            ctx.mark_non_differentiable(*[results[i] for i in plan.still])
+        ctx.set_materialize_grads(False)
+        watch = (loss.detach(), (tables, detached)) if targets is not None and watched(runtime) else (None, None)
+        ctx.call = runtime, tuple(names), targets, keep, rest, len(kept), like, made, watch
+        if runtime.source.moving:
+            errors = [] if targets is not None else [o.detach() for o in clamped]
+        ctx.save_for_backward(*[params[name] for name in names], *kept, *errors)
+        return results if targets is None else (loss, *results)
 
     @staticmethod
     @opaque
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradients of what was given as `_`, from what the loss sends to the outputs."""
         refuse_second_order()
-        runtime: Runtime = ctx.runtime
+        runtime, names, targets, keep, rest, count, like, made, watch = ctx.call
+        plan = runtime.plan
         if runtime.reads is not None:
             runtime.reads.refuse_changes()
-        none = (None,) * 6
+        none = (None,) * 5
         if all(g is None for g in grads):
-            return (*none, *(None for _ in runtime.source.gradients))
-        tensors, rest = iter(ctx.saved_tensors), iter(ctx.rest)
-        params = {name: next(tensors) for name in ctx.names}
-        context = [next(tensors) if tensor else next(rest) for tensor in ctx.is_tensor]
-        saved = list(tensors)
+            return (*none, *(None for _ in plan.gradients))
+        saved: Any = ctx.saved_tensors
+        params, tensors = dict(zip(names, saved, strict=False)), iter(saved[len(names) : len(names) + count])
+        context = list(tensors) if rest is None else [next(tensors) if c is None else c[0] for c in rest]
+        saved = list(saved[len(names) + count :])
         del tensors
         ctx.maybe_clear_saved_tensors()  # unless the graph is kept, the sweep frees each value when it has read it
         if runtime.source.updates:
             raise CompileError(f"{runtime.options.algorithm} moves the parameters inside inference", hint=STEP)
-        given, scale, used = _clamped(ctx, grads, saved)
-        if runtime.compiled is not None and len(ctx.results) > 1:
+        given, scale, used = _clamped(runtime, targets, like, grads, saved)
+        if made and runtime.compiled is not None:
             sent_to = {runtime.compiled.graph.outputs[runtime.source.errors[i]] for i in used}
-            refuse_value_hooks(runtime.compiled, ctx.results, sent_to)
-        with without_autocast(given[0].device.type):
-            partial, finite = partial_sweep(runtime, frozenset(used)), None
-            if partial:
-                gradients, lasting = parted(partial(params, context, [given[i] for i in sorted(used)]))
-            else:
-                refuse_parts(runtime, used)
-                gradients, lasting, finite = gradients_of(runtime, params, context, given, ctx.loss, ctx.call)
-            if runtime.iterates:
-                notice(runtime, gradients, params, context, given, finite)
-        if ctx.keep is not None:
-            ctx.keep(runtime, lasting)
-        scale = None if scale is None or _is_one(scale) else scale
-        keys = (gradient.key for gradient in runtime.source.gradients)
-        reached = (gradients.get(key) if runtime.reaching[key] & used else None for key in keys)
-        return (*none, *(g if g is None or scale is None else g * scale for g in reached))
+            refuse_value_hooks(runtime.compiled, made, sent_to)
+        if current(given[0].device.type) is None:
+            gradients, lasting = _learned(runtime, params, context, given, used, watch)
+        else:
+            with without_autocast(given[0].device.type):
+                gradients, lasting = _learned(runtime, params, context, given, used, watch)
+        if keep is not None:
+            keep(runtime, lasting)
+        if used == plan.errors:
+            reached = [gradients.get(key) if reaches else None for key, reaches in plan.gradients]
+        else:
+            reached = [gradients.get(key) if runtime.reaching[key] & used else None for key, _ in plan.gradients]
+        if scale is None or _is_one(scale):
+            return (*none, *reached)
+        return (*none, *(g if g is None else g * scale for g in reached))
+
+
+_apply: Callable[..., tuple[Tensor, ...]] = super(torch.autograd.Function, Bridge).apply
+"""As `Bridge.apply`, which first takes all arguments out of what torch.func has wrapped them in, and left."""
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def applied(
-    predict: Predict,
-    keep: Keep | None,
     runtime: Runtime,
     tables: Tables,
     inputs: dict[str, Tensor],
     targets: list[Tensor] | None,
-) -> tuple[Tensor, ...]:
+    keep: Keep | None,
+) -> Sequence[Tensor]:
     """The outputs of a call, before them its loss where there are targets, as autograd knows them.
 
     An output that is an argument or a parameter is that tensor itself, and one that carries no gradient has none, where
     it lies in the memory of one that has.
     """
-    by_name = dict(zip(("params", "buffers", "inputs"), (*tables, inputs), strict=True))
-    sources = [by_name[g.table].get(g.entry) for g in runtime.source.gradients]
-    results: tuple[Tensor, ...] = Bridge.apply(predict, keep, runtime, tables, inputs, targets, *sources)  # type: ignore[no-untyped-call]
-    lead, names = len(results) - len(runtime.source.outputs), runtime.source.outputs
-    carrying = {names[i] for i in runtime.source.errors}
-    origin = runtime.writes.imported.graph.origin
-    outputs = list(results)
-    for i, name in enumerate(names, lead):
-        itself = inputs.get(name, tables[0].get(origin[name]) if name in origin else None)
-        if itself is not None:
-            outputs[i] = itself
-        elif name not in carrying and outputs[i].requires_grad:
-            outputs[i] = outputs[i].detach()
-    return tuple(outputs)
+    plan, places = runtime.plan, (*tables, inputs)
+    sources = [places[table].get(entry) for table, entry in plan.sources]
+    apply: Callable[..., tuple[Tensor, ...]] = Bridge.apply if any(map(_is_wrapped, inputs.values())) else _apply
+    results = apply(runtime, tables, inputs, targets, keep, *sources)
+    if not (plan.itself or plan.still):
+        return results
+    outputs, lead = list(results), len(results) - len(runtime.source.outputs)
+    for i in plan.still:
+        if outputs[lead + i].requires_grad:
+            outputs[lead + i] = outputs[lead + i].detach()
+    for i, (table, entry) in plan.itself.items():
+        outputs[lead + i] = places[table][entry]
+    return outputs
 
 
-def _forward(predict: Predict, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], targets: Any) -> Any:
-    """Outputs and context; where targets are given the loss and its errors, all by one function if it is compiled."""
+def _forward(runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], targets: Any) -> Any:
+    """Outputs and context; where targets are given the loss and its errors, all by one function if it is compiled.
+
+    The program itself makes the casts of autocast.
+    """
     kind = next(iter((tables[0] or inputs).values())).device.type
-    if targets is not None and runtime.options.jit and runtime.compiled is not None and current(kind) is None:
+    if current(kind) is not None:
+        with without_autocast(kind):
+            outputs, context = runtime.bare("predict")(*tables, inputs)
+    elif targets is not None and runtime.options.jit and runtime.compiled is not None:
         return runtime.forward(*tables, inputs, targets)
-    outputs, context = predict(runtime, tables, inputs)
-    return outputs, context, *(runtime.clamp(outputs, targets) if targets is not None else (None, []))
+    else:
+        outputs, context = runtime.bare("predict")(*tables, inputs)
+    return outputs, context, *((None, []) if targets is None else runtime.bare("clamp")(outputs, targets))
 
 
-def _clamped(ctx: Any, grads: tuple[Tensor | None, ...], saved: list[Tensor]) -> tuple[Any, Tensor | None, set[int]]:
+def _learned(
+    runtime: Runtime, params: Any, context: Any, given: Any, used: frozenset[int], watch: Any
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The gradients by key, and what lasts between calls by path."""
+    partial = partial_sweep(runtime, used) if used != runtime.plan.errors else None
+    if partial is not None:
+        gradients, lasting = parted(partial(params, context, [given[i] for i in sorted(used)]))
+        finite = None
+    else:
+        refuse_parts(runtime, used)
+        gradients, lasting, finite = gradients_of(runtime, params, context, given, *watch)
+    if runtime.iterates:
+        notice(runtime, gradients, params, context, given, finite)
+    return gradients, lasting
+
+
+def _clamped(
+    runtime: Runtime, targets: Any, like: Any, grads: tuple[Tensor | None, ...], saved: list[Tensor]
+) -> tuple[Any, Tensor | None, frozenset[int]]:
     """What inference is given of the outputs, by what its gradients are scaled, and which outputs a loss reaches.
 
-    saved: the clamped outputs, or the errors that the loss has set there.
+    saved: the clamped outputs, or the errors that the loss has set there. like: of several outputs the forms.
     """
-    runtime: Runtime = ctx.runtime
-    moving, inside = runtime.source.moving, ctx.targets is not None
+    moving, inside = runtime.source.moving, targets is not None
     if moving and not inside and runtime.options.outside_loss == "refuse":
         raise CompileError(OUTSIDE, hint=INSIDE)
     sent = grads[1:] if inside else grads
-    arrived = [_arrived(runtime, i, sent) for i in range(len(runtime.source.errors))]
-    used = {i for i, g in enumerate(arrived) if g is not None}
-    in_loss = set(runtime.in_loss) if inside and grads[0] is not None else set()
+    arrived = [_added([sent[i] for i in places]) for places in runtime.plan.places]
+    used = frozenset(i for i, g in enumerate(arrived) if g is not None)
+    in_loss = runtime.in_loss if inside and grads[0] is not None else frozenset[int]()
     if inside and (moving or not used):
-        return ctx.targets if moving else saved, grads[0], used | in_loss
+        return targets if moving else saved, grads[0], used | in_loss
     full = [
-        torch.zeros(shape, dtype=dtype, device=device) if g is None else g
-        for g, (shape, dtype, device) in zip(arrived, ctx.like, strict=True)
+        torch.zeros(like[i][0], dtype=like[i][1], device=like[i][2]) if g is None else g for i, g in enumerate(arrived)
     ]
     if inside:  # the loss is not all: what it sends is scaled here, since what else arrives is not
         saved = [e * (0 if grads[0] is None else grads[0]) for e in saved]
@@ -176,14 +199,13 @@ def _clamped(ctx: Any, grads: tuple[Tensor | None, ...], saved: list[Tensor]) ->
     return clamped, None, used | in_loss
 
 
-def _arrived(runtime: Runtime, index: int, grads: tuple[Tensor | None, ...]) -> Tensor | None:
+def _added(grads: list[Tensor | None]) -> Tensor | None:
     """What the loss sent to a clamped output, which may stand at several places in the model's result."""
-    name = runtime.source.outputs[runtime.source.errors[index]]
-    sent = [g for g, o in zip(grads, runtime.source.outputs, strict=True) if o == name and g is not None]
+    sent = [g for g in grads if g is not None]
     return functools.reduce(torch.add, sent) if sent else None
 
 
-def refuse_parts(runtime: Runtime, used: set[int]) -> None:
+def refuse_parts(runtime: Runtime, used: frozenset[int]) -> None:
     """Raise CompileError where a custom backward would ask for gradients that are there for some of its results only.
 
     used: the clamped outputs that a loss sends something to. For these the backward could not be compiled anew.

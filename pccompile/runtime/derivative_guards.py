@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
@@ -24,12 +26,32 @@ def opaque(function: Called) -> Called:
         "a compiled model runs as it is, between two graphs: leave out fullgraph=True, or give the model itself to "
         'torch.compile(model, backend="pccompile") or to torch.export'
     )
-    disabled: Called = torch.compiler.disable(function, reason=reason)
-    return disabled
+    disabled = torch.compiler.disable(function, reason=reason)
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling() or get_eval_frame_callback() is not None:
+            return disabled(*args, **kwargs)
+        return function(*args, **kwargs)  # where Dynamo is not at work, nothing has to be kept from it
+
+    return cast(Called, called)
+
+
+def transformed() -> bool:
+    """Whether what runs now is traced, is transformed by torch.func, or may carry tangents."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+        or torch._C._get_dispatch_mode(TRACERS[0]) is not None
+        or torch._C._get_dispatch_mode(TRACERS[1]) is not None
+    )
 
 
 def refuse_transforms(model: nn.Module, *values: Any) -> None:
     """Raise CompileError where a call of `model` is traced, is transformed by torch.func, or carries tangents."""
+    if not transformed():
+        return
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise CompileError(
             "a compiled model cannot be transformed by torch.func (grad, vjp, jvp, vmap, hessian)",

@@ -20,13 +20,10 @@ from pccompile.frontends.imported import Imported
 from pccompile.frontends.numbers import Read
 from pccompile.frontends.objects import open_objects
 from pccompile.frontends.signature import Varied
-from pccompile.ir import Node, Ref, TensorType
-from pccompile.ops.functions import Saved
-from pccompile.passes.activity import passes_on
-from pccompile.passes.settle_presence import FUNCTION, parts
-from pccompile.passes.stop_unsent import unsent
+from pccompile.ir import Ref, TensorType
 from pccompile.pipeline import Compiled, Options
 from pccompile.runtime import jit
+from pccompile.runtime.call_plan import CallPlan
 from pccompile.runtime.states import Writes
 
 FORMS = 64
@@ -181,12 +178,19 @@ class Interface:
 
     def assemble(self, outputs: Sequence[Tensor], inputs: Mapping[str, Tensor] | None = None) -> Any:
         """The model's result, from the graph's outputs; `inputs` give the lengths that stand in it."""
+        if self.alone:
+            return outputs[0]
         leaves = self._leaves(outputs, inputs or {}, self.results[: self.out_spec.num_leaves])
         return pytree.tree_unflatten(leaves, self.out_spec)
 
     def shown(self, outputs: Sequence[Tensor], inputs: Mapping[str, Tensor]) -> list[Any]:
         """What the hooks among `observations` are shown."""
         return self._leaves(outputs, inputs, self.results)[self.out_spec.num_leaves :]
+
+    @functools.cached_property
+    def alone(self) -> bool:
+        """Whether the model returns its first output and nothing else."""
+        return self.results[:1] == ((True, 0),) and self.out_spec.is_leaf() and 0 not in self.numbers
 
     def _leaves(self, outputs: Sequence[Tensor], inputs: Mapping[str, Tensor], results: Any) -> list[Any]:
         leaves = [outputs[v] if found else self.length(v, inputs) for found, v in results]
@@ -296,19 +300,30 @@ class Runtime:
             "taken": None,
         }
         hidden |= {"partial": {}, "rated": {}, "alarm": EnergyAlarm(), "_jitted": {}, "_functional": {}}
-        return {**self.__dict__, **hidden}
+        return {k: v for k, v in {**self.__dict__, **hidden}.items() if k not in ("plan", "in_loss")}
 
     @property
     def iterates(self) -> bool:
         """Whether inference takes steps, which may diverge."""
         return self.compiled is not None and "steps" in self.compiled.program.arguments
 
-    @property
+    @functools.cached_property
     def in_loss(self) -> frozenset[int]:
         """The clamped outputs that the loss of the program reads."""
         results = ((i, o) for i, o in enumerate(self.source.errors) if o < self.writes.results)
         loss = self.compiled.loss if self.compiled is not None else None
         return frozenset(i for i, o in results if loss is None or loss.outputs[o] in loss.pc.reached)
+
+    @functools.cached_property
+    def plan(self) -> CallPlan:
+        """What every call does in the same way."""
+        return CallPlan.of(self.source, self.reaching, self.writes, self.options.jit)
+
+    def bare(self, name: str) -> Callable[..., Any]:
+        """As `function`, without torch.no_grad around it: for callers under which gradients are switched off."""
+        found = self.function(name)
+        bare: Callable[..., Any] = getattr(found, "__wrapped__", found)
+        return bare
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -341,7 +356,7 @@ class Runtime:
     def swept(self, params: Any, context: Any, targets: Any) -> tuple[Any, Tensor | None]:
         """What inference and learning return, and whether all gradients are finite, where that is known."""
         if not (self.options.jit and self.iterates):
-            return self.function(SWEEP)(params, context, targets), None
+            return self.bare(SWEEP)(params, context, targets), None
         learned, finite = self._compiled(jit.CHECKED)(params, context, targets)
         return learned, finite
 
@@ -349,52 +364,3 @@ class Runtime:
         """The loss, and the errors that it gives the outputs."""
         result: tuple[Tensor, list[Tensor]] = self.function("clamp")(outputs, targets)
         return result
-
-
-def reaching(compiled: Compiled) -> dict[str, frozenset[int]]:
-    """For each gradient, the clamped outputs that it depends on, be it by a derivative of 0; none for no gradient.
-
-    Leaves that are not the model's own, such as feedback weights, get one wherever a vertex that reads them sends.
-    """
-    pc = compiled.pc
-    if unsent(pc):
-        return dict.fromkeys((g.key for g in compiled.source.gradients), frozenset())
-    children, clamped = pc.children(), {name: frozenset((i,)) for i, name in enumerate(pc.clamped)}
-    sent: dict[str, frozenset[int]] = {}
-    for v in reversed(pc.vertices):
-        own = clamped.get(v.name, frozenset[int]())
-        sent[v.name] = own.union(*(sent[c.name] for c in children[v.name]))
-    behind = _behind(compiled)
-    found = {}
-    for g in compiled.source.gradients:
-        found[g.key] = behind.get(g.name) or frozenset[int]().union(*(sent[c.name] for c in children[g.name]))
-    every = frozenset(range(len(pc.outputs)))
-    return {key: outputs or every for key, outputs in found.items()}
-
-
-def _behind(compiled: Compiled) -> dict[str, frozenset[int]]:
-    """For each value of the graph, the clamped outputs that autograd would come from to it."""
-    found: dict[str, frozenset[int]] = {}
-    for i, o in enumerate(compiled.pc.outputs):
-        found[o.value] = found.get(o.value, frozenset()) | {i}
-    for n in reversed(compiled.graph.nodes):
-        for name in n.inputs if n.name in found and passes_on(n) else ():
-            found[name] = found.get(name, frozenset()) | found[n.name]
-    return found
-
-
-def asking(compiled: Compiled) -> dict[str, tuple[frozenset[int], ...]]:
-    """For each custom Function whose backward asks which gradients are there, the outputs behind its results."""
-    graph = compiled.graph
-    behind, found = _behind(compiled), dict[str, tuple[frozenset[int], ...]]()
-    for n in reversed(graph.nodes):
-        if n.name in behind and n.op == FUNCTION and not _materializes(n):
-            sets = {behind.get(part, frozenset()) for _, part in parts(graph, n)} - {frozenset()}
-            found |= {str(n.args["saved"]): tuple(sets)} if len(sets) > 1 else {}
-    return found
-
-
-def _materializes(node: Node) -> bool:
-    saved = node["saved"]
-    assert isinstance(saved, Saved)
-    return saved.materialize

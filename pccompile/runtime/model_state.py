@@ -7,7 +7,7 @@ model and are read there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -99,6 +99,11 @@ class ModelState:
         """Whether the model is what it was, down to which objects it holds."""
         return list(map(type, self._modules)) == self._types and self.snapshots.hold()
 
+    @property
+    def surroundings(self) -> Callable[..., bool] | None:
+        """What said last that the tensors have the forms that they had, see `TensorForms`."""
+        return self.snapshots.surroundings
+
     def tables(self, imported: Imported) -> Tables:
         """The tensors of a program by path, as the model has them now.
 
@@ -111,10 +116,10 @@ class ModelState:
                 for names in (graph.params, graph.buffers)
             )
             self._tables[id(imported.tensors)] = imported.tensors, (params, buffers)
-        params, buffers = self._tables[id(imported.tensors)][1]
+        tables = self._tables[id(imported.tensors)][1]
         if imported.places:
-            return params, buffers | state_tensors(imported, self._modules[0])
-        return params, buffers
+            return tables[0], tables[1] | state_tensors(imported, self._modules[0])
+        return tables
 
     def _tensor_of(self, imported: Imported, name: str) -> Tensor:
         path = imported.graph.origin[name]

@@ -33,7 +33,7 @@ from pccompile.runtime.derivative_reads import compile_reading
 from pccompile.runtime.feedback_weights import unused
 from pccompile.runtime.graph_call import traced_call
 from pccompile.runtime.hook_calls import run_hooks
-from pccompile.runtime.loaded_program import Runtime, asking, reaching
+from pccompile.runtime.loaded_program import FORMS, Runtime
 from pccompile.runtime.loss_lengths import program_key, target_form
 from pccompile.runtime.loss_state import LossStates
 from pccompile.runtime.losses import (
@@ -46,7 +46,9 @@ from pccompile.runtime.losses import (
 )
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.module_captures import Call, ModuleCaptures
+from pccompile.runtime.prepared_calls import KEPT, PreparedCall, prepared
 from pccompile.runtime.program_cache import CallKey, Captured, ProgramKey
+from pccompile.runtime.reached_outputs import asking, reaching
 from pccompile.runtime.self_check import ALONE, MIRRORED, check_loss, self_check
 from pccompile.runtime.squared_error import refuse_other_targets
 from pccompile.runtime.states import Writes, refuse_moving
@@ -82,11 +84,14 @@ class CompiledModule(ModuleCaptures):
         self.__dict__["criterion"] = loss  # a loss that is a module is none of the model's, whose table this one shares
         self._check = check
         self._last: Runtime | None = None
+        self._prepared: tuple[PreparedCall, ...] = ()
+        self._seen = set[Any]()
         self._rates = Rates()
         self._refusals, self._losses = Refusals(), LossStates()
 
     def _anew(self) -> dict[str, Any]:
-        return {**super()._anew(), "_last": None, "_refusals": Refusals(), "_losses": LossStates()}
+        own: dict[str, Any] = {"_last": None, "_prepared": (), "_seen": set(), "_refusals": Refusals(), "_losses": LossStates()}
+        return {**super()._anew(), **own}
 
     # compiling
 
@@ -103,6 +108,34 @@ class CompiledModule(ModuleCaptures):
         named = dict(kwargs or {})
         return self._program(self._call(args, named), args, named, loss, target, record, roles)[0]
 
+    def _found(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any = None, target: Any = None, targets: int = 0
+    ) -> tuple[Runtime, Tables, dict[str, Tensor]]:
+        """The program for a call, with the model's tensors and those of the call: at once where it has come before.
+
+        targets: 1 where a loss is asked for.
+        """
+        values, keywords = (*args, *kwargs.values(), *((target,) if targets else ())), tuple(kwargs)
+        for known in self._prepared:
+            if known.comes_again(self._cache, keywords, values, targets) and self._losses.of(loss) is known.loss:
+                self._cache.first(known.state)
+                if self._last is not known.runtime:
+                    self._last = known.runtime
+                return known.runtime, known.tables, dict(zip(known.names, values, strict=False))
+        if targets:
+            refuse_targets(targets_of(target))
+        call = self._call(args, kwargs)
+        found = self._program(call, args, kwargs, loss, target)
+        self._prepared = tuple(known for known in self._prepared if known.captures is self._cache.captures)
+        forms = (targets, *(v.shape if isinstance(v, Tensor) else None for v in values))
+        if forms not in self._seen:
+            self._seen = {*self._seen, forms} if len(self._seen) < FORMS else {forms}
+        elif self._paths is None and not measures(self.options):
+            key = CallKey(*self._key(call[0], *found[1:], loss, target, False, NO_ROLES))
+            now = prepared(call[0], self._cache, keywords, values, found, key, targets)
+            self._prepared = (*([now] if now else []), *self._prepared)[:KEPT]
+        return found
+
     def _program(
         self,
         call: Call,
@@ -116,13 +149,7 @@ class CompiledModule(ModuleCaptures):
         """The program for a call, with the model's tensors and those of the call."""
         captured, inputs = call
         tables = captured.state.tables(captured.imported)
-        key = (
-            *captured.learning_flags(tables, inputs),
-            self._losses.of(loss),
-            target_form(target, inputs) if loss is not None else (),
-            record,
-            roles,
-        )
+        key = self._key(captured, tables, inputs, loss, target, record, roles)
         runtime = captured.used(key)
         if runtime is None:
             with capturing():
@@ -134,6 +161,13 @@ class CompiledModule(ModuleCaptures):
         if not record:
             self._last = runtime
         return runtime, self._with_own(runtime, tables, inputs), inputs
+
+    def _key(
+        self, captured: Captured, tables: Tables, inputs: Any, loss: Any, target: Any, record: bool, roles: Roles
+    ) -> tuple[Any, ...]:
+        """What a call has at hand that decides which program it uses, see `CallKey`."""
+        form = target_form(target, inputs) if loss is not None else ()
+        return (*captured.learning_flags(tables, inputs), self._losses.of(loss), form, record, roles)
 
     def _compiled(
         self, captured: Captured, key: CallKey, args: Any, kwargs: Any, loss: Any, target: Any
@@ -230,7 +264,7 @@ class CompiledModule(ModuleCaptures):
         if torch.compiler.is_exporting() and not exported_elsewhere():
             return self.__dict__["model"](*args, **kwargs)
         try:
-            runtime, tables, inputs = self._program(self._call(args, kwargs), args, kwargs)
+            runtime, tables, inputs = self._found(args, kwargs)
         except CompileError as e:
             if torch.is_grad_enabled():
                 raise
@@ -242,7 +276,8 @@ class CompiledModule(ModuleCaptures):
         self, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], targets: list[Tensor] | None = None
     ) -> Sequence[Tensor]:
         """The outputs of a call, before them its loss; states and arguments are moved on, and hooks have run."""
-        return self.step_by(functools.partial(self._run, keep=self.keep), runtime, tables, inputs, targets)
+        keep = self.keep if runtime.source.lasting else None
+        return self.step_by(functools.partial(self._run, keep=keep), runtime, tables, inputs, targets)
 
     def step_by(
         self, run: Any, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], targets: list[Tensor] | None
@@ -250,11 +285,14 @@ class CompiledModule(ModuleCaptures):
         """A call that `run` runs."""
         if targets is not None:
             refuse_other_targets(runtime, inputs, targets)
-        own = runtime.writes.own(tables[1], inputs) if runtime.writes else inputs
-        results = run(runtime, own, targets, tables)
+        writes = runtime.plan.writes
+        own = runtime.writes.own(tables[1], inputs) if writes else inputs
+        results: Sequence[Tensor] = run(runtime, own, targets, tables)
+        if not (writes or runtime.interface.observations):
+            return results
         lead = len(results) - len(runtime.source.outputs)
         outputs = results[lead:]
-        if runtime.writes:
+        if writes:
             outputs = runtime.writes.apply(self.__dict__["model"], tables[1], inputs, outputs)
         if runtime.interface.observations:
             run_hooks(runtime.interface.observations, runtime.interface.shown(outputs, inputs))
@@ -267,13 +305,13 @@ class CompiledModule(ModuleCaptures):
         targets: list[Tensor] | None = None,
         tables: Tables | None = None,
         keep: Keep | None = None,
-    ) -> tuple[Tensor, ...]:
+    ) -> Sequence[Tensor]:
         """The outputs of a call, before them its loss where there are targets, as autograd knows them.
 
         keep: what the backward pass does with what lasts between calls; without it, nothing.
         """
         tables = tables or self.tables(runtime)
-        return applied(self.predict, keep, runtime, tables, inputs, targets)
+        return applied(runtime, tables, inputs, targets, keep)
 
     @opaque
     def loss(self, *args: Any, target: Any, **kwargs: Any) -> Tensor:
@@ -289,9 +327,7 @@ class CompiledModule(ModuleCaptures):
         self, criterion: Criterion | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any
     ) -> Tensor:
         """As `loss`, by another criterion: a program for that is compiled first."""
-        named = dict(kwargs)
-        refuse_targets(targets_of(target))
-        runtime, tables, inputs = self._program(self._call(args, named), args, named, criterion, target)
+        runtime, tables, inputs = self._found(args, dict(kwargs), criterion, target, targets=1)
         return self.loss_of(runtime, tables, inputs, targets_of(target))
 
     def loss_of(self, runtime: Runtime, tables: Tables, inputs: dict[str, Tensor], targets: Sequence[Tensor]) -> Tensor:

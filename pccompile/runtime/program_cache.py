@@ -157,7 +157,7 @@ class ProgramCache:
             return self.states[0]
         for state in self.states[1:]:
             if state.holds():
-                self._first(state)
+                self.first(state)
                 return state
         now = ModelState(model, self.written, self.observers)
         for state in self.states:
@@ -192,14 +192,16 @@ class ProgramCache:
                 captured.state = now
                 captured.recent = {}
         self.states = tuple(s for s in self.states if s is not state)
-        self._first(now)
+        self.first(now)
 
-    def _first(self, state: ModelState) -> None:
-        self.states = (state, *(s for s in self.states if s is not state))
+    def first(self, state: ModelState) -> None:
+        """Note that the model is in this state now."""
+        if not self.states or self.states[0] is not state:
+            self.states = (state, *(s for s in self.states if s is not state))
 
     def add(self, captured: Captured, model: nn.Module) -> None:
         """Keep a capture; the programs of the state that was left longest ago make way where there are too many."""
-        self._first(captured.state)
+        self.first(captured.state)
         self.captures = (*self.captures, captured)
         if len(self.states) > STATES:
             self._evict(model)
