@@ -18,6 +18,11 @@ from torch import Tensor, nn
 
 from pccompile.frontends.tensor_forms import TensorForms
 
+try:
+    from torch._C._dynamo.guards import dict_version
+except ImportError:  # no public name: a torch without it has dictionaries compared entry by entry
+    dict_version = None  # type: ignore[assignment]
+
 FOREIGN = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "sympy", "pccompile", "pccompile_generated"}
 """Packages whose code and objects are taken as they are; everything else is followed."""
 FOLLOWED = (types.SimpleNamespace, functools.partial)
@@ -48,11 +53,42 @@ def _is_installed(package: str) -> bool:
     return any(part in place for place in places for part in ("site-packages", "dist-packages"))
 
 
+class _Strictly:
+    """Numbers whose types must stay, since True, 1 and 1.0 are equal and do not compute the same; and tensors of one
+    element, which must stay the same ones, since a comparison of their values would pass.
+    """
+
+    def __init__(self) -> None:
+        self._getters: list[Callable[[Any], tuple[Any, ...]]] = []
+        self._owners: list[Any] = []
+        self._types: list[type] = []
+        self._single: list[tuple[Any, Any, Any]] = []
+
+    def entries(self, owner: Any, values: Mapping[Any, Any]) -> None:
+        """Compare these entries of `owner`."""
+        numbers = [k for k, v in values.items() if isinstance(v, int | float | complex) and k != "training"]
+        self.typed(owner, operator.itemgetter, numbers, [values[k] for k in numbers])
+        self._single += [(owner, k, v) for k, v in values.items() if isinstance(v, Tensor) and v.numel() == 1]
+
+    def typed(self, owner: Any, getter: Callable[..., Any], names: Sequence[Any], values: Sequence[Any]) -> None:
+        """Compare the types of what stands under these names; a getter of one name yields no tuple, so it has two."""
+        if names:
+            self._getters.append(getter(*names, *names[: len(names) == 1]))
+            self._owners.append(owner)
+            self._types += map(type, (*values, *values[: len(names) == 1]))
+
+    def hold(self) -> bool:
+        """Whether all are as they were."""
+        values = itertools.chain.from_iterable(map(operator.call, self._getters, self._owners))
+        same = list(map(type, values)) == self._types
+        return same and (not self._single or all(owner[key] is value for owner, key, value in self._single))
+
+
 class Snapshots:
     """Live containers beside shallow copies of them, compared in C: identity first, then equality.
 
-    Numbers are compared with their types, since True, 1 and 1.0 are equal and do not compute the same; tensors of one
-    element by identity, since a comparison of their values would pass.
+    Dictionaries come first: where nobody has written to any of them since they were compared last, which their versions
+    say, they are not compared again.
     """
 
     def __init__(self) -> None:
@@ -62,23 +98,21 @@ class Snapshots:
         self._getters: list[Callable[[Any], Any]] = []
         self._owners: list[Any] = []
         self._values: list[Any] = []
-        self._number_getters: list[Callable[[Any], tuple[Any, ...]]] = []
-        self._number_owners: list[Any] = []
-        self._types: list[type] = []
-        self._single: list[tuple[Any, Any, Any]] = []
+        self._dicts: tuple[list[Any], list[Any], _Strictly] = [], [], _Strictly()
+        self._others: tuple[list[Any], list[Any], _Strictly] = [], [], _Strictly()
+        self._versions: list[int] | None = None
         self._forms = TensorForms()
 
     def container(self, live: Any, copy: Any) -> None:
         """Compare `live` with `copy`, a dictionary, list or set."""
         self.live.append(live)
         self.copies.append(copy)
+        lives, copies, strictly = self._dicts if type(live) is dict else self._others
+        lives.append(live)
+        copies.append(copy)
+        self._versions = None
         keys = copy if isinstance(copy, dict) else range(len(copy)) if isinstance(copy, list) else ()
-        self._strictly(live, {k: copy[k] for k in keys})
-
-    def _strictly(self, owner: Any, values: Mapping[Any, Any]) -> None:
-        numbers = [k for k, v in values.items() if isinstance(v, int | float | complex) and k != "training"]
-        self._typed(owner, operator.itemgetter, numbers, [values[k] for k in numbers])
-        self._single += [(owner, k, v) for k, v in values.items() if isinstance(v, Tensor) and v.numel() == 1]
+        strictly.entries(live, {k: copy[k] for k in keys})
 
     def table(self, live: Any) -> None:
         """Compare `live`, a dictionary of tensors, modules or hooks, which is empty as a rule."""
@@ -93,7 +127,7 @@ class Snapshots:
             self._getters.append(operator.itemgetter(*names))
             self._owners.append(owner)
             self._values.append(self._getters[-1](owner))
-            self._strictly(owner, {k: owner[k] for k in names})
+            self._others[2].entries(owner, {k: owner[k] for k in names})
 
     def attributes(self, owner: Any, *names: str) -> None:
         """Compare attributes of `owner`."""
@@ -101,14 +135,7 @@ class Snapshots:
         self._owners.append(owner)
         self._values.append(self._getters[-1](owner))
         numbers = [n for n in names if isinstance(getattr(owner, n), int | float | complex | Tensor)]
-        self._typed(owner, operator.attrgetter, numbers, [getattr(owner, n) for n in numbers])
-
-    def _typed(self, owner: Any, getter: Callable[..., Any], names: Sequence[Any], values: Sequence[Any]) -> None:
-        """Compare the types of what stands under these names; a getter of one name yields no tuple, so it has two."""
-        if names:
-            self._number_getters.append(getter(*names, *names[: len(names) == 1]))
-            self._number_owners.append(owner)
-            self._types += map(type, (*values, *values[: len(names) == 1]))
+        self._others[2].typed(owner, operator.attrgetter, numbers, [getattr(owner, n) for n in numbers])
 
     def form(self, tensor: Tensor, learning: bool) -> None:
         """Compare the form of a tensor, and whether it takes a gradient where `learning` says that this matters."""
@@ -122,12 +149,18 @@ class Snapshots:
     def hold(self) -> bool:
         """Whether everything is as it was."""
         try:
+            dicts, copies, strictly = self._dicts
+            versions = None if dict_version is None else list(map(dict_version, dicts))
+            if versions is None or versions != self._versions:
+                if dicts != copies or not strictly.hold():
+                    return False
+                self._versions = versions
+            others, copies, strictly = self._others
             return (
-                self.live == self.copies
+                others == copies
                 and not any(self._empty)
                 and list(map(operator.call, self._getters, self._owners)) == self._values
-                and list(map(type, self._numbers())) == self._types
-                and (not self._single or all(owner[key] is value for owner, key, value in self._single))
+                and strictly.hold()
                 and self._forms.hold()
             )
         except Exception:  # a comparison of tensors or arrays, a name that is gone: something was replaced
@@ -165,9 +198,6 @@ class Snapshots:
                 changed = True
                 _put_back(owner, getter, value)
         return changed
-
-    def _numbers(self) -> Iterator[Any]:
-        return itertools.chain.from_iterable(map(operator.call, self._number_getters, self._number_owners))
 
 
 def _same(a: Any, b: Any) -> bool:

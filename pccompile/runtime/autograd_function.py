@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pccompile.backends.torch import SWEEP
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.autocast import current, without_autocast
 from pccompile.runtime.derivative_guards import opaque, refuse_second_order
@@ -28,6 +29,7 @@ INSIDE = (
     "compile with loss= and call pc.loss(x, target=y).backward(); "
     'or compile with outside_loss="linearise", which clamps the outputs by the first derivative of such a loss'
 )
+NOT_WATCHED = None, None
 STEP = "pc.train_step(args, target, optimizer) in the place of loss.backward() and optimizer.step()"
 
 
@@ -51,22 +53,19 @@ class Bridge(torch.autograd.Function):
         names = params if plan.kept is None else plan.kept
         kept = [c for c in context if isinstance(c, Tensor)]
         rest = None if len(kept) == len(context) else [None if isinstance(c, Tensor) else (c,) for c in context]
-        clamped = [outputs[i] for i in runtime.source.errors]
-        like = [(o.shape, o.dtype, o.device) for o in clamped] if len(clamped) > 1 else []
-        results = outputs
+        results, made, like = outputs, [], []
         if len(outputs) > 1:
             results = tuple(o if all(o is not p for p in outputs[:i]) else o.detach() for i, o in enumerate(outputs))
             made = [weakref.ref(o) for o in results]
-        else:
-            made = []  # no error can flow from one output to another
+            like = [(o.shape, o.dtype, o.device) for o in (outputs[i] for i in runtime.source.errors)]
         if plan.still:
             ctx.mark_non_differentiable(*[results[i] for i in plan.still])
         ctx.set_materialize_grads(False)
-        watch = (loss.detach(), (tables, detached)) if targets is not None and watched(runtime) else (None, None)
+        watch = (loss.detach(), (tables, detached)) if targets is not None and watched(runtime) else NOT_WATCHED
         ctx.call = runtime, tuple(names), targets, keep, rest, len(kept), like, made, watch
         if runtime.source.moving:
-            errors = [] if targets is not None else [o.detach() for o in clamped]
-        ctx.save_for_backward(*[params[name] for name in names], *kept, *errors)
+            errors = [] if targets is not None else [outputs[i].detach() for i in runtime.source.errors]
+        ctx.save_for_backward(*map(params.__getitem__, names), *kept, *errors)
         return results if targets is None else (loss, *results)
 
     @staticmethod
@@ -82,10 +81,12 @@ class Bridge(torch.autograd.Function):
         if all(g is None for g in grads):
             return (*none, *(None for _ in plan.gradients))
         saved: Any = ctx.saved_tensors
-        params, tensors = dict(zip(names, saved, strict=False)), iter(saved[len(names) : len(names) + count])
-        context = list(tensors) if rest is None else [next(tensors) if c is None else c[0] for c in rest]
-        saved = list(saved[len(names) + count :])
-        del tensors
+        params, first = dict(zip(names, saved, strict=False)), len(names)
+        context, saved = list(saved[first : first + count]), list(saved[first + count :])
+        if rest is not None:
+            tensors = iter(context)
+            context = [next(tensors) if c is None else c[0] for c in rest]
+            del tensors
         ctx.maybe_clear_saved_tensors()  # unless the graph is kept, the sweep frees each value when it has read it
         if runtime.source.updates:
             raise CompileError(f"{runtime.options.algorithm} moves the parameters inside inference", hint=STEP)
@@ -161,12 +162,14 @@ def _learned(
     runtime: Runtime, params: Any, context: Any, given: Any, used: frozenset[int], watch: Any
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The gradients by key, and what lasts between calls by path."""
-    partial = partial_sweep(runtime, used) if used != runtime.plan.errors else None
+    partial, finite = partial_sweep(runtime, used) if used != runtime.plan.errors else None, None
+    if partial is None and runtime.asking:
+        refuse_parts(runtime, used)
     if partial is not None:
         gradients, lasting = parted(partial(params, context, [given[i] for i in sorted(used)]))
-        finite = None
+    elif not runtime.iterates:
+        return parted(runtime.bare(SWEEP)(params, context, given))
     else:
-        refuse_parts(runtime, used)
         gradients, lasting, finite = gradients_of(runtime, params, context, given, *watch)
     if runtime.iterates:
         notice(runtime, gradients, params, context, given, finite)
@@ -183,6 +186,8 @@ def _clamped(
     moving, inside = runtime.source.moving, targets is not None
     if moving and not inside and runtime.options.outside_loss == "refuse":
         raise CompileError(OUTSIDE, hint=INSIDE)
+    if len(grads) == 1 and not moving and grads[0] is not None:  # as most calls are: one output, and its loss outside
+        return [-grads[0]], None, runtime.plan.errors
     sent = grads[1:] if inside else grads
     arrived = [_added([sent[i] for i in places]) for places in runtime.plan.places]
     used = frozenset(i for i, g in enumerate(arrived) if g is not None)

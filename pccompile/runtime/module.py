@@ -90,7 +90,13 @@ class CompiledModule(ModuleCaptures):
         self._refusals, self._losses = Refusals(), LossStates()
 
     def _anew(self) -> dict[str, Any]:
-        own: dict[str, Any] = {"_last": None, "_prepared": (), "_seen": set(), "_refusals": Refusals(), "_losses": LossStates()}
+        own: dict[str, Any] = {
+            "_last": None,
+            "_prepared": (),
+            "_seen": set(),
+            "_refusals": Refusals(),
+            "_losses": LossStates(),
+        }
         return {**super()._anew(), **own}
 
     # compiling
@@ -277,6 +283,8 @@ class CompiledModule(ModuleCaptures):
     ) -> Sequence[Tensor]:
         """The outputs of a call, before them its loss; states and arguments are moved on, and hooks have run."""
         keep = self.keep if runtime.source.lasting else None
+        if targets is None and not (runtime.plan.writes or runtime.interface.observations):
+            return applied(runtime, tables, inputs, None, keep)
         return self.step_by(functools.partial(self._run, keep=keep), runtime, tables, inputs, targets)
 
     def step_by(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pccompile.frontends.tensor_forms import surely_like
 from pccompile.runtime.derivative_guards import transformed
@@ -20,6 +21,8 @@ from pccompile.runtime.loss_state import LossState
 from pccompile.runtime.model_state import ModelState, Tables
 from pccompile.runtime.program_cache import CallKey, Captured, ProgramCache
 
+default_dtype, function_modes = torch.get_default_dtype, torch._C._len_torch_function_stack
+dispatch_modes = torch._C._len_torch_dispatch_stack
 KEPT = 8
 """So many calls of a module are kept prepared, those that were found last."""
 
@@ -29,7 +32,8 @@ class PreparedCall:
     """A call that has been made: how it came, what it rested on, and what ran.
 
     keywords: the names of its keyword arguments. like: whether tensors, those of a call and behind them its target, are
-    of the forms that its own had, and in the same surroundings of torch. surroundings: what said so of the model's
+    of the forms that its own had, and in the same surroundings of torch: no autocast, and nothing of torch.func or of
+    torch.jit that would see what is done with them. surroundings: what said so of the model's
     tensors. captures, recent: the tables in which its program stood; they are replaced where programs are dropped.
     """
 
@@ -62,9 +66,8 @@ class PreparedCall:
             and cache.captures is self.captures
             and captured.recent is self.recent
             and captured.state is self.state
-            and torch.get_default_dtype() is self.dtype
-            and not torch._C._len_torch_function_stack()
-            and not transformed()
+            and default_dtype() is self.dtype
+            and not (function_modes() or dispatch_modes() or forward_ad._current_level >= 0)
             and captured.interface.conditions() == self.conditions
             and self.state.holds()
             and self.state.surroundings is self.surroundings
@@ -88,7 +91,7 @@ def prepared(
     state, interface = captured.state, captured.interface
     decides = captured.imported.states or captured.learning is not None or captured.offsets is not None
     reads = runtime.reads is not None or interface.layouts or state.tables(captured.imported) is not tables
-    settings = captured.settings[0] is not None or torch._C._len_torch_function_stack() or transformed()
+    settings = captured.settings[0] is not None or function_modes() or dispatch_modes() or transformed()
     if decides or reads or settings or all(c is not captured for c in cache.captures):
         return None
     same = captured.recent.get(key) is runtime and state.holds()
@@ -101,7 +104,7 @@ def prepared(
     if targets and values[-1].requires_grad:  # refused where gradients are on
         return None
     own = keywords, len(values), targets, like, surroundings, cache.captures, captured, captured.recent, state
-    now = interface.conditions(), torch.get_default_dtype(), key.loss
+    now = interface.conditions(), default_dtype(), key.loss
     return PreparedCall(*own, *now, runtime, tables, tuple(inputs))
 
 
