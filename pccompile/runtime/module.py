@@ -97,7 +97,7 @@ class CompiledModule(ModuleCaptures):
             "_refusals": Refusals(),
             "_losses": LossStates(),
         }
-        return {**super()._anew(), **own}
+        return {**super()._anew(), **calls, "_refusals": Refusals(), "_losses": LossStates()}
 
     # compiling
 
