@@ -90,13 +90,7 @@ class CompiledModule(ModuleCaptures):
         self._refusals, self._losses = Refusals(), LossStates()
 
     def _anew(self) -> dict[str, Any]:
-        own: dict[str, Any] = {
-            "_last": None,
-            "_prepared": (),
-            "_seen": set(),
-            "_refusals": Refusals(),
-            "_losses": LossStates(),
-        }
+        calls: dict[str, Any] = {"_last": None, "_prepared": (), "_seen": set()}
         return {**super()._anew(), **calls, "_refusals": Refusals(), "_losses": LossStates()}
 
     # compiling
