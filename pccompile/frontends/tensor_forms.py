@@ -38,8 +38,8 @@ def form(tensor: Tensor) -> tuple[Any, ...]:
 class TensorForms:
     """Tensors, and the forms that they had when they were added.
 
-    surroundings: the comparison in C that held last. It holds only where each tensor learns or not as it did when that
-    was made, and where autocast and the like are as they were. None where some tensors are compared one by one.
+    surroundings: the comparison in C by which they held last. It does so only where each tensor learns or not as it did
+    when that was made, and where autocast and the like are as they were. None where they were compared one by one.
     """
 
     def __init__(self) -> None:
@@ -68,6 +68,7 @@ class TensorForms:
                     self.surroundings = check
                     return True
                 return self._same()
+        self.surroundings = None
         if not self._same():
             return False
         if self._plain and TensorGuards is not None:
