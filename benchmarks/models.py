@@ -62,6 +62,7 @@ def _from_zoo(name: str) -> Bench:
 
 BENCHES = {
     "mlp": Bench("mlp", mlp, lambda: (torch.randn(32, 784),), _labels(32), chain=True),
+    "mlp1": Bench("mlp, batch 1", mlp, lambda: (torch.randn(1, 784),), _labels(1), chain=True),
     "cnn": Bench("cnn", ZOO["paper_cnn"].build, lambda: (torch.randn(64, 3, 32, 32),), _labels(64), chain=True),
     "resnet18": Bench("resnet18", ZOO["resnet18"].build, lambda: (torch.randn(8, 3, 64, 64),), _labels(8)),
     "residual32": Bench("residual32", residual, lambda: (torch.randn(64, 64),), _labels(64)),

@@ -244,7 +244,8 @@ def test_a_copy_prepares_calls_of_its_own() -> None:
     twin = copy.deepcopy(ready.pc)
     assert not twin._prepared
     twin(ready.x), twin(ready.x).sum().backward()
-    assert all(p.grad is not None for p in twin.parameters()) and all(p.grad is None for p in ready.pc.parameters())
+    assert all(p.grad is not None for p in twin.parameters())
+    assert all(p.grad is None for p in ready.pc.parameters())
 
 
 def test_what_the_backward_pass_does_not_read_may_change_before_it() -> None:
@@ -302,9 +303,11 @@ def test_every_write_to_a_dictionary_is_noticed(write: Callable[[dict[str, Any]]
     live: dict[str, Any] = {"c": 3, "a": 1}
     snapshots = Snapshots()
     snapshots.container(live, dict(live))
-    assert snapshots.hold() and snapshots.hold()
+    assert snapshots.hold()
+    assert snapshots.hold()
     write(live)
-    assert not snapshots.hold() and not snapshots.hold()
+    assert not snapshots.hold()
+    assert not snapshots.hold()
     live.clear()
     live.update(c=3, a=1)
     assert snapshots.hold()
