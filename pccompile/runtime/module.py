@@ -33,20 +33,18 @@ from pccompile.runtime.derivative_reads import compile_reading
 from pccompile.runtime.feedback_weights import unused
 from pccompile.runtime.graph_call import traced_call
 from pccompile.runtime.hook_calls import run_hooks
-from pccompile.runtime.loaded_program import FORMS, Runtime
-from pccompile.runtime.loss_lengths import program_key, target_form
-from pccompile.runtime.loss_state import LossStates
+from pccompile.runtime.loaded_program import Runtime
+from pccompile.runtime.loss_lengths import program_key
 from pccompile.runtime.losses import (
     MEAN_LOSS,
     compile_loss,
     means_over_batch,
     refuse_losses,
-    refuse_targets,
     targets_of,
 )
 from pccompile.runtime.model_state import Tables
-from pccompile.runtime.module_captures import Call, ModuleCaptures
-from pccompile.runtime.prepared_calls import KEPT, PreparedCall, prepared
+from pccompile.runtime.module_captures import Call
+from pccompile.runtime.prepared_calls import PreparedModule
 from pccompile.runtime.program_cache import CallKey, Captured, ProgramKey
 from pccompile.runtime.reached_outputs import asking, reaching
 from pccompile.runtime.self_check import ALONE, MIRRORED, check_loss, self_check
@@ -58,7 +56,7 @@ from pccompile.runtime.unread_states import set_apart
 Criterion = Callable[..., Tensor]
 
 
-class CompiledModule(ModuleCaptures):
+class CompiledModule(PreparedModule):
     """`model` with predictive-coding gradients: the same Parameter objects, the same state_dict.
 
     A call in a new form (another shape where dimensions are fixed, another dtype, train instead of eval mode) compiles
@@ -83,15 +81,11 @@ class CompiledModule(ModuleCaptures):
         self._share(model)
         self.__dict__["criterion"] = loss  # a loss that is a module is none of the model's, whose table this one shares
         self._check = check
-        self._last: Runtime | None = None
-        self._prepared: tuple[PreparedCall, ...] = ()
-        self._seen = set[Any]()
         self._rates = Rates()
-        self._refusals, self._losses = Refusals(), LossStates()
+        self._refusals = Refusals()
 
     def _anew(self) -> dict[str, Any]:
-        calls: dict[str, Any] = {"_last": None, "_prepared": (), "_seen": set()}
-        return {**super()._anew(), **calls, "_refusals": Refusals(), "_losses": LossStates()}
+        return {**super()._anew(), "_refusals": Refusals()}
 
     # compiling
 
@@ -107,34 +101,6 @@ class CompiledModule(ModuleCaptures):
         """The program for a call with these arguments, compiled if there is none yet. Raises CompileError."""
         named = dict(kwargs or {})
         return self._program(self._call(args, named), args, named, loss, target, record, roles)[0]
-
-    def _found(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any = None, target: Any = None, targets: int = 0
-    ) -> tuple[Runtime, Tables, dict[str, Tensor]]:
-        """The program for a call, with the model's tensors and those of the call: at once where it has come before.
-
-        targets: 1 where a loss is asked for.
-        """
-        values, keywords = (*args, *kwargs.values(), *((target,) if targets else ())), tuple(kwargs)
-        for known in self._prepared:
-            if known.comes_again(self._cache, keywords, values, targets) and self._losses.of(loss) is known.loss:
-                self._cache.first(known.state)
-                if self._last is not known.runtime:
-                    self._last = known.runtime
-                return known.runtime, known.tables, dict(zip(known.names, values, strict=False))
-        if targets:
-            refuse_targets(targets_of(target))
-        call = self._call(args, kwargs)
-        found = self._program(call, args, kwargs, loss, target)
-        self._prepared = tuple(known for known in self._prepared if known.captures is self._cache.captures)
-        forms = (targets, *(v.shape if isinstance(v, Tensor) else None for v in values))
-        if forms not in self._seen:
-            self._seen = {*self._seen, forms} if len(self._seen) < FORMS else {forms}
-        elif self._paths is None and not measures(self.options):
-            key = CallKey(*self._key(call[0], *found[1:], loss, target, False, NO_ROLES))
-            now = prepared(call[0], self._cache, keywords, values, found, key, targets)
-            self._prepared = (*([now] if now else []), *self._prepared)[:KEPT]
-        return found
 
     def _program(
         self,
@@ -161,13 +127,6 @@ class CompiledModule(ModuleCaptures):
         if not record:
             self._last = runtime
         return runtime, self._with_own(runtime, tables, inputs), inputs
-
-    def _key(
-        self, captured: Captured, tables: Tables, inputs: Any, loss: Any, target: Any, record: bool, roles: Roles
-    ) -> tuple[Any, ...]:
-        """What a call has at hand that decides which program it uses, see `CallKey`."""
-        form = target_form(target, inputs) if loss is not None else ()
-        return (*captured.learning_flags(tables, inputs), self._losses.of(loss), form, record, roles)
 
     def _compiled(
         self, captured: Captured, key: CallKey, args: Any, kwargs: Any, loss: Any, target: Any

@@ -15,10 +15,15 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from pccompile.frontends.tensor_forms import surely_like
+from pccompile.passes.roles import NO_ROLES, Roles
+from pccompile.runtime.automatic_rates import measures
 from pccompile.runtime.derivative_guards import transformed
-from pccompile.runtime.loaded_program import Runtime
-from pccompile.runtime.loss_state import LossState
+from pccompile.runtime.loaded_program import FORMS, Runtime
+from pccompile.runtime.loss_lengths import target_form
+from pccompile.runtime.loss_state import LossState, LossStates
+from pccompile.runtime.losses import refuse_targets, targets_of
 from pccompile.runtime.model_state import ModelState, Tables
+from pccompile.runtime.module_captures import Call, ModuleCaptures
 from pccompile.runtime.program_cache import CallKey, Captured, ProgramCache
 
 default_dtype, function_modes = torch.get_default_dtype, torch._C._len_torch_function_stack
@@ -74,6 +79,15 @@ class PreparedCall:
         )
 
 
+def is_plain(captured: Captured, cache: ProgramCache, runtime: Runtime, tables: Tables) -> bool:
+    """Whether nothing but the model, its arguments and its loss decides what a call runs."""
+    decides = captured.imported.states or captured.learning is not None or captured.offsets is not None
+    reads = runtime.reads is not None or captured.interface.layouts
+    own = captured.state.tables(captured.imported) is not tables  # the module's, beside the model's
+    settings = captured.settings[0] is not None or function_modes() or dispatch_modes() or transformed()
+    return not (decides or reads or own or settings) and any(c is captured for c in cache.captures)
+
+
 def prepared(
     captured: Captured,
     cache: ProgramCache,
@@ -83,17 +97,12 @@ def prepared(
     key: CallKey,
     targets: int,
 ) -> PreparedCall | None:
-    """A call that has found its program, to be recognised when it comes again; None for one that is not plain.
+    """A plain call that has found its program, to be recognised when it comes again; None where it could not be.
 
-    key: what leads to its program as things are now, see `CallKey`.
+    key: what leads to its program as things are now.
     """
     runtime, tables, inputs = found
     state, interface = captured.state, captured.interface
-    decides = captured.imported.states or captured.learning is not None or captured.offsets is not None
-    reads = runtime.reads is not None or interface.layouts or state.tables(captured.imported) is not tables
-    settings = captured.settings[0] is not None or function_modes() or dispatch_modes() or transformed()
-    if decides or reads or settings or all(c is not captured for c in cache.captures):
-        return None
     same = captured.recent.get(key) is runtime and state.holds()
     given = len(values) == len(inputs) + targets == len(interface.inputs) + targets
     if not same or not given or any(v is not t for v, t in zip(values, inputs.values(), strict=False)):
@@ -108,4 +117,59 @@ def prepared(
     return PreparedCall(*own, *now, runtime, tables, tuple(inputs))
 
 
-__all__ = ["KEPT", "PreparedCall", "prepared"]
+class PreparedModule(ModuleCaptures):
+    """Finds the program for a call at once where it has come before."""
+
+    def __init__(self, *captures: Any) -> None:
+        super().__init__(*captures)
+        self._last: Runtime | None = None
+        self._losses = LossStates()
+        self._prepared: tuple[PreparedCall, ...] = ()
+        self._seen = set[Any]()
+
+    def _anew(self) -> dict[str, Any]:
+        return {**super()._anew(), "_last": None, "_losses": LossStates(), "_prepared": (), "_seen": set()}
+
+    def _found(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any = None, target: Any = None, targets: int = 0
+    ) -> tuple[Runtime, Tables, dict[str, Tensor]]:
+        """The program for a call, with the model's tensors and those of the call: at once where it has come before.
+
+        targets: 1 where a loss is asked for. Raises CompileError.
+        """
+        values, keywords = (*args, *kwargs.values(), *((target,) if targets else ())), tuple(kwargs)
+        for known in self._prepared:
+            if known.comes_again(self._cache, keywords, values, targets) and self._losses.of(loss) is known.loss:
+                self._cache.first(known.state)
+                if self._last is not known.runtime:
+                    self._last = known.runtime
+                return known.runtime, known.tables, dict(zip(known.names, values, strict=False))
+        if targets:
+            refuse_targets(targets_of(target))
+        call = self._call(args, kwargs)
+        found = self._program(call, args, kwargs, loss, target)
+        self._prepared = tuple(known for known in self._prepared if known.captures is self._cache.captures)
+        forms = (targets, *(v.shape if isinstance(v, Tensor) else None for v in values))
+        if forms not in self._seen:
+            self._seen = {*self._seen, forms} if len(self._seen) < FORMS else {forms}
+        elif self._paths is None and not measures(self.options) and is_plain(call[0], self._cache, *found[:2]):
+            key = CallKey(*self._key(call[0], *found[1:], loss, target, False, NO_ROLES))
+            now = prepared(call[0], self._cache, keywords, values, found, key, targets)
+            self._prepared = (*([now] if now else []), *self._prepared)[:KEPT]
+        return found
+
+    def _key(
+        self, captured: Captured, tables: Tables, inputs: Any, loss: Any, target: Any, record: bool, roles: Roles
+    ) -> tuple[Any, ...]:
+        """What a call has at hand that decides which program it uses, see `CallKey`."""
+        form = target_form(target, inputs) if loss is not None else ()
+        return (*captured.learning_flags(tables, inputs), self._losses.of(loss), form, record, roles)
+
+    def _program(
+        self, call: Call, args: Any, kwargs: dict[str, Any], loss: Any = None, target: Any = None
+    ) -> tuple[Runtime, Tables, dict[str, Tensor]]:
+        """The program for a call, compiled if there is none yet, with the model's tensors and those of the call."""
+        raise NotImplementedError
+
+
+__all__ = ["PreparedCall", "PreparedModule"]
