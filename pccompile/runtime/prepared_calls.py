@@ -38,8 +38,8 @@ class PreparedCall:
 
     keywords: the names of its keyword arguments. like: whether tensors, those of a call and behind them its target, are
     of the forms that its own had, and in the same surroundings of torch: no autocast, and nothing of torch.func or of
-    torch.jit that would see what is done with them. surroundings: what said so of the model's
-    tensors. captures, recent: the tables in which its program stood; they are replaced where programs are dropped.
+    torch.jit that would see what is done with them. surroundings: what said so of the model's tensors. captures,
+    recent: the tables in which its program stood; they are replaced where programs are dropped.
     """
 
     keywords: tuple[str, ...]

@@ -268,7 +268,7 @@ def test_what_the_backward_pass_does_not_read_may_change_before_it() -> None:
         output.sum().backward()
 
 
-@pytest.mark.parametrize("name", ["paper_cnn", "encoder", "unrolled_lstm_50"])
+@pytest.mark.parametrize("name", ["paper_cnn", "encoder", pytest.param("unrolled_lstm_50", marks=pytest.mark.slow)])
 def test_a_file_says_which_parameters_its_backward_pass_reads(name: str) -> None:
     case, draw = ZOO[name], torch.Generator().manual_seed(0)
     pc = pccompile.compile(case.build(), case.inputs(draw, torch.float32), check=False)
