@@ -12,6 +12,7 @@ from pccompile.backends.torch.context import kept_together, opened, pieces, read
 from pccompile.backends.torch.headings import Headings
 from pccompile.backends.torch.keys import Gradient, gradient_keys, table_of
 from pccompile.backends.torch.layout import dictionary, folded, listed, recorded
+from pccompile.backends.torch.lists import listable
 from pccompile.backends.torch.loss import Clamp
 from pccompile.backends.torch.lower import lower
 from pccompile.backends.torch.nested import fragments_of, print_fragments
@@ -31,6 +32,8 @@ from pccompile.ir.names import Namer
 WHEN = "pcc.when"
 RECORD = ", record=lambda shown: None"
 OUTLINING = Outlining()
+SHORTER = 0.5
+"""Errors are lists where what is written is so much shorter by that."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,24 @@ def emit(
     lengths: the free dimensions as a call has them, for a functional file to weigh products by.
     outlining: when what repeats becomes a function of its own; never where a trace is shown every value.
     """
-    return File(program, loss, record, functional, lengths, outlining).source()
+    return file_of(program, loss, record, functional, lengths, outlining).source()
+
+
+def file_of(
+    program: Program,
+    loss: Loss | None = None,
+    record: bool = False,
+    functional: bool = False,
+    lengths: Mapping[str, int] = MappingProxyType({}),
+    outlining: Outlining | None = OUTLINING,
+) -> File:
+    """What `emit` writes. Several errors of a vertex are a list where layers share functions by that, and few are left:
+    what goes through lists takes longer, since each sum of errors is looked up and added up anew."""
+    alone = File(program, loss, record, functional, lengths, outlining)
+    if not outlining or record or not (listable(program.infer) or listable(program.sweep)):
+        return alone
+    by_lists = File(program, loss, record, functional, lengths, outlining, by_lists=True)
+    return by_lists if by_lists.length < SHORTER * alone.length else alone
 
 
 class File:
@@ -97,11 +117,14 @@ class File:
         functional: bool = False,
         lengths: Mapping[str, int] = MappingProxyType({}),
         outlining: Outlining | None = OUTLINING,
+        by_lists: bool = False,
     ) -> None:
         self.program, self.pc, self.loss, self.record = program, program.pc, loss, record
+        self.by_lists = by_lists
         indices = [self.pc.graph.outputs.index(o.value) for o in self.pc.outputs]
         self.clamp = Clamp(loss, indices, len(self.pc.graph.outputs) - self.pc.graph.further)
-        self.lowered = optimise(lower(program, record, self.clamp.has_constants), functional, lengths)
+        lowered = lower(program, record, self.clamp.has_constants, by_lists)
+        self.lowered = optimise(lowered, functional, lengths)
         self.signature = Signature(program)
         self.headings = Headings(program)
         self.lasting = {(slot, o): kept.path(self.pc.home) for (o, slot), kept in program.moved.items()}
@@ -146,6 +169,12 @@ class File:
             left = [r for r in self.names if r not in set(self.popped)]
             self.lowered.context[:] = [*left, *reversed(self.popped)]
             self.names = {r: self.names[r] for r in self.lowered.context}
+
+    @property
+    def length(self) -> int:
+        """How many statements are written behind prediction, those of blocks once."""
+        parts = [self.parts(name, f) for name, f in self.later()]
+        return sum(len(p.function.lines) + sum(len(b.lines) for b in p.blocks) for p in parts)
 
     def parts(self, name: str, f: Function) -> Outlined:
         """A function with its blocks, where it has any."""

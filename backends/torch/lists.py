@@ -18,18 +18,14 @@ from pccompile.backends.torch.statements import MIX, PICK, SEVERAL, Label, Matri
 from pccompile.backends.torch.terms import Terms
 from pccompile.ir import Do, Ref, Step, Vertex
 
-MANY = 64
-"""From so many slots on beyond one a vertex, lists are shorter."""
 Row = Mapping[str, float]
 """Slots of a vertex with weights."""
 
 
-def by_lists(steps: Sequence[Step]) -> bool:
-    """Whether slots are to be lists in a phase of a program: many are given by messages, and none in a loop."""
-    if not all(isinstance(s, Do) for s in steps):
-        return False
+def listable(steps: Sequence[Step]) -> bool:
+    """Whether slots of a phase of a program can be lists: a vertex has several by messages, and none in a loop."""
     owners = [s.vertex for s in steps if isinstance(s, Do) and _is_sent(s)]
-    return len(owners) - len({*owners}) >= MANY
+    return len(owners) > len({*owners}) and all(isinstance(s, Do) for s in steps)
 
 
 def groups(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable, Mapping, Sequence
 
 from pccompile.backends.torch.keys import gradient_keys, table_of
-from pccompile.backends.torch.lists import Lists, by_lists, groups
+from pccompile.backends.torch.lists import Lists, groups, listable
 from pccompile.backends.torch.message_sums import sent_apart
 from pccompile.backends.torch.statements import Function, Key, Label, Lowered, Stop, Turns, label_of
 from pccompile.backends.torch.terms import Place, Terms
@@ -32,12 +32,12 @@ from pccompile.ir.liveness import handed
 from pccompile.ops import result_name
 
 
-def lower(program: Program, record: bool = False, loss_constants: bool = False) -> Lowered:
+def lower(program: Program, record: bool = False, loss_constants: bool = False, by_lists: bool = False) -> Lowered:
     """All phases of `program`; with `record`, prediction and loops show what they compute.
 
-    loss_constants: part of the errors of outputs is computed once.
+    loss_constants: part of the errors of outputs is computed once. by_lists: several errors of a vertex are a list.
     """
-    lowering = _Lowering(program, record, loss_constants)
+    lowering = _Lowering(program, record, loss_constants, by_lists)
     predict = lowering.predict()
     if record:
         predict.results |= {("prediction", v): lowering.slots[v, "prediction"] for v in program.pc.names}
@@ -69,7 +69,10 @@ def lower_loss(
 
 
 class _Lowering:
-    def __init__(self, program: Program, record: bool = False, loss_constants: bool = False) -> None:
+    def __init__(
+        self, program: Program, record: bool = False, loss_constants: bool = False, by_lists: bool = False
+    ) -> None:
+        self.by_lists = by_lists
         self.program, self.pc, self.graph, self.record = program, program.pc, program.pc.graph, record
         self.made_by = {str(v.result): v.name for v in self.pc.vertices if v.prediction}
         self.parts = {n.name: v.name for v in reversed(self.pc.vertices) for n in v.prediction}
@@ -174,7 +177,7 @@ class _Lowering:
     def phase(self, steps: Sequence[Step]) -> None:
         """All steps of a phase, where the slots of vertices may be lists."""
         self.terms.apart = sent_apart(steps, self.terms.vertices)
-        lists = self.terms.lists = Lists(self.terms) if by_lists(steps) else None
+        lists = self.terms.lists = Lists(self.terms) if self.by_lists and listable(steps) else None
         for group in groups(steps) if lists else [steps]:
             if not (lists and lists.give(group)):
                 self.run(group)

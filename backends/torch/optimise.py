@@ -10,6 +10,7 @@ from types import MappingProxyType
 from pccompile.backends.torch.copies import lay_out, permute_pieces
 from pccompile.backends.torch.gram import behind_weights
 from pccompile.backends.torch.in_place import moved_in_place
+from pccompile.backends.torch.late import made_late
 from pccompile.backends.torch.packed import packed
 from pccompile.backends.torch.reuse import reused
 from pccompile.backends.torch.statements import (
@@ -61,6 +62,7 @@ def optimise(lowered: Lowered, functional: bool = False, lengths: Mapping[str, i
     for f in later:
         share_slopes(f, lowered.labels)
         permute_pieces(f, lowered.labels)
+    later = [made_late(f, lowered.program.pc) for f in later]
     if not functional:
         later = [reused(f, lowered.program.pc) for f in later]
     found = replace(lowered, predict=predict, infer=later[0], learn=later[1], sweep=later[2], context=list(needed))

@@ -77,7 +77,7 @@ def locality(program: Program) -> Locality:
         max(pc.levels().values(), default=0),
         tuple(_kept(program)),
         tuple(_across(program)),
-        tuple(sorted(_transported(pc))),
+        tuple(sorted({*_transported(pc)})),
         "inside inference, at every step" if program.updates else _learns(program),
         tuple(sorted({slot for _, slot in program.kept})),
         tuple(_broadcast(pc)),

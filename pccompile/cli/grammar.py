@@ -120,6 +120,9 @@ def shown_options(p: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--json", action="store_true", help="with a report such as --verify: as JSON")
     group.add_argument(
+        "--plot", metavar="FILE", help="with a report such as --spectrum: draw it too, .png, .svg or .pdf"
+    )
+    group.add_argument(
         "--print-after",
         action="append",
         default=[],

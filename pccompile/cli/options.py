@@ -56,6 +56,7 @@ REPORTS = {
     "cost": "count products, sequential depth, messages and memory of a step against backprop's",
 }
 """Each option with its help."""
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def report_options(group: Any) -> None:
@@ -75,6 +76,8 @@ def report_checks(options: argparse.Namespace, circuit: bool) -> list[tuple[Any,
     return [
         (name and options.output, f"--{name} writes nothing: leave -o out"),
         (name and circuit, f"--{name} does not go with circuits"),
+        (options.plot and not name, "--plot goes with a report such as --spectrum"),
+        (options.plot and not options.plot.endswith(PICTURES), f"--plot writes a file {', '.join(PICTURES)}"),
     ]
 
 

@@ -183,6 +183,8 @@ def reported(pc: PCModule, target: Target, options: argparse.Namespace) -> int:
         else:
             given = Bench(pc, args, kwargs, None, None, options.seed).target
             found = pc.analyse(args, kwargs, target=given, kinds=[kind])
+    if options.plot:
+        found.plot(options.plot)
     if options.json:
         print(found.json(indent=2))
     else:

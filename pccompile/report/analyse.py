@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from pccompile.report.asynchronous import CONDITIONS, AsynchronousReport, asynch
 from pccompile.report.convergence import ConvergenceReport, convergence_report
 from pccompile.report.losses import Criterion
 from pccompile.report.regime import RegimeReport, has_regime, regime_report
+from pccompile.report.figures import bars
 from pccompile.report.tables import Page, Report, Table, count, number
 from pccompile.runtime.displaced_batch import DisplacedBatch
 from pccompile.runtime.losses import targets_of
@@ -48,6 +50,13 @@ class Analysis(Report):
 
     def _reports(self) -> dict[str, Any]:
         return {k: r for k in KINDS if (r := getattr(self, k)) is not None}
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """The picture of the only report, as that draws it. Raises CompileError where several were measured."""
+        reports = [*self._reports().values()]
+        if len(reports) != 1:
+            raise CompileError(f"a picture shows one report, and {len(reports)} were measured", hint="kinds=(…,)")
+        return reports[0].plot(path)
 
 
 def analyse(
@@ -130,6 +139,11 @@ class SpectrumReport(Report):
         quantities = {k: {"value": m.value, "error": m.error, "sweeps": m.sweeps} for k, m in self.quantities.items()}
         own = {"quantities": quantities, "rates": self.rates}
         return own | {"condition": self.condition, "longest_path": self.longest}
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """A picture of the quantities, written to `path` where there is one; it ends with the format. Raises CompileError."""
+        rows = {name: (m.value,) for name, m in self.quantities.items()}
+        return bars("spectrum at the forward pass", rows, path, axis="eigenvalue", scale="symlog")
 
 
 MEANING = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from pccompile.diagnostics import CompileError
 from pccompile.ir import Program
 from pccompile.ir.liveness import handed
 from pccompile.pipeline import Options, schedule
+from pccompile.report.figures import bars
 from pccompile.report.regime import apart, equilibrium, gradients, plain, stepped
 from pccompile.report.tables import Page, Report, Table, count, number
 from pccompile.runtime.displaced_batch import DisplacedBatch, Ready
@@ -66,6 +68,12 @@ class AsynchronousReport(Report):
         )
         headings = ("with", ">messages", ">lost", f">after {count(self.steps, 'round')}", f">after {LONGER} times that")
         return Page((title, Table(headings, rows)))
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """A picture of both distances of each run, written to `path` where there is one; it ends with the format. Raises CompileError."""
+        rows = {o.conditions: (o.after, o.longer) for o in self.outcomes}
+        labels = (f"after {count(self.steps, 'round')}", f"after {LONGER} times that")
+        return bars(f"{self.algorithm} vertex by vertex", rows, path, labels, f"distance from {self.end}", "log")
 
 
 class CompiledUnits:

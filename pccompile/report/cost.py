@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from pccompile.algorithms import exact
@@ -18,6 +19,7 @@ from pccompile.frontends.imported import Imported
 from pccompile.ir import Dim, Program, Ref, Type, map_refs, refs
 from pccompile.ops import OPS
 from pccompile.pipeline import Compiled
+from pccompile.report.figures import bars
 from pccompile.report.tables import Page, Report, Table, as_json, number
 
 UNTYPED = ("copy", "keep", "update")
@@ -73,6 +75,12 @@ class CostReport(Report):
         at_lengths = ", ".join(f"{k} = {n}" for k, n in self.lengths.items())
         title = f"cost of one step of {self.algorithm}{f', {at_lengths}' if at_lengths else ''}"
         return Page((title, *self.notes, Table(("", f">{self.algorithm}", ">backprop", ">ratio"), rows)))
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """A picture of costs over backpropagation's, written to `path` where there is one; it ends with the format. Raises CompileError."""
+        own, other = asdict(self.own), asdict(self.backprop)
+        rows = {text: (own[k] / other[k],) for k, text in MEANING.items() if other[k]}
+        return bars(f"one step of {self.algorithm}", rows, path, axis="times that of backpropagation")
 
     def json(self, indent: int | None = None) -> str:
         """All numbers as JSON."""

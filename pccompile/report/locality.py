@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from pccompile.algorithms import ALGORITHMS
@@ -11,6 +12,7 @@ from pccompile.analysis.plasticity import Plasticity, plasticity
 from pccompile.diagnostics import listing
 from pccompile.ir import Program
 from pccompile.pipeline import Compiled, Options, schedule
+from pccompile.report.figures import bars
 from pccompile.report.tables import Page, Report, Table, count
 
 SHOWN = 12
@@ -61,6 +63,12 @@ class LocalityReport(Report):
         """All findings."""
         own = {"algorithm": self.algorithm, "local": self.found.local, **asdict(self.found), "work": self.work}
         return {**own, "plasticity": [asdict(r) for r in self.rules], "notes": self.notes}
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """A picture of the hops of each turn, written to `path` where there is one; it ends with the format. Raises CompileError."""
+        rows = {t.turn: (float(t.hops),) for t in self.found.turns}
+        rows["longest path to an output"] = (float(self.found.longest),)
+        return bars(f"locality of {self.algorithm}", rows, path, axis="hops that news travels")
 
 
 def _transport(f: Locality) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from pccompile.analysis.spectrum import Spectrum
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Program
 from pccompile.pipeline import Options, schedule
+from pccompile.report.figures import bars
 from pccompile.report.tables import Page, Report, Table, count, number
 from pccompile.runtime.automatic_rates import chosen_for
 from pccompile.runtime.displaced_batch import SEED, DisplacedBatch, Ready
@@ -80,6 +82,12 @@ class RegimeReport(Report):
                 Table(headings, rows),
             )
         )
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """A picture of each parameter's cosines, written to `path` where there is one; it ends with the format. Raises CompileError."""
+        rows = {p.name: (p.cosine_to_backprop, p.cosine_to_equilibrium) for p in self.parameters}
+        labels = ("to backpropagation", "to the equilibrium")
+        return bars(f"{self.algorithm}: q = {number(self.q, 3)}", rows, path, labels, "cosine of the gradient")
 
 
 def has_regime(algorithm: str) -> bool:

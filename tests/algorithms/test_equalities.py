@@ -19,6 +19,18 @@ LARGE = [pytest.param(n, marks=pytest.mark.slow) if n in ("cnn", "lstm", "transf
 """All networks; what takes long to capture again and again is in the long suite."""
 
 
+DEEP = ("cnn", "lstm", "transformer")
+"""Networks whose inference takes thousands of steps until it has ended."""
+
+
+def to_the_end(p: Problem) -> dict[str, float]:
+    """The rate and the steps by which strict inference leaves 1e-8 of what it began with."""
+    spectrum = p.compile("strict").analyse(p.x, target=p.target, kinds=("spectrum",)).spectrum
+    assert spectrum is not None
+    fastest, slowest = (spectrum.quantities[k].value for k in ("λmax(H)", "σmin(A)²"))
+    return {"rate": 1 / fastest, "steps": int(18.5 * fastest / slowest)}
+
+
 # zil
 
 
@@ -123,7 +135,7 @@ def test_one_step_of_error_optimization_gives_the_errors_of_backpropagation(name
         torch.testing.assert_close(errors[1][v], rate * errors[0][v], rtol=1e-9, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", LARGE)
 def test_gradients_after_one_step_of_error_optimization_are_a_first_order_limit(name: str) -> None:
     p = problem(name)
     readout = [n for n in p.backprop if n.startswith(("o.", "out.", "4."))]
@@ -141,6 +153,15 @@ def test_converged_error_optimization_is_converged_strict(name: str) -> None:
     p = problem(name)
     found = p.gradients("error-optimization", steps=1200, rate=0.1)
     assert apart(found, p.gradients("strict", steps=4000, rate=0.2)) < 1e-8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEEP)
+def test_converged_error_optimization_is_converged_strict_in_deep_networks(name: str) -> None:
+    """With a loss so weak that there is one equilibrium only: λmin(S) > -1."""
+    p = problem(name, loss=lambda output, target: 0.05 * (output - target).square().sum())
+    found = p.gradients("error-optimization", steps=200, rate=0.8)
+    assert apart(found, p.gradients("strict", **to_the_end(p))) < 1e-6
 
 
 # nudged
@@ -165,6 +186,15 @@ def test_one_phase_is_backpropagation_up_to_the_nudge_and_two_up_to_its_square(n
     assert found["positive"] == pytest.approx(2, rel=0.2)
     assert found["negative"] == pytest.approx(2, rel=0.2)
     assert found["centred"] == pytest.approx(4, rel=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEEP)
+def test_two_phases_are_backpropagation_up_to_the_square_of_the_nudge_in_deep_networks(name: str) -> None:
+    p = problem(name)
+    how = to_the_end(p)
+    wide, narrow = (apart(p.gradients("nudged", nudge=n, phases="centred", **how), p.backprop) for n in (0.02, 0.01))
+    assert wide / narrow == pytest.approx(4, rel=0.2)
 
 
 # incremental
@@ -256,7 +286,7 @@ def test_what_is_computed_of_weights_is_computed_anew_after_each_update() -> Non
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", LARGE)
 def test_one_incremental_step_moves_the_readout_alone(name: str) -> None:
     p = problem(name)
     pc = p.compile("incremental", steps=1)
@@ -267,7 +297,7 @@ def test_one_incremental_step_moves_the_readout_alone(name: str) -> None:
 
 
 @pytest.mark.quick(1)
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", LARGE)
 def test_slow_incremental_learning_sums_the_gradients_of_strict(name: str) -> None:
     """(θ_T − θ_0) / α → −Σ_t g_θ(strict, t), with an error of O(α)."""
     p, steps = problem(name), 6
@@ -283,7 +313,7 @@ def test_slow_incremental_learning_sums_the_gradients_of_strict(name: str) -> No
         found = {n: (before[n] - q).detach() / alpha for n, q in pc.named_parameters() if n in summed}
         distances.append(apart(found, summed))
     assert distances[1] < 0.2 * distances[0]
-    assert distances[1] < 1e-2
+    assert distances[1] < 5e-2
 
 
 def test_a_loss_cannot_be_sent_backwards_where_parameters_move_in_inference() -> None:
@@ -340,7 +370,7 @@ def test_langevin_samples_the_posterior_of_a_linear_network() -> None:
 # meta-pcn
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", LARGE)
 def test_meta_pcn_infers_as_fixed_prediction(name: str) -> None:
     p, how = problem(name), {"steps": 7, "rate": 0.3}
     assert gap(p.gradients("meta-pcn", **how), p.gradients("fixed-prediction", **how)) == 0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import pccompile
 from algorithms.feedback_nets import FORWARD, Dropped, Linear, Net, feedback_of
-from algorithms.nets import Gradients, Problem, apart, linear, problem, squared
+from algorithms.nets import NETS, Gradients, Problem, apart, linear, problem, squared
 
 KINDS = ("random", "sign", "kolen-pollack")
 QUICK = {("chain", "random", True), ("dag", "sign", True), ("dag", "kolen-pollack", False)}
@@ -145,7 +145,7 @@ def _mirror(pc: pccompile.PCModule) -> None:
                 t.copy_(pc.get_parameter(path.removeprefix("feedback.")))
 
 
-@pytest.mark.parametrize("name", ["gated", pytest.param("transformer", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["gated", *(pytest.param(n, marks=pytest.mark.slow) for n in NETS if n != "gated")])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_kolen_pollack_contracts_by_weight_decay(name: str, momentum: float) -> None:
     p = problem(name)

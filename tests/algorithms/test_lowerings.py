@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dis
+import importlib
+import math
 import re
 from types import CodeType
 
@@ -21,9 +23,8 @@ from pccompile.algorithms.exponentials import Sections, closest
 from pccompile.algorithms.law import PathLengths
 from pccompile.algorithms.lowerings import Lowerings
 from pccompile.api.module import PCModule
-from pccompile.backends.torch import lists
 from pccompile.diagnostics import CompileError
-from pccompile.ir import ForEach, PCGraph
+from pccompile.ir import Do, ForEach, PCGraph
 from pccompile.ir.law import weight
 
 EPS = 2.0**-52
@@ -214,7 +215,10 @@ def test_where_more_arrives_than_is_sent_it_is_weighed_there() -> None:
 def test_lists_of_errors_are_the_errors_one_by_one(name: str, lowering: str, monkeypatch: pytest.MonkeyPatch) -> None:
     p, how = problem(name), {"steps": 100, "rate": 0.1, "lowering": lowering}
     alone = p.gradients("fixed-prediction", **how)
-    monkeypatch.setattr(lists, "MANY", 0)
+    emit, lower = (importlib.import_module(f"pccompile.backends.torch.{name}") for name in ("emit", "lower"))
+    monkeypatch.setattr(emit, "SHORTER", math.inf)
+    for module in (emit, lower):
+        monkeypatch.setattr(module, "listable", lambda steps: all(isinstance(s, Do) for s in steps))
     pc = p.compile("fixed-prediction", **how)
     assert "error in" in pc.source or name == "chain"
     assert from_steps(p, p.gradients("fixed-prediction", **how), alone) < 1e-8

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch.nn.functional as F
-from algorithms.nets import problem
+from algorithms.nets import NETS, problem
 
 import pccompile
 from pccompile.analysis.asynchronous import Conditions
@@ -56,8 +56,9 @@ def test_with_a_clock_the_vertices_give_what_the_program_gives(name: str, algori
 
 
 @pytest.mark.parametrize("one", HARD, ids=lambda c: c.name)
-def test_fixed_prediction_ends_in_backpropagation_under_any_of_them(one: Conditions) -> None:
-    (outcome,) = run("gated", "fixed-prediction", one, steps=60, rate=0.9).outcomes
+@pytest.mark.parametrize("name", ["gated", *(pytest.param(n, marks=pytest.mark.slow) for n in NETS if n != "gated")])
+def test_fixed_prediction_ends_in_backpropagation_under_any_of_them(name: str, one: Conditions) -> None:
+    (outcome,) = run(name, "fixed-prediction", one, steps=60, rate=0.9).outcomes
     assert outcome.longer < 1e-10
     assert (outcome.lost > 0) == (one.loss > 0)
 
