@@ -19,7 +19,8 @@ that is not run says what a seed of it would cost: a step's time on one thread, 
 
 - accuracy: on held-out data, ± the standard error over the seeds; as many seeds as stand behind it
 - cosine: of the first gradient to backpropagation's, at the first and at the last weight, seed 0
-- q = rate · steps · λmax of what inference descends, at the first batch: far below 1 it has hardly begun
+- q = rate · steps · λmax of what inference descends, at the first batch: far below 1 it has hardly begun; at more
+  than 2 for each of the steps the rate is above its bound, and where gradients become no numbers nothing is learned
 - products: floating-point operations in matrix products and convolutions of a step, as a multiple of backpropagation's
 - hops: how far news travels in an inference step, or in all of inference where it takes no steps; local: no where that
   grows with the depth of these networks

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pccompile
-from algorithms.nets import NETS, Gated, Problem, apart, gap, linear, problem
+from algorithms.nets import NETS, Block, Gated, Problem, apart, gap, linear, problem
 from pccompile.algorithms.zil import clocked
 from pccompile.backends.torch import emit
 
@@ -188,12 +188,20 @@ def test_one_phase_is_backpropagation_up_to_the_nudge_and_two_up_to_its_square(n
     assert found["centred"] == pytest.approx(4, rel=0.2)
 
 
+class Smooth(Block):
+    """A transformer block whose activation has no kink: across one, two phases are not as far from each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer.activation = F.gelu
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DEEP)
 def test_two_phases_are_backpropagation_up_to_the_square_of_the_nudge_in_deep_networks(name: str) -> None:
-    p = problem(name)
+    p = Problem(Smooth, NETS[name][1]) if name == "transformer" else problem(name)
     how = to_the_end(p)
-    wide, narrow = (apart(p.gradients("nudged", nudge=n, phases="centred", **how), p.backprop) for n in (0.02, 0.01))
+    wide, narrow = (apart(p.gradients("nudged", nudge=n, phases="centred", **how), p.backprop) for n in (0.1, 0.05))
     assert wide / narrow == pytest.approx(4, rel=0.2)
 
 
