@@ -17,9 +17,9 @@ from pccompile.analysis.spectrum import Measured, Spectrum
 from pccompile.diagnostics import CompileError, printable
 from pccompile.report.asynchronous import CONDITIONS, AsynchronousReport, asynchronous_report
 from pccompile.report.convergence import ConvergenceReport, convergence_report
+from pccompile.report.figures import bars
 from pccompile.report.losses import Criterion
 from pccompile.report.regime import RegimeReport, has_regime, regime_report
-from pccompile.report.figures import bars
 from pccompile.report.tables import Page, Report, Table, count, number
 from pccompile.runtime.displaced_batch import DisplacedBatch
 from pccompile.runtime.losses import targets_of
@@ -141,7 +141,7 @@ class SpectrumReport(Report):
         return own | {"condition": self.condition, "longest_path": self.longest}
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """A picture of the quantities, written to `path` where there is one; it ends with the format. Raises CompileError."""
+        """A picture of the quantities; `path` is where to write it."""
         rows = {name: (m.value,) for name, m in self.quantities.items()}
         return bars("spectrum at the forward pass", rows, path, axis="eigenvalue", scale="symlog")
 

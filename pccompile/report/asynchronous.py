@@ -70,7 +70,7 @@ class AsynchronousReport(Report):
         return Page((title, Table(headings, rows)))
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """A picture of both distances of each run, written to `path` where there is one; it ends with the format. Raises CompileError."""
+        """A picture of both distances of each run; `path` is where to write it."""
         rows = {o.conditions: (o.after, o.longer) for o in self.outcomes}
         labels = (f"after {count(self.steps, 'round')}", f"after {LONGER} times that")
         return bars(f"{self.algorithm} vertex by vertex", rows, path, labels, f"distance from {self.end}", "log")

@@ -77,7 +77,7 @@ class CostReport(Report):
         return Page((title, *self.notes, Table(("", f">{self.algorithm}", ">backprop", ">ratio"), rows)))
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """A picture of costs over backpropagation's, written to `path` where there is one; it ends with the format. Raises CompileError."""
+        """A picture of costs over backpropagation's; `path` is where to write it."""
         own, other = asdict(self.own), asdict(self.backprop)
         rows = {text: (own[k] / other[k],) for k, text in MEANING.items() if other[k]}
         return bars(f"one step of {self.algorithm}", rows, path, axis="times that of backpropagation")

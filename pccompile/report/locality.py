@@ -65,7 +65,7 @@ class LocalityReport(Report):
         return {**own, "plasticity": [asdict(r) for r in self.rules], "notes": self.notes}
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """A picture of the hops of each turn, written to `path` where there is one; it ends with the format. Raises CompileError."""
+        """A picture of the hops of each turn; `path` is where to write it."""
         rows = {t.turn: (float(t.hops),) for t in self.found.turns}
         rows["longest path to an output"] = (float(self.found.longest),)
         return bars(f"locality of {self.algorithm}", rows, path, axis="hops that news travels")

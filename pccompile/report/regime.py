@@ -84,7 +84,7 @@ class RegimeReport(Report):
         )
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """A picture of each parameter's cosines, written to `path` where there is one; it ends with the format. Raises CompileError."""
+        """A picture of each parameter's cosines; `path` is where to write it."""
         rows = {p.name: (p.cosine_to_backprop, p.cosine_to_equilibrium) for p in self.parameters}
         labels = ("to backpropagation", "to the equilibrium")
         return bars(f"{self.algorithm}: q = {number(self.q, 3)}", rows, path, labels, "cosine of the gradient")
