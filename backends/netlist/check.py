@@ -38,6 +38,9 @@ _ONLY: dict[str, tuple[str, ...]] = {
 """The unit kinds that have a field."""
 
 _PLAIN = Population(shape=(), unit="input", role="value", vertex="")
+_UNSET = {"param": None, "index": None, "elements": None, "by": None, "with_": None, "subscripts": None,
+          "stride": (), "padding": (), "dilation": (),
+          "groups": 1}  # fmt: skip
 
 
 def check(spec: Spec, tensors: Tensors) -> None:
@@ -312,11 +315,6 @@ def _port(port: Port, p: Population) -> Iterator[str]:
         yield f"{list(shape)} has no axis {port.axis}"
     elif math.prod(s for i, s in enumerate(shape) if i != port.axis % axes) != math.prod(port.shape):
         yield f"shape {list(port.shape)} of whole numbers does not fit {list(shape)} without axis {port.axis}"
-
-
-_UNSET = {"param": None, "index": None, "elements": None, "by": None, "with_": None, "subscripts": None,
-          "stride": (), "padding": (), "dilation": (),
-          "groups": 1}  # fmt: skip
 
 
 def projection_problems(p: Projection, populations: Populations, tensors: Tensors) -> Iterator[str]:

@@ -29,6 +29,10 @@ from pccompile.backends.torch.writer import is_parameter
 from pccompile.ir import Ref
 from pccompile.ops import bind
 
+GRAD = "grad_output"
+COSTLY = frozenset(f"aten.{name}_backward.default" for name in ("gelu", "silu", "mish", "softplus", "elu"))
+"""Kernels that multiply by a slope which takes longer to compute than a product does."""
+
 
 def optimise(lowered: Lowered, functional: bool = False, lengths: Mapping[str, int] = MappingProxyType({})) -> Lowered:
     """Drop what no result needs, and settle what prediction has to keep for inference and learning.
@@ -140,11 +144,6 @@ def mask_unread(f: Function) -> None:
         if "output_mask" in s.args and s.target in used:
             mask = tuple(i in used[s.target] for i in range(len(s.args["output_mask"])))
             s.args = {**s.args, "output_mask": mask}
-
-
-GRAD = "grad_output"
-COSTLY = frozenset(f"aten.{name}_backward.default" for name in ("gelu", "silu", "mish", "softplus", "elu"))
-"""Kernels that multiply by a slope which takes longer to compute than a product does."""
 
 
 def share_slopes(f: Function, labels: dict[Ref, Label]) -> None:

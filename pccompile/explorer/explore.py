@@ -34,6 +34,15 @@ from pccompile.runtime.module import CompiledModule
 FORMAT, VERSION = "pccompile exploration", 1
 BESIDE = ("exact", "fixed-prediction")
 """What a model's own algorithm is compared with unless a user says otherwise."""
+KINDS = {Graph: "graph", PCGraph: "vertices", Program: "program", Source: "code"}
+LONGEST = 6000
+"""So many lines of a stage are shown."""
+VENDOR = ("viz.js.gz", "katex.js.gz", "uplot.js.gz")
+SCRIPTS = (
+    "state", "elements", "colour", "hierarchy", "layout", "graph", "charts", "code", "panel", "modules", "heatmap",
+    "convergence", "compare", "stages", "chip", "search", "views", "keys", "main",
+)  # fmt: skip
+"""The page's own scripts, in this order one after the other in one function."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +155,6 @@ def _data(bench: Bench, runtimes: Mapping[str, Runtime], title: str) -> dict[str
     }
 
 
-KINDS = {Graph: "graph", PCGraph: "vertices", Program: "program", Source: "code"}
-LONGEST = 6000
-"""So many lines of a stage are shown."""
-
-
 class Stages:
     """The results of stages as text, as the pipeline reports them."""
 
@@ -192,14 +196,6 @@ def changed(old: list[str], new: list[str]) -> Iterator[list[Any]]:
             yield ["-", b - a]
         if d > c:
             yield ["+", d - c]
-
-
-VENDOR = ("viz.js.gz", "katex.js.gz", "uplot.js.gz")
-SCRIPTS = (
-    "state", "elements", "colour", "hierarchy", "layout", "graph", "charts", "code", "panel", "modules", "heatmap",
-    "convergence", "compare", "stages", "chip", "search", "views", "keys", "main",
-)  # fmt: skip
-"""The page's own scripts, in this order one after the other in one function."""
 
 
 @functools.cache

@@ -35,6 +35,9 @@ NOTES = "pccompile_notes"
 """Where a program has its `CaptureNotes`."""
 _exporting: list[int] = []
 """The threads that capture a model now: at most one, as often as captures are nested."""
+CUT = 'torch.compile(model, backend="pccompile"), which cuts the program there'
+LONGEST = 100
+"""So many characters of a source line are shown."""
 
 
 @dataclass(frozen=True)
@@ -191,11 +194,6 @@ def _refused(model: nn.Module, error: Exception, packing: Packing) -> CompileErr
             'none, or use torch.compile(model, backend="pccompile"), which cuts the program there'
         )
     return CaptureError(f"torch.export cannot capture {type(model).__name__}: {line}", where, hint)
-
-
-CUT = 'torch.compile(model, backend="pccompile"), which cuts the program there'
-LONGEST = 100
-"""So many characters of a source line are shown."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ STEPS = re.compile(r"_(?:modules|parameters|buffers)\['([^']+)'\]")
 SIZES = ("aten.sym_size.int",)
 LOCAL = re.compile(r"L\['(?:___)?(\w+)'\]")
 MEMBER = re.compile(r"\.(\w+)$")
+APPLY = "hop.autograd_function_apply"
+NESTED = {APPLY: (0, 2, 0), "hop.tag_activation_checkpoint": (0, 1, 0), "hop.register_hook": (1, 2, 1)}
+"""Calls of a graph of their own: which argument it is, and where its arguments begin in the call and in the graph."""
 
 
 @dataclass(frozen=True)
@@ -182,11 +185,6 @@ def _label(n: fx.Node) -> str:
     local, member = LOCAL.match(text), MEMBER.findall(text)
     steps = [*STEPS.findall(text), *member]
     return ".".join(steps) if steps else local[1] if local else n.name
-
-
-APPLY = "hop.autograd_function_apply"
-NESTED = {APPLY: (0, 2, 0), "hop.tag_activation_checkpoint": (0, 1, 0), "hop.register_hook": (1, 2, 1)}
-"""Calls of a graph of their own: which argument it is, and where its arguments begin in the call and in the graph."""
 
 
 def own_bodies(module: fx.GraphModule) -> None:

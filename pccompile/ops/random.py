@@ -42,6 +42,8 @@ define(
     )  # its derivative is 0 everywhere
 )
 BERNOULLI_LIKE = "pccompile.bernoulli_like.default"
+SATURATION = 1.7580993408473766
+"""What selu's negative side tends to, with the opposite sign."""
 
 
 @functools.cache
@@ -94,10 +96,6 @@ def _dropout(b: Builder, n: Node) -> Any:
 
 
 rewrite("aten.dropout.default", _dropout)
-
-
-SATURATION = 1.7580993408473766
-"""What selu's negative side tends to, with the opposite sign."""
 
 
 def _alpha_dropout(b: Builder, n: Node) -> Any:

@@ -26,6 +26,14 @@ from pccompile.runtime.losses import targets_of
 from pccompile.runtime.module import CompiledModule
 
 KINDS = ("spectrum", "regime", "convergence", "asynchronous")
+NOTHING = "no hidden vertex: inference has nothing to move, and any rate will do"
+MEANING = {
+    "λmax(H)": "rates of strict, incremental, nudged and langevin",
+    "‖A‖²": "rate of alm",
+    "σmin(A)²": "how many steps inference needs",
+    "λmin(S)": "penalty of alm; below -1, error optimization has several equilibria",
+    "λmax(S)": "rate of error-optimization; nudges are to stay below 1 / ‖S‖",
+}
 
 
 @dataclass(frozen=True)
@@ -98,9 +106,6 @@ def analyse(
     )
 
 
-NOTHING = "no hidden vertex: inference has nothing to move, and any rate will do"
-
-
 @dataclass(frozen=True)
 class SpectrumReport(Report):
     """Extreme eigenvalues at the forward pass of one batch. Without a hidden vertex, `quantities` is empty.
@@ -144,15 +149,6 @@ class SpectrumReport(Report):
         """A picture of the quantities; `path` is where to write it."""
         rows = {name: (m.value,) for name, m in self.quantities.items()}
         return bars("spectrum at the forward pass", rows, path, axis="eigenvalue", scale="symlog")
-
-
-MEANING = {
-    "λmax(H)": "rates of strict, incremental, nudged and langevin",
-    "‖A‖²": "rate of alm",
-    "σmin(A)²": "how many steps inference needs",
-    "λmin(S)": "penalty of alm; below -1, error optimization has several equilibria",
-    "λmax(S)": "rate of error-optimization; nudges are to stay below 1 / ‖S‖",
-}
 
 
 def spectrum_report(spectrum: Spectrum) -> SpectrumReport:

@@ -19,6 +19,16 @@ from pccompile.runtime.module import CompiledModule
 
 MOST = 4
 """So many vertices that a name means are explained one by one; more are listed."""
+WAYS = {
+    "elementwise": "elementwise, the slope of its formula times the error",
+    "linear": "linear, the adjoint",
+    "multilinear": "multilinear, the adjoint in each argument",
+    "selection": "selection, back to the entries that were chosen",
+    "composite": "composite, a fused rule",
+    "context": "carries no gradient",
+    "dropped": "the slope is left out, as derivatives are dropped",
+    "traced": "traced from torch's derivative when it was compiled",
+}
 
 
 def explain(pc: CompiledModule, vertex: str | None = None) -> Page:
@@ -171,18 +181,6 @@ class _Explainer:
                 *(f"    {ln}" for ln in text.splitlines()),
             )
         ]
-
-
-WAYS = {
-    "elementwise": "elementwise, the slope of its formula times the error",
-    "linear": "linear, the adjoint",
-    "multilinear": "multilinear, the adjoint in each argument",
-    "selection": "selection, back to the entries that were chosen",
-    "composite": "composite, a fused rule",
-    "context": "carries no gradient",
-    "dropped": "the slope is left out, as derivatives are dropped",
-    "traced": "traced from torch's derivative when it was compiled",
-}
 
 
 def _entry(title: str, text: str) -> str:

@@ -41,6 +41,17 @@ NOBODY = "no other runtime could run the file: its outputs were compared with it
 Outputs = list[Tensor]
 Engine = tuple[str, Callable[[], "Outputs | None"], torch.dtype]
 """A name, what runs the file in wider numbers (None where it cannot), and its type."""
+TRIALS = 2
+NEAR = 1e-3
+"""A number this near to the border between two steps, in steps, may be rounded either way."""
+STEPS = frozenset(
+    {
+        torch.ops.aten.round.default,
+        torch.ops.aten.floor.default,
+        torch.ops.aten.ceil.default,
+        torch.ops.aten.trunc.default,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -173,20 +184,6 @@ def _limit(*parts: float) -> float:
 
 def _forward(name: str, a: Apart) -> Forward:
     return Forward(name, a.relative, a.largest, a.limit, a.passed)
-
-
-TRIALS = 2
-NEAR = 1e-3
-"""A number this near to the border between two steps, in steps, may be rounded either way."""
-
-STEPS = frozenset(
-    {
-        torch.ops.aten.round.default,
-        torch.ops.aten.floor.default,
-        torch.ops.aten.ceil.default,
-        torch.ops.aten.trunc.default,
-    }
-)
 
 
 def tensors_of(output: Any) -> list[Tensor]:

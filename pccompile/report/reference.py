@@ -39,6 +39,19 @@ VERSIONS = (21, 25)
 """The evaluator knows some operators in newer versions only: a file is converted to these until it runs."""
 
 Run = Callable[["onnx.ModelProto | Path", list[str], Mapping[str, Any]], Sequence[Any]]
+NARROWER: dict[int, frozenset[int]] = {
+    TensorProto.FLOAT: frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16}),
+    TensorProto.DOUBLE: frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.FLOAT}),
+}
+TYPES = frozenset({"to", "dtype", "output_datatype", "output_dtype", "stash_type", "softmax_precision", "precision"})
+"""Attributes that name an element type."""
+IMPLIED = {
+    "HannWindow": "output_datatype",
+    "HammingWindow": "output_datatype",
+    "BlackmanWindow": "output_datatype",
+    "MelWeightMatrix": "output_datatype",
+}
+"""Operators that yield float32 where this attribute is absent."""
 
 
 def require_onnxruntime() -> None:
@@ -257,22 +270,6 @@ def scaled(pc: CompiledModule, drawn: list[Tensor], args: tuple[Tensor, ...], se
             for weight in weights:
                 weight.mul_(0.7)
     return [f"the weights were scaled by {factor:.2g}, as the outputs were saturated"] if factor < 1 else []
-
-
-NARROWER: dict[int, frozenset[int]] = {
-    TensorProto.FLOAT: frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16}),
-    TensorProto.DOUBLE: frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.FLOAT}),
-}
-TYPES = frozenset({"to", "dtype", "output_datatype", "output_dtype", "stash_type", "softmax_precision", "precision"})
-"""Attributes that name an element type."""
-
-IMPLIED = {
-    "HannWindow": "output_datatype",
-    "HammingWindow": "output_datatype",
-    "BlackmanWindow": "output_datatype",
-    "MelWeightMatrix": "output_datatype",
-}
-"""Operators that yield float32 where this attribute is absent."""
 
 
 def widened(model: onnx.ModelProto, code: int) -> onnx.ModelProto:

@@ -46,6 +46,8 @@ ELSEWHERE = 1e-2
 """The part of itself by which each number changes where the program is tried at another place."""
 DRAWS, TIMES = 3, 10.0
 """What so many changes of the last bit of every number make, so many times over, is rounding too."""
+REPORT = "please report it, or change the model there; check=False compiles without this comparison"
+OTHERWISE = "forward may run otherwise while it is captured (torch.compiler.is_compiling()); check=False compiles that"
 
 
 class NotRun(Exception):
@@ -285,10 +287,6 @@ def tensors_of(tree: Any) -> list[Tensor]:
 def _itself(tensor: Tensor) -> Tensor:
     """What is saved for backward, kept from whoever listens outside, such as a checkpoint."""
     return tensor
-
-
-REPORT = "please report it, or change the model there; check=False compiles without this comparison"
-OTHERWISE = "forward may run otherwise while it is captured (torch.compiler.is_compiling()); check=False compiles that"
 
 
 def refusal(differing: Sequence[Difference], fault: Fault | None, captured_otherwise: bool = False) -> CompileError:

@@ -33,6 +33,7 @@ FORMS = 64
 """So many forms of a function are compiled, one for each path and kind of arguments; further ones run as they are."""
 EAGER = "Dynamo leaves a loop to Python that is decided by numbers; a function or module of your own in it is a piece"
 UNCHECKED = "not compared with eager torch: the model has hooks, which a run on the example would run once more"
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 class ModuleInPieces(CompiledModule):
@@ -194,9 +195,6 @@ def note_on(names: tuple[str, ...]) -> tuple[str, ...]:
     if not names:
         return ()
     return (f"autograd itself has the gradients of {listing(names)}: {EAGER}",)
-
-
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 def layers_of(module: nn.Module) -> Iterator[nn.Module]:

@@ -32,6 +32,8 @@ from pccompile.runtime.trial_run import Change, Results, backward, has_hooks, st
 
 Run = Callable[[Runtime, dict[str, Tensor]], Sequence[Tensor]]
 """Runs a program on tensors by name, as a part of autograd."""
+ALONE = "gradients were compared without the mirrors of the layers, which the model does not have"
+MIRRORED = "gradients were compared with each weight as its own feedback and with all derivatives, not as they are"
 
 
 def self_check(
@@ -175,10 +177,6 @@ def coarsest(compiled: Compiled) -> torch.dtype:
     types += compiled.graph.leaves.values()
     real = {t.dtype.to_real() for t in types if isinstance(t, TensorType) and t.differentiable}
     return max((d for d in real if d in TOLERANCE), key=lambda d: TOLERANCE[d], default=torch.float32)
-
-
-ALONE = "gradients were compared without the mirrors of the layers, which the model does not have"
-MIRRORED = "gradients were compared with each weight as its own feedback and with all derivatives, not as they are"
 
 
 def exact(runtime: Runtime) -> Runtime:

@@ -25,6 +25,10 @@ from pccompile.runtime.module import CompiledModule
 from pccompile.runtime.pieces import ModuleInPieces
 from pccompile.runtime.settle import learned
 
+HALVINGS = 20
+Infer = Callable[..., Any]
+"""Inference at other numbers than the program's own; what it returns begins with the errors."""
+
 
 def train_step(
     pc: CompiledModule,
@@ -132,11 +136,6 @@ def _notice(runtime: Runtime, errors: Mapping[str, Tensor]) -> None:
         raise CompileError(what, hint=hint)
     runtime.warned = True
     warnings.warn(f"{what}; {hint}", RuntimeWarning, stacklevel=3)
-
-
-HALVINGS = 20
-Infer = Callable[..., Any]
-"""Inference at other numbers than the program's own; what it returns begins with the errors."""
 
 
 def guarded(

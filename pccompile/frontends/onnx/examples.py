@@ -28,6 +28,9 @@ SECONDS = 12.0
 
 MOST_RUNS = 9
 """So many times a model may run with results that are no numbers before those are taken for its own."""
+ELEMENT = 50
+"""Operations that an element counts for which passes through anything but a multiplication of matrices."""
+UNKNOWN = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
 
 
 def example_inputs(
@@ -149,12 +152,6 @@ def redrawn(tensor: Tensor, slot: int, generator: torch.Generator) -> Tensor:
         return 0.1 * noise
     fan_in = tensor[0].numel() if tensor.dim() > 2 else max(tensor.shape)
     return noise * math.sqrt(2.0 / fan_in)
-
-
-ELEMENT = 50
-"""Operations that an element counts for which passes through anything but a multiplication of matrices."""
-
-UNKNOWN = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
 
 
 class Meter(TorchDispatchMode):
