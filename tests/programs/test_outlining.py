@@ -351,7 +351,7 @@ def _twice(tokens: list[int], start: int, length: int) -> bool:
     return len(run) == length and any(tokens[i : i + length] == run for i in rest)
 
 
-@settings(max_examples=20, **SETTINGS)
+@settings(max_examples=60, **SETTINGS)
 @given(st.lists(st.text(max_size=12), min_size=2, max_size=4), st.text(max_size=8), st.text(max_size=8))
 def test_a_key_with_its_words_is_the_key(middles: list[str], before: str, behind: str) -> None:
     texts = [f"{before}{m}{behind}" for m in middles]

@@ -364,4 +364,4 @@ def test_a_few_sequences_of_actions() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", [Actions, Zil])
 def test_many_sequences_of_actions(machine: type[Actions]) -> None:
-    run(machine, 60, 15)
+    run(machine, 20, 12)
