@@ -122,7 +122,7 @@ def number(value: Any) -> sp.Expr:
     """A Python number as sympy has it: whole ones exactly, others in full precision."""
     if isinstance(value, float) and value.is_integer():
         return sp.Integer(int(value))
-    return sp.Float(value, 17) if isinstance(value, float) else sp.sympify(value)
+    return sp.Float(value, 17) if isinstance(value, float) else sp.Integer(value)
 
 
 def times_slope(b: Builder, err: Ref, slope: sp.Expr, values: Mapping[sp.Symbol, Arg]) -> Ref | None:

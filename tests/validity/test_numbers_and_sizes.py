@@ -78,6 +78,15 @@ SIZES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.parametrize(
+    "run",
+    [lambda h: h * True, lambda h: h / True - False, lambda h: h**True, lambda h: torch.add(h, h, alpha=True) * False],
+)
+def test_truth_values_among_the_numbers(run: Callable[[Tensor], Tensor]) -> None:
+    model, x = Headed(run), torch.randn(4, 3)
+    agree(model, pccompile.compile(model, (x,)), x)
+
+
 @pytest.mark.parametrize("run", SIZES.values(), ids=SIZES)
 def test_a_batch_of_one_or_none_after_one_of_four(run: Callable[[Tensor], Tensor]) -> None:
     torch.manual_seed(0)
