@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LIGHT := $(BIN)/python -c "import onnx.backend.test, pathlib; print(pathlib.Path(onnx.backend.test.__file__).parent / 'data/light/light_squeezenet.onnx')"
 
-.PHONY: install demo paper docs test test-all fuzz lint bench leaderboard peers coverage clean
+.PHONY: install demo paper docs test integrations test-all fuzz lint bench leaderboard peers coverage clean
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt tests/onnx_frontend/packages.txt
@@ -29,6 +29,10 @@ $(VENV)/docs: $(VENV)/installed
 test: install  ## what is quick: of long tables of cases, a fixed part
 	@command -v iverilog > /dev/null || echo "iverilog is absent (apt install iverilog): exported Verilog is not run" >&2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+integrations: install  ## the libraries of docs/ecosystem.md, and several processes: some minutes
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[integrations]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/integrations
 
 test-all: install  ## the long ones too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2

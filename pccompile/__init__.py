@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pccompile.ops.energies import energy, learned_precision
     from pccompile.report.circuit import CircuitReport, verify_circuit
     from pccompile.report.recorder import Recorder
+    from pccompile.report.recorder_callbacks import TensorBoard, lightning_callback, trainer_callback
+    from pccompile.report.run_comparison import compare_runs
     from pccompile.report.trace import Trace
     from pccompile.report.verify import VerifyReport, verify
     from pccompile.runtime.mupc import mupc
@@ -50,6 +52,10 @@ _WHERE = {
     "register_elementwise": "pccompile.api.register",
     "register_linear": "pccompile.api.register",
     "register_onnx": "pccompile.api.register",
+    "TensorBoard": "pccompile.report.recorder_callbacks",
+    "compare_runs": "pccompile.report.run_comparison",
+    "lightning_callback": "pccompile.report.recorder_callbacks",
+    "trainer_callback": "pccompile.report.recorder_callbacks",
     "verify": "pccompile.report.verify",
     "verify_circuit": "pccompile.report.circuit",
 }
@@ -74,19 +80,23 @@ __all__ = [
     "Recorder",
     "Settled",
     "Temporal",
+    "TensorBoard",
     "Trace",
     "VerifyReport",
     "budget",
+    "compare_runs",
     "compile",
     "energy",
     "explore_circuit",
     "learned_precision",
+    "lightning_callback",
     "load_onnx",
     "mupc",
     "normalise_weights",
     "register_elementwise",
     "register_linear",
     "register_onnx",
+    "trainer_callback",
     "verify",
     "verify_circuit",
 ]

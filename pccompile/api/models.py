@@ -18,6 +18,7 @@ from pccompile.frontends.imported import Locate
 from pccompile.frontends.onnx import OnnxModule, load_onnx
 from pccompile.frontends.onnx import location_of as onnx_location
 from pccompile.frontends.onnx.examples import try_inputs
+from pccompile.frontends.refusal_hints import refuse_kinds
 from pccompile.runtime.module import CompiledModule
 
 
@@ -55,6 +56,7 @@ def as_module(
     if args is None and kwargs is None:
         raise CompileError("example arguments are missing", hint="pccompile.compile(model, (x,))")
     _refuse_lazy(model)
+    refuse_kinds(model, (args, kwargs))
     return model, args or (), locate
 
 

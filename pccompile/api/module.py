@@ -20,7 +20,7 @@ from pccompile.report.summary import summary
 from pccompile.report.tables import Page
 from pccompile.report.trace import Trace, infer
 from pccompile.runtime.derivative_guards import opaque
-from pccompile.runtime.module import CompiledModule
+from pccompile.runtime.module import WRAPPED, CompiledModule
 from pccompile.runtime.saving import save_generated
 from pccompile.runtime.settle import Settled, settle
 from pccompile.runtime.train_step import train_step
@@ -48,6 +48,7 @@ class PCModule(CompiledModule):
         For the others this is `loss(...).backward()` and one `optimizer.step()`. roles: free, clamped and mask, as for
         `settle`: the parameters learn at the values that are inferred.
         """
+        WRAPPED.refuse_around(self, "train_step")
         args = (args,) if isinstance(args, Tensor) else args
         return train_step(self, args, kwargs or {}, target, optimizer, **roles)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pccompile.diagnostics import EXIT_DONE, CompileError, printable
 from pccompile.report.figures import figure, save
+from pccompile.report.run_comparison import compare_runs
 from pccompile.report.tables import Page, Table, as_json, number, show
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -24,7 +25,10 @@ Curves = dict[str, list[tuple[int, float]]]
 def watch_parser() -> argparse.ArgumentParser:
     """The grammar of this command."""
     p = argparse.ArgumentParser(prog="pccompile watch", description="Shows what a recorder of training has written.")
-    p.add_argument("log", help="the recorder's JSONL file")
+    p.add_argument("log", nargs="+", help="the recorder's JSONL file; several with --against, one for each run")
+    p.add_argument(
+        "--against", nargs="+", default=[], metavar="LOG", help="compare with these, run by run: a paired test"
+    )
     p.add_argument("-o", "--output", metavar="PICTURE", help="draw it with matplotlib instead: curves.png, .svg, .pdf")
     p.add_argument("--json", action="store_true", help="the curves as JSON")
     return p
@@ -33,7 +37,13 @@ def watch_parser() -> argparse.ArgumentParser:
 def watch(argv: Sequence[str]) -> int:
     """Show a log; what is returned is the exit code. Raises CompileError for a file that is none."""
     options = watch_parser().parse_args(argv)
-    curves = read(Path(options.log))
+    if options.against:
+        found = compare_runs(*([read(Path(log)) for log in side] for side in (options.log, options.against)))
+        show(as_json(found.as_dict(), indent=2) if options.json else found)
+        return EXIT_DONE
+    if len(options.log) > 1:
+        raise CompileError("several logs are compared with others", hint="--against LOG …")
+    curves = read(Path(options.log[0]))
     if options.output:
         print(printable(str(draw(curves, Path(options.output)))))
     elif options.json:

@@ -27,6 +27,7 @@ from pccompile.frontends.intercept import as_parameters, refuse_backward_hooks, 
 from pccompile.frontends.packed import Packing, refuse_packed_arguments
 from pccompile.frontends.patches import patched
 from pccompile.frontends.places import Place
+from pccompile.frontends.refusal_hints import GENERAL, hint_for
 from pccompile.frontends.signature import CaptureForm, freedoms, spelled_out
 from pccompile.frontends.states import StateTrace, WrittenStates
 from pccompile.frontends.subclasses import refuse_acting
@@ -169,15 +170,15 @@ def _refused(model: nn.Module, error: Exception, packing: Packing) -> CompileErr
     text = str(error).strip()
     line = next((ln.strip() for ln in text.splitlines() if ln.strip()), type(error).__name__)
     frames = re.findall(r'File "([^"]+)", line (\d+)', text)
-    mine = [f for f in frames if "/torch/" not in f[0]]
+    mine = [f for f in frames if "/torch/" not in f[0] and not f[0].startswith("<")]
     trace = error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
-        if "/torch/" not in code.co_filename and "/pccompile/" not in code.co_filename:
+        if "/torch/" not in code.co_filename and "/pccompile/" not in code.co_filename and code.co_filename[0] != "<":
             mine.append((code.co_filename, str(trace.tb_lineno)))
         trace = trace.tb_next
     where = Location(file=mine[-1][0].rsplit("/", 1)[-1], line=int(mine[-1][1])) if mine else NOWHERE
-    if type(error) is ValueError and not packing.longest:
+    if type(error) is ValueError and not packing.longest and hint_for(line) is GENERAL:
         return ModelValueError(line, where, f"{type(model).__name__} itself refuses these arguments")
     if packing.longest:
         line = f"what is computed depends on the lengths of packed sequences: {line}"
@@ -189,10 +190,7 @@ def _refused(model: nn.Module, error: Exception, packing: Packing) -> CompileErr
         found = reading_of(model, error)
         line, where, hint = found.what, replace(where, module=found.module), found.hint
     else:
-        hint = (
-            "rewrite data-dependent Python control flow and .item() there, compile the part of the model that has "
-            'none, or use torch.compile(model, backend="pccompile"), which cuts the program there'
-        )
+        hint = hint_for(line)
     return CaptureError(f"torch.export cannot capture {type(model).__name__}: {line}", where, hint)
 
 

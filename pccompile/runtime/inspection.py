@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from pccompile.analysis.compare import Checked
 from pccompile.diagnostics import CompileError
 from pccompile.pipeline import Compiled, Options
+from pccompile.runtime.forwarding import of_model, takes
 from pccompile.runtime.loaded_program import Runtime
 from pccompile.runtime.losses import SQUARED_ERROR
 from pccompile.runtime.model_state import Tables
@@ -55,14 +57,27 @@ class SharedTables(nn.Module):
         self._share(state["model"])
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, Tensor) and "model" in self.__dict__:
+        if "model" in self.__dict__ and (isinstance(value, Tensor) or takes(self, name)):
             setattr(self.__dict__["model"], name, value)
         else:
             super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        value = self.__dict__["model"].__dict__.get(name) if "model" in self.__dict__ else None
-        return value if isinstance(value, Tensor) else super().__getattr__(name)
+        if "model" not in self.__dict__:
+            return super().__getattr__(name)
+        value = self.__dict__["model"].__dict__.get(name)
+        if isinstance(value, Tensor):
+            return value
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__"):
+                raise
+            return of_model(self.__dict__["model"], name)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.__dict__["model"].forward)
 
     def __delattr__(self, name: str) -> None:
         if name in self.__dict__:

@@ -28,9 +28,11 @@ from pccompile.passes.roles import ALL, NO_ROLES, Roles
 from pccompile.pipeline import Hook, Options, Stages
 from pccompile.runtime.autograd_function import Keep, applied
 from pccompile.runtime.automatic_rates import Rates, measures
+from pccompile.runtime.data_parallel import Wrapped
 from pccompile.runtime.derivative_guards import opaque
 from pccompile.runtime.derivative_reads import compile_reading
 from pccompile.runtime.feedback_weights import unused
+from pccompile.runtime.forwarding import Forward
 from pccompile.runtime.graph_call import traced_call
 from pccompile.runtime.hook_calls import run_hooks
 from pccompile.runtime.loaded_program import Runtime
@@ -211,6 +213,7 @@ class CompiledModule(PreparedModule):
                 outputs, context = runtime.function("predict", plain=probe)(params, buffers, inputs)
         return outputs, context
 
+    @Forward
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns, with predictive coding as its backward pass; for torch.export, the model itself."""
         if torch.compiler.is_dynamo_compiling():
@@ -282,6 +285,7 @@ class CompiledModule(PreparedModule):
         the squared error ½‖target − output‖², summed. Gradients scale with what flows into the scalar; inference itself
         does not, so a loss scaler leaves the result unchanged.
         """
+        WRAPPED.refuse_around(self, "loss")
         return self.loss_by(self.criterion, args, kwargs, target)
 
     def loss_by(
@@ -301,3 +305,6 @@ class CompiledModule(PreparedModule):
         """The program with a loss, the compiled-in one as a rule, with the model's tensors and those of the call."""
         criterion = None if ALL in roles.silent else loss or self.criterion
         return self._program(self._call(args, kwargs), args, kwargs, criterion, target, roles=roles)
+
+
+WRAPPED = Wrapped(CompiledModule)

@@ -44,6 +44,8 @@ class ModuleInPieces(CompiledModule):
 
     kind: type[Piece] = Piece
     """What a piece is compiled to."""
+    comparison: Checked | None = None
+    left: tuple[str, ...] = ()
 
     def __init__(
         self, model: nn.Module, options: Options, loss: Criterion | None, hook: Hook | None, check: bool
@@ -51,8 +53,6 @@ class ModuleInPieces(CompiledModule):
         super().__init__(model, options, loss, hook=hook, check=check)
         self._programs: list[PieceProgram] = []
         self._run_by_dynamo: Callable[..., Any] | None = None
-        self.comparison: Checked | None = None
-        self.left: tuple[str, ...] = ()
         self._looked = -1
         self._reads: DerivativeReads | None = None
         self._layers, self._cut = Layers(()), False

@@ -119,10 +119,7 @@ def test_torch_export_takes_the_model_itself() -> None:
     model = core()
     pc = compiled(model)
     batches = {0: torch.export.Dim("batch")}
-    programs = [
-        torch.export.export(m, (batch(),), dynamic_shapes=shapes, strict=False)
-        for m, shapes in ((pc, ((batches,),)), (model, (batches,)))
-    ]
+    programs = [torch.export.export(m, (batch(),), dynamic_shapes=(batches,), strict=False) for m in (pc, model)]
     operations = [[n.target for n in p.graph.nodes if n.op == "call_function"] for p in programs]
     assert operations[0] == operations[1]
     assert set(programs[0].state_dict) == set(programs[1].state_dict)
