@@ -46,7 +46,7 @@ def lightning_callback(
 
     measure = functools.partial(recorder.measure, pc, args=args, kwargs=kwargs, target=target)
 
-    class Measures(Callback):
+    class Measures(Callback):  # type: ignore[misc,unused-ignore]  # Any where lightning is absent
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             step = trainer.global_step
             if measure(step):
