@@ -79,4 +79,6 @@ class Forward:
     def __get__(self, module: Any, owner: type) -> Any:
         if module is None:
             return self.function
+        if torch.compiler.is_dynamo_compiling():  # which follows no subclass, and asks for no signature
+            return functools.partial(self.function, module)
         return BoundForward(self.function, module)
