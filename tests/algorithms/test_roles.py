@@ -58,7 +58,7 @@ def test_a_code_with_a_normal_prior_is_the_ridge_solution(case: str) -> None:
     z = torch.zeros(3, 4, dtype=torch.float64)
     found = compiled(model, z, **RELAXED[case]).settle(z, target=y, free={"input": energy("gaussian")})
     expected = torch.linalg.solve(w.T @ w + torch.eye(4, dtype=torch.float64), w.T @ y.T).T
-    near = {"rtol": 0, "atol": 2e-4} if "adam" in case else TIGHT  # its steps stay finite: where it ends depends on them
+    near = {"rtol": 0, "atol": 2e-4} if "adam" in case else TIGHT  # Adam's last steps are no smaller
     torch.testing.assert_close(found["input"], expected, **near)
     torch.testing.assert_close(found.outputs, expected @ w.T, **near)
     if case != "incremental":  # its gradients went to the optimizer, step by step
