@@ -7,10 +7,9 @@ call is the value that eager torch would hold; whoever asks for a gradient throu
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from pccompile.diagnostics import CompileError, Location
@@ -20,6 +19,7 @@ from pccompile.ir import Node, Ref
 from pccompile.ir.names import Namer
 from pccompile.ops.functions import STOP
 from pccompile.passes.activity import active
+from pccompile.runtime.hook_calls import only_shown
 
 
 def set_apart(imported: Imported, needs_loss: bool) -> tuple[Imported, frozenset[str]]:
@@ -55,25 +55,12 @@ def _values(imported: Imported, read: bool) -> set[str]:
     return {a for s in imported.states if s.read is read for a in s.after if isinstance(a, Ref)}
 
 
-class _Unseen(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, value: Tensor, path: str) -> Tensor:
-        ctx.path = path
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        what = (
-            f"a loss reads the state {ctx.path}, through which inference by the loss that was compiled in sends nothing"
-        )
-        hint = 'compute it from the parameters where the loss needs it, or use algorithm="exact"'
-        raise CompileError(what, Location(ctx.path), hint)
-
-
 def unseen(value: Tensor, path: str) -> Tensor:
-    """`value` as autograd knows it in eager torch, from which a gradient is refused by the name of its place."""
-    if not torch.is_grad_enabled():
-        return value
-    anchor = torch.empty(0, device=value.device, requires_grad=True)
-    result: Tensor = _Unseen.apply(anchor, value, path)  # type: ignore[no-untyped-call]
-    return result
+    """What a state holds after a call, from which a gradient is refused by the name of its place."""
+    return only_shown(value, functools.partial(_refusal, path))
+
+
+def _refusal(path: str) -> CompileError:
+    what = f"a loss reads the state {path}, through which inference by the loss that was compiled in sends nothing"
+    hint = 'compute it from the parameters where the loss needs it, or use algorithm="exact"'
+    return CompileError(what, Location(path), hint)
