@@ -110,7 +110,8 @@ def test_what_is_compiled_computes_the_same(case: str, net: str) -> None:
     assert not any(f".{name}_(" in text.split("def learn")[0] for name in ("add", "sub", "lerp", "addmm"))
     assert ("_by_columns" in text) != (case in ("relax", "incremental"))
     found, expected = (gradients(program, p, 9, text=t) for t in (text, ""))
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    near = 1e-9 if case == "adam" else 1e-12  # Adam divides what rounding leaves of a gradient of zero by its size
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=near)
 
 
 @pytest.mark.slow
