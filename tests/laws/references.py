@@ -17,6 +17,7 @@ from pccompile import PCModule
 from pccompile.ir import DEVICE, Node, PCGraph, Ref
 from pccompile.ops import overload
 from pccompile.ops.functions import STOP
+from pccompile.ops.random import BERNOULLI_LIKE
 from pccompile.ops.typer import split_arguments
 from pccompile.runtime.loaded_program import Runtime
 
@@ -104,6 +105,8 @@ def run(node: Node, env: dict[str, Any]) -> Any:
         return args["x"].detach()
     if node.op == "pcc.function":
         return _Author.apply(args["value"], args["saved"], args["kept"], *args["tensors"])
+    if node.op == BERNOULLI_LIKE:
+        return torch.empty_like(args["x"]).bernoulli_(args["p"])
     if node.op in REFERENCES:
         return REFERENCES[node.op](*args.values())
     positional, named = split_arguments(overload(node.op), args)
