@@ -174,7 +174,8 @@ def assert_same(pc: PCModule, program: Program) -> Source:
     torch.manual_seed(0)
     wanted = computed(plain.text, pc, plain)
     torch.manual_seed(0)
-    torch.testing.assert_close(computed(short.text, pc, short), wanted, rtol=0, atol=0, equal_nan=True)
+    near = {"rtol": 1e-13, "atol": 1e-14}  # a kernel rounds by how memory lies, which a function's arguments may change
+    torch.testing.assert_close(computed(short.text, pc, short), wanted, **near, equal_nan=True)
     return short
 
 
