@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import CellType
 from typing import Any
 
 from torch import Tensor
@@ -65,8 +66,8 @@ def note_derivative(operator: str, results: Iterable[Tensor]) -> None:
 def _behind(function: Any, seen: set[int]) -> Iterator[Callable[..., Any]]:
     """`function`, and the functions, or records of them, that torch's own wrappers around a formula hold."""
     yield function
-    for cell in getattr(function, "__closure__", None) or ():
-        content = cell.cell_contents
+    filled = (cell for cell in getattr(function, "__closure__", None) or () if cell != CellType())
+    for content in (cell.cell_contents for cell in filled):
         if id(content) in seen:
             continue
         seen.add(id(content))

@@ -23,7 +23,7 @@ from pccompile.runtime.loss_lengths import target_form
 from pccompile.runtime.loss_state import LossState, LossStates
 from pccompile.runtime.losses import refuse_targets, targets_of
 from pccompile.runtime.model_state import ModelState, Tables
-from pccompile.runtime.module_captures import Call, ModuleCaptures
+from pccompile.runtime.module_captures import ModuleCaptures
 from pccompile.runtime.program_cache import CallKey, Captured, ProgramCache
 
 default_dtype, function_modes = torch.get_default_dtype, torch._C._len_torch_function_stack
@@ -120,6 +120,9 @@ def prepared(
 class PreparedModule(ModuleCaptures):
     """Finds the program for a call at once where it has come before."""
 
+    _program: Callable[..., tuple[Runtime, Tables, dict[str, Tensor]]]
+    """The program for a call, compiled if there is none yet, with the model's tensors and those of the call."""
+
     def __init__(self, *captures: Any) -> None:
         super().__init__(*captures)
         self._last: Runtime | None = None
@@ -164,12 +167,6 @@ class PreparedModule(ModuleCaptures):
         """What a call has at hand that decides which program it uses, see `CallKey`."""
         form = target_form(target, inputs) if loss is not None else ()
         return (*captured.learning_flags(tables, inputs), self._losses.of(loss), form, record, roles)
-
-    def _program(
-        self, call: Call, args: Any, kwargs: dict[str, Any], loss: Any = None, target: Any = None
-    ) -> tuple[Runtime, Tables, dict[str, Tensor]]:
-        """The program for a call, compiled if there is none yet, with the model's tensors and those of the call."""
-        raise NotImplementedError
 
 
 __all__ = ["PreparedCall", "PreparedModule"]

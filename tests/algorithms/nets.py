@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -110,6 +111,10 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "lstm": (Cell, (4, 3, 3)),
     "transformer": (Block, (4, 3, 8)),
 }
+DEEP = ("cnn", "lstm", "transformer")
+"""Networks whose inference takes thousands of steps until it has ended."""
+LARGE = [pytest.param(n, marks=pytest.mark.slow) if n in DEEP else n for n in NETS]
+"""All networks; what takes long to capture again and again is in the long suite."""
 
 
 def squared(output: Tensor, target: Tensor) -> Tensor:
