@@ -82,7 +82,7 @@ def emit(
 
     record: let `predict` and `infer` take a function `record`, which `predict` calls with each vertex's prediction, and
     `infer` after each step with each vertex's error (where predictions move, with predictions and values too).
-    functional: what a compiler makes good kernels of: no loop writes over memory, and weights are copied for loops.
+    functional: what a compiler makes good kernels of: no loop writes over memory.
     lengths: the free dimensions as a call has them, for a functional file to weigh products by.
     outlining: when what repeats becomes a function of its own; never where a trace is shown every value.
     """

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import sympy
 
 from pccompile.backends.torch.in_place import ADD, MM, MUL, SUB, is_number
-from pccompile.backends.torch.packed import LINEAR, turns
 from pccompile.backends.torch.statements import (
     EFFECTS,
     Carried,
@@ -31,6 +30,7 @@ from pccompile.backends.torch.writer import is_parameter
 from pccompile.ir import Arg, Dim, Ref
 from pccompile.ops import bind
 
+LINEAR = "aten.linear.default"
 LEAST_GAIN = 1.25
 """The Gram matrix is made where the products cost at least so many times as much without it."""
 
@@ -119,6 +119,12 @@ def _worthwhile(
     without = times * rows * many * few * (1 + read)
     behind = times * rows * many * many * read + many * many * few + (1 + read) * rows * many * few
     return without >= LEAST_GAIN * behind
+
+
+def turns(loop: Loop, lowered: Lowered) -> int:
+    """How many turns a loop takes unless a caller says otherwise; 0 for one over rows of numbers."""
+    times = lowered.program.arguments.get(loop.turns.times)
+    return times if isinstance(times, int) else 0
 
 
 def _at(length: Dim, lengths: Mapping[str, int]) -> int:

@@ -11,7 +11,6 @@ from pccompile.backends.torch.copies import lay_out, permute_pieces
 from pccompile.backends.torch.gram import behind_weights
 from pccompile.backends.torch.in_place import moved_in_place
 from pccompile.backends.torch.late import made_late
-from pccompile.backends.torch.packed import packed
 from pccompile.backends.torch.reuse import reused
 from pccompile.backends.torch.statements import (
     EFFECTS,
@@ -37,7 +36,7 @@ COSTLY = frozenset(f"aten.{name}_backward.default" for name in ("gelu", "silu", 
 def optimise(lowered: Lowered, functional: bool = False, lengths: Mapping[str, int] = MappingProxyType({})) -> Lowered:
     """Drop what no result needs, and settle what prediction has to keep for inference and learning.
 
-    Loops overwrite their values, or, where the file is to be `functional`, read weights that are stored for it.
+    Loops overwrite their values, unless the file is to be `functional`.
     lengths: the free dimensions as a call has them, by which a functional file decides what pays.
     """
     dims = lowered.program.pc.graph.dims.items()
@@ -59,9 +58,7 @@ def optimise(lowered: Lowered, functional: bool = False, lengths: Mapping[str, i
     read_before_written(predict, needed)
     for f in (predict, *later):
         mask_unread(f)
-    if functional:
-        later = [packed(f, lowered) for f in later]
-    else:
+    if not functional:
         later = [moved_in_place(f, lowered.program.numbers) for f in later]
     for f in later:
         share_slopes(f, lowered.labels)

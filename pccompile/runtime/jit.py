@@ -134,7 +134,10 @@ class Compiled:
         """What runs a graph that Dynamo has found."""
         from torch._inductor.compile_fx import compile_fx
 
-        run = cast(Callable[..., Any], compile_fx(graph, examples, config_patches=dict(INDUCTOR)))
+        from pccompile.runtime.matrix_products import MatrixProducts
+
+        choices = {**INDUCTOR, "post_grad_custom_post_pass": MatrixProducts()}
+        run = cast(Callable[..., Any], compile_fx(graph, examples, config_patches=choices))
 
         def call(*inputs: Any) -> Any:
             results = run(*inputs)
