@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pccompile.algorithms.meta_pcn import normalise_weights
+    from pccompile.algorithms.names import AlgorithmName
     from pccompile.api.compile import compile
     from pccompile.api.module import PCModule
     from pccompile.api.register import register_elementwise, register_linear, register_onnx
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _WHERE = {
+    "AlgorithmName": "pccompile.algorithms.names",
     "CircuitReport": "pccompile.report.circuit",
     "CompileError": "pccompile.diagnostics",
     "Netlist": "pccompile.backends.netlist",
@@ -73,6 +75,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "AlgorithmName",
     "CircuitReport",
     "CompileError",
     "Netlist",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import pccompile
 
-SETTINGS: dict[str, dict[str, Any]] = {
+SETTINGS: dict[pccompile.AlgorithmName, dict[str, Any]] = {
     "fixed-prediction": {"lowering": "relax"},
     "strict": {},
     "alm": {},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import pccompile
 
 SIDE, STEPS, EPISODES, UPDATES = 4, 12, 64, 60
-RUNS: dict[str, dict[str, Any]] = {
+Way = Literal["backpropagation"] | pccompile.AlgorithmName
+RUNS: dict[Way, dict[str, Any]] = {
     "backpropagation": {},
     "exact": {},
     "fixed-prediction": {"steps": 100, "rate": 0.1},
@@ -49,15 +50,15 @@ def episodes(model: nn.Module, chance: torch.Generator) -> tuple[Tensor, Tensor,
     return torch.stack(seen)[mask], torch.stack(taken)[mask], returns[mask], arrivals
 
 
-def learn(algorithm: str, settings: dict[str, Any]) -> list[float]:
+def learn(way: Way, settings: dict[str, Any]) -> list[float]:
     """The part of the walks that arrive, before the first update, every tenth one, and after the last."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(SIDE * SIDE, 16), nn.Tanh(), nn.Linear(16, 4))
     optimizer, chance, curve = torch.optim.Adam(model.parameters(), 2e-2), torch.Generator().manual_seed(0), []
     pc = None
-    if algorithm != "backpropagation":
+    if way != "backpropagation":
         example = torch.zeros(2, SIDE * SIDE)
-        pc = pccompile.compile(model, (example,), algorithm=algorithm, loss=loss, check=False, **settings)
+        pc = pccompile.compile(model, (example,), algorithm=way, loss=loss, check=False, **settings)
     for update in range(UPDATES + 1):
         states, actions, returns, arrivals = episodes(model, chance)
         if update % 10 == 0:

@@ -46,7 +46,7 @@ def main() -> None:
     changed = x[:, torch.randperm(64, generator=torch.Generator().manual_seed(2))]
     print(f"its pixels shuffled                   {accuracy(changed)}")
     trained = {k: v.clone() for k, v in model.state_dict().items()}
-    runs: dict[str, dict[str, Any]] = {
+    runs: dict[pccompile.AlgorithmName, dict[str, Any]] = {
         "exact": {},
         "fixed-prediction": {"steps": 100, "rate": 0.1},
         "strict": {"steps": 20, "rate": 0.1},

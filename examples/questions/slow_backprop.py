@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import pccompile
 
-RUNS: tuple[tuple[str, dict[str, Any]], ...] = (
+RUNS: tuple[tuple[pccompile.AlgorithmName, dict[str, Any]], ...] = (
     ("exact", {}),
     ("fixed-prediction", {"steps": 100, "rate": 0.1}),
     ("zil", {}),

@@ -7,11 +7,12 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, Unpack, get_args, overload
 
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from pccompile.algorithms.names import AlgorithmName, AlgorithmSettings
 from pccompile.api.models import as_module, called, load_program, with_constants
 from pccompile.api.module import PCModule
 from pccompile.api.pieces import PiecewiseModule
@@ -19,6 +20,7 @@ from pccompile.api.ways import Capture, Request, captured
 from pccompile.backends.netlist import LOSSES, Netlist, NetlistOptions
 from pccompile.diagnostics import CompileError, printable
 from pccompile.frontends.exported import import_program
+from pccompile.passes.choices import DerivativesName, FeedbackName, Granularity
 from pccompile.passes.energies import Energies
 from pccompile.passes.precisions import Precision
 from pccompile.pipeline import Hook, Options, lay_out
@@ -34,13 +36,13 @@ def compile(
     *,
     backend: Literal["torch"] = ...,
     dynamic_shapes: Any = ...,
-    algorithm: str = ...,
-    granularity: str | None = ...,
+    algorithm: AlgorithmName = ...,
+    granularity: Granularity | None = ...,
     loss: Callable[..., Tensor] | None = ...,
     energies: Energies = ...,
     precision: Precision = ...,
-    feedback: str = ...,
-    derivatives: str = ...,
+    feedback: FeedbackName = ...,
+    derivatives: DerivativesName = ...,
     hook: Hook | None = ...,
     check: bool = ...,
     constants: Mapping[str, Any] | None = ...,
@@ -49,7 +51,7 @@ def compile(
     on_divergence: Literal["raise", "warn", "ignore"] = ...,
     jit: bool = ...,
     capture: Capture = ...,
-    **settings: Any,
+    **settings: Unpack[AlgorithmSettings],
 ) -> PCModule: ...
 @overload
 def compile(
@@ -58,11 +60,14 @@ def compile(
     kwargs: Mapping[str, Any] | None = ...,
     *,
     backend: Literal["netlist"],
-    loss: str | None = ...,
+    loss: Literal["squared-error", "cross-entropy", "none"] | None = ...,
     hook: Hook | None = ...,
     constants: Mapping[str, Any] | None = ...,
     trust_code: bool = ...,
-    **settings: Any,
+    rate: float = ...,
+    eta: float = ...,
+    ticks: int = ...,
+    input_errors: bool = ...,
 ) -> Netlist: ...
 def compile(
     model: Any,

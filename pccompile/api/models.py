@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +17,29 @@ from torch.nn.parameter import is_lazy
 from pccompile.diagnostics import CompileError, Location, listing, printable
 from pccompile.files.reading import open_file
 from pccompile.frontends.imported import Locate
-from pccompile.frontends.onnx import OnnxModule, load_onnx
-from pccompile.frontends.onnx import location_of as onnx_location
-from pccompile.frontends.onnx.examples import try_inputs
 from pccompile.frontends.refusal_hints import refuse_kinds
 from pccompile.runtime.module import CompiledModule
+
+if TYPE_CHECKING:
+    from pccompile.frontends.onnx import OnnxModule
+
+ONNX = "pccompile.frontends.onnx"
+"""Imported where an ONNX file is read, and not before: it takes time, and the package onnx."""
+
+
+def load_onnx(model: Any, **how: Any) -> OnnxModule:
+    """An ONNX file as a module. Raises CompileError, also where the package onnx is absent."""
+    try:
+        room = import_module(ONNX)
+    except ModuleNotFoundError as e:
+        needed = printable(e.name or "onnx")
+        raise CompileError(f"{needed} is not installed: ONNX files need it", hint=f"pip install {needed}") from None
+    return room.load_onnx(model, **how)  # type: ignore[no-any-return]
+
+
+def is_onnx(model: Any) -> TypeGuard[OnnxModule]:
+    """Whether a model came from an ONNX file; none did before that room was imported."""
+    return ONNX in sys.modules and isinstance(model, sys.modules[ONNX].OnnxModule)
 
 
 def as_module(
@@ -44,11 +64,15 @@ def as_module(
             raise CompileError("the exported program has keyword arguments", hint="give args and kwargs")
         args = tuple(examples) if args is None else args
         model = called(model)
-    locate, loaded = None, not isinstance(model, nn.Module)
+    locate: Locate | None = None
+    loaded = not isinstance(model, nn.Module)
     if loaded:
         model = load_onnx(model)
-    if isinstance(model, OnnxModule):
-        locate = onnx_location
+    if is_onnx(model):
+        from pccompile.frontends.onnx import location_of
+        from pccompile.frontends.onnx.examples import try_inputs
+
+        locate = location_of
         if args is None:
             args = model.example_inputs()
         elif loaded:

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from pccompile.frontends.onnx.registry import operator
 from pccompile.ops import user_elementwise, user_linear
 
 
@@ -40,4 +39,6 @@ def register_onnx(*names: str, domain: str, weights: tuple[int, ...] = ()) -> Ca
     """
     if domain in ("", "ai.onnx"):
         raise ValueError("operators of ONNX itself are not redefined; use a domain of your own")
+    from pccompile.frontends.onnx.registry import operator
+
     return operator(*names, domain=domain, weights=weights)

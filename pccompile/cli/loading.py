@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pccompile.api.models import load_program
+from pccompile.api.models import load_onnx, load_program
 from pccompile.cli.shapes import Shape, check_names
 from pccompile.cli.user_inputs import UserInputs, as_argument
 from pccompile.diagnostics import NOWHERE, CompileError, Location, UsageError, listing, printable
@@ -68,12 +68,11 @@ def load(target: str, inputs: UserInputs, seed: int, trust_code: bool = False) -
 
 
 def _from_onnx(path: Path, inputs: UserInputs, seed: int) -> Target:
-    from pccompile.frontends.onnx import load_onnx
+    module = load_onnx(path, constants=inputs.constants, train=inputs.train, freeze=inputs.freeze)
     from pccompile.frontends.onnx.boundary import from_numpy
     from pccompile.frontends.onnx.given_numbers import fitted
     from pccompile.frontends.onnx.input_types import mismatches
 
-    module = load_onnx(path, constants=inputs.constants, train=inputs.train, freeze=inputs.freeze)
     types = {t.name: t for t in module.input_types}
     check_names(inputs.shapes, list(types))
     for s in inputs.shapes:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pccompile.api.compile import netlist_options
-from pccompile.api.models import as_module
+from pccompile.api.models import as_module, is_onnx
 from pccompile.backends.netlist import Netlist, NetlistOptions, Result
 from pccompile.backends.netlist.export import available, exporter
 from pccompile.cli.data_files import tensors_of
@@ -27,11 +27,9 @@ from pccompile.cli.user_inputs import parsed, user_inputs
 from pccompile.diagnostics import EXIT_DONE, EXIT_VERIFY, CompileError, UsageError, printable
 from pccompile.explorer import check_page, explore_circuit
 from pccompile.files.writing import check_replaceable, write_together
-from pccompile.frontends.onnx import OnnxModule
 from pccompile.pipeline import Hook, lay_out
 from pccompile.report.circuit import random_targets, verify_circuit
 from pccompile.report.netlist import resources_page, resources_report
-from pccompile.report.reference import constant_weights, redrawn
 from pccompile.report.tables import Page, Table, as_json, count, number, show
 
 TRANSFORMS: dict[str, Callable[[Netlist], Netlist]] = {
@@ -85,11 +83,15 @@ def anew(model: nn.Module, seed: int) -> Iterator[tuple[str, ...]]:
 
     Gives what to tell the reader of it.
     """
-    constant = constant_weights(model) if isinstance(model, OnnxModule) else []
+    if not is_onnx(model):
+        yield ()
+        return
+    from pccompile.report.reference import constant_weights, redrawn
+
+    constant = constant_weights(model)
     if not constant:
         yield ()
         return
-    assert isinstance(model, OnnxModule)
     with redrawn(model, seed):
         yield (f"drawn anew: {count(len(constant), 'weight')} of one number throughout",)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pccompile.diagnostics import CompileError, Problem, listing, printable
-from pccompile.frontends.onnx import OnnxModule
 from pccompile.report.summary import warnings
 from pccompile.report.tables import Page, count
 from pccompile.runtime.module import CompiledModule
+
+if TYPE_CHECKING:
+    from pccompile.frontends.onnx import OnnxModule
 
 
 def examine(shown: str, model: str, compile_it: Callable[[], CompiledModule]) -> tuple[Page, bool]:
