@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LIGHT := $(BIN)/python -c "import onnx.backend.test, pathlib; print(pathlib.Path(onnx.backend.test.__file__).parent / 'data/light/light_squeezenet.onnx')"
 
-.PHONY: install demo paper docs test integrations test-all fuzz lint bench leaderboard peers coverage clean
+.PHONY: install demo paper docs test integrations test-all fuzz dist lint bench leaderboard peers coverage clean
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt tests/onnx_frontend/packages.txt
@@ -40,6 +40,9 @@ test-all: install  ## the long ones too
 fuzz: install  ## 20,000 ONNX files and 20,000 netlists, chips and data files that are wrong somewhere; the day is the seed
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzz
 
+dist: install  ## wheel and source archive: dist/
+	$(BIN)/python -m build --no-isolation
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -60,4 +63,4 @@ coverage: install  ## all suites of docs/coverage.md, anew
 	for suite in torch onnx models; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/coverage.py $$suite --jobs 2 || exit 1; done
 
 clean:
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) out build dist *.egg-info

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pccompile.limits import budget
     from pccompile.ops.energies import energy, learned_precision
     from pccompile.report.circuit import CircuitReport, verify_circuit
+    from pccompile.report.model_comparison import ModelComparison, compare_models
     from pccompile.report.recorder import Recorder
     from pccompile.report.recorder_callbacks import TensorBoard, lightning_callback, trainer_callback
     from pccompile.report.run_comparison import compare_runs
@@ -36,6 +37,7 @@ _WHERE = {
     "AlgorithmName": "pccompile.algorithms.names",
     "CircuitReport": "pccompile.report.circuit",
     "CompileError": "pccompile.diagnostics",
+    "ModelComparison": "pccompile.report.model_comparison",
     "Netlist": "pccompile.backends.netlist",
     "PCModule": "pccompile.api.module",
     "Settled": "pccompile.runtime.settle",
@@ -55,6 +57,7 @@ _WHERE = {
     "register_linear": "pccompile.api.register",
     "register_onnx": "pccompile.api.register",
     "TensorBoard": "pccompile.report.recorder_callbacks",
+    "compare_models": "pccompile.report.model_comparison",
     "compare_runs": "pccompile.report.run_comparison",
     "lightning_callback": "pccompile.report.recorder_callbacks",
     "trainer_callback": "pccompile.report.recorder_callbacks",
@@ -78,6 +81,7 @@ __all__ = [
     "AlgorithmName",
     "CircuitReport",
     "CompileError",
+    "ModelComparison",
     "Netlist",
     "PCModule",
     "Recorder",
@@ -87,6 +91,7 @@ __all__ = [
     "Trace",
     "VerifyReport",
     "budget",
+    "compare_models",
     "compare_runs",
     "compile",
     "energy",

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from pccompile.diagnostics import CompileError, Location, listing, printable
-from pccompile.files.reading import open_file
+from pccompile.files.reading import open_file, untrusted
 from pccompile.frontends.imported import Locate
 from pccompile.frontends.refusal_hints import refuse_kinds
 from pccompile.runtime.module import CompiledModule
@@ -105,10 +105,7 @@ def load_program(path: Path, trust_code: bool) -> ExportedProgram:
     """The exported program in a .pt2 file, which may run any code. Raises CompileError, also if it is not trusted."""
     with open_file(path) as file:
         if not trust_code:
-            raise CompileError(
-                f"{printable(str(path))} is not opened: a .pt2 file can run any code while torch loads it",
-                hint="if you trust who made it, --trust-code, or compile(..., trust_code=True)",
-            )
+            raise untrusted(path)
         return _loaded(path, file)
 
 

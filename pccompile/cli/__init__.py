@@ -9,12 +9,12 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 from pccompile.cli import streams
 from pccompile.cli.checks import check
-from pccompile.cli.grammar import asked_algorithm, parser, refuse, setting_options
+from pccompile.cli.grammar import read, with_settings
 from pccompile.cli.options import circuit
 from pccompile.cli.permissions import granted
 from pccompile.cli.streams import talk
@@ -42,43 +42,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parsed_and_run(argv: Sequence[str] | None) -> int:
     """Read the command line, and run it."""
     given = sys.argv[1:] if argv is None else list(argv)
-    if given[:1] == ["watch"]:
-        return watched(given[1:])
     try:
-        reader, algorithm = parser(), asked_algorithm(argv)
-        if algorithm is not None:
-            setting_options(reader, algorithm)
-        options, rest = reader.parse_known_args(argv)
-        refuse(rest, options.algorithm)
+        if given[:1] == ["watch"]:
+            from pccompile.cli.watch_command import watch
+
+            return watch(given[1:])
+        options = read(given)
     except SystemExit as e:
         return int(e.code or 0)
     except UsageError as e:
         return misused(e)
-    return guarded(options)
-
-
-def watched(argv: Sequence[str]) -> int:
-    """Show the log of a training."""
-    from pccompile.cli.watch_command import watch
-
-    try:
-        return watch(argv)
-    except SystemExit as e:
-        return int(e.code or 0)
     except CompileError as e:
-        return report(e, "watch")
+        return report(e, "pccompile" if given[:1] != ["watch"] else "watch")
+    return guarded(options)
 
 
 def guarded(options: argparse.Namespace) -> int:
     """Run, and turn whatever goes wrong into lines and an exit code."""
     shown = printable(os.path.basename(options.model) or options.model, 100)
     try:
-        check(options)
         with granted(options):
-            if circuit(options):
-                from pccompile.cli.netlist_command import run
-            else:
-                from pccompile.cli.torch_command import run
+            check(options)
+            run = command_of(options)
+            options = with_settings(options)
             with nullcontext() if options.debug else streams.hushed():
                 return run(options, shown)
     except CompileError as e:
@@ -97,6 +83,17 @@ def guarded(options: argparse.Namespace) -> int:
         return bug(e, options)
     except Exception as e:
         return bug(e, options)
+
+
+def command_of(options: argparse.Namespace) -> Callable[[argparse.Namespace, str], int]:
+    """What runs the options. Imports torch."""
+    if options.command == "diff":
+        from pccompile.cli.diff_command import run
+    elif circuit(options):
+        from pccompile.cli.netlist_command import run
+    else:
+        from pccompile.cli.torch_command import run
+    return run
 
 
 def misused(e: UsageError) -> int:

@@ -1,18 +1,113 @@
-"""What cannot be meant: options that do not go together, said before anything heavy is loaded."""
+"""What cannot be meant, or is not there: said before anything heavy is loaded."""
 
 from __future__ import annotations
 
 import argparse
+from importlib import metadata, resources
+from pathlib import Path
 from typing import Any
 
+from pccompile.cli.data_files import check_kind
 from pccompile.cli.energy_options import energy_checks
-from pccompile.cli.options import circuit, circuit_checks, input_checks, report_asked, report_checks, torch_checks
-from pccompile.cli.stages import CIRCUIT_STAGES, SOME_STAGES, STAGES
-from pccompile.diagnostics import UsageError, printable
+from pccompile.cli.grammar import setting_names
+from pccompile.cli.known_names import CIRCUIT_STAGES, EXPORTERS, SETTINGS, SOME_STAGES, STAGES, TRANSFORMS, WITHOUT_LOSS
+from pccompile.cli.options import (
+    REPORTS,
+    circuit,
+    circuit_checks,
+    input_checks,
+    report_asked,
+    report_checks,
+    torch_checks,
+)
+from pccompile.cli.shapes import parse_shape
+from pccompile.cli.targets import SUFFIX, look_for
+from pccompile.cli.user_inputs import read_numbers
+from pccompile.diagnostics import CompileError, UsageError, printable
+from pccompile.files.reading import open_file
+from pccompile.files.writing import check_folder, check_replaceable
 
 
 def check(options: argparse.Namespace) -> None:
-    """Reject what cannot be meant. Raises CompileError or UsageError."""
+    """Reject what cannot be meant, then what is not there. Raises CompileError or UsageError."""
+    if options.command == "diff":
+        for one in pair(options):
+            check(one)
+        return
+    check_options(options)
+    for text in options.shape:
+        parse_shape(text)
+    for name in ("value", "constant"):
+        read_numbers(f"--{name}", getattr(options, name))
+    if circuit(options):
+        check_circuit(options)
+    look_for(options.model, options.trust_code)
+    if options.data is not None:
+        check_kind(Path(options.data))
+        open_file(Path(options.data)).close()
+    if options.output not in (None, "-"):
+        check_folder(Path(options.output))
+    if options.explore:
+        check_folder(Path(options.explore).parent)
+        check_replaceable([Path(options.explore)])
+
+
+def pair(options: argparse.Namespace) -> tuple[argparse.Namespace, argparse.Namespace]:
+    """The options of the two models that are compared, each with the settings that its algorithm has.
+
+    Raises UsageError for what does not go with that.
+    """
+    others = [*asked(options), *(f"--{n}" for n in ("output", "simulate", "export", "plot") if getattr(options, n))]
+    if others:
+        raise UsageError(f"{others[0]} does not go with diff")
+    if len(options.beside or ()) > 1:
+        raise UsageError("diff compares two: give --beside once")
+    models = options.model, options.other or options.model
+    algorithms = options.algorithm, *(options.beside or [options.algorithm])
+    given = {s for n in algorithms for s in setting_names(n) if getattr(options, s, None) is not None}
+    backend = "netlist" if any(m.endswith(SUFFIX) for m in models) else options.backend
+    changed = {"backend": backend, "beside": None, "json": False, "command": ""}
+    first, second = (
+        argparse.Namespace(
+            **{
+                **vars(options),
+                **changed,
+                "model": m,
+                "algorithm": n,
+                "shape": [] if m.endswith(SUFFIX) else options.shape,
+            },
+        )
+        for m, n in zip(models, algorithms, strict=True)
+    )
+    for one in (first, second):
+        for setting in given - {*setting_names(one.algorithm)}:
+            setattr(one, setting, None)
+    return first, second
+
+
+def check_circuit(options: argparse.Namespace) -> None:
+    """Reject names that no transform, format or chip has."""
+    for text in options.apply:
+        name, _, value = text.partition("=")
+        split = name == "split-fan-in" and value.isdigit() and int(value) > 1
+        if not split and (name not in TRANSFORMS or value):
+            raise UsageError(f"--apply {printable(text, 40)}: one of {', '.join(TRANSFORMS)}, split-fan-in=NUMBER")
+    if options.export and options.export not in EXPORTERS:
+        formats = sorted({*EXPORTERS, *(e.name for e in metadata.entry_points(group="pccompile.backends"))})
+        if options.export not in formats:
+            raise UsageError(f"--export {printable(options.export, 40)}: one of {', '.join(formats)}")
+    if options.chip and Path(options.chip).suffix in (".yaml", ".yml"):
+        open_file(Path(options.chip)).close()
+    elif options.chip:
+        folder = resources.files("pccompile") / "backends" / "netlist" / "chips"
+        chips = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+        if options.chip not in chips:
+            what = f"no chip is called {printable(options.chip, 80)}"
+            raise CompileError(what, hint=f"known are {', '.join(chips)}, or give a .yaml file")
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Reject options that do not go together. Raises UsageError."""
     stages = CIRCUIT_STAGES if circuit(options) else (*STAGES, *SOME_STAGES)
     wrong: list[tuple[Any, str]] = [
         *(circuit_checks(options) if circuit(options) else torch_checks(options)),
@@ -28,6 +123,7 @@ def check(options: argparse.Namespace) -> None:
             options.emit and options.output not in (None, "-"),
             "--emit prints: give -o -, or leave --emit out to write files",
         ),
+        (len(asked(options)) > 1, f"{' and '.join(asked(options))} do not go together: ask for one at a time"),
         (options.doctor and options.output, "--doctor writes nothing: leave -o out"),
         (options.explain is not None and options.output, "--explain writes nothing: leave -o out"),
         *explore_checks(options),
@@ -44,6 +140,12 @@ def check(options: argparse.Namespace) -> None:
     for is_wrong, what in wrong:
         if is_wrong:
             raise UsageError(what)
+
+
+def asked(options: argparse.Namespace) -> list[str]:
+    """The options that ask for something else than files; only one can be answered."""
+    names = ("verify", "doctor", "explore", "explain", "emit", *REPORTS)
+    return [f"--{n}" for n in names if getattr(options, n.replace("-", "_")) not in (None, False)]
 
 
 def explore_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
@@ -65,9 +167,9 @@ def explore_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
 
 
 def needs_loss(algorithm: str) -> bool:
-    """Whether inference evaluates the loss; of "exact", the default, that is known without torch."""
-    if algorithm == "exact":
-        return False
+    """Whether inference evaluates the loss."""
+    if algorithm in SETTINGS:
+        return algorithm not in WITHOUT_LOSS
     from pccompile.algorithms import ALGORITHMS
 
     return ALGORITHMS[algorithm].needs_loss

@@ -16,10 +16,15 @@ from pccompile.limits import account, spend
 KINDS = (".npz", ".npy", ".safetensors", ".pb")
 
 
-def tensors_of(path: Path) -> dict[str, Any]:
-    """The tensors of a file by name, arrays or torch's; "" is the name of one that has none. Raises CompileError."""
+def check_kind(path: Path) -> None:
+    """Raise UsageError for the name of a file that holds no tensors."""
     if path.suffix.lower() not in KINDS:
         raise UsageError(f"--data {printable(str(path), 80)}: expected a file {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+
+
+def tensors_of(path: Path) -> dict[str, Any]:
+    """The tensors of a file by name, arrays or torch's; "" is the name of one that has none. Raises CompileError."""
+    check_kind(path)
     shown = printable(str(path))
     try:
         with open_file(path) as file, account(file.seek(0, 2)):

@@ -3,43 +3,84 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import sys
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, NoReturn
 
 from pccompile import __version__
 from pccompile.cli.energy_options import energy_options
+from pccompile.cli.known_names import SETTINGS, SOME_STAGES, STAGES
 from pccompile.cli.numbers import rate, whole
 from pccompile.cli.options import circuit_options, input_options, report_options
 from pccompile.cli.permissions import permission_options
-from pccompile.cli.stages import SOME_STAGES, STAGES
+from pccompile.cli.targets import kind_of
 from pccompile.diagnostics import UsageError, printable
 from pccompile.passes.choices import DERIVATIVES, FEEDBACK, GRANULARITIES
 
 LOSSES = ("squared-error", "cross-entropy", "none")
 CAPTURES = ("export", "path")
 STAGES_PRINTED = ("graph", "pc", "program", "code")
+SHELLS = ("bash", "zsh", "fish")
 DRAWN = ("latex", "dot", "mermaid")
 EMITS = (*STAGES_PRINTED, *DRAWN)
 
+USAGE = """\
+pccompile MODEL [-o FOLDER] [options]             compile it, and check, show or measure what came of it
+       pccompile explain MODEL [PATTERN] [options]      its vertices: equations, local rules, code, source line
+       pccompile diff MODEL [MODEL] [options]           two models, two algorithms (--beside) or two circuits
+       pccompile watch LOG [LOG ...] [options]          what a recorder of training has written
+"""
 EPILOG = """\
-exit codes: 0 done, 1 the model cannot be compiled, 2 wrong usage, 3 verification failed and nothing written, 70 our bug
-
-  pccompile model.onnx -o out/                 out/model_pc.py and out/model_pc.safetensors, standalone
-  pccompile model.onnx --verify                forward pass against onnxruntime, gradients against autograd
+compile
+  pccompile mynet.py:Net --shape x=16,4 -o out/            out/Net_pc.py and out/Net_pc.safetensors, standalone
   pccompile package.module:factory --shape x=8,3,32,32 --algorithm fixed-prediction --tolerance 1e-3 -o out/
-  pccompile model.onnx --backend netlist -o out/           a circuit, out/model.pcnet.json, and what it costs
-  pccompile out/model.pcnet.json --simulate --ticks 64 --bits 8:16
-  pccompile out/model.pcnet.json --export verilog -o out/   nengo, nir, sana-fe or verilog
+  pccompile model.onnx --backend torch -o out/
+
+see
+  pccompile mynet.py:Net --shape x=16,4 --explore net.html the model and what inference does with a batch: a page
+  pccompile explain model.onnx fc1                         equations, local rules, generated code, the source line
+  pccompile explain model.onnx 'encoder.*.attention'       of all vertices of that name; /.../ is a regular expression
+  pccompile diff mynet.py:Net --shape x=16,4 --beside strict
+  pccompile diff old.onnx new.onnx --json
+
+check
+  pccompile model.onnx --verify                            forward pass against onnxruntime, gradients against autograd
   pccompile vad.onnx --constant sr=16000 --data inputs.npz --verify
-  pccompile model.onnx --explain fc1           equations, local rules, generated code and the source line
-  pccompile model.onnx --explore model.html    the model and what inference does with a batch, as one offline page
-  pccompile watch log.jsonl                    what a recorder of training has written
+  pccompile model.onnx --doctor                            everything that is unsupported, at once
+
+measure inference
+  pccompile mynet.py:Net --shape x=16,4 --algorithm strict --regime --plot regime.png
+  pccompile mynet.py:Net --shape x=16,4 --algorithm strict --spectrum --json
+
+build a circuit
+  pccompile mynet.py:Net --shape x=1,4 --backend netlist -o out/       out/Net.pcnet.json, and what it costs
+  pccompile out/Net.pcnet.json --simulate --ticks 64 --bits 8:16
+  pccompile out/Net.pcnet.json --export verilog -o out/                nengo, nir, sana-fe or verilog
+
+follow a training
+  pccompile watch log.jsonl
+
+settings of an algorithm: pccompile --algorithm strict --help
+completion by a shell:    pccompile --print-completion bash, zsh or fish
+exit codes: 0 done, 1 the model cannot be compiled, 2 wrong usage, 3 verification failed and nothing written, 70 our bug
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line's grammar."""
-    p = argparse.ArgumentParser(
-        prog="pccompile",
+class Grammar(argparse.ArgumentParser):
+    """A parser whose mistakes are lines like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise UsageError(message)
+
+
+def parser(command: str = "") -> Grammar:
+    """The command line's grammar, without a command or that of "explain" or "diff"."""
+    p = Grammar(
+        prog=f"pccompile {command}".rstrip(),
+        usage=None if command else USAGE,
         description="Compiles a differentiable model into predictive-coding form: local rules as readable torch code.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -47,24 +88,54 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "model",
-        help="a file .onnx or .pt2, package.module:factory, a function that returns an nn.Module, or a .pcnet.json",
+        help="a file .onnx or .pt2, package.module:factory or file.py:factory, where the factory is an nn.Module, its "
+        "class or a function that returns one, or a .pcnet.json",
     )
-    p.add_argument(
-        "-o", "--output", metavar="FOLDER", help="write the generated file and its tensors there; - is stdout"
-    )
-    p.add_argument("--name", help="what the generated files are called; by default as the model")
-    p.add_argument(
-        "--backend", choices=("torch", "netlist"), default="torch", help="a torch file, or a circuit that learns"
-    )
-    p.add_argument("--seed", type=whole, default=0, help="for example inputs, targets and dropout (default: 0)")
+    if command == "explain":
+        p.add_argument(
+            "explain",
+            nargs="?",
+            default="",
+            metavar="PATTERN",
+            help="a vertex or a module, with * for any text, or a /regular expression/ (default: all)",
+        )
+    if command == "diff":
+        p.add_argument("other", nargs="?", metavar="model", help="the other model; by default the same one")
+    p.add_argument("--version", action="version", version=f"pccompile {__version__}")
+    p.add_argument("--print-completion", choices=SHELLS, action=PrintCompletion, help="what a shell completes by")
+    written_options(p)
     compiling_options(p)
     input_options(p)
     energy_options(p)
+    shown_options(p, command)
     circuit_options(p)
     permission_options(p)
-    shown_options(p)
-    p.add_argument("--version", action="version", version=f"pccompile {__version__}")
+    debugging_options(p)
     return p
+
+
+class PrintCompletion(argparse.Action):
+    """Prints a shell's script, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> None:
+        """Print it."""
+        from pccompile.cli.completion import script
+
+        print(script(arguments[1]))
+        parser.exit()
+
+
+def written_options(p: argparse.ArgumentParser) -> None:
+    """What is made, and where."""
+    group = p.add_argument_group("what is made")
+    group.add_argument(
+        "-o", "--output", metavar="FOLDER", help="write the generated file and its tensors there; - is stdout"
+    )
+    group.add_argument("--name", help="what the generated files are called; by default as the model")
+    group.add_argument(
+        "--backend", choices=("torch", "netlist"), default="torch", help="a torch file, or a circuit that learns"
+    )
+    group.add_argument("--seed", type=whole, default=0, help="for example inputs, targets and dropout (default: 0)")
 
 
 def compiling_options(p: argparse.ArgumentParser) -> None:
@@ -93,35 +164,45 @@ def compiling_options(p: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     group.add_argument("--rate", type=rate, help="size of an inference step, or auto: what a measurement allows")
+
+
+def shown_options(p: argparse.ArgumentParser, command: str) -> None:
+    """What is asked of the model besides or instead of files."""
+    group = p.add_argument_group("check it")
+    group.add_argument(
+        "--verify", action="store_true", help="compare outputs and gradients; nothing is written where they differ"
+    )
+    group.add_argument("--doctor", action="store_true", help="list everything that is unsupported")
     group.add_argument(
         "--no-check", dest="check", action="store_false", help="do not compare with eager torch after compiling"
     )
-
-
-def shown_options(p: argparse.ArgumentParser) -> None:
-    """What is printed besides or instead of files."""
-    group = p.add_argument_group("what is shown")
-    what = group.add_mutually_exclusive_group()
-    what.add_argument(
-        "--verify", action="store_true", help="compare outputs and gradients; nothing is written where they differ"
-    )
-    what.add_argument("--explain", nargs="?", const="", metavar="VERTEX", help="all vertices, or one in full")
-    what.add_argument("--emit", choices=EMITS, help="print a stage's result, the code, the equations, or the graph")
-    what.add_argument(
+    group = p.add_argument_group("see it")
+    group.add_argument(
         "--explore", metavar="FILE", help="write a page about the model and one batch, .html, or its data, .json"
     )
-    report_options(what)
-    what.add_argument("--doctor", action="store_true", help="list everything that is unsupported")
     group.add_argument(
         "--beside",
         action="append",
         metavar="ALGORITHM",
-        help="with --explore: another algorithm on the same batch (default: exact and fixed-prediction)",
+        help="with --explore: another algorithm on the same batch (default: exact and fixed-prediction); with diff: "
+        "the second model's",
     )
-    group.add_argument("--json", action="store_true", help="with a report such as --verify: as JSON")
+    if command != "explain":
+        group.add_argument("--explain", nargs="?", const="", metavar="PATTERN", help="as pccompile explain")
+    group.add_argument("--emit", choices=EMITS, help="print a stage's result, the code, the equations, or the graph")
+    group = p.add_argument_group("measure inference on one batch")
+    report_options(group)
+    group.add_argument(
+        "--json", action="store_true", help="a report such as --verify as JSON: docs/reference/reports.md"
+    )
     group.add_argument(
         "--plot", metavar="FILE", help="with a report such as --spectrum: draw it too, .png, .svg or .pdf"
     )
+
+
+def debugging_options(p: argparse.ArgumentParser) -> None:
+    """How the compiler works, and how much it talks."""
+    group = p.add_argument_group("watch the compiler")
     group.add_argument(
         "--print-after",
         action="append",
@@ -135,37 +216,84 @@ def shown_options(p: argparse.ArgumentParser) -> None:
     group.add_argument("--debug", action="store_true", help="show the traceback of an internal error")
 
 
+def read(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line, the settings of algorithms as text. Raises UsageError, and SystemExit behind help.
+
+    `options.command` is "", "explain" or "diff". Nothing heavy is imported but for help about an algorithm.
+    """
+    command = argv[0] if argv and argv[0] in ("explain", "diff") else ""
+    arguments, reader = argv[len(command) > 0 :], parser(command)
+    algorithms = asked_algorithms(command, arguments)
+    known = {name: setting_names(name) for name in algorithms}
+    if {"-h", "--help"} & {*arguments}:
+        for name in algorithms:
+            setting_options(reader, name)
+    else:
+        for setting in dict.fromkeys(s for names in known.values() for s in names if s != "rate"):
+            reader.add_argument(f"--{setting.replace('_', '-')}")
+    options, rest = reader.parse_known_args(arguments)
+    for target in filter(None, (options.model, getattr(options, "other", None))):
+        kind_of(target)
+    refuse(rest, reader, algorithms or ["exact"])
+    options.command, options.arguments = command, arguments
+    return options
+
+
+def with_settings(options: argparse.Namespace) -> argparse.Namespace:
+    """The options with the settings of algorithms as numbers. Raises UsageError."""
+    algorithms = [n for n in asked_algorithms(options.command, options.arguments) if setting_names(n)]
+    if not algorithms:
+        return options
+    reader = parser(options.command)
+    for name in algorithms:
+        setting_options(reader, name)
+    return reader.parse_args(
+        options.arguments, argparse.Namespace(command=options.command, arguments=options.arguments)
+    )
+
+
+def setting_names(algorithm: str) -> tuple[str, ...]:
+    """The settings of an algorithm that comes along, or was registered. Raises UsageError for another."""
+    loaded = sys.modules.get("pccompile.algorithms")
+    registered = loaded.ALGORITHMS if loaded else {}
+    if algorithm in registered and algorithm not in SETTINGS:
+        return tuple(f.name for f in fields(registered[algorithm].settings))
+    if algorithm not in SETTINGS:
+        raise UsageError(f"--algorithm {printable(algorithm, 40)}: one of {', '.join(registered or SETTINGS)}")
+    return SETTINGS[algorithm]
+
+
 def setting_options(p: argparse.ArgumentParser, algorithm: str) -> None:
-    """The settings of an algorithm, one option each. Raises UsageError for one that does not exist."""
+    """The settings of an algorithm, one option each."""
     from pccompile.algorithms import ALGORITHMS, options_of
 
-    if algorithm not in ALGORITHMS:
-        raise UsageError(f"--algorithm {printable(algorithm, 40)}: one of {', '.join(ALGORITHMS)}")
     group = p.add_argument_group(f"settings of {algorithm} ({ALGORITHMS[algorithm].citation})")
     for name, how in options_of(ALGORITHMS[algorithm]).items():
-        if name != "rate":  # circuits have one too
-            group.add_argument(f"--{name.replace('_', '-')}", **how)
+        option = f"--{name.replace('_', '-')}"
+        if option not in p._option_string_actions:  # circuits have a rate too, and so may another algorithm
+            group.add_argument(option, **how)
 
 
-def refuse(rest: Sequence[str], algorithm: str) -> None:
+def refuse(rest: Sequence[str], reader: argparse.ArgumentParser, algorithms: Sequence[str]) -> None:
     """Raise UsageError for what the parser does not know: a setting of another algorithm, or nothing at all."""
     if not rest:
         return
     name = rest[0].partition("=")[0]
-    from pccompile.algorithms import ALGORITHMS, options_of
+    if name in {f"--{s.replace('_', '-')}" for names in SETTINGS.values() for s in names}:
+        raise UsageError(f"{algorithms[0]} has no setting {name}")
+    near = difflib.get_close_matches(name, reader._option_string_actions, 1) if name.startswith("--") else []
+    meant = f"; did you mean {near[0]}?" if near else ""
+    raise UsageError(f"unrecognized arguments: {printable(' '.join(rest), 100)}{meant}")
 
-    settings = {f"--{n.replace('_', '-')}" for a in ALGORITHMS.values() for n in options_of(a)}
-    if name in settings:
-        raise UsageError(f"{algorithm} has no setting {name}")
-    raise UsageError(f"unrecognized arguments: {printable(' '.join(rest), 100)}")
 
-
-def asked_algorithm(argv: Sequence[str] | None) -> str | None:
-    """The algorithm that a command line names, if any: which other options there are depends on it."""
+def asked_algorithms(command: str, argv: Sequence[str]) -> list[str]:
+    """The algorithms that a command line names: which other options there are depends on them."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--algorithm")
+    if command == "diff":
+        first.add_argument("--beside")
     try:
-        found: str | None = first.parse_known_args(argv)[0].algorithm
+        found = first.parse_known_args(argv)[0]
     except argparse.ArgumentError:  # the parser of all options says what is wrong
-        return None
-    return found
+        return []
+    return [name for name in vars(found).values() if name is not None]

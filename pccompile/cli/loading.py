@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -12,13 +13,15 @@ from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pccompile.api.models import load_onnx, load_program
-from pccompile.cli.shapes import Shape, check_names
+from pccompile.cli.shapes import Shape
+from pccompile.cli.targets import Code, code_of, kind_of, search_here
 from pccompile.cli.user_inputs import UserInputs, as_argument
 from pccompile.diagnostics import NOWHERE, CompileError, Location, UsageError, listing, printable
 
@@ -38,30 +41,15 @@ class Target:
     inputs: tuple[str, ...] = ()
 
 
-def kind_of(target: str) -> str:
-    """What a target is: "onnx", "pt2" or "module". Raises UsageError."""
-    suffix = Path(target).suffix.lower()
-    if suffix in (".onnx", ".pt2"):
-        return suffix[1:]
-    module, colon, attribute = target.partition(":")
-    if colon and all(part.isidentifier() for part in f"{module}.{attribute}".split(".")):
-        return "module"
-    raise UsageError(f"{printable(target, 80)} is no model: expected a file .onnx or .pt2, or package.module:factory")
-
-
 def load(target: str, inputs: UserInputs, seed: int, trust_code: bool = False) -> Target:
     """The model that `target` names, and example inputs. Raises CompileError and UsageError.
 
     trust_code: whether a .pt2 file may be opened.
     """
-    kind = kind_of(target)
-    if kind == "module":
-        return _from_module(target, inputs, seed)
-    if kind == "onnx":
+    if code := code_of(target):
+        return _from_code(code, inputs, seed)
+    if kind_of(target) == "onnx":
         return _from_onnx(Path(target), inputs, seed)
-    for option, said in (("--shape", inputs.shapes), ("--value", inputs.values), ("--data", inputs.data)):
-        if said:
-            raise UsageError(f"{option}: an exported program brings its own inputs")
     program = load_program(Path(target), trust_code)
     args, kwargs = program.example_inputs or ((), {})
     return Target(program, tuple(args), kwargs, Path(target).stem)
@@ -74,12 +62,12 @@ def _from_onnx(path: Path, inputs: UserInputs, seed: int) -> Target:
     from pccompile.frontends.onnx.input_types import mismatches
 
     types = {t.name: t for t in module.input_types}
-    check_names(inputs.shapes, list(types))
-    for s in inputs.shapes:
+    shapes = inputs.of(list(types))
+    for s in shapes:
         if s.dtype and s.dtype is not types[s.name].dtype:
             declared = str(types[s.name].dtype).removeprefix("torch.")
             raise UsageError(f"--shape {printable(s.name)}: the file says that this input is {declared}")
-    sizes = {s.name: s.sizes for s in inputs.shapes}
+    sizes = {s.name: s.sizes for s in shapes}
     fits = {n: torch.empty(size, dtype=types[n].dtype, device="meta") for n, size in sizes.items()}
     if problems := [problem for name, tensor in fits.items() for problem in mismatches(types[name], tensor)]:
         raise CompileError(problems)
@@ -89,24 +77,38 @@ def _from_onnx(path: Path, inputs: UserInputs, seed: int) -> Target:
     return Target(module, args, name=path.stem, path=path, inputs=tuple(types))
 
 
-def _from_module(target: str, inputs: UserInputs, seed: int) -> Target:
+def _from_code(code: Code, inputs: UserInputs, seed: int) -> Target:
     torch.manual_seed(seed)
     with redirect_stdout(sys.stderr):  # stdout is for results
-        factory = _attribute(target)
-        model = _made(factory, target)
+        factory = _attribute(code)
+        torch.manual_seed(seed)  # whether or not importing, which happens once, has drawn
+        model = _made(factory, f"{code.file or code.module}:{code.attribute}")
         args, kwargs = _inputs(model, factory, inputs, seed)
         _probe(model, args, kwargs)
-    name = target.rpartition(":")[2].rpartition(".")[2]
-    return Target(model, args, kwargs, name, inputs=tuple(_signature(model)[0]))
+    return Target(model, args, kwargs, code.attribute.rpartition(".")[2], inputs=tuple(_signature(model)[0]))
 
 
-def _attribute(target: str) -> Any:
-    """The object that `package.module:attribute` names."""
-    module_name, _, path = target.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+def _run_file(name: str, file: Path) -> ModuleType:
+    """A file of Python as a module, which is run anew; modules beside it are found."""
+    sys.path.insert(0, str(file.parent.resolve()))
+    known = sys.modules.get(name)
+    if known is not None and getattr(known, "__file__", None) != str(file.resolve()):
+        name = f"{name}_py"  # the name is another module's
+    spec = importlib.util.spec_from_file_location(name, file.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _attribute(code: Code) -> Any:
+    """The object that is named."""
+    module_name, path = code.module, code.attribute
+    search_here()
     try:
-        found: Any = importlib.import_module(module_name)
+        found: Any = _run_file(module_name, code.file) if code.file else importlib.import_module(module_name)
     except ModuleNotFoundError as e:
         if e.name and (module_name == e.name or module_name.startswith(f"{e.name}.")):
             raise CompileError(
@@ -170,7 +172,7 @@ def _inputs(model: nn.Module, factory: Any, inputs: UserInputs, seed: int) -> tu
             raise UsageError(f"example inputs are missing: give {shown}, with your sizes")
         return _examples(examples)
     known = list(dict.fromkeys([*shapes, *inputs.data, *inputs.values])) if free else names
-    check_names(inputs.shapes, known)
+    shapes = {s.name: s for s in inputs.of(known)}
     numbers = inputs.numbers(known)
     if missing := [n for n in required if n not in {*shapes, *numbers}]:
         option = "--value" if inputs.values else "--data" if inputs.data else "--shape"

@@ -18,14 +18,15 @@ from torch import nn
 from pccompile.api.compile import netlist_options
 from pccompile.api.models import as_module, is_onnx
 from pccompile.backends.netlist import Netlist, NetlistOptions, Result
-from pccompile.backends.netlist.export import available, exporter
+from pccompile.backends.netlist.export import exporter
 from pccompile.cli.data_files import tensors_of
 from pccompile.cli.loading import load
-from pccompile.cli.options import SUFFIX, ready
+from pccompile.cli.options import ready
 from pccompile.cli.progress import Progress
+from pccompile.cli.targets import default_name
 from pccompile.cli.user_inputs import parsed, user_inputs
-from pccompile.diagnostics import EXIT_DONE, EXIT_VERIFY, CompileError, UsageError, printable
-from pccompile.explorer import check_page, explore_circuit
+from pccompile.diagnostics import EXIT_DONE, EXIT_VERIFY, CompileError, printable
+from pccompile.explorer import explore_circuit
 from pccompile.files.writing import check_replaceable, write_together
 from pccompile.pipeline import Hook, lay_out
 from pccompile.report.circuit import random_targets, verify_circuit
@@ -53,7 +54,7 @@ def built(options: argparse.Namespace, shown: str, hook: Hook) -> int:
     if ready(options):
         net = Netlist.load(options.model)
         check_ports(net, options)
-        return carried_out(net, options, options.name or Path(options.model).name.removesuffix(SUFFIX))
+        return carried_out(net, options, options.name or default_name(options.model))
     how = settings_of(options)
     with redirect_stdout(sys.stderr):  # what a model prints is no result
         target = load(options.model, user_inputs(options, strict=False), options.seed, options.trust_code)
@@ -103,13 +104,9 @@ def settings_of(options: argparse.Namespace) -> NetlistOptions:
 
 
 def transformed(net: Netlist, text: str) -> Netlist:
-    """The netlist after one `--apply`. Raises UsageError for a pass that does not exist."""
+    """The netlist after one `--apply`, which has been checked."""
     name, _, value = text.partition("=")
-    if name == "split-fan-in" and value.isdigit() and int(value) > 1:
-        return net.split_fan_in(int(value))
-    if name not in TRANSFORMS or value:
-        raise UsageError(f"--apply {printable(text, 40)}: one of {', '.join(TRANSFORMS)}, split-fan-in=NUMBER")
-    return TRANSFORMS[name](net)
+    return net.split_fan_in(int(value)) if value else TRANSFORMS[name](net)
 
 
 def carried_out(net: Netlist, options: argparse.Namespace, name: str) -> int:
@@ -122,7 +119,6 @@ def carried_out(net: Netlist, options: argparse.Namespace, name: str) -> int:
     if options.bits and not options.export:
         net = quantised(net, options.bits, options)
     if options.explore:
-        check_page(options.explore)
         how = {"ticks": options.ticks, "chip": options.chip, "title": name, "seed": options.seed}
         print(printable(str(explore_circuit(net, **presented(net, options), **how).save(options.explore))))
         return EXIT_DONE
@@ -155,8 +151,6 @@ def quantised(net: Netlist, bits: tuple[int, int], options: argparse.Namespace) 
 
 def exported(net: Netlist, options: argparse.Namespace) -> tuple[Path, ...]:
     """The files of one exporter. Raises CompileError where it cannot say all of the netlist, naming what."""
-    if options.export not in available():
-        raise UsageError(f"--export {printable(options.export, 40)}: one of {', '.join(available())}")
     writer = exporter(options.export)
     if options.bits or (writer.name == "verilog" and not net.quantised):
         net = quantised(net, options.bits or (8, 16), options)

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from pccompile.cli.numbers import bits, positive, whole
+from pccompile.cli.targets import SUFFIX
 from pccompile.passes.choices import DERIVATIVES, FEEDBACK
 
 
@@ -41,7 +42,12 @@ def input_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:
     """What is wrong with options about inputs, for the kind of model that is named."""
     other = not options.model.lower().endswith(".onnx")
     unused = ready(options) and not (options.simulate or options.bits)
+    program = options.model.lower().endswith(".pt2")
     return [
+        *(
+            (getattr(options, n) and program, f"--{n}: an exported program brings its own inputs")
+            for n in ("shape", "value", "data")
+        ),
         *((getattr(options, n) and other, f"--{n} goes with an .onnx file") for n in ("constant", "train", "freeze")),
         *((getattr(options, n) and unused, f"--{n} goes with --simulate or --bits") for n in ("data", "value")),
     ]
@@ -79,9 +85,6 @@ def report_checks(options: argparse.Namespace, circuit: bool) -> list[tuple[Any,
         (options.plot and not name, "--plot goes with a report such as --spectrum"),
         (options.plot and not options.plot.endswith(PICTURES), f"--plot writes a file {', '.join(PICTURES)}"),
     ]
-
-
-SUFFIX = ".pcnet.json"
 
 
 def ready(options: argparse.Namespace) -> bool:

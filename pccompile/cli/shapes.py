@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from pccompile.diagnostics import UsageError, listing, printable
 
+if TYPE_CHECKING:
+    import torch
+
 SHAPE = re.compile(r"(?P<name>.+)=(?P<sizes>(?:\d+(?:,\d+)*)?)(?::(?P<dtype>[a-z]+\d*))?", re.DOTALL)
-DTYPES = {str(d).removeprefix("torch."): d for d in (
-    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128,
-    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-)}  # fmt: skip
+DTYPES = (
+    "float16", "bfloat16", "float32", "float64", "complex64", "complex128", "bool", "uint8", "int8", "int16", "int32",
+    "int64",
+)  # fmt: skip
 ENTRIES = 2**31
 
 
@@ -24,7 +26,20 @@ class Shape:
 
     name: str
     sizes: tuple[int, ...]
-    dtype: torch.dtype | None
+    kind: str
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Its type, where one is given."""
+        return dtype_of(self.kind) if self.kind else None
+
+
+def dtype_of(kind: str) -> torch.dtype:
+    """torch's type of that name, one of DTYPES. Imports torch."""
+    import torch
+
+    found: torch.dtype = getattr(torch, kind)
+    return found
 
 
 def parse_shape(text: str) -> Shape:
@@ -40,7 +55,7 @@ def parse_shape(text: str) -> Shape:
         entries *= size
     if entries > ENTRIES:
         raise UsageError(f"--shape {printable(text, 80)}: more than {ENTRIES} entries")
-    return Shape(match["name"], sizes, DTYPES[match["dtype"]] if match["dtype"] else None)
+    return Shape(match["name"], sizes, match["dtype"] or "")
 
 
 def check_names(shapes: Sequence[Shape], known: Sequence[str]) -> None:

@@ -16,9 +16,10 @@ from pccompile.algorithms import ALGORITHMS
 from pccompile.api.module import PCModule
 from pccompile.cli.energy_options import energy_settings
 from pccompile.cli.grammar import DRAWN
-from pccompile.cli.loading import Target, kind_of, load
+from pccompile.cli.loading import Target, load
 from pccompile.cli.options import report_asked
 from pccompile.cli.progress import Progress
+from pccompile.cli.targets import default_name, kind_of
 from pccompile.cli.user_inputs import user_inputs
 from pccompile.diagnostics import (
     EXIT_DONE,
@@ -29,7 +30,6 @@ from pccompile.diagnostics import (
     UsageError,
     printable,
 )
-from pccompile.explorer import check_page
 from pccompile.report.doctor import examine
 from pccompile.report.gradients import Bench
 from pccompile.report.losses import cross_entropy
@@ -43,12 +43,11 @@ def run(options: argparse.Namespace, shown: str) -> int:
     """Do what `options` ask for; what is returned is the exit code. Raises CompileError and UsageError."""
     settings = {**settings_of(options), **energy_settings(options)}
     inputs = user_inputs(options)
-    kind = kind_of(options.model)
-    name = options.name or default_name(options.model, kind)
+    name = options.name or default_name(options.model)
     folder = Path(options.output) if options.output not in (None, "-") else None
     if folder:
         check_writable(folder, name)
-    if options.verify and kind == "onnx":
+    if options.verify and kind_of(options.model) == "onnx":
         from pccompile.report.reference import require_onnxruntime
 
         require_onnxruntime()
@@ -75,8 +74,6 @@ def carried_out(
         page, fine = examine(shown, options.model, lambda: made()[0])
         show(page)
         return EXIT_DONE if fine else EXIT_MODEL
-    if options.explore:
-        check_page(options.explore)
     pc, target = made()
     progress.talk(shown, pc)
     if options.verify and not verified(pc, target, options):
@@ -108,11 +105,6 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     except CompileError as e:
         raise UsageError(f"{e.problems[0].what} ({e.problems[0].hint})") from None
     return settings
-
-
-def default_name(model: str, kind: str) -> str:
-    """The files' name for a model that has been given none."""
-    return model.rpartition(":")[2].rpartition(".")[2] if kind == "module" else Path(model).stem
 
 
 def compiled(target: Target, options: argparse.Namespace, settings: Mapping[str, Any], progress: Progress) -> PCModule:
@@ -196,10 +188,15 @@ def explored(pc: PCModule, target: Target, options: argparse.Namespace) -> None:
     """Write the page that was asked for, and print where it is."""
     args, kwargs = target.args or (), target.kwargs or {}
     given = Bench(pc, args, kwargs, None, None, options.seed).target
-    title = default_name(options.model, kind_of(options.model))
+    title = options.name or default_name(options.model)
     with redirect_stdout(sys.stderr):
         found = pc.explore(
-            args, kwargs, target=given, algorithms=options.beside, title=options.name or title, seed=options.seed
+            args,
+            kwargs,
+            target=given,
+            algorithms=options.beside,
+            title=title,
+            seed=options.seed,
         )
     print(printable(str(found.save(options.explore))))
 

@@ -7,15 +7,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pccompile.cli.data_files import tensors_of
-from pccompile.cli.shapes import DTYPES, Shape, parse_shape
+from pccompile.cli.shapes import DTYPES, Shape, check_names, dtype_of, parse_shape
 from pccompile.diagnostics import CompileError, UsageError, listing, printable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class UserInputs:
     """The options about inputs. `values` and `constants` hold numbers by name; `data` the tensors of a file.
 
     strict: whether a name in the file that is none of the model's inputs is an error; targets of circuits are none.
+    shared: names may be those of another model's inputs.
     """
 
     shapes: tuple[Shape, ...] = ()
@@ -32,6 +35,13 @@ class UserInputs:
     train: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
     strict: bool = True
+    shared: bool = False
+
+    def of(self, known: Sequence[str]) -> tuple[Shape, ...]:
+        """The shapes of a model's inputs. Raises UsageError for those of others, unless they may be there."""
+        shapes = tuple(s for s in self.shapes if s.name in known) if self.shared else self.shapes
+        check_names(shapes, known)
+        return shapes
 
     def numbers(self, inputs: Sequence[str]) -> dict[str, Any]:
         """Values and tensors of the file for the model's `inputs`, by name. Raises UsageError and CompileError."""
@@ -57,7 +67,7 @@ def unknown(option: str, name: str, inputs: Sequence[str]) -> str:
     return f"{option}: the model has no input {printable(name, 80)}; its inputs are {shown}"
 
 
-def user_inputs(options: argparse.Namespace, strict: bool = True) -> UserInputs:
+def user_inputs(options: argparse.Namespace, strict: bool = True, shared: bool = False) -> UserInputs:
     """What `options` say about inputs. Raises UsageError and CompileError."""
     return UserInputs(
         tuple(parse_shape(s) for s in options.shape),
@@ -67,12 +77,27 @@ def user_inputs(options: argparse.Namespace, strict: bool = True) -> UserInputs:
         tuple(options.train),
         tuple(options.freeze),
         strict,
+        shared,
     )
 
 
 def parsed(option: str, texts: Sequence[str]) -> dict[str, Any]:
-    """Numbers by name, from NAME=NUMBERS. Raises UsageError."""
-    result: dict[str, Any] = {}
+    """Numbers by name, from NAME=NUMBERS, as tensors where a type is given. Raises UsageError."""
+    return {name: typed(array, kind) for name, (array, kind) in read_numbers(option, texts).items()}
+
+
+def typed(array: np.ndarray, kind: str) -> Any:
+    """An array, or a tensor where there is a type."""
+    if not kind:
+        return array
+    import torch
+
+    return torch.from_numpy(array).to(dtype_of(kind))
+
+
+def read_numbers(option: str, texts: Sequence[str]) -> dict[str, tuple[np.ndarray, str]]:
+    """Arrays by name with the type that is asked for, or ''. Raises UsageError."""
+    result: dict[str, tuple[np.ndarray, str]] = {}
     for text in texts:
         name, equals, numbers = text.rpartition("=")
         if not equals or not name:
@@ -83,8 +108,8 @@ def parsed(option: str, texts: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def array_of(option: str, text: str, numbers: str) -> Any:
-    """The array that NUMBERS, with or without :dtype, spell; a single number has no axes."""
+def array_of(option: str, text: str, numbers: str) -> tuple[np.ndarray, str]:
+    """The array that NUMBERS, with or without :dtype, spell, and that type; a single number has no axes."""
     numbers, colon, kind = numbers.partition(":")
     if colon and kind not in DTYPES:
         raise UsageError(f"{option} {printable(text, 80)}: unknown dtype; one of {', '.join(DTYPES)}")
@@ -98,9 +123,7 @@ def array_of(option: str, text: str, numbers: str) -> Any:
         array = np.asarray("")
     if array.dtype.kind not in "biuf":
         raise UsageError(f"{option} {printable(text, 80)}: these are no numbers, or lists of different lengths")
-    if not colon:
-        return array
-    return torch.from_numpy(array).to(DTYPES[kind])
+    return array, kind
 
 
 def number(text: str) -> bool | int | float:
@@ -116,6 +139,9 @@ def number(text: str) -> bool | int | float:
 
 def as_argument(value: Any, default: torch.dtype, shape: Shape | None) -> Tensor:
     """A module's argument: floating-point numbers in the model's own type, in the sizes of `shape` if there is one."""
+    import torch
+    from torch import Tensor
+
     tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value, order="C"))
     if tensor.is_floating_point() and not (isinstance(value, Tensor)):
         tensor = tensor.to(default)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pccompile.cli.grammar import Grammar
 from pccompile.diagnostics import EXIT_DONE, CompileError, printable
 from pccompile.report.figures import figure, save
 from pccompile.report.run_comparison import compare_runs
@@ -22,9 +22,9 @@ LINES = 10
 Curves = dict[str, list[tuple[int, float]]]
 
 
-def watch_parser() -> argparse.ArgumentParser:
+def watch_parser() -> Grammar:
     """The grammar of this command."""
-    p = argparse.ArgumentParser(prog="pccompile watch", description="Shows what a recorder of training has written.")
+    p = Grammar(prog="pccompile watch", description="Shows what a recorder of training has written.")
     p.add_argument("log", nargs="+", help="the recorder's JSONL file; several with --against, one for each run")
     p.add_argument(
         "--against", nargs="+", default=[], metavar="LOG", help="compare with these, run by run: a paired test"
@@ -35,7 +35,7 @@ def watch_parser() -> argparse.ArgumentParser:
 
 
 def watch(argv: Sequence[str]) -> int:
-    """Show a log; what is returned is the exit code. Raises CompileError for a file that is none."""
+    """Show a log; what is returned is the exit code. Raises CompileError for a file that is none, and UsageError."""
     options = watch_parser().parse_args(argv)
     if options.against:
         found = compare_runs(*([read(Path(log)) for log in side] for side in (options.log, options.against)))

@@ -30,6 +30,14 @@ def open_file(path: Path, largest: int | None = None) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def untrusted(path: Path) -> CompileError:
+    """What is said of a file that would run code."""
+    return CompileError(
+        f"{printable(str(path))} is not opened: a .pt2 file can run any code while torch loads it",
+        hint="if you trust who made it, --trust-code, or compile(..., trust_code=True)",
+    )
+
+
 def read_file(path: Path, largest: int) -> bytes:
     """The bytes of a regular file. Raises CompileError where it cannot be read or is larger."""
     try:

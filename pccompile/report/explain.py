@@ -31,8 +31,16 @@ WAYS = {
 }
 
 
+Entry = tuple[str, str]
+"""A title, '' where it is that of the line before, and a line."""
+
+
 def explain(pc: CompiledModule, vertex: str | None = None) -> Page:
-    """The page about the vertices that `vertex` means, or about all. Raises CompileError for an unknown name."""
+    """The page about the vertices that `vertex` means, or about all.
+
+    vertex: a name of a vertex, module or operation, or a pattern of such names, as `report.places.find` takes it.
+    Raises CompileError where nothing has that name.
+    """
     compiled = pc.compiled
     if vertex is None:
         return _overview(compiled, compiled.pc.vertices)
@@ -80,33 +88,33 @@ class _Explainer:
         """All of it, line by line."""
         kind = "output" if self.v.name in self.graph.clamped else "vertex"
         head = f"{kind} {self.v.name}"
-        return [
-            head,
-            *self.place(),
-            *self.neighbours(),
-            *self.equations(),
-            *self.learning(),
-            *self.derivation(),
-            *self.code(),
-        ]
+        entries = (*self.place(), *self.neighbours(), *self.equations(), *self.learning(), *self.derivation())
+        return [head, *(f"  {title:<11} {text}" for title, text in entries), *self.code()]
 
-    def place(self) -> list[str]:
+    def facts(self) -> dict[str, tuple[str, ...]]:
+        """What a vertex is and does, by title: all but where it was written and the code."""
+        found: dict[str, list[str]] = {}
+        for title, text in (*self.neighbours(), *self.equations(), *self.learning(), *self.derivation()):
+            found.setdefault(title or next(reversed(found)), []).append(text)
+        return {title: tuple(texts) for title, texts in found.items()}
+
+    def place(self) -> list[Entry]:
         """Where the user wrote it, and the line."""
         where = self.v.where
         path, line = source_line(where, self.model)
         place = f"{printable(path or where.file)}:{where.line}" if where.file else ""
         shown = " in ".join(filter(None, (place, printable(where.module)))) or "unknown"
-        return [_entry("source", shown), *([_entry("", line)] if line else [])]
+        return [("source", shown), *([("", line)] if line else [])]
 
-    def neighbours(self) -> list[str]:
+    def neighbours(self) -> list[Entry]:
         """Type, parents and children."""
         children = shortened([c.name for c in self.children]) or (
             "none: the loss sets its error" if self.v.name in self.graph.clamped else "none"
         )
         return [
-            _entry("type", str(self.v.type)),
-            _entry("parents", shortened([self.described(p) for p in self.v.parents], 12) or "none"),
-            _entry("children", children),
+            ("type", str(self.v.type)),
+            ("parents", shortened([self.described(p) for p in self.v.parents], 12) or "none"),
+            ("children", children),
         ]
 
     def described(self, name: str) -> str:
@@ -117,14 +125,14 @@ class _Explainer:
                 return f"{graph.origin.get(name, name)} ({kind})"
         return name if name in self.graph.names else f"{name} (fixed)"
 
-    def equations(self) -> list[str]:
+    def equations(self) -> list[Entry]:
         """Prediction, error, and what each child and parent is sent."""
         own = equations.prediction(self.v) if self.v.prediction else self.v.parents[0]
-        lines = [_entry("prediction", f"v̂ = {own}"), _entry("error", self.error())]
-        lines += [_entry("", f"from {c.name}: {equations.message(c, self.v.name)}") for c in self.children]
+        lines = [("prediction", f"v̂ = {own}"), ("error", self.error())]
+        lines += [("", f"from {c.name}: {equations.message(c, self.v.name)}") for c in self.children]
         sends = [p for p in self.v.messages if p not in self.graph.graph.params]
         for i, p in enumerate(sends):
-            lines.append(_entry("" if i else "messages", f"to {p}: {self.message(p)}"))
+            lines.append(("" if i else "messages", f"to {p}: {self.message(p)}"))
         return lines
 
     def error(self) -> str:
@@ -146,27 +154,27 @@ class _Explainer:
         text = equations.message(v, to)
         return text.replace(f"ε[{self.v.name}]", "ε")
 
-    def learning(self) -> list[str]:
+    def learning(self) -> list[Entry]:
         """The local rule of each parameter, and who else reads it."""
         params = [p for p in self.v.messages if p in self.graph.graph.params]
-        readers, lines = self.graph.children(), []
+        readers, lines = self.graph.children(), list[Entry]()
         for i, p in enumerate(params):
             others = [c.name for c in readers[p] if c is not self.v]
             shared = f"    (and what {listing(others)} adds)" if others else ""
             frozen = "" if p in self.graph.graph.wanted else "    (frozen: not learned)"
             lines.append(
-                _entry(
+                (
                     "" if i else "learning",
                     f"Δ {printable(self.graph.graph.origin[p])} = {self.message(p)}{shared}{frozen}",
                 )
             )
-        return lines or [_entry("learning", "no parameters")]
+        return lines or [("learning", "no parameters")]
 
-    def derivation(self) -> list[str]:
+    def derivation(self) -> list[Entry]:
         """How the rule of each operation came about."""
         operations = {n.name: n.op for n in self.v.prediction}
         entries = [f"{operations[n]}: {WAYS.get(how, how)}" for n, how in self.v.how.items() if n in operations]
-        return [_entry("" if i else "rules", e) for i, e in enumerate(dict.fromkeys(entries))]
+        return [("" if i else "rules", e) for i, e in enumerate(dict.fromkeys(entries))]
 
     def code(self) -> list[str]:
         """The generated lines."""
@@ -183,8 +191,9 @@ class _Explainer:
         ]
 
 
-def _entry(title: str, text: str) -> str:
-    return f"  {title:<11} {text}"
+def facts_of(compiled: Compiled, model: nn.Module, vertex: Vertex) -> dict[str, tuple[str, ...]]:
+    """Type, neighbours, equations and rules of a vertex, each as the lines that a reader sees."""
+    return _Explainer(compiled, model, vertex).facts()
 
 
 def written_out(compiled: Compiled) -> Source:

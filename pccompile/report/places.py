@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import inspect
 import linecache
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,13 @@ def names_of(vertex: Vertex) -> Iterator[str]:
 def find(pc: PCGraph, name: str) -> tuple[Vertex, ...]:
     """The vertices that `name` means: a vertex, a module path or what lies below it, an ONNX node, an operation.
 
-    Raises CompileError, with names that are near, where there is none.
+    It may be a pattern: with * for any text, ? for any letter and [...] for one of several, or a regular expression
+    between slashes, found anywhere in a name. Raises CompileError, with names that are near, where there is none.
     """
     known = {v.name: v for v in pc.vertices}
     if name in known:
         return (known[name],)
-    for means in (_same, _identifier):
+    for means in (_same, _identifier, _pattern(name)):
         found = tuple(v for v in pc.vertices if any(means(name, n) for n in names_of(v)))
         if found:
             return found
@@ -42,6 +45,17 @@ def find(pc: PCGraph, name: str) -> tuple[Vertex, ...]:
     near = difflib.get_close_matches(name, every, 3, 0.4) or difflib.get_close_matches(identifier(name), every, 3)
     hint = f"did you mean {listing(near)}?" if near else "without a name, all vertices are listed"
     raise CompileError(f"there is no vertex {name}", hint=hint)
+
+
+def _pattern(pattern: str) -> Callable[[str, str], bool]:
+    """Whether a name fits a pattern. Raises CompileError for a regular expression that is none."""
+    if len(pattern) > 2 and pattern[0] == pattern[-1] == "/":
+        try:
+            expression = re.compile(pattern[1:-1])
+        except re.error as e:
+            raise CompileError(f"{pattern} is no regular expression: {e}") from None
+        return lambda _, known: expression.search(known) is not None
+    return lambda _, known: fnmatchcase(known, pattern)
 
 
 def _same(name: str, known: str) -> bool:

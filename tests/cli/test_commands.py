@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import pccompile
 from pccompile.cli import torch_command
-from pccompile.cli.stages import CIRCUIT_STAGES, STAGES
+from pccompile.cli.known_names import CIRCUIT_STAGES, STAGES
 from pccompile.pipeline import TO_CIRCUIT, TO_VERTICES
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
@@ -134,7 +134,7 @@ def test_pt2(run, folder) -> None:
     torch.export.save(torch.export.export(model, (torch.randn(2, 3),)), folder / "saved.pt2")
     refused = run("saved.pt2", "--doctor")
     assert refused.code == 1
-    assert "--trust-code" in refused.out
+    assert "--trust-code" in refused.err
     assert run("saved.pt2", "-o", "out", "--trust-code").code == 0
     result = run("saved.pt2", "--verify", "--trust-code")
     assert result.code == 0, result.out

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 import pccompile
 from cli.conftest import Run
-from pccompile.cli.stages import CIRCUIT_STAGES
+from pccompile.cli.known_names import CIRCUIT_STAGES
 from pccompile.diagnostics import EXIT_DONE, EXIT_MODEL, EXIT_USAGE, EXIT_VERIFY
 
 
