@@ -47,6 +47,10 @@ def parsed_and_run(argv: Sequence[str] | None) -> int:
             from pccompile.cli.watch_command import watch
 
             return watch(given[1:])
+        if "--print-completion" in given:
+            from pccompile.cli.completion import print_completion
+
+            return print_completion(given)
         options = read(given)
     except SystemExit as e:
         return int(e.code or 0)

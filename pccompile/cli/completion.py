@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from pccompile.algorithms import ALGORITHMS
 from pccompile.cli.grammar import Grammar, parser, setting_options
 from pccompile.cli.targets import COMMANDS
-from pccompile.diagnostics import CompileError
+from pccompile.diagnostics import EXIT_DONE, CompileError
 
 FILES = ("data", "report", "explore", "plot", "chip")
 FOLDERS = ("output", "dump_dir")
@@ -38,6 +39,14 @@ def completed_grammar() -> Grammar:
         if action.help == argparse.SUPPRESS:
             action.help = ""
     return p
+
+
+def print_completion(argv: Sequence[str]) -> int:
+    """Print the script of the shell that is named behind `--print-completion`. Raises UsageError and CompileError."""
+    p = Grammar(prog="pccompile", allow_abbrev=False)
+    p.add_argument("--print-completion", choices=tuple(MODELS))
+    print(script(p.parse_args(argv).print_completion))
+    return EXIT_DONE
 
 
 def script(shell: str) -> str:

@@ -7,7 +7,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pccompile import __version__
 from pccompile.cli.energy_options import energy_options
@@ -22,7 +22,6 @@ from pccompile.passes.choices import DERIVATIVES, FEEDBACK, GRANULARITIES
 LOSSES = ("squared-error", "cross-entropy", "none")
 CAPTURES = ("export", "path")
 STAGES_PRINTED = ("graph", "pc", "program", "code")
-SHELLS = ("bash", "zsh", "fish")
 DRAWN = ("latex", "dot", "mermaid")
 EMITS = (*STAGES_PRINTED, *DRAWN)
 
@@ -102,7 +101,7 @@ def parser(command: str = "") -> Grammar:
     if command == "diff":
         p.add_argument("other", nargs="?", metavar="model", help="the other model; by default the same one")
     p.add_argument("--version", action="version", version=f"pccompile {__version__}")
-    p.add_argument("--print-completion", choices=SHELLS, action=PrintCompletion, help="what a shell completes by")
+    p.add_argument("--print-completion", metavar="SHELL", help="alone: what bash, zsh or fish completes by")
     written_options(p)
     compiling_options(p)
     input_options(p)
@@ -112,17 +111,6 @@ def parser(command: str = "") -> Grammar:
     permission_options(p)
     debugging_options(p)
     return p
-
-
-class PrintCompletion(argparse.Action):
-    """Prints a shell's script, and ends."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> None:
-        """Print it."""
-        from pccompile.cli.completion import script
-
-        print(script(arguments[1]))
-        parser.exit()
 
 
 def written_options(p: argparse.ArgumentParser) -> None:
@@ -231,7 +219,7 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     else:
         for setting in dict.fromkeys(s for names in known.values() for s in names if s != "rate"):
             reader.add_argument(f"--{setting.replace('_', '-')}")
-    options, rest = reader.parse_known_args(arguments)
+    options, rest = reader.parse_known_intermixed_args(arguments)
     for target in filter(None, (options.model, getattr(options, "other", None))):
         kind_of(target)
     refuse(rest, reader, algorithms or ["exact"])

@@ -5,6 +5,7 @@ Its spectrum, the regime that it runs in, how it converges, and what becomes of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pccompile.analysis.spectrum import Measured, Spectrum
 from pccompile.diagnostics import CompileError, printable
 from pccompile.report.asynchronous import CONDITIONS, AsynchronousReport, asynchronous_report
 from pccompile.report.convergence import ConvergenceReport, convergence_report
-from pccompile.report.figures import bars
+from pccompile.report.figures import figure, save
 from pccompile.report.losses import Criterion
 from pccompile.report.regime import RegimeReport, has_regime, regime_report
 from pccompile.report.tables import Page, Report, Table, count, number
@@ -27,6 +28,9 @@ from pccompile.runtime.module import CompiledModule
 
 KINDS = ("spectrum", "regime", "convergence", "asynchronous")
 NOTHING = "no hidden vertex: inference has nothing to move, and any rate will do"
+AXES = "eigenvalue", "inference converges below this rate"
+WIDE = 100.0
+"""A picture whose largest number is above it is drawn on a logarithmic axis."""
 MEANING = {
     "λmax(H)": "rates of strict, incremental, nudged and langevin",
     "‖A‖²": "rate of alm",
@@ -146,9 +150,23 @@ class SpectrumReport(Report):
         return own | {"condition": self.condition, "longest_path": self.longest}
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """A picture of the quantities; `path` is where to write it."""
-        rows = {name: (m.value,) for name, m in self.quantities.items()}
-        return bars("spectrum at the forward pass", rows, path, axis="eigenvalue", scale="symlog")
+        """Eigenvalues, and the rates that they allow, as a matplotlib Figure; written to `path` where one is given.
+
+        Raises CompileError without matplotlib.
+        """
+        eigenvalues = {name: m.value for name, m in self.quantities.items()}
+        picture = figure(7, 4.5)
+        panels = picture.subplots(2)
+        for axes, numbers, words in zip(panels, (eigenvalues, self.rates), AXES, strict=True):
+            finite = {k: v for k, v in numbers.items() if math.isfinite(v)}
+            drawn = axes.barh(list(finite), list(finite.values()), height=0.6)
+            axes.bar_label(drawn, [number(v, 3) for v in finite.values()], padding=3)
+            axes.set(xlabel=words, xscale="symlog" if max(map(abs, finite.values()), default=0.0) > WIDE else "linear")
+            axes.use_sticky_edges = False  # room for the numbers, below 0 too
+            axes.margins(x=0.15)
+            axes.invert_yaxis()
+        panels[0].set_title("spectrum at the forward pass of one batch", fontsize="medium")
+        return save(picture, path)
 
 
 def spectrum_report(spectrum: Spectrum) -> SpectrumReport:

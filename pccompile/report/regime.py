@@ -13,10 +13,10 @@ from torch import Tensor
 
 from pccompile.algorithms import ALGORITHMS, exact
 from pccompile.analysis.spectrum import Spectrum
-from pccompile.diagnostics import CompileError
-from pccompile.ir import Program
+from pccompile.diagnostics import CompileError, printable
+from pccompile.ir import PCGraph, Program
 from pccompile.pipeline import Options, schedule
-from pccompile.report.figures import bars
+from pccompile.report.figures import figure, save
 from pccompile.report.tables import Page, Report, Table, count, number
 from pccompile.runtime.automatic_rates import chosen_for
 from pccompile.runtime.displaced_batch import SEED, DisplacedBatch, Ready
@@ -27,13 +27,15 @@ MEAN = {"incremental": "strict", "langevin": "strict"}
 """Algorithms that move parameters, or draw noise, and the one whose values theirs follow without that."""
 SETTLED, MOST_STEPS = 1e-4, 4096
 """An equilibrium is reached where twice the steps change gradients by so little, relatively; and the most steps."""
+NAMED = 12
+"""So many layers are named below a picture."""
 CLOSE, FAR = 0.99, 0.1
 """A cosine from which gradients are called those of backpropagation; a distance from equilibrium that is called far."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One parameter's gradient against those of backpropagation and of the converged equilibrium.
+    """The gradient of one parameter or layer against those of backpropagation and of the converged equilibrium.
 
     Cosines and ratios of norms, the algorithm's over the other's; nan where one of them is 0.
     """
@@ -51,6 +53,7 @@ class RegimeReport(Report):
 
     distance: of all gradients from the equilibrium's, relative. settled_after: the steps at which that was taken, at an
     automatic rate; `settled` says whether twice as many would have changed nothing. notes: lines for the reader.
+    layers: the parameters of each module together, from the input on.
     """
 
     algorithm: str
@@ -62,6 +65,7 @@ class RegimeReport(Report):
     settled_after: int
     settled: bool
     notes: tuple[str, ...]
+    layers: tuple[Comparison, ...]
 
     @property
     def page(self) -> Page:
@@ -84,10 +88,24 @@ class RegimeReport(Report):
         )
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """A picture of each parameter's cosines; `path` is where to write it."""
-        rows = {p.name: (p.cosine_to_backprop, p.cosine_to_equilibrium) for p in self.parameters}
-        labels = ("to backpropagation", "to the equilibrium")
-        return bars(f"{self.algorithm}: q = {number(self.q, 3)}", rows, path, labels, "cosine of the gradient")
+        """Cosines and ratios of norms by layer, from the input on, as a matplotlib Figure; written to `path` if given.
+
+        Raises CompileError without matplotlib.
+        """
+        picture = figure(7, 5)
+        panels = picture.subplots(2, sharex=True)
+        places = range(len(self.layers))
+        for axes, what in zip(panels, ("cosine", "ratio"), strict=True):
+            for other, label in (("backprop", "to backpropagation"), ("equilibrium", "to the equilibrium")):
+                numbers = [getattr(layer, f"{what}_to_{other}") for layer in self.layers]
+                axes.plot(places, numbers, marker=".", linewidth=1, label=label)
+            axes.axhline(1, color="0.8", linewidth=1, zorder=0)
+        panels[0].set(ylabel="cosine of the gradient", title=f"{self.algorithm}: q = {number(self.q, 3)}")
+        panels[1].set(ylabel="ratio of norms", xlabel="layer, from the input on")
+        names = [printable(layer.name, 24).replace("$", r"\$") for layer in self.layers]
+        panels[1].set_xticks(places[:: len(places) // NAMED + 1], names[:: len(places) // NAMED + 1], rotation=30)
+        panels[0].legend(fontsize="x-small")
+        return save(picture, path)
 
 
 def has_regime(algorithm: str) -> bool:
@@ -117,10 +135,27 @@ def regime_report(options: Options, batch: DisplacedBatch, spectrum: Spectrum) -
     parameters = tuple(
         Comparison(name, *_compared(g, backprop[name]), *_compared(g, end[name])) for name, g in found.items()
     )
+    layers = by_layer(batch.compiled.pc, (found, backprop, end))
     away = apart(found, end)
     q = rate * steps * (1.0 if spectrum.empty else _largest(own, program, spectrum))
     notes += _warnings(own.algorithm, steps, q, parameters, away, batch)
-    return RegimeReport(options.algorithm, steps, rate, q, parameters, away, after, settled, tuple(notes))
+    return RegimeReport(options.algorithm, steps, rate, q, parameters, away, after, settled, tuple(notes), layers)
+
+
+def by_layer(pc: PCGraph, gradients: tuple[Gradients, Gradients, Gradients]) -> tuple[Comparison, ...]:
+    """The first gradients against the others, those of all parameters of a module as one vector, in the graph's order.
+
+    A parameter of several vertices stands where the first of them does.
+    """
+    learned = dict.fromkeys(pc.graph.origin[p] for v in pc.vertices for p in v.messages if p in pc.graph.params)
+    layers: dict[str, list[str]] = {}
+    for name in (n for n in (*learned, *(gradients[0].keys() - learned)) if n in gradients[0]):
+        layers.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    rows = []
+    for layer, names in layers.items():
+        own, *others = (torch.cat([_flat(g[n]) for n in names]) for g in gradients)
+        rows.append(Comparison(layer, *_compared(own, others[0]), *_compared(own, others[1])))
+    return tuple(rows)
 
 
 def stepped(options: Options) -> Options:
@@ -213,12 +248,16 @@ def _warnings(
 
 def _compared(found: Tensor, other: Tensor) -> tuple[float, float]:
     """Cosine and ratio of norms."""
-    a, b = (torch.view_as_real(g) if g.is_complex() else g for g in (found, other))
-    a, b = a.reshape(-1).double(), b.reshape(-1).double()
+    a, b = _flat(found), _flat(other)
     sizes = float(a.norm()), float(b.norm())
     if not all(sizes):
         return math.nan, math.nan if not sizes[1] else 0.0
     return float(torch.dot(a, b)) / (sizes[0] * sizes[1]), sizes[0] / sizes[1]
+
+
+def _flat(gradient: Tensor) -> Tensor:
+    dense = gradient.to_dense() if gradient.is_sparse else gradient
+    return (torch.view_as_real(dense) if dense.is_complex() else dense).reshape(-1).double()
 
 
 def apart(found: Gradients, other: Gradients) -> float:

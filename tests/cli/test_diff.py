@@ -82,6 +82,7 @@ def test_a_pattern(run, pattern: str, vertices: list[str]) -> None:
     shown = run("explain", "somemodels:Net", pattern, "--shape", "x=4,6").out
     heads = [line.split()[1] for line in shown.splitlines() if line.startswith(("vertex ", "output "))]
     assert heads == vertices
+    assert run("explain", "--shape", "x=4,6", "somemodels:Net", "--seed", "0", pattern).out == shown
     assert run(*MODEL, "--explain", pattern).out == shown
 
 
