@@ -52,37 +52,34 @@ def check(options: argparse.Namespace) -> None:
         check_replaceable([Path(options.explore)])
 
 
+NOT_IN_DIFF = (
+    "output", "name", "plot", "simulate", "export", "apply", "bits", "learn", "chip", "report", "spiking",
+)  # fmt: skip
+
+
 def pair(options: argparse.Namespace) -> tuple[argparse.Namespace, argparse.Namespace]:
     """The options of the two models that are compared, each with the settings that its algorithm has.
 
     Raises UsageError for what does not go with that.
     """
-    others = [*asked(options), *(f"--{n}" for n in ("output", "simulate", "export", "plot") if getattr(options, n))]
+    others = [*asked(options), *(f"--{n}" for n in NOT_IN_DIFF if getattr(options, n))]
     if others:
         raise UsageError(f"{others[0]} does not go with diff")
     if len(options.beside or ()) > 1:
         raise UsageError("diff compares two: give --beside once")
     models = options.model, options.other or options.model
+    circuits = [m.endswith(SUFFIX) for m in models]
     algorithms = options.algorithm, *(options.beside or [options.algorithm])
     given = {s for n in algorithms for s in setting_names(n) if getattr(options, s, None) is not None}
-    backend = "netlist" if any(m.endswith(SUFFIX) for m in models) else options.backend
-    changed = {"backend": backend, "beside": None, "json": False, "command": ""}
-    first, second = (
-        argparse.Namespace(
-            **{
-                **vars(options),
-                **changed,
-                "model": m,
-                "algorithm": n,
-                "shape": [] if m.endswith(SUFFIX) else options.shape,
-            },
-        )
-        for m, n in zip(models, algorithms, strict=True)
-    )
-    for one in (first, second):
-        for setting in given - {*setting_names(one.algorithm)}:
-            setattr(one, setting, None)
-    return first, second
+    changed = {**vars(options), "beside": None, "json": False, "command": ""}
+    changed["backend"] = "netlist" if any(circuits) else options.backend
+    both = []
+    for model, algorithm, ready in zip(models, algorithms, circuits, strict=True):
+        own = {**changed, **dict.fromkeys(given - {*setting_names(algorithm)}), "model": model, "algorithm": algorithm}
+        if ready and not all(circuits):  # sizes are those of the circuit that is built beside it
+            own["shape"] = []
+        both.append(argparse.Namespace(**own))
+    return both[0], both[1]
 
 
 def check_circuit(options: argparse.Namespace) -> None:

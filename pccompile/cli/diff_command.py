@@ -13,7 +13,8 @@ from typing import Any
 from pccompile.api.models import as_module
 from pccompile.backends.netlist import Netlist
 from pccompile.cli.checks import pair
-from pccompile.cli.loading import load
+from pccompile.cli.energy_options import energy_settings
+from pccompile.cli.loading import Target, load
 from pccompile.cli.netlist_command import settings_of as circuit_settings
 from pccompile.cli.options import circuit, ready
 from pccompile.cli.progress import Progress
@@ -50,18 +51,26 @@ def titles(both: tuple[argparse.Namespace, argparse.Namespace]) -> tuple[str, st
 
 def check_names(options: argparse.Namespace, inputs: Sequence[tuple[str, ...]]) -> None:
     """Raise UsageError for an input that neither model has."""
-    known = sorted({name for names in inputs for name in names})
-    for s in user_inputs(options).shapes:
-        if s.name not in known:
-            raise UsageError(unknown("--shape", s.name, known))
+    known, given = sorted({name for names in inputs for name in names}), user_inputs(options)
+    names = {"--shape": [s.name for s in given.shapes], "--value": [*given.values], "--data": [*given.data]}
+    for option, several in names.items():
+        for name in several:
+            if name and name not in known:  # the only tensor of a file may have no name
+                raise UsageError(unknown(option, name, known))
 
 
 def torch_model(options: argparse.Namespace) -> tuple[Any, tuple[str, ...]]:
     """One model, compiled, and the names of its inputs."""
     progress = Progress(options)
     with progress.shown(), redirect_stdout(sys.stderr):
-        target = load(options.model, user_inputs(options, shared=True), options.seed, options.trust_code)
-        return compiled(target, options, settings_of(options), progress), target.inputs
+        target = loaded(options)
+        settings = {**settings_of(options), **energy_settings(options)}
+        return compiled(target, options, settings, progress), target.inputs
+
+
+def loaded(options: argparse.Namespace) -> Target:
+    """One model, whose inputs may be some of those that are named."""
+    return load(options.model, user_inputs(options, strict=False, shared=True), options.seed, options.trust_code)
 
 
 def circuit_model(options: argparse.Namespace) -> tuple[Netlist, tuple[str, ...]]:
@@ -70,7 +79,7 @@ def circuit_model(options: argparse.Namespace) -> tuple[Netlist, tuple[str, ...]
         net = Netlist.load(Path(options.model))
         return net, tuple(net.spec.inputs)
     with redirect_stdout(sys.stderr):
-        target = load(options.model, user_inputs(options, shared=True), options.seed, options.trust_code)
+        target = loaded(options)
         model, args, locate = as_module(target.model, target.args, target.kwargs)
         how = circuit_settings(options)
         return lay_out(model, args, target.kwargs, how, locate, Progress(options), target.name).netlist, target.inputs

@@ -235,9 +235,8 @@ def with_settings(options: argparse.Namespace) -> argparse.Namespace:
     reader = parser(options.command)
     for name in algorithms:
         setting_options(reader, name)
-    return reader.parse_args(
-        options.arguments, argparse.Namespace(command=options.command, arguments=options.arguments)
-    )
+    kept = argparse.Namespace(command=options.command, arguments=options.arguments)
+    return reader.parse_intermixed_args(options.arguments, kept)
 
 
 def setting_names(algorithm: str) -> tuple[str, ...]:

@@ -50,6 +50,8 @@ MISTAKES = {
     "diff there.onnx absent.onnx": (1, "cannot read absent.onnx"),
     "diff there.onnx --beside strikt": (2, "--algorithm strikt"),
     "diff there.onnx --verify": (2, "--verify does not go with diff"),
+    "diff there.onnx --backend netlist --apply untie": (2, "--apply does not go with diff"),
+    "diff there.pcnet.json there.pcnet.json --shape x=1": (2, "--shape, --rate and --eta shape a circuit"),
     "diff there.onnx --beside strict --beside alm": (2, "give --beside once"),
     "watch": (2, "the following arguments are required: log"),
     "": (2, "the following arguments are required: model"),
@@ -70,7 +72,7 @@ print(json.dumps(found))
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, bool]]:
     folder = tmp_path_factory.mktemp("mistakes") / "here"
     folder.mkdir()
-    for name in ("there.onnx", "there.pt2", "mine.html", "../elsewhere.py"):
+    for name in ("there.onnx", "there.pt2", "there.pcnet.json", "mine.html", "../elsewhere.py"):
         (folder / name).write_text("x = 1\n")
     (folder / "there.py").write_text(
         "import torch\nclass Net(torch.nn.Module): ...\ndef make(): ...\ndef _own(): ...\n"

@@ -30,8 +30,10 @@ def test_two_algorithms(run) -> None:
     assert "  + error       ε = v − v̂, Δv = η (" in shown
     assert "+      value[add] = value + rate * force" in shown
     found = json.loads(run("diff", *MODEL, "--beside", "strict", "--steps", "7", "--json").out)
-    (tanh,) = (c for c in found["changes"] if c["name"] == "add")
-    assert tanh["first"]["error"] != tanh["second"]["error"]
+    (add,) = (c for c in found["changes"] if c["name"] == "add")
+    assert add["first"]["error"] != add["second"]["error"]
+    alike = run("diff", "--beside", "strict", *MODEL, "--algorithm", "strict", "--energy", "huber:1", "somemodels:Net")
+    assert "generated code: equal" in alike.out
     assert any("steps=7" in line for line in found["texts"]["generated code"])
 
 
@@ -43,6 +45,9 @@ def test_two_models(run, folder) -> None:
     assert found["names"] == ["somemodels:Net", "somemodels:Words"]
     assert {c["name"] for c in found["changes"] if c["first"] is None} >= {"table.weight", "out.bias"}
     assert found["sizes"]["parameters"] == [4, 3]
+    values = ("--value", "x=0.5", "--value", "ids=1,2,3", "--shape", "x=4,6", "--shape", "ids=1,3:int64")
+    assert run("diff", "somemodels:Net", *values, "somemodels:Words", "--json").code == 0
+    assert "no input z" in run("diff", "somemodels:Net", "somemodels:Words", *values, "--value", "z=1").err
     shapes = ("--shape", "x=4,6", "--shape", "ids=2,3:int64", "--shape", "y=4,6")
     wrong = run("diff", "somemodels:Net", "somemodels:Words", *shapes)
     assert (wrong.code, "the model has no input y; its inputs are ids, scale, x" in wrong.err) == (2, True)
