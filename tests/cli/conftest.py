@@ -110,7 +110,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
     yield tmp_path
-    for name in ("somemodels", "broken"):
+    for name in ("somemodels", "broken", "thatnet", "beside", "json_py", "outer"):
         sys.modules.pop(name, None)
 
 

@@ -117,15 +117,15 @@ def test_help_begins_with_tasks() -> None:
 def test_a_file_of_python_is_run_where_it_lies(run, folder: Path) -> None:
     (folder / "inner").mkdir()
     (folder / "inner" / "beside.py").write_text("WIDTH = 3\n")
-    (folder / "inner" / "mynet.py").write_text(
+    (folder / "inner" / "thatnet.py").write_text(
         "from torch import nn\nfrom beside import WIDTH\nclass Net(nn.Sequential):\n"
         "    def __init__(self):\n        super().__init__(nn.Linear(WIDTH, 2))\n"
     )
     (folder / "json.py").write_text((folder / "somemodels.py").read_text())  # a name that another module has
-    for target, name in (("inner/mynet.py:Net", "input=2,3"), ("json.py:Net", "x=2,6")):
+    for target, name in (("inner/thatnet.py:Net", "input=2,3"), ("json.py:Net", "x=2,6")):
         assert run(target, "--shape", name, "--verify").code == 0
     assert json.loads("1") == 1
-    assert "did you mean Net, nn?" in run("inner/mynet.py:net", "--shape", "input=2,3").err
+    assert "did you mean Net, nn?" in run("inner/thatnet.py:net", "--shape", "input=2,3").err
     (folder / "outer.py").symlink_to(folder.parent / "away.py")
     (folder.parent / "away.py").write_text("from torch import nn\nmake = lambda: nn.Linear(3, 2)\n")
     assert run("outer.py:make", "--shape", "input=2,3").code == 1
