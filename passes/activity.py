@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from pccompile.ir import Graph, Node, TensorType
-from pccompile.ops import family_of
+from pccompile.ir import Graph, Node, TensorType, Type
+from pccompile.ops import definition
 from pccompile.ops.functions import STOP
 
 STOPS = frozenset((STOP,))
@@ -19,7 +19,7 @@ def differentiable(node: Node) -> bool:
 
 def passes_on(node: Node) -> bool:
     """Whether an error at a result of `node` goes on to its arguments."""
-    return node.op not in STOPS and family_of(node.op) != "context" and differentiable(node)
+    return node.op not in STOPS and definition(node.op).family != "context" and differentiable(node)
 
 
 def gradient_ends(graph: Graph) -> list[Node]:
@@ -53,12 +53,14 @@ def fixed(graph: Graph) -> frozenset[str]:
     still = set(graph.leaves)
     late = {name for name, source in graph.dims.items() if source.tensor not in still}
     for n in graph.nodes:
-        drawn = family_of(n.op) == "context" or (isinstance(n.type, TensorType) and _data_dependent(n.type, late))
+        drawn = definition(n.op).family == "context" or _data_dependent(n.type, late)
         if n.name not in carrying and (drawn or all(i in still for i in n.inputs)):
             still.add(n.name)
     return frozenset(still)
 
 
-def _data_dependent(type_: TensorType, late: Collection[str]) -> bool:
-    """Whether a shape holds one of the lengths that are known only once the model has run."""
+def _data_dependent(type_: Type, late: Collection[str]) -> bool:
+    """Whether the shape of a single tensor holds one of the lengths that are known only once the model has run."""
+    if not isinstance(type_, TensorType):
+        return False
     return any(str(s) in late for d in type_.shape if not isinstance(d, int) for s in d.free_symbols)

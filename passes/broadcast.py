@@ -17,14 +17,12 @@ from dataclasses import dataclass, replace
 from pccompile.diagnostics import Collector, CompileError, Location, RuleError
 from pccompile.ir import ERROR, Dim, Feedback, Node, PCGraph, Ref, TensorType, Type, Vertex, live, map_refs
 from pccompile.ir.names import Namer
-from pccompile.ops import Backward, Builder, Typer, family_of
+from pccompile.ops import Backward, Builder, Typer, definition
 from pccompile.ops.equations import short
 from pccompile.passes.activity import active
 
-PRODUCTS = frozenset(f"aten.{op}.default" for op in ("linear", "convolution", "mm", "bmm", "matmul"))
-"""The operations whose weights no message passes."""
 BROADCAST = "broadcast"
-"""How the rule of such an operation is derived: its messages to values come from the output."""
+"""How the rule of a product with a weight is derived: its messages to values come from the output."""
 HINT = 'feedback="kolen-pollack" sends messages from layer to layer'
 
 
@@ -80,7 +78,7 @@ def _routes(pc: PCGraph, whole: PCGraph, weights: frozenset[str]) -> list[_Route
                     to = _place(pc, inner, i, carrying)
                     wiring = live(v.prediction, [to]) if to in inner else ()
                     for w in live(v.prediction, [i]) if i in inner else ():
-                        if w.name in carrying and w.op != "getitem" and family_of(w.op) != "linear":
+                        if w.name in carrying and w.op != "getitem" and definition(w.op).family != "linear":
                             raise _inside(v, w)
                     read = dict.fromkeys((*(str(r) for w in wiring for r in w.inputs), *([] if wiring else [str(to)])))
                     ends = tuple(r for r in read if r in carrying and r not in inner and r not in weights)

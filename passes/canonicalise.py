@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pccompile.diagnostics import CompileError, Location, RuleError, first_line
 from pccompile.ir import Arg, Fragment, Graph, Node, Ref, live, map_refs
-from pccompile.ops import OPS, Builder, Typer, decompose, is_composite
+from pccompile.ops import Builder, Typer, decompose, definition, is_composite
 
 ROUNDS = 12
 
@@ -34,16 +34,14 @@ def _fragment(fragment: Fragment, typer: Typer, where: Location) -> Fragment:
     graph = canonicalise(Graph(fragment.parameters, {}, {}, fragment.nodes, fragment.results), typer)
     if graph.updates:
         raise CompileError("control flow changes a buffer", where, "update it outside the branch or loop")
-    if any(n.op in OPS and OPS[n.op].random for n in graph.nodes):
+    if any(definition(n.op).random for n in graph.nodes):
         raise CompileError("control flow draws random numbers", where, "draw them outside and pass them as an operand")
     results = tuple(map(Ref, graph.outputs))
     return replace(fragment, nodes=live(graph.nodes, results), results=results)
 
 
 def _rewritten(node: Node) -> bool:
-    if node.op in OPS:
-        return OPS[node.op].expand is not None
-    return node.op != "getitem" and is_composite(node.op)
+    return definition(node.op).expand is not None or is_composite(node.op)
 
 
 def once(
@@ -76,9 +74,9 @@ def once(
 
 def _expanded(b: Builder, node: Node) -> Arg:
     """The result of `node`, written in other operations. Raises RuleError where torch cannot say of which."""
-    definition = OPS.get(node.op)
+    expand = definition(node.op).expand or decompose
     try:
-        return definition.expand(b, node) if definition and definition.expand else decompose(b, node)
+        return expand(b, node)
     except (RuntimeError, NotImplementedError) as e:
         hint = "write it in simpler operations, or compute it outside the model"
         raise RuleError(f"{node.op} cannot be taken apart: {first_line(e)}", node.where, hint) from e

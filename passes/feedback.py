@@ -25,8 +25,8 @@ from typing import Any
 from pccompile.diagnostics import Collector, CompileError
 from pccompile.ir import Arg, Feedback, Fragment, Graph, Node, PCGraph, Ref, TensorType, Vertex, map_refs
 from pccompile.ir.names import Namer
-from pccompile.ops import OPS, Backward, Builder, Typer, family_of
-from pccompile.passes.broadcast import BROADCAST, PRODUCTS, broadcast
+from pccompile.ops import Backward, Builder, Typer, definition
+from pccompile.passes.broadcast import BROADCAST, broadcast
 from pccompile.passes.choices import DKP, DROPPED, EXACT, KOLEN_POLLACK, RANDOM, SIGN, TRANSPOSE
 from pccompile.passes.derive_rules import derive_rules
 from pccompile.passes.settle_presence import FUNCTION
@@ -143,7 +143,7 @@ def _drawn(graph: Graph, nodes: Mapping[str, Node], weights: frozenset[str]) -> 
     """The parameters that are multiplied by values: by themselves, or as matrices within what is."""
     found: set[str] = set()
     for n in graph.nodes:
-        multiplies = family_of(n.op) == "multilinear" or (n.op in OPS and OPS[n.op].recurrent)
+        multiplies = definition(n.op).family == "multilinear" or definition(n.op).recurrent
         if multiplies and n.name not in weights:
             for w in {i for i in n.inputs if i in weights and i not in _added(n)}:
                 found |= _matrices(str(w), graph, nodes, weights)
@@ -187,12 +187,12 @@ class _Walk(Backward):
 
     def messages(self, node: Node, err: Any) -> Mapping[str, Any]:
         """What the operation's rule sends, to values with other weights in it."""
-        definition = OPS.get(node.op)
+        known = definition(node.op)
         opaque = _opaque(node)
         if self.plan.dropped and node.name not in self.plan.weights:
             if opaque:
                 raise _refusal(node, "its slopes cannot be left out")
-            if definition and definition.activation:
+            if known.activation:
                 with self.wanting(self.b.wants - {node["self"]}):
                     sent = super().messages(node, err) if any(i in self.b.wants for i in node.inputs) else {}
                 self.how[node.name] = DROPPED
@@ -200,15 +200,15 @@ class _Walk(Backward):
         if self.plan.kind == DKP and self.reads_weights(node):
             if opaque:
                 raise _refusal(node, "the weights inside cannot be passed by")
-            if node.op in PRODUCTS:
+            if known.product:
                 return self.to_weights(node, err)
         swapped = self.swapped(node)
         if swapped is None:
             return super().messages(node, err)
-        if opaque and not (definition and definition.recurrent):
+        if opaque and not known.recurrent:
             raise _refusal(node, "the weights inside cannot be replaced")
         values = {i for i in node.inputs if i in self.b.wants and i not in self.plan.weights}
-        if definition and definition.recurrent:
+        if known.recurrent:
             learning = {self.stands[w] for w in node.inputs if w in self.stands and w in self.b.wants}
             biases = _added(node)
             with self.wanting(values | learning | biases):
@@ -253,14 +253,14 @@ class _Walk(Backward):
     def swapped(self, node: Node) -> Node | None:
         """`node` with other weights; None where no message to a value reads a weight, or none is to be replaced."""
         weights = [i for i in dict.fromkeys(node.inputs) if i in self.plan.weights]
-        recurrent = node.op in OPS and OPS[node.op].recurrent
+        known = definition(node.op)
         if self.plan.kind in (TRANSPOSE, DKP) or node.name in self.plan.weights or not weights:
             return None
-        if family_of(node.op) == "linear" or not (recurrent or any(self.takes(i) for i in node.inputs)):
+        if known.family == "linear" or not (known.recurrent or any(self.takes(i) for i in node.inputs)):
             return None
-        biases, ruled = _added(node), node.op in OPS and OPS[node.op].rule is not None
+        biases, ruled = _added(node), known.rule is not None
         for w in weights:
-            if w not in biases and not _opaque(node, but=recurrent):
+            if w not in biases and not _opaque(node, but=known.recurrent):
                 self.stand(w)
 
         def other(name: Ref) -> Arg:
@@ -317,7 +317,7 @@ def _first(one: Any, other: Any) -> Any:
 def _opaque(node: Node, but: bool = False) -> bool:
     """Whether an operation has a program, slopes or weights inside that no rule shows."""
     inside = node.op == FUNCTION or any(isinstance(a, Fragment) for a in node.args.values())
-    return inside or (not but and node.op in OPS and OPS[node.op].recurrent)
+    return inside or (not but and definition(node.op).recurrent)
 
 
 def _refusal(node: Node, why: str) -> CompileError:

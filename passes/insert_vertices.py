@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pccompile.diagnostics import CompileError, listing
 from pccompile.ir import ALWAYS, Graph, Node, Output, PCGraph, Ref, TensorType, Vertex
 from pccompile.ir.names import Namer
-from pccompile.ops import OPS, family_of
+from pccompile.ops import definition
 from pccompile.passes.activity import active, fixed, gradient_ends
 from pccompile.passes.choices import GRANULARITIES
 from pccompile.passes.decisions import decisions
@@ -86,7 +86,7 @@ class _Plan:
             scaled = n.op == SCALED and n.name not in moved and sum(i in self.carrying for i in n.inputs) == 1
             if n.name in self.carrying and scaled and n.name not in self.graph.outputs:
                 found.add(n.name)
-            wiring = n.op in OPS and OPS[n.op].wiring and n.name not in self.graph.outputs
+            wiring = definition(n.op).wiring and n.name not in self.graph.outputs
             if n.name in self.carrying and (wiring or isinstance(n.type, tuple)):
                 found.add(n.name)
         return found
@@ -135,5 +135,5 @@ def _parents(fragment: tuple[Node, ...]) -> tuple[str, ...]:
 
 def _pointwise(fragment: tuple[Node, ...]) -> bool:
     """Whether a fragment is what a layer ends with: a nonlinearity, a normalisation or a softmax, with its wiring."""
-    working = [n for n in fragment if not (n.op in OPS and OPS[n.op].wiring) and n.op != "getitem"]
-    return all(family_of(n.op) == "elementwise" or (n.op in OPS and OPS[n.op].ends_layer) for n in working)
+    working = [n for n in fragment if not definition(n.op).wiring and n.op != "getitem"]
+    return all(definition(n.op).family == "elementwise" or definition(n.op).ends_layer for n in working)

@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 from pccompile.diagnostics import CompileError, RuleError
 from pccompile.ir import Energy, Feedback, Graph, Node, PCGraph, Ref, TensorType, Vertex, map_refs
 from pccompile.ir.names import Namer
-from pccompile.ops import Builder, Typer, family_of
+from pccompile.ops import Builder, Typer, definition
 from pccompile.ops.energies import energy
 from pccompile.ops.equations import short
 from pccompile.passes.derive_rules import derive_rules
 from pccompile.passes.insert_vertices import insert_vertices
 
 LINEAR, CONVOLUTION = "aten.linear.default", "aten.convolution.default"
-RESHAPING = ("aten.reshape.default", "aten.unsqueeze.default", "aten.squeeze.dim", "aten.squeeze.dims")
+RESHAPING = ("aten.reshape.default", "aten.unsqueeze.default")
 HINT = "bidirectional takes chains of linear layers and convolutions, each with an elementwise activation behind it"
 MIRROR = "mirror"
 """The path under which the mirrored weights have the paths of their weights, unless the model has something there."""
@@ -108,7 +108,7 @@ def _layer(pc: PCGraph, v: Vertex, before: str) -> _Layer:
             continue
         if product is None and n.op in (LINEAR, CONVOLUTION) and not n.args.get("transposed"):
             product = n
-        elif product is not None and family_of(n.op) == "elementwise" and len(n.inputs) == 1:
+        elif product is not None and definition(n.op).family == "elementwise" and len(n.inputs) == 1:
             activation.append(n)
         else:
             raise _refusal(v, f"{short(n.op)} has no mirror there")

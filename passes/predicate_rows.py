@@ -16,17 +16,9 @@ import torch
 
 from pccompile.diagnostics import CompileError
 from pccompile.ir import DEVICE, Arg, Graph, Node, Ref, TensorType, map_refs
-from pccompile.ops import OPS, Builder, Typer
+from pccompile.ops import Builder, Typer, definition
 
 NONZERO = "aten.nonzero.default"
-ADDED = {"aten.index_add.default": "source", "aten.scatter_add.default": "src"}
-"""Operations that add rows up, and the argument that holds them."""
-ROWS = {"aten.linear.default": "input", "aten.mm.default": "self", "aten.matmul.default": "self",
-        "aten.reshape.default": "self", "aten.unsqueeze.default": "self", "aten.expand.default": "self"}  # fmt: skip
-"""Operations that do the same to each row of an argument, as long as rows stay the first axis."""
-ALONG = ("aten.select.int", "aten.slice.Tensor", "aten._softmax.default", "aten._log_softmax.default",
-         "aten.sum.dim_IntList", "aten.mean.dim", "aten.native_layer_norm.default")  # fmt: skip
-"""Operations along axes of `self` that must not be the first."""
 
 
 def predicate_rows(graph: Graph, typer: Typer) -> Graph:
@@ -109,27 +101,27 @@ class _Rewriter:
 
     def _weighted(self, n: Node, args: dict[str, Arg], held: Mapping[str, set[Any]]) -> dict[str, Arg]:
         """The arguments of a sum over rows, each weighted by its mask."""
-        source = n.args.get(ADDED.get(n.op, ""))
+        source = n.args.get(definition(n.op).adds_up)
         if source is None or n["dim"] != 0 or not held[source]:
             raise _refusal(n)
         (symbol,) = held[source]
         rows, kind = self.rows[symbol], self.b.type(self.env[source])
         weights = self.b("aten._to_copy.default", rows.mask, dtype=kind.dtype)
         weights = self.b.view(weights, (rows.count, *(1,) * (len(kind.shape) - 1)))
-        return {**args, ADDED[n.op]: self.b.mul(self.env[source], weights)}
+        return {**args, definition(n.op).adds_up: self.b.mul(self.env[source], weights)}
 
     def _row_by_row(self, n: Node, held: Mapping[str, set[Any]]) -> bool:
         """Whether each row of the result depends on the same row of what is read, rows being the first axis."""
         first = [self._leads(name) for name in (n.name, *(i for i in held if held[i]))]
         if not all(first) or len(set().union(*held.values())) != 1:
             return False
-        if n.op in ROWS:
-            return [i for i in n.inputs if held[i]] == [n[ROWS[n.op]]]
+        known = definition(n.op)
+        if known.rows:
+            alone = [i for i in n.inputs if held[i]] == [n[known.rows]]
+            return alone and (not known.along or self._spares_rows(n[known.rows], n[known.along], known.along == "dim"))
         if n.op == "aten.index.Tensor":
             return not held[n["self"]] and None not in n["indices"]
-        if n.op in ALONG:
-            return self._spares_rows(n)
-        return n.op == "getitem" or (n.op in OPS and OPS[n.op].formula is not None)
+        return n.op == "getitem" or known.formula is not None
 
     def _leads(self, name: str) -> bool:
         """Whether the length that a mask decides is the first of a value, and no other."""
@@ -137,11 +129,12 @@ class _Rewriter:
         shapes = [t.shape for t in (type_ if isinstance(type_, tuple) else (type_,)) if isinstance(t, TensorType)]
         return all(s and s[0] in self.rows and all(isinstance(d, int) for d in s[1:]) for s in shapes)
 
-    def _spares_rows(self, n: Node) -> bool:
-        rank = len(self.b.shape(self.env[n["self" if "self" in n.args else "input"]]))
-        if "normalized_shape" in n.args:
-            return len(n["normalized_shape"]) < rank
-        dims = n["dim"] if isinstance(n["dim"], tuple) else (n["dim"],)
+    def _spares_rows(self, value: Ref, along: Any, axes: bool) -> bool:
+        """Whether the first axis is none of those that an operation works along, given by number or, last, by shape."""
+        rank = len(self.b.shape(self.env[value]))
+        if not axes:
+            return len(along) < rank
+        dims = along if isinstance(along, tuple) else (along,)
         return bool(dims) and all(d is not None and int(d) % rank != 0 for d in dims)
 
 

@@ -9,7 +9,7 @@ import torch._decomp
 
 from pccompile.diagnostics import CompileError
 from pccompile.ir import Arg, Graph, Node
-from pccompile.ops import OPS, Builder, Typer, decompose, overload
+from pccompile.ops import Builder, Typer, decompose, definition, overload
 from pccompile.passes.canonicalise import canonicalise, once
 from pccompile.passes.dce import dce
 
@@ -26,14 +26,14 @@ def simplify(graph: Graph, typer: Typer, simple: Callable[[str], bool]) -> Graph
     def composed(node: Node) -> bool:
         if simple(node.op) or node.op == "getitem" or not node.inputs:
             return False
-        known = OPS.get(node.op)
-        return bool(known and known.compose) or (node.op.startswith("aten.") and overload(node.op) in tables)
+        composes = definition(node.op).compose is not None
+        return composes or (node.op.startswith("aten.") and overload(node.op) in tables)
 
     def written(b: Builder, node: Node) -> Arg:
-        known = OPS.get(node.op)
-        if known and known.compose:
+        compose = definition(node.op).compose
+        if compose is not None:
             try:
-                return known.compose(b, node)
+                return compose(b, node)
             except NotImplementedError as e:
                 raise CompileError(f"{node.op} cannot be taken apart: {e}", node.where) from e
         target = overload(node.op)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pccompile.backends.torch.statements import Function, Label, Line, Loop, Lowered, Statement
 from pccompile.ir import Ref
-from pccompile.ops import OPS, bind
+from pccompile.ops import bind, definition
 
 PERMUTE, STACK = "aten.permute.default", "aten.stack.default"
 PRODUCT, CONTIGUOUS = "aten.matmul.default", "aten.contiguous.default"
@@ -70,7 +70,7 @@ def lay_out(lowered: Lowered) -> None:
             if s.op == PRODUCT:
                 for r in sources:
                     copied[r] = copied.get(r, 0) + 1
-            elif sources and (s.op == "alias" or (s.op in OPS and OPS[s.op].wiring)):
+            elif sources and (s.op == "alias" or definition(s.op).wiring):
                 views[s.target] = sources[0]
     lines: list[Line] = []
     for line in predict.lines:

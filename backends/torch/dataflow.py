@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from pccompile.backends.torch.spell import SHAPES
 from pccompile.backends.torch.statements import Function, Label, Line, Role, Statement, fresh, sole
 from pccompile.ir import Ref
+from pccompile.ops import definition
 
 
 class Dataflow:
@@ -53,9 +53,9 @@ class Dataflow:
         source = self.made.get(value)
         if value in self.owned or (source is not None and fresh(source, self.made)):
             return True
-        return (
-            source is not None and source.op in SHAPES and not source.each and self.alone(source.args["self"], source)
-        )
+        if source is None or source.each or not definition(source.op).permutes:
+            return False
+        return self.alone(source.args["self"], source)
 
     def read_once_here(self, operand: Ref, reader: Statement) -> bool:
         """Whether an operand's memory is its own, read by one statement in the block that made it."""

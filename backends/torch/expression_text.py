@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pccompile.backends.torch.dataflow import Dataflow
-from pccompile.backends.torch.spell import SHAPES, Speller, atom, quoted
+from pccompile.backends.torch.spell import Speller, atom, quoted
 from pccompile.backends.torch.statements import Role, Statement, fresh
 from pccompile.backends.torch.value_names import ValueNames
 from pccompile.ir import Ref
+from pccompile.ops import definition
 
 
 class Expressions:
@@ -83,7 +84,7 @@ class Expressions:
     def _views_its_own(self, s: Statement) -> bool:
         """Whether a statement reads another shape of memory that nothing else reads."""
         reader, source = s, self.flow.made.get(s.args["self"])
-        while source is not None and source.target in self.names.inlined and source.op in SHAPES:
+        while source is not None and source.target in self.names.inlined and definition(source.op).permutes:
             reader, source = source, self.flow.made.get(source.args["self"])
         return s.even and reader is not s and source is not None and self.flow.alone(source.target, reader)
 

@@ -13,14 +13,11 @@ from dataclasses import dataclass, replace
 
 from pccompile.backends.torch.statements import EFFECTS, Carried, Function, Line, Loop, Statement, fresh, statements_of
 from pccompile.ir import Arg, Ref, refs
+from pccompile.ops import definition
 
 ADD, SUB, MUL = "aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor"
 MM, ADDMM = "aten.mm.default", "aten.addmm.default"
 LERP = "aten.lerp.Scalar"
-METHODS = {ADD: "add_", SUB: "sub_", MUL: "mul_", ADDMM: "addmm_", LERP: "lerp_"}
-"""What an operation is called that writes its result over its argument `self`."""
-OVERWRITING = {f"aten.{name}.default": f"torch.{name}_" for name in ("relu", "tanh", "sigmoid", "exp")}
-"""Functions whose derivative is read off their result, so that nothing wants their argument afterwards."""
 
 
 def moved_in_place(f: Function, arguments: Collection[str]) -> Function:
@@ -173,7 +170,7 @@ class Uses:
         value = c.next
         while value != c.phi:
             s = self.made.get(value)
-            if s is None or value not in self.place or s.op not in METHODS or not s.even or s.into:
+            if s is None or value not in self.place or not definition(s.op).in_place or not s.even or s.into:
                 return []
             if (found and (self.count[value] != 1 or s.keeps)) or s.keeps not in (None, c.phi):
                 return []

@@ -13,7 +13,7 @@ from pccompile.backends.torch.message_sums import larger
 from pccompile.backends.torch.runs import KEYED
 from pccompile.backends.torch.statements import EFFECTS, Function, Line, Statement
 from pccompile.ir import PCGraph, Ref
-from pccompile.ops import OPS
+from pccompile.ops import definition
 
 
 def made_late(f: Function, pc: PCGraph) -> Function:
@@ -55,4 +55,4 @@ def _under(reader: Line, line: Line) -> Line:
 
 
 def _is_view(s: Statement) -> bool:
-    return len(s.reads) == 1 and (s.op == "alias" or (s.op in OPS and OPS[s.op].wiring))
+    return len(s.reads) == 1 and (s.op == "alias" or definition(s.op).wiring)

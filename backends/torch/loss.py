@@ -16,7 +16,7 @@ from pccompile.backends.torch.printer import Printer
 from pccompile.backends.torch.spell import Speller
 from pccompile.backends.torch.statements import Function, Statement
 from pccompile.ir import Ref
-from pccompile.ops import OPS
+from pccompile.ops import definition
 
 if TYPE_CHECKING:
     from pccompile.backends.torch.emit import Loss
@@ -29,15 +29,8 @@ def clamp(outputs, targets):
 ERRORS = '''def clamp_errors(outputs, targets):
     """Minus the gradient of the squared error at each output, t − v̂."""
     return {errors}'''
-FORM_ONLY = {
-    "aten.ones_like.default": "self",
-    "aten.zeros_like.default": "self",
-    "aten.nll_loss_backward.default": "self",
-    "aten.nll_loss2d_backward.default": "self",
-}
-"""Operations that read the shape and the type of this argument, and no number in it."""
 WEIGHING = ("aten.nll_loss_forward.default", "aten.nll_loss2d_forward.default")
-"""Operations whose second result, the sum of the targets' weights, reads no number of `self` either."""
+"""Operations whose second result, the sum of the targets' weights, reads no number of `self`."""
 
 
 class Clamp:
@@ -162,8 +155,7 @@ def _moves(s: Statement, made: dict[Ref, Statement], moving: set[Ref], outputs: 
         return any(r in moving for name, r in source.args.items() if name != "self" and isinstance(r, Ref))
     if s.op in ("leaf", "alias", "getitem"):
         return any(r in moving for r in s.reads)
-    if not s.op.startswith("aten.") or (s.op in OPS and OPS[s.op].random):
+    if not s.op.startswith("aten.") or definition(s.op).random:
         return True
-    if s.op in FORM_ONLY:
-        return any(r in moving for name, r in s.args.items() if name != FORM_ONLY[s.op] and isinstance(r, Ref))
-    return any(r in moving for r in s.reads)
+    unread = s.args.get(definition(s.op).form_only)
+    return any(r in moving for r in s.reads if r != unread)

@@ -20,21 +20,7 @@ import torch
 from pccompile.backends.torch.statements import Label, Role
 from pccompile.backends.torch.writer import Writer
 from pccompile.ir import DEVICE, ERROR, Arg, Dim, Node, Ref, Step, TensorType, Type, Vertex, flat, map_refs
-
-TAILS = frozenset(
-    (
-        "aten.reshape.default",
-        "aten.permute.default",
-        "aten.transpose.int",
-        "aten.t.default",
-        "aten.unsqueeze.default",
-        "aten.sum.dim_IntList",
-        "aten.expand.default",
-        "aten.select_backward.default",
-        "aten.slice_backward.default",
-    )
-)
-"""Linear operations of one tensor that may be taken out of a sum."""
+from pccompile.ops import definition
 
 PULL = Label("pull", Role.SUM)
 MANY = 4
@@ -266,7 +252,7 @@ def _tail(t: Term) -> object:
         return ("piece", n.op, n["input_sizes"], n["dim"], n.tensor.dtype)
     if n.op == "aten.select_backward.default":
         return ("piece", n.op, n["input_sizes"], n["dim"], n.tensor.dtype)
-    if n.op in TAILS:
+    if definition(n.op).distributes:
         return ("shared", n.op, _fixed_args(n, (_operand(n),)), _shape_of(t, n))
     if n.op == "aten.mm.default":
         left = t.nodes.get(n["self"])

@@ -8,7 +8,7 @@ from pccompile.backends.torch.dataflow import Dataflow
 from pccompile.backends.torch.spell import passes_on
 from pccompile.backends.torch.statements import EFFECTS, MIX, SEVERAL, Line, Role, Statement, fresh
 from pccompile.ir import Ref
-from pccompile.ops import OPS
+from pccompile.ops import definition
 
 OWN_LINE = ("alias", "clamp", "clamp_constants", "call", *EFFECTS)
 """Statements that always have a line of their own."""
@@ -66,7 +66,7 @@ class Nesting:
             return False
         if self.flow.labels[s.target].role in (Role.ERROR, Role.PREDICTION, Role.VALUE):
             return False
-        wired = s.op in OPS and OPS[s.op].wiring
+        wired = definition(s.op).wiring
         single = reader.op == "getitem" and s.op != "getitem"
         return wired or single or s.op == "getitem" or self._absorbed(s, reader) or self._scaled(s)
 
@@ -75,7 +75,7 @@ class Nesting:
         if self.flow.block_of[reader.target] != self.flow.block_of[s.target]:
             return False
         if s.each:
-            wired = s.op in OPS and OPS[s.op].wiring
+            wired = definition(s.op).wiring
             return bool(reader.each) and (wired or reader.op == "getitem" or self._absorbed(s, reader))
         return s.op in ("leaf", SEVERAL) or (s.op == MIX and len(reader.each) == 1)
 

@@ -26,11 +26,9 @@ from pccompile.backends.torch.statements import (
 )
 from pccompile.backends.torch.writer import is_parameter
 from pccompile.ir import Ref
-from pccompile.ops import bind
+from pccompile.ops import bind, definition
 
 GRAD = "grad_output"
-COSTLY = frozenset(f"aten.{name}_backward.default" for name in ("gelu", "silu", "mish", "softplus", "elu"))
-"""Kernels that multiply by a slope which takes longer to compute than a product does."""
 
 
 def optimise(lowered: Lowered, functional: bool = False, lengths: Mapping[str, int] = MappingProxyType({})) -> Lowered:
@@ -182,7 +180,7 @@ def _costly(lines: Sequence[Line]) -> Iterator[tuple[Statement, bool]]:
     """The calls of costly kernels, and whether they are in a loop."""
     for line in lines:
         for s in statements_of([line]):
-            if s.op in COSTLY and s.args[GRAD] not in [a for k, a in s.args.items() if k != GRAD]:
+            if definition(s.op).costly_slope and s.args[GRAD] not in [a for k, a in s.args.items() if k != GRAD]:
                 yield s, isinstance(line, Loop)
 
 

@@ -19,7 +19,7 @@ from pccompile.backends.torch.words import Words, pattern, rest, spelled
 from pccompile.diagnostics import listing, printable
 from pccompile.ir import Ref
 from pccompile.ir.names import Namer
-from pccompile.ops import OPS
+from pccompile.ops import definition
 
 SHORTEST = 3
 """A run has at least so many statements."""
@@ -202,7 +202,7 @@ def saved(run: Run, count: int, headed: bool) -> int:
 
 def height(run: Run, headed: bool) -> int:
     """About how many lines a run takes: one for a statement, half of them free a value, and three for a heading."""
-    own = (s for s in run.statements if s.op not in (*KEYED, "getitem") and not (s.op in OPS and OPS[s.op].wiring))
+    own = (s for s in run.statements if s.op not in (*KEYED, "getitem") and not definition(s.op).wiring)
     changes = sum(a.vertex != b.vertex for a, b in itertools.pairwise(run.statements))
     return sum(3 for _ in own) // 2 + (2 + 2 * changes if headed else 0)
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 from pccompile.backends.torch.dataflow import Dataflow
 from pccompile.backends.torch.expression_text import scaling
-from pccompile.backends.torch.in_place import LERP, METHODS, MM, MUL, OVERWRITING
+from pccompile.backends.torch.in_place import LERP, MM, MUL
 from pccompile.backends.torch.spell import Speller
 from pccompile.backends.torch.statements import Role, Statement
 from pccompile.backends.torch.value_names import ValueNames
 from pccompile.ir import Arg, Ref
+from pccompile.ops import definition
 
 
 class Overwriting:
@@ -23,7 +24,7 @@ class Overwriting:
         """The line of a statement that is known to write over an operand."""
         name = self.names.take_over(s.target, operand)
         arguments = self.speller.arguments(s.op, s.args, self.names.spell)[1:]
-        return f"{name}.{METHODS[s.op]}({', '.join(arguments)})"
+        return f"{name}.{definition(s.op).in_place}({', '.join(arguments)})"
 
     def line(self, s: Statement, dying: Callable[[Ref], bool]) -> str:
         """The line of a statement that may write over its operand, '' where it may not.
@@ -50,11 +51,12 @@ class Overwriting:
 
     def _function(self, s: Statement, operand: Ref) -> str:
         """A function in place, where nothing else will read its argument, a prediction and so floating."""
-        if s.op not in OVERWRITING or operand not in self.names:
+        known = definition(s.op)
+        if not known.from_result or operand not in self.names:
             return ""
         if self.flow.labels[operand].role is not Role.PREDICTION or not self.flow.read_once_here(operand, s):
             return ""
-        return f"{self.names.own(s.target)} = {OVERWRITING[s.op]}({self.names[operand]})"
+        return f"{self.names.own(s.target)} = torch.{known.in_place}({self.names[operand]})"
 
 
 def onto(name: str, s: Statement, text: Callable[[Arg], str], other: Statement | None) -> str:

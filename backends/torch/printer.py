@@ -13,7 +13,6 @@ from types import MappingProxyType
 from pccompile.backends.torch.context import arguments
 from pccompile.backends.torch.dataflow import Dataflow
 from pccompile.backends.torch.expression_text import Expressions
-from pccompile.backends.torch.in_place import OVERWRITING
 from pccompile.backends.torch.layout import STEP, WIDTH, deleted, folded, listed, recorded
 from pccompile.backends.torch.nesting import Nesting, last_reads
 from pccompile.backends.torch.overwriting import Overwriting
@@ -23,6 +22,7 @@ from pccompile.backends.torch.statements import Block, Function, Label, Line, Lo
 from pccompile.backends.torch.value_names import ValueNames
 from pccompile.ir import Ref
 from pccompile.ir.names import Namer
+from pccompile.ops import definition
 
 Heading = Callable[[str], str]
 
@@ -290,7 +290,7 @@ class Memories:
     def assignment(self, s: Statement, name: str, spell: Callable[[Ref], str]) -> list[str]:
         """The lines of a statement that reuses memory. What lasts beyond its turn has another name than its memory."""
         if s.reuses is not None and s.reuses != s.target:
-            return [f"{name} = {OVERWRITING[s.op]}({spell(s.reuses)})"]
+            return [f"{name} = torch.{definition(s.op).in_place}({spell(s.reuses)})"]
         lasts = s.target in self.carried or bool(s.keeps)
         memory = self.namer(f"memory_{name}") if lasts else name
         self.names.append(memory)

@@ -13,14 +13,12 @@ from dataclasses import replace
 
 import torch
 
-from pccompile.backends.torch.in_place import ADD, MUL, OVERWRITING, Uses
+from pccompile.backends.torch.in_place import ADD, MUL, Uses
 from pccompile.backends.torch.statements import EFFECTS, Function, Line, Loop, Statement, fresh, statements_of
 from pccompile.ir import PCGraph, Ref
-from pccompile.ops import overload
+from pccompile.ops import definition, overload
 
 LINEAR = "aten.linear.default"
-WORKING = {ADD, MUL, "aten.neg.default", *OVERWRITING}
-"""Operations that may be written onto the memory of their first argument."""
 
 
 def reused(f: Function, pc: PCGraph) -> Function:
@@ -47,7 +45,7 @@ def _mark(loop: Loop, made: Mapping[Ref, Statement], matrices: Collection[str]) 
     for i, s in enumerate(loop.body):
         if not isinstance(s, Statement) or s.into or s.over or s.op in EFFECTS:
             continue
-        source = made.get(s.args["self"]) if s.op in OVERWRITING else None
+        source = made.get(s.args["self"]) if definition(s.op).from_result else None
         if source is not None and source.reuses and turn.alone(source.target) is s:
             s.reuses = source.target
         elif (s.op != LINEAR or s.vertex in matrices) and fresh(s, made) and out_variant(s.op) is not None:
@@ -91,7 +89,7 @@ class _Turn:
     def worked_on(self, value: Ref) -> set[Ref]:
         """A value, and those that may be computed where it lies, each from the one before."""
         found = {value}
-        while (s := self.alone(value)) is not None and (s.over or s.op in WORKING) and s.args["self"] == value:
+        while (s := self.alone(value)) is not None and _works_on(s) and s.args["self"] == value:
             found.add(value := s.target)
         return found
 
@@ -126,6 +124,11 @@ class _Turn:
         for s in sorted(views, key=lambda s: self.uses.place[s.target]):
             found[s.target] = frozenset().union(*(found.get(r, self.uses.of(r)) for r in s.reads))
         return found
+
+
+def _works_on(s: Statement) -> bool:
+    """Whether a statement may be written onto the memory of its first argument."""
+    return s.over or s.op in (ADD, MUL, "aten.neg.default") or definition(s.op).from_result
 
 
 @functools.cache

@@ -17,7 +17,7 @@ import torch
 
 from pccompile.ir import DEVICE, Arg, Fragment, Ref
 from pccompile.ir.names import Namer, identifier
-from pccompile.ops import OPS, overload
+from pccompile.ops import OPS, definition, overload
 from pccompile.ops.expressions import dim_code
 
 
@@ -110,16 +110,16 @@ class Speller:
 
     def call(self, op: str, args: Mapping[str, Arg], text: Text) -> str:
         """Python source of `op(args)`."""
-        definition = OPS.get(op)
-        if definition and definition.helper:
-            self.helpers[op] = definition.helper
-        if definition and definition.spell:
+        known = definition(op)
+        if known.helper:
+            self.helpers[op] = known.helper
+        if known.spell:
             texts: dict[str, Any] = {k: _inside(self.arg(a, text), a) for k, a in args.items()}
             if called := [a for a in args.values() if isinstance(a, Fragment)]:
                 texts["more"] = ", ".join(self.printed(self, called))
             if op == "pcc.map":
                 texts["args"] = [self.arg(a, text) for a in args["args"]]
-            spelled = definition.spell(texts, args)
+            spelled = known.spell(texts, args)
             self.modules |= {m for m in ("math", "F") if f"{m}." in spelled}
             return spelled
         if op == "getitem":
@@ -175,7 +175,7 @@ class Speller:
     def arguments(self, op: str, args: Mapping[str, Arg], text: Text) -> list[str]:
         """The arguments of a call of an operator, those left out that are as its schema has them."""
         declared = overload(op)._schema.arguments
-        dense = OPS[op].dense if op in OPS else ()
+        dense = definition(op).dense
         positional = [a for a in declared if not a.kwarg_only]
         while (
             positional
@@ -194,8 +194,6 @@ class Speller:
         return given + [f"{a.name}={self.arg(args[a.name], text)}" for a in named]
 
 
-SHAPES = frozenset(f"aten.{name}" for name in ("reshape.default", "permute.default", "transpose.int", "t.default"))
-"""Views that show each element once."""
 BUILTINS = ("range", "next", "iter", "max", "min", "int", "float")
 """The functions of Python itself that generated code calls."""
 
@@ -203,7 +201,7 @@ BUILTINS = ("range", "next", "iter", "max", "min", "int", "float")
 @functools.cache
 def _helper_names() -> frozenset[str]:
     """The names of all functions that operations may bring along."""
-    texts = (definition.helper for definition in OPS.values())
+    texts = (op.helper for op in OPS.values())
     return frozenset(name for text in (*texts, WEIGHTED_SUMS) for name in re.findall(r"^def (\w+)", text, re.MULTILINE))
 
 
@@ -215,7 +213,7 @@ def kernel_names(op: str) -> tuple[str, ...]:
 
 def result_count(op: str) -> int | None:
     """How many results an operation has; None where that is one, or not fixed."""
-    if not op.startswith(("aten.", "pccompile.")) or (op in OPS and OPS[op].infer):
+    if not op.startswith(("aten.", "pccompile.")) or definition(op).infer:
         return None
     returns = overload(op)._schema.returns
     return len(returns) if len(returns) > 1 else None

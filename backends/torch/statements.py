@@ -9,7 +9,7 @@ from enum import Enum, auto
 import torch
 
 from pccompile.ir import Arg, Program, Ref, lengths, refs
-from pccompile.ops import OPS, overload
+from pccompile.ops import OPS, definition, overload
 
 MIX, PICK, SEVERAL = "mix", "pick", "several"
 """Operations on lists of values, see `Statement`."""
@@ -269,7 +269,7 @@ def fresh(s: Statement, made: Mapping[Ref, Statement]) -> bool:
     if s.op == "getitem":
         source = made.get(s.args["of"])
         return source is not None and source.op.startswith("aten.") and fresh(source, made)
-    if not s.op.startswith("aten.") or (s.op in OPS and OPS[s.op].wiring):
+    if not s.op.startswith("aten.") or definition(s.op).wiring:
         return False
     if s.op not in OPS and overload(s.op).has_kernel_for_dispatch_key(torch.DispatchKey.CompositeImplicitAutograd):
         return False
@@ -283,7 +283,7 @@ def sole(value: Ref, made: Mapping[Ref, Statement], reads: Mapping[Ref, int], re
     """
     alone = returned[value] == 1 and not reads.get(value)
     source = made.get(value)
-    while source and source.op in OPS and OPS[source.op].wiring and source.op != "aten.expand.default":
+    while source and definition(source.op).wiring and source.op != "aten.expand.default":
         base = source.args.get("self")
         alone = alone and isinstance(base, Ref) and reads.get(base) == 1
         source = made.get(Ref(base)) if alone else None

@@ -11,7 +11,7 @@ from pccompile.backends.torch.statements import Label, label_of
 from pccompile.backends.torch.writer import Writer
 from pccompile.ir import Arg, Do, Node, Program, Ref, Vertex
 from pccompile.ir.equations import parse
-from pccompile.ops import OPS
+from pccompile.ops import definition
 
 if TYPE_CHECKING:
     from pccompile.backends.torch.lists import Lists
@@ -125,7 +125,7 @@ class Terms:
                 values[p] = self.slots[p, at if (p, at) in self.slots else "prediction"]
             else:
                 values[p] = self.forward(Ref(p))
-        drawn = (n.name for n in self.vertices[vertex].prediction if n.op in OPS and OPS[n.op].random)
+        drawn = (n.name for n in self.vertices[vertex].prediction if definition(n.op).random)
         return values | {name: self.env[name] for name in drawn}
 
     def pull(self, d: Do) -> Ref:

@@ -24,7 +24,7 @@ from pccompile.backends.torch.statements import (
     label_of,
 )
 from pccompile.ir import Arg, Ref
-from pccompile.ops import OPS, bind
+from pccompile.ops import bind, definition
 
 LATE = 2**31
 """The turn from which on a value is computed that nothing reads."""
@@ -86,7 +86,7 @@ class Writer:
     def call(self, op: str, args: Mapping[str, Arg], label: Label, even: bool = False) -> Ref:
         """The value of `op(args)`, written unless it is there already."""
         key = (op, tuple((type(a), a) for a in args.values()))
-        random = op in OPS and OPS[op].random
+        random = definition(op).random
         if key not in self.known or random:
             self.known[key] = self.write(op, args, label, even)
         return self.known[key]
@@ -100,7 +100,7 @@ class Writer:
             statement.even = even and not statement.each
         if op == SEVERAL or (op == MIX and not args["one"]) or (through and op not in (MIX, PICK)):
             self.lists.add(statement.target)
-        stays = op in EFFECTS or (op in OPS and OPS[op].random)
+        stays = op in EFFECTS or definition(op).random
         depth = len(self._levels) if stays else self._depth(statement)
         if depth < len(self._levels):
             self._levels[depth].outer.append(statement)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pccompile.diagnostics import Collector
 from pccompile.ir import Do, PCGraph, Vertex
-from pccompile.ops import OPS
+from pccompile.ops import definition
 
 AT_ONCE = 12
 """A parameter that more vertices read takes their messages in such portions, so that their errors need not all wait."""
@@ -152,7 +152,7 @@ def refuse_draws(pc: PCGraph) -> None:
     problems = Collector()
     for v in pc.vertices:
         for n in v.prediction:
-            if n.name in v.how and n.op in OPS and OPS[n.op].random:
+            if n.name in v.how and definition(n.op).random:
                 what = f"{n.op.split('.')[1].strip('_')} draws a sample that changes with its parameters"
                 problems.add(what, v.where, "use an algorithm whose predictions stay: exact or fixed-prediction")
     problems.raise_if_any()

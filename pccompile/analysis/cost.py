@@ -7,7 +7,7 @@ product of [m, k] by [k, n]. What is done element by element is not counted, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sympy
@@ -15,45 +15,13 @@ import sympy
 from pccompile.analysis.locality import farthest
 from pccompile.ir import Arg, Dim, Do, ForEach, Program, Ref, Repeat, Step, TensorType, Type
 from pccompile.ir.equations import names, parse
-
-Shapes = Callable[[Arg], tuple[Dim, ...]]
-
-
-def _size(shape: Sequence[Dim]) -> Dim:
-    return math.prod(shape)
-
-
-def _convolution(a: Mapping[str, Arg], shape: Shapes, output: tuple[Dim, ...], key: str = "input") -> Dim:
-    """Each weight meets each place that it slides over: those of the output, of a transposed one those of the input."""
-    x = shape(a[key])
-    places = x if a["transposed"] else output
-    return 2 * x[0] * _size(places[2:]) * _size(shape(a["weight"]))
-
-
-def _convolution_backward(a: Mapping[str, Arg], shape: Shapes) -> Dim:
-    """The gradients of the input and of the weight are as many products as the convolution itself."""
-    once = _convolution(a, shape, shape(a["grad_output"]))
-    return sum(once for wanted in a["output_mask"][:2] if wanted)
-
-
-PRODUCTS: Mapping[str, Callable[[Mapping[str, Arg], Shapes, tuple[Dim, ...]], Dim]] = {
-    "aten.linear.default": lambda a, s, out: 2 * _size(out) * s(a["input"])[-1],
-    "aten.mm.default": lambda a, s, out: 2 * _size(out) * s(a["self"])[-1],
-    "aten.bmm.default": lambda a, s, out: 2 * _size(out) * s(a["self"])[-1],
-    "aten.mv.default": lambda a, s, out: 2 * _size(out) * s(a["self"])[-1],
-    "aten.dot.default": lambda a, s, out: 2 * s(a["self"])[0],
-    "aten.matmul.default": lambda a, s, out: 2 * _size(out) * s(a["self"])[-1],
-    "aten.addmm.default": lambda a, s, out: 2 * _size(out) * s(a["mat1"])[-1],
-    "aten.baddbmm.default": lambda a, s, out: 2 * _size(out) * s(a["batch1"])[-1],
-    "aten.convolution.default": _convolution,
-    "aten.convolution_backward.default": lambda a, s, out: _convolution_backward(a, s),
-}
-"""Operations that multiply and add, and how often: of their arguments, the shapes of those, and that of the result."""
+from pccompile.ops import definition
 
 
 def products(op: str, args: Mapping[str, Arg], types: Mapping[str, Type], result: Type | None) -> Dim:
     """The floating-point operations of `op(args)` in matrix products and convolutions; 0 for others."""
-    if op not in PRODUCTS:
+    operations = definition(op).operations
+    if operations is None:
         return 0
 
     def shape(arg: Arg) -> tuple[Dim, ...]:
@@ -62,14 +30,14 @@ def products(op: str, args: Mapping[str, Arg], types: Mapping[str, Type], result
         assert isinstance(type_, TensorType)
         return type_.shape
 
-    return PRODUCTS[op](args, shape, result.shape if isinstance(result, TensorType) else ())
+    return operations(args, shape, result.shape if isinstance(result, TensorType) else ())
 
 
 def size_in_bytes(type_: Type | None) -> Dim:
     """How much memory a value of this type takes."""
     if isinstance(type_, tuple):
         return sum(map(size_in_bytes, type_))
-    return _size(type_.shape) * type_.dtype.itemsize if type_ is not None else 0
+    return math.prod(type_.shape) * type_.dtype.itemsize if type_ is not None else 0
 
 
 def at(size: Dim, lengths: Mapping[str, int]) -> int:

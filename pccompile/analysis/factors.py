@@ -6,19 +6,10 @@ An operation of torch may give several gradients at once, each of which reads so
 from __future__ import annotations
 
 from pccompile.ir import Vertex
+from pccompile.ops import definition
 
-OF_WEIGHTS = frozenset(
-    f"aten.{op}.default"
-    for op in (
-        "convolution_backward",
-        "native_batch_norm_backward",
-        "native_group_norm_backward",
-        "native_layer_norm_backward",
-    )
-)
-"""Operations whose results are the gradients of an input, a weight and a bias, in this order."""
 UNREAD = (("bias",), ("bias", "weight"), ())
-"""Their arguments that the first two do not read; the third is a sum of the error."""
+"""Arguments that the first two results of a kernel of gradients do not read; the third is a sum of the error."""
 
 
 def factors(v: Vertex, parent: str) -> set[str]:
@@ -36,7 +27,7 @@ def factors(v: Vertex, parent: str) -> set[str]:
         seen.add(name)
         n = rules[name]
         of = rules.get(str(n.args.get("of"))) if n.op == "getitem" else None
-        if of is None or of.op not in OF_WEIGHTS:
+        if of is None or not definition(of.op).gradients:
             todo += map(str, n.inputs)
             continue
         index = n.args["index"]

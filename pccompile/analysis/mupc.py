@@ -24,10 +24,7 @@ from torch import Tensor
 from pccompile.analysis.mupc_edges import (
     CAST,
     FILL,
-    MEAN,
-    POOLS,
     PRODUCT,
-    PRODUCTS,
     QUOTIENT,
     SOFTMAX,
     SUM,
@@ -36,7 +33,7 @@ from pccompile.analysis.mupc_edges import (
     Factor,
 )
 from pccompile.ir import Arg, Graph, Node, Ref
-from pccompile.ops import OPS, family_of
+from pccompile.ops import definition
 from pccompile.ops.interpret import interpret
 
 NODES = 80
@@ -91,20 +88,22 @@ class _Reader(EdgeReader):
             cells *= q
             name = self.stripped(self.nodes[name].inputs[0])
         n = self.nodes.get(name)
-        if n is None or n.op not in OPS or not OPS[n.op].activation:
+        if n is None or not definition(n.op).activation:
             return 1.0, math.sqrt(cells), ""
         return self.gain(n), math.sqrt(cells), n.op.split(".")[1]
 
     def cells(self, n: Node) -> int:
         """Over how many cells a node averages; 0 where it does not."""
-        if n.op == MEAN:
+        if not definition(n.op).averages:
+            return 0
+        if "kernel_size" not in n.args:
             shape = self.shape(n["self"])
-            lengths = [shape[d] for d in (n["dim"] or range(len(shape)))]
+            lengths = [shape[d] for d in (n.args.get("dim") or range(len(shape)))]
             if not all(isinstance(d, int) for d in lengths):
                 self.refuse(n, "it averages over a length that is free", "compile it with fixed lengths")
                 return 1
             return math.prod(lengths)
-        return math.prod(n["kernel_size"]) if n.op in POOLS else 0
+        return math.prod(n["kernel_size"])
 
     def gain(self, n: Node) -> float:
         """1/√E[φ(z)²] of an activation; 1 where it has further tensors, as a prelu has."""
@@ -177,7 +176,7 @@ class _Reader(EdgeReader):
         n = self.nodes.get(name)
         if n is not None and n.name in self.edges:
             yield n.name
-        elif n is not None and n.op in OPS and OPS[n.op].activation:
+        elif n is not None and definition(n.op).activation:
             yield from self.ends(n.inputs[0], sum_, strict)
         elif n is not None and n.op == SUM and n.name not in self.merges:
             for a in (n["self"], n["other"]):
@@ -209,7 +208,7 @@ class _Reader(EdgeReader):
             if n is None or n.name in seen or n.name in self.edges:
                 continue
             seen.add(n.name)
-            if n.op in PRODUCTS and all(i in self.moved for i in n.inputs):
+            if definition(n.op).product and all(i in self.moved for i in n.inputs):
                 return n
             waiting += [i for i in n.inputs if i in self.moved]
         return None
@@ -219,7 +218,7 @@ class _Reader(EdgeReader):
         name: Ref | None = softmax.inputs[0]
         while name is not None and name in self.nodes:
             n = self.nodes[name]
-            if n.op in PRODUCTS and n.name not in self.edges:
+            if definition(n.op).product and n.name not in self.edges:
                 return n if all(i in self.moved for i in n.inputs) else None
             masked = n.op == FILL or (n.op == SUM and n["other"] not in self.moved)
             name = n.inputs[0] if masked else self.through(n)
@@ -292,8 +291,7 @@ def _numbered(n: Node) -> Node:
 
 def _closes(n: Node) -> bool:
     """Whether an operation turns what an output reads into a probability or the like."""
-    soft = family_of(n.op) == "composite" and n.op.startswith(("aten._softmax", "aten._log_softmax"))
-    return soft or (n.op in OPS and OPS[n.op].activation)
+    return definition(n.op).distribution or definition(n.op).activation
 
 
 def _normal_rule() -> tuple[Tensor, Tensor]:

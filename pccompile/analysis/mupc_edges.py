@@ -8,19 +8,11 @@ from dataclasses import dataclass
 
 from pccompile.diagnostics import Collector
 from pccompile.ir import Arg, Graph, Node, Ref, TensorType
-from pccompile.ops import OPS
+from pccompile.ops import definition
 
-PRODUCTS = {
-    "aten.linear.default": ("input", "weight"),
-    "aten.convolution.default": ("input", "weight"),
-    "aten.mm.default": ("self", "mat2"),
-    "aten.bmm.default": ("self", "mat2"),
-    "aten.matmul.default": ("self", "other"),
-}
 SUM, PRODUCT, QUOTIENT = "aten.add.Tensor", "aten.mul.Tensor", "aten.div.Tensor"
 SOFTMAX = ("aten._softmax.default", "aten._safe_softmax.default")
 CAST, FILL = "aten._to_copy.default", "aten.masked_fill.Scalar"
-MEAN, POOLS = "aten.mean.dim", ("aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.avg_pool3d.default")
 
 
 @dataclass(frozen=True)
@@ -67,11 +59,11 @@ class EdgeReader:
         """The edge that a node is, if it is one."""
         if n.name not in self.moved or not (weights := [i for i in n.inputs if self.learns(i)]):
             return
-        if n.op in OPS and OPS[n.op].recurrent:
+        if definition(n.op).recurrent:
             self.refuse(n, "a layer over time has no factors", "write its cells with linear layers")
-        if n.op not in PRODUCTS:
+        if not definition(n.op).product:
             return
-        first, second = (n[a] for a in PRODUCTS[n.op])
+        first, second = (n[a] for a in definition(n.op).product)
         left = first not in self.moved
         weight, read = (first, second) if left else (second, first)
         if weight not in weights:
@@ -123,12 +115,12 @@ class EdgeReader:
 
     def moves(self, n: Node) -> bool:
         """Whether a node computes nothing: wiring of one value, or a cast."""
-        return len(set(n.inputs)) == 1 and (n.op in (CAST, "getitem") or (n.op in OPS and OPS[n.op].wiring))
+        return len(set(n.inputs)) == 1 and (n.op in (CAST, "getitem") or definition(n.op).wiring)
 
     def through(self, n: Node) -> Ref | None:
         """The value that a node hands on as it is, in another form or times a number; None where it computes more."""
         moved = [i for i in dict.fromkeys(n.inputs) if i in self.moved] or list(dict.fromkeys(n.inputs))
-        plain = n.op in (CAST, "getitem") or (n.op in OPS and OPS[n.op].wiring)
+        plain = n.op in (CAST, "getitem") or definition(n.op).wiring
         number = n.op in (PRODUCT, QUOTIENT) and not isinstance(n["other"], Ref)
         masked = n.op == PRODUCT and len(moved) == 1 and not any(self.learns(i) for i in n.inputs)
         dropped = masked and any(i in self.nodes and self.draws(i) for i in n.inputs)
@@ -139,7 +131,7 @@ class EdgeReader:
         waiting = [name]
         while waiting:
             n = self.nodes.get(waiting.pop())
-            if n is not None and n.op in OPS and OPS[n.op].random:
+            if n is not None and definition(n.op).random:
                 return True
             waiting += map(str, n.inputs) if n is not None and n.name not in self.moved else []
         return False

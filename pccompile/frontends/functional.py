@@ -19,20 +19,15 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from pccompile.diagnostics import CompileError, Location, first_line
+from pccompile.ops import definition
 from pccompile.ops.functions import overwritten, stop_gradient
 from pccompile.ops.random import bernoulli_like
 
-TWINS = {
-    "aten.zero_.default": "aten.zero.default",
-    "aten.normal_.default": "aten.normal_functional.default",
-    "aten.copy_.default": "aten.copy.default",
-}
 STATISTICS = torch.ops.aten._native_batch_norm_legit_functional.default
 NO_GRAD = "pccompile_no_grad"
 """Marks operations that change a value in place where gradients are off."""
 UNFOLLOWED = ("aten.einsum.default",)
 """Operators that may return a view without saying so, also to torch's own functionalisation."""
-MAY_RETURN_INPUT = ("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "rrelu")
 
 
 def op_name(target: Any) -> str:
@@ -63,13 +58,12 @@ def twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
     name = op_name(target)
     if name == "aten.bernoulli_.float":
         return bernoulli_like()
-    if name in TWINS:
-        namespace, packet, which = TWINS[name].split(".")
-    else:
-        namespace, packet, which = name.split(".")
-        packet = packet.removesuffix("_")
-    found = getattr(getattr(getattr(torch.ops, namespace), packet, None), which, None)
-    return found if isinstance(found, torch._ops.OpOverload) and not found._schema.is_mutable else None
+    namespace, packet, which = name.split(".")
+    for twin_name in (packet.removesuffix("_"), f"{packet}functional"):
+        found = getattr(getattr(getattr(torch.ops, namespace), twin_name, None), which, None)
+        if isinstance(found, torch._ops.OpOverload) and not found._schema.is_mutable:
+            return found
+    return None
 
 
 def _in_full(n: fx.Node) -> tuple[Any, ...]:
@@ -118,7 +112,7 @@ def viewed(node: fx.Node) -> list[fx.Node]:
         for a, value in zip(node.target._schema.arguments, node.args, strict=False)
         if a.alias_info is not None and isinstance(value, fx.Node)
     ]
-    if node.target._schema.name.split("::")[1] in MAY_RETURN_INPUT and isinstance(node.args[0], fx.Node):
+    if definition(op_name(node.target)).returns_argument and isinstance(node.args[0], fx.Node):
         shared.append(node.args[0])
     return shared
 

@@ -6,6 +6,7 @@ tensor; where it decides a size or a setting it cannot.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -35,16 +36,6 @@ ARITHMETIC = {
     "exp": "aten.exp.default",
     "log": "aten.log.default",
 }
-COMMON = ("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "rsub", "mul", "div")
-FORMS = {
-    "aten.clamp.default": "aten.clamp.Tensor",
-    "aten.clamp_min.default": "aten.clamp_min.Tensor",
-    "aten.clamp_max.default": "aten.clamp_max.Tensor",
-    "aten.pow.Tensor_Scalar": "aten.pow.Tensor_Tensor",
-    "aten.pow.Scalar": "aten.pow.Tensor_Tensor",
-    "aten.lerp.Scalar": "aten.lerp.Tensor",
-} | {f"aten.{name}.Scalar": f"aten.{name}.Tensor" for name in COMMON}
-"""Operators that take a number, and their forms that take a tensor in its place."""
 
 
 class Read(Ref):
@@ -104,7 +95,7 @@ def with_operands(b: Builder, op: str, bound: Mapping[str, Arg], result: Type) -
     if op == "aten.full.default" and isinstance(bound["fill_value"], Read) and isinstance(result, TensorType):
         filled = b("aten._to_copy.default", Ref(bound["fill_value"]), dtype=result.dtype)
         return "aten.expand.default", {"self": filled, "size": result.shape, "implicit": False}
-    form = FORMS.get(op, op)
+    form = tensor_form(op)
     kinds = {a.name: str(a.type) for a in overload(form)._schema.arguments}
     if form != op:
         bound = {name: bound.get(name, None) for name, _ in schema(form)}
@@ -124,6 +115,23 @@ def with_operands(b: Builder, op: str, bound: Mapping[str, Arg], result: Type) -
         elif form != op and isinstance(arg, int | float) and "Tensor" in kinds[name]:
             found[name] = b("aten.full.default", (), arg, dtype=dtype, device=DEVICE)
     return form, found
+
+
+@functools.cache
+def tensor_form(op: str) -> str:
+    """The form of an operator that takes tensors in place of all its numbers; `op` itself where there is none."""
+    namespace, packet, _ = op.split(".")
+    kinds = {a.name: str(a.type) for a in overload(op)._schema.arguments}
+    tensors = {name for name, kind in kinds.items() if "Tensor" in kind}
+    found, most = op, tensors
+    for name in getattr(getattr(torch.ops, namespace), packet).overloads():
+        form = overload(f"{namespace}.{packet}.{name}")
+        arguments = form._schema.arguments
+        taken = {a.name for a in arguments if "Tensor" in str(a.type)}
+        numbers = all("number" in kinds.get(t, "") for t in taken - tensors)
+        if not form._schema.is_mutable and [a.name for a in arguments] == [*kinds] and numbers and taken > most:
+            found, most = f"{namespace}.{packet}.{name}", taken
+    return found
 
 
 def lengths_of(n: fx.Node) -> Iterator[sympy.Symbol]:

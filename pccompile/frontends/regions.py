@@ -15,14 +15,9 @@ from torch.export import ExportedProgram
 
 from pccompile.frontends.functional import NO_GRAD, mutated, stopped, viewed
 from pccompile.frontends.memory import settle_memory
+from pccompile.ops import bind, definition
 from pccompile.ops.functions import stop_gradient
 
-SAME = {
-    *("aten.to.dtype", "aten.to.device", "aten.to.other", "aten.to.dtype_layout", "aten.type_as.default"),
-    *("aten.contiguous.default", "aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default"),
-    *("aten.positive.default", "aten.conj.default", "aten.resolve_conj.default", "aten.resolve_neg.default"),
-}
-"""Operators that return their very argument where there is nothing to do."""
 PLAIN = ("tag_activation_checkpoint", "wrap_activation_checkpoint", "invoke_subgraph")
 
 
@@ -122,15 +117,15 @@ def _itself(value: Any) -> Any:
 
 
 def _returns_its_argument(n: fx.Node) -> bool:
-    if n.op != "call_function" or str(n.target) not in SAME or not isinstance(n.args[0], fx.Node):
+    if n.op != "call_function" or not definition(str(n.target)).returns_argument or not isinstance(n.args[0], fx.Node):
         return False
     before, after = n.args[0].meta.get("val"), n.meta.get("val")
     if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
         return False
-    copies = "aten.to." in str(n.target) and any(a is True for a in (*n.args[1:], *n.kwargs.values()))
-    drops = "dropout" in str(n.target) and n.args[1] != 0 and n.args[2]
+    options = bind(str(n.target), n.args, n.kwargs)
+    drops = options.get("train") and options["p"] != 0
     alike = before.dtype == after.dtype and before.device == after.device and before.stride() == after.stride()
-    return alike and not copies and not drops
+    return alike and not options.get("copy") and not drops
 
 
 def _without_gradient(graph: fx.Graph, value: Any) -> Any:

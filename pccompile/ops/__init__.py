@@ -30,7 +30,7 @@ from pccompile.ops import (
 from pccompile.ops.backward import Backward
 from pccompile.ops.builder import Builder
 from pccompile.ops.elementwise import Formula
-from pccompile.ops.registry import OPS, Family, OpDef, define, family_of
+from pccompile.ops.registry import OPS, Family, OpDef, define, definition
 from pccompile.ops.signatures import bind, overload, result_name, schema
 from pccompile.ops.trace import decompose, is_composite, traced_rule
 from pccompile.ops.typer import Typer

@@ -12,7 +12,7 @@ from pccompile.ir import Arg, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
 from pccompile.ops.elementwise import Kernel, elementwise
 from pccompile.ops.expressions import expm1, ndtr, out, relu, sigmoid, softplus, tanh, x, y
-from pccompile.ops.registry import OpDef, Sample, define, normal, rewrite
+from pccompile.ops.registry import OpDef, Sample, define, normal, rewrite, torch_kernel
 
 
 def option(name: str) -> sp.Symbol:
@@ -32,16 +32,28 @@ def _backward(name: str, *options: str) -> Kernel:
     return lambda b, n, e: b(f"aten.{name}_backward.default", e, n["self"], *(n[o] for o in options))
 
 
+for name in ("gelu", "silu", "mish", "softplus", "elu"):
+    torch_kernel(f"aten.{name}_backward.default", costly_slope=True)
+
+
 def _with(*options: Any) -> tuple[Sample, ...]:
     return (lambda: (normal(4, 3), *options),)
 
 
-activation("aten.relu.default", relu(x), kernel=lambda b, n, e: b("aten.threshold_backward.default", e, Ref(n.name), 0))
+activation(
+    "aten.relu.default",
+    relu(x),
+    kernel=lambda b, n, e: b("aten.threshold_backward.default", e, Ref(n.name), 0),
+    in_place="relu_",
+    from_result=True,
+)
 activation(
     "aten.tanh.default",
     tanh(x),
     slopes={x: 1 - out**2},
     kernel=lambda b, n, e: b("aten.tanh_backward.default", e, Ref(n.name)),
+    in_place="tanh_",
+    from_result=True,
 )
 activation(
     "aten.sigmoid.default",
@@ -49,6 +61,8 @@ activation(
     slopes={x: out * (1 - out)},
     kernel=lambda b, n, e: b("aten.sigmoid_backward.default", e, Ref(n.name)),
     equation="σ(x)",
+    in_place="sigmoid_",
+    from_result=True,
 )
 activation("aten.silu.default", x * sigmoid(x), kernel=_backward("silu"), equation="x σ(x)")
 activation("aten.mish.default", x * tanh(softplus(x)), kernel=_backward("mish"))

@@ -10,7 +10,7 @@ from pccompile.ir import Arg, Fragment, Node, Ref, TensorType, Type, live, refs
 from pccompile.ir.names import Namer
 from pccompile.ops.builder import Builder
 from pccompile.ops.functions import STOP
-from pccompile.ops.registry import OPS, family_of
+from pccompile.ops.registry import definition
 from pccompile.ops.trace import traced_rule
 from pccompile.ops.typer import Typer
 
@@ -47,7 +47,7 @@ class Backward:
             whole[index] = self.added(whole[index], err)
             return
         err = tuple(err) if isinstance(err, list) else err
-        self.how[node.name] = family_of(node.op)
+        self.how[node.name] = definition(node.op).family
         try:
             messages = self.messages(node, err)
         except (RuntimeError, NotImplementedError) as e:
@@ -62,9 +62,9 @@ class Backward:
 
     def messages(self, node: Node, err: Any) -> Mapping[str, Any]:
         """What the operation's rule sends; torch's own derivative where the rule leaves out an argument that waits."""
-        definition = OPS.get(node.op)
-        if definition and definition.rule:
-            sent = definition.rule(self.b, node, err)
+        rule = definition(node.op).rule
+        if rule is not None:
+            sent = rule(self.b, node, err)
             if all(name in sent for name, a in node.args.items() if any(r in self.b.wants for r in refs([a]))):
                 return sent
             self.how[node.name] = "traced"
@@ -125,6 +125,6 @@ def _moved(fragment: Fragment, wanted: Iterable[str]) -> set[str]:
     for n in fragment.nodes:
         kinds = n.type if isinstance(n.type, tuple) else (n.type,)
         carries = any(isinstance(t, TensorType) and t.differentiable for t in kinds)
-        if carries and n.op != STOP and family_of(n.op) != "context" and any(i in moved for i in n.inputs):
+        if carries and n.op != STOP and definition(n.op).family != "context" and any(i in moved for i in n.inputs):
             moved.add(n.name)
     return moved

@@ -11,7 +11,7 @@ from pccompile.ir import Node, Ref
 from pccompile.ops import compositions
 from pccompile.ops.builder import Builder
 from pccompile.ops.functions import STOP
-from pccompile.ops.registry import OpDef, Sample, define, normal, rewrite
+from pccompile.ops.registry import OpDef, Sample, define, normal, rewrite, torch_kernel
 from pccompile.ops.trace import traced_rule
 
 STATISTICS = ("", "mean", "inv_std", "running_mean", "running_var")
@@ -30,12 +30,13 @@ def normalisation(
     statistics: Any = traced_rule,
     dense: tuple[str, ...] = (),
     compose: Any = compositions.batch_norm,
+    **more: Any,
 ) -> None:
     """Define a normalisation: kernel(b, node, err, mask) yields the messages to input, weight and bias together.
 
     The mask is the full one wherever a message goes to the input, since the kernel needs the same sums for all three.
     The result does not depend on the arguments called `unread`.
-    statistics: the rule where the mean and the deviation that it also returns are read.
+    statistics: the rule where the mean and the deviation that it also returns are read. `more` are fields of its OpDef.
     """
 
     def rule(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> Any:
@@ -43,7 +44,7 @@ def normalisation(
             return statistics(b, n, errors)
         return {**_by_argument(b, n, kernel, errors[0]), **dict.fromkeys(unread)}
 
-    more = {"equation": "γ (x − μ) / σ + β", "dense": dense, "compose": compose, "ends_layer": True}
+    more |= {"equation": "γ (x − μ) / σ + β", "dense": dense, "compose": compose, "ends_layer": True}
     composite(name, rule, *samples, results=STATISTICS, **more)
 
 
@@ -129,7 +130,10 @@ normalisation(
     _layer_norm_kernel,
     lambda: (normal(4, 3, 5), [5], normal(5), normal(5), 1e-5),
     compose=compositions.layer_norm,
+    rows="input",
+    along="normalized_shape",
 )
+torch_kernel("aten.native_layer_norm_backward.default", gradients=True)
 rewrite(
     "aten.layer_norm.default",
     lambda b, n: b.get(
@@ -177,7 +181,8 @@ normalisation(
     compose=compositions.group_norm,
     dense=("input", "weight", "bias"),
 )
-define(OpDef("aten.native_group_norm_backward.default", "composite", dense=("grad_out", "input", "weight")))
+torch_kernel("aten.native_group_norm_backward.default", gradients=True, dense=("grad_out", "input", "weight"))
+torch_kernel("aten.native_batch_norm_backward.default", gradients=True)
 
 
 def _group_norm(b: Builder, n: Node) -> Ref:
@@ -219,6 +224,10 @@ for name, kernel, spelling, composition in (
         spell=lambda t, a, spelling=spelling: f"{spelling}({t['self']}, {t['dim']})",
         compose=composition,
         ends_layer=True,
+        distribution=True,
+        sent={"self": "v̂ ⊙ ({e} − ⟨v̂, {e}⟩)"} if name == "aten._softmax.default" else {},
+        rows="self",
+        along="dim",
     )
 
 
@@ -303,7 +312,8 @@ composite(
     lambda: (normal(2, 3, 2, 2), torch.randint(3, (2, 2, 2)), None, 1, -100),
     dense=("self", "target"),
 )
-define(OpDef("aten.nll_loss2d_backward.default", "composite", dense=("self", "target")))
+torch_kernel("aten.nll_loss_backward.default", form_only="self")
+torch_kernel("aten.nll_loss2d_backward.default", form_only="self", dense=("self", "target"))
 
 
 def _two(*options: Any) -> tuple[Any, ...]:
@@ -357,7 +367,7 @@ def _avg_pool(rank: int) -> None:
         ]
         return {"self": b(f"{name}_backward.default", e, n["self"], *options)}
 
-    composite(f"{name}.default", rule, lambda: (normal(2, 3, *(5,) * rank), [2] * rank))
+    composite(f"{name}.default", rule, lambda: (normal(2, 3, *(5,) * rank), [2] * rank), averages=True)
 
 
 _avg_pool(2)
@@ -378,5 +388,5 @@ def _adaptive(b: Builder, n: Node) -> Ref:
 
 
 rewrite("aten.adaptive_avg_pool2d.default", _adaptive)
-define(OpDef("aten._cdist_backward.default", "composite", dense=("grad", "x1", "x2", "cdist")))
-define(OpDef("aten._weight_norm_interface_backward.default", "composite", dense=("grad_w", "saved_v", "saved_g")))
+torch_kernel("aten._cdist_backward.default", dense=("grad", "x1", "x2", "cdist"))
+torch_kernel("aten._weight_norm_interface_backward.default", dense=("grad_w", "saved_v", "saved_g"))

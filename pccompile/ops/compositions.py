@@ -105,7 +105,7 @@ def batch_norm(b: Builder, n: Node) -> tuple[Ref, ...]:
     dims, shape = _channels(b, n)
     y, mean, inverse = _normalised(b, n["input"], dims, n["eps"])
     results = (_scaled(b, y, n["weight"], n["bias"], shape), mean, inverse)
-    if n.args.get("running_mean") is None or "functional" not in n.op:
+    if n.args.get("running_mean") is None or n.op != "aten._native_batch_norm_legit_functional.default":
         return tuple(r if i == 0 else b.view(r, (shape[0],)) for i, r in enumerate(results))
     flat_mean, flat_inverse = (b.view(r, (shape[0],)) for r in results[1:])
     x: Any = n["input"]

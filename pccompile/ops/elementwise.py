@@ -58,22 +58,21 @@ def elementwise(
     *,
     kernel: Kernel | Mapping[sp.Symbol, Kernel] | None = None,
     slopes: Mapping[sp.Symbol, sp.Expr] | None = None,
-    spell: Callable[[Mapping[str, Any], Mapping[str, Arg]], str] | None = None,
     samples: tuple[Sample, ...] = (),
     equation: str = "",
-    activation: bool = False,
+    **more: Any,
 ) -> OpDef:
     """Define the operation `name` as `expr`, or as `expr(node)` where an option decides.
 
     `slopes` state derivatives better than sympy would, by the result `out`; `kernel` is ATen's own message, one for
-    each argument where it is a mapping.
+    each argument where it is a mapping. `more` are fields of its OpDef.
     """
     symbols = arguments(name)
     default = samples or (_sample(sum(s in (x, y) for s, _ in symbols)),)
     formula = expr if callable(expr) and not isinstance(expr, sp.Expr) else lambda node: expr
     rule = rule_of(symbols, formula, slopes or {}, kernel)
-    own = functools.partial(OpDef, equation=equation or str(expr), formula=formula, activation=activation)
-    return define(own(name, "elementwise", rule, spell=spell, samples=default))
+    own = functools.partial(OpDef, equation=equation or str(expr), formula=formula)
+    return define(own(name, "elementwise", rule, samples=default, **more))
 
 
 def rule_of(symbols: Symbols, formula: Formulate, slopes: Mapping[sp.Symbol, sp.Expr], kernel: Any) -> Rule:

@@ -10,25 +10,17 @@ import sympy as sp
 from pccompile.ir import Node, Ref, Vertex
 from pccompile.ops.elementwise import arguments, is_real, number
 from pccompile.ops.expressions import x
-from pccompile.ops.registry import OPS, family_of
+from pccompile.ops.registry import definition
 
-ADJOINTS = {
-    "aten.linear.default": {"input": "{weight}ᵀ {e}", "weight": "{e} xᵀ", "bias": "{e}"},
-    "aten.convolution.default": {"input": "{weight} ⋆ {e}", "weight": "{e} ⋆ x", "bias": "Σ {e}"},
-    "aten.mm.default": {"self": "{e} {mat2}ᵀ", "mat2": "{self}ᵀ {e}"},
-    "aten.bmm.default": {"self": "{e} {mat2}ᵀ", "mat2": "{self}ᵀ {e}"},
-    "aten.matmul.default": {"self": "{e} {other}ᵀ", "other": "{self}ᵀ {e}"},
-    "aten._softmax.default": {"self": "v̂ ⊙ ({e} − ⟨v̂, {e}⟩)"},
-}
 LETTERS = {"weight": "W", "self": "x", "mat2": "y", "other": "y"}
-"""What arguments are called there, unless messages read something else in their place."""
+"""What arguments are called in the equations of messages, unless messages read something else in their place."""
 LONGEST = 60
 
 
 def working(vertex: Vertex) -> list[Node]:
     """The operations of a vertex that compute something, wiring left out."""
     nodes = [n for n in vertex.prediction if n.op != "getitem"]
-    computing = [n for n in nodes if not (n.op in OPS and OPS[n.op].wiring)]
+    computing = [n for n in nodes if not definition(n.op).wiring]
     return computing or nodes[-1:]
 
 
@@ -45,7 +37,7 @@ def prediction(vertex: Vertex) -> str:
     """v̂ as an equation of the vertex's parents."""
     text, nodes = "", working(vertex)
     for n in nodes:
-        own = OPS[n.op].equation if n.op in OPS and OPS[n.op].equation else f"{short(n.op)}(x)"
+        own = definition(n.op).equation or f"{short(n.op)}(x)"
         inner = text[: LONGEST + 1] if n is not nodes[0] else ""
         text = (
             re.sub(r"\bx\b", f"({inner})" if " " in inner and own != f"{short(n.op)}(x)" else inner, own)
@@ -76,19 +68,18 @@ def _adjoint(n: Node, e: str, child: Vertex, parent: str, last: bool) -> str:
     argument = next((k for k, a in n.args.items() if a == parent), None) if last else None
     if child.how.get(n.name) == "dropped":
         return e
-    if n.op in ADJOINTS:
-        forms = ADJOINTS[n.op]
+    known = definition(n.op)
+    if forms := known.sent:
         letters = {k: child.feedback.get(str(n.args.get(k)), v) for k, v in LETTERS.items()}
         return forms.get(argument or "", next(iter(forms.values()))).format(e=e, **letters)
-    definition = OPS.get(n.op)
-    if definition and definition.formula is not None and is_real(n, arguments(n.op), definition.formula, {}):
+    if known.formula is not None and is_real(n, arguments(n.op), known.formula, {}):
         slope, text = _slope(_Call(n), argument)
         if slope == 1 or slope == -1:
             return e if slope == 1 else f"−{e}"
         if slope.is_number:
             return f"{float(slope):.6g} {e}" if slope.is_extended_real else f"{slope} {e}"
         return f"{text} ⊙ {e}" if len(text) < LONGEST // 2 else f"{short(n.op)}′ ⊙ {e}"
-    if family_of(n.op) == "linear" and definition and definition.wiring:
+    if known.family == "linear" and known.wiring:
         return e
     return f"J[{short(n.op)}]ᵀ {e}"
 
@@ -113,7 +104,7 @@ def _slope(call: _Call, argument: str | None) -> tuple[sp.Expr, str]:
     n, symbols = call.node, arguments(call.node.op)
     symbol = next((s for s, a in symbols if a == argument), x)
     numbers = {s: number(n[a]) for s, a in symbols if isinstance(n[a], bool | int | float)}
-    formula = OPS[n.op].formula
+    formula = definition(n.op).formula
     assert formula is not None
     slope = sp.diff(formula(n), symbol).xreplace(numbers)
     return slope, str(slope) if slope.is_Symbol else f"({slope})"

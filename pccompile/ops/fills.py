@@ -15,7 +15,7 @@ from pccompile.ops.trace import decompose
 
 for name in ("empty", "zeros", "ones", "full"):
     for operation in (f"aten.new_{name}.default", f"aten.{name}_like.default"):
-        define(OpDef(operation, "context"))
+        define(OpDef(operation, "context", form_only="self"))
 
 FLAT = define(
     OpDef(

@@ -151,6 +151,7 @@ define(
             lambda: (normal(4, 3), 1, _i(0, 0), normal(4, 2)),
             lambda: (normal(4, 3), 0, _i(3), normal(1, 3), {"alpha": 2}),
         ),
+        adds_up="source",
     )
 )
 
@@ -180,6 +181,7 @@ for name, source, keep in (
             "linear",
             _written(keep),
             samples=(lambda source=source: (normal(4, 3), 1, _i(*PLACES), source()),),  # type: ignore[misc]
+            adds_up="src" if keep else "",
         )
     )
 

@@ -17,7 +17,7 @@ from pccompile.ir import Node, Ref, refs
 from pccompile.ops.elementwise import arguments, is_real, number
 from pccompile.ops.equations import short
 from pccompile.ops.expressions import out
-from pccompile.ops.registry import OPS, family_of
+from pccompile.ops.registry import definition
 
 SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "~": r"\textasciitilde{}",
@@ -26,8 +26,6 @@ SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
 }
-TRANSPOSES = ("aten.t.default", "aten.transpose.int", "aten.mT.default", "aten.numpy_T.default")
-PRODUCTS = {"aten.mm.default": "mat2", "aten.bmm.default": "mat2", "aten.matmul.default": "other"}
 LONGEST = 220
 """So many characters of a formula; a longer one is written by its operation's name."""
 MOST_ARGUMENTS = 4
@@ -119,12 +117,12 @@ def computed(n: Node, operand: Operand) -> Tex:
 
     match n.op:
         case "aten.linear.default" | "aten.convolution.default":
-            join = r"\ast" if "conv" in n.op else r"\,"
+            join = r"\," if n.op == "aten.linear.default" else r"\ast"
             product = times(of("weight"), of("input"), sign=join)
             return total([product, of("bias")]) if isinstance(n.args.get("bias"), Ref) else product
-        case op if op in PRODUCTS:
-            return times(of("self"), of(PRODUCTS[op]))
-        case op if op in TRANSPOSES:
+        case op if definition(op).product:
+            return times(*map(of, definition(op).product))
+        case op if definition(op).transposes:
             return transposed(of("self"))
         case "aten.mul.Tensor" if isinstance(n["self"], Ref) and isinstance(n["other"], Ref):
             return times(of("self"), of("other"), sign=r"\odot")
@@ -137,10 +135,10 @@ def computed(n: Node, operand: Operand) -> Tex:
 
 def _by_formula(n: Node, operand: Operand) -> Tex | None:
     """An elementwise operation as its formula, where that is no longer than a reader wants and has no cases."""
-    definition = OPS.get(n.op)
-    if not definition or definition.formula is None or definition.activation:
+    known = definition(n.op)
+    if known.formula is None or known.activation:
         return None
-    expr, symbols = _numbered(n, definition.formula(n))
+    expr, symbols = _numbered(n, known.formula(n))
     if expr.has(sp.Piecewise):
         return None
     text = formula(expr, {s: operand(n[a]) for s, a in symbols.items()})
@@ -167,11 +165,11 @@ def adjoint(n: Node, argument: str, e: Tex, operand: Operand, dropped: bool = Fa
     special = _multilinear(n, argument, e, operand)
     if special is not None:
         return special
-    definition = OPS.get(n.op)
-    if definition and definition.formula is not None and is_real(n, arguments(n.op), definition.formula, {}):
+    known = definition(n.op)
+    if known.formula is not None and is_real(n, arguments(n.op), known.formula, {}):
         return _times_slope(n, argument, e, operand)
-    if family_of(n.op) == "linear" and definition and definition.wiring:
-        return transposed(e) if n.op in TRANSPOSES else e
+    if known.family == "linear" and known.wiring:
+        return transposed(e) if known.transposes else e
     return times(Tex(rf"J_{{\textsf{{{plain(short(n.op))}}},\,\textsf{{{plain(argument)}}}}}^{{\top}}"), e)
 
 
@@ -190,10 +188,10 @@ def _multilinear(n: Node, argument: str, e: Tex, operand: Operand) -> Tex | None
             return e
         case "aten.convolution.default", "bias":
             return Tex(rf"\textstyle\sum {e.within(1)}", 1)
-        case op, "self" if op in PRODUCTS:
-            return times(e, transposed(operand(n[PRODUCTS[op]])))
-        case op, second if op in PRODUCTS and second == PRODUCTS[op]:
-            return times(transposed(operand(n["self"])), e)
+        case op, first if definition(op).product[:1] == (first,):
+            return times(e, transposed(operand(n[definition(op).product[1]])))
+        case op, second if definition(op).product[1:] == (second,):
+            return times(transposed(operand(n[definition(op).product[0]])), e)
         case "aten._softmax.default", "self":
             result = operand(Ref(n.name))
             inner = Tex(rf"{e.within(1)} - \langle {result.text}, {e.text}\rangle", 3)
@@ -203,10 +201,10 @@ def _multilinear(n: Node, argument: str, e: Tex, operand: Operand) -> Tex | None
 
 def _times_slope(n: Node, argument: str, e: Tex, operand: Operand) -> Tex:
     """An elementwise operation's slope times an error."""
-    definition = OPS[n.op]
-    assert definition.formula is not None
+    formula_of = definition(n.op).formula
+    assert formula_of is not None
     symbol = next((s for s, a in arguments(n.op) if a == argument), None)
-    slope, symbols = _numbered(n, sp.diff(definition.formula(n), symbol))
+    slope, symbols = _numbered(n, sp.diff(formula_of(n), symbol))
     if slope in (1, -1):
         return e if slope == 1 else minus(e)
     if slope.is_number and slope.is_extended_real:

@@ -7,22 +7,16 @@ from typing import Any
 
 from pccompile.ir import Dim, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
-from pccompile.ops.registry import OpDef, Sample, define, normal, rewrite
+from pccompile.ops.registry import OpDef, Sample, define, normal, rewrite, torch_kernel
+from pccompile.ops.trace import decompose
 
 
-def linear(name: str, rule: Any, *samples: Sample, spell: Any = None, wiring: bool = True, equation: str = "") -> None:
-    """Define a linear operation of `self` by its adjoint: rule(b, node, err) is the message to `self`."""
-    define(
-        OpDef(
-            name,
-            "linear",
-            lambda b, n, e: {"self": rule(b, n, e)},
-            spell=spell,
-            wiring=wiring,
-            samples=samples,
-            equation=equation,
-        )
-    )
+def linear(name: str, rule: Any, *samples: Sample, wiring: bool = True, **more: Any) -> None:
+    """Define a linear operation of `self` by its adjoint: rule(b, node, err) is the message to `self`.
+
+    `more` are fields of its OpDef.
+    """
+    define(OpDef(name, "linear", lambda b, n, e: {"self": rule(b, n, e)}, wiring=wiring, samples=samples, **more))
 
 
 def axis(dim: Any, rank: int) -> int:
@@ -71,15 +65,26 @@ def _text(template: str) -> Any:
     return lambda t, a: template.format(**t)
 
 
-for view in ("reshape", "view", "unsqueeze", "flatten"):
-    name = f"aten.{view}.{'using_ints' if view == 'flatten' else 'default'}"
-    if view == "reshape":
-        linear(name, _back, lambda: (normal(4, 6), (2, 12)), spell=_text("{self}.reshape({shape})"))
-    elif view == "unsqueeze":
-        linear(name, _back, lambda: (normal(4, 6), 1), spell=_text("{self}.unsqueeze({dim})"))
-    else:
-        rewrite(name, lambda b, n: b.view(n["self"], n.tensor.shape))
+linear(
+    "aten.reshape.default",
+    _back,
+    lambda: (normal(4, 6), (2, 12)),
+    spell=_text("{self}.reshape({shape})"),
+    rows="self",
+    permutes=True,
+    distributes=True,
+)
+linear(
+    "aten.unsqueeze.default",
+    _back,
+    lambda: (normal(4, 6), 1),
+    spell=_text("{self}.unsqueeze({dim})"),
+    rows="self",
+    distributes=True,
+)
 for name in (
+    "aten.view.default",
+    "aten.flatten.using_ints",
     "aten.squeeze.dim",
     "aten.squeeze.dims",
     "aten.squeeze.default",
@@ -90,19 +95,46 @@ for name in (
 ):
     rewrite(name, lambda b, n: b.view(n["self"], n.tensor.shape))
 for name in ("aten.clone.default", "aten.alias.default", "aten.lift_fresh_copy.default"):
-    rewrite(name, lambda b, n: n["self"])
+    rewrite(name, lambda b, n: n["self"], identity=True)
 define(  # generated code lays values out with it
-    OpDef("aten.contiguous.default", "composite", expand=lambda b, n: n["self"], spell=_text("{self}.contiguous()"))
+    OpDef(
+        "aten.contiguous.default",
+        "composite",
+        expand=lambda b, n: n["self"],
+        spell=_text("{self}.contiguous()"),
+        identity=True,
+        returns_argument=True,
+    )
 )
+for name in ("aten.positive.default", "aten.conj.default", "aten.resolve_conj.default", "aten.resolve_neg.default"):
+    rewrite(name, decompose, returns_argument=True)
 
-linear("aten.permute.default", _inverse, lambda: (normal(2, 3, 4), (2, 0, 1)), spell=_text("{self}.permute({dims})"))
+linear(
+    "aten.permute.default",
+    _inverse,
+    lambda: (normal(2, 3, 4), (2, 0, 1)),
+    spell=_text("{self}.permute({dims})"),
+    permutes=True,
+    distributes=True,
+)
 linear(
     "aten.transpose.int",
     lambda b, n, e: b("aten.transpose.int", e, n["dim0"], n["dim1"]),
     lambda: (normal(2, 3, 4), 0, -1),
     spell=_text("{self}.transpose({dim0}, {dim1})"),
+    transposes=True,
+    permutes=True,
+    distributes=True,
 )
-linear("aten.t.default", lambda b, n, e: b("aten.t.default", e), lambda: (normal(2, 3),), spell=_text("{self}.t()"))
+linear(
+    "aten.t.default",
+    lambda b, n, e: b("aten.t.default", e),
+    lambda: (normal(2, 3),),
+    spell=_text("{self}.t()"),
+    transposes=True,
+    permutes=True,
+    distributes=True,
+)
 rewrite(
     "aten.numpy_T.default",
     lambda b, n: b("aten.permute.default", n["self"], tuple(reversed(range(len(n.tensor.shape))))),
@@ -114,6 +146,8 @@ linear(
     lambda: (normal(4, 1), (4, 3)),
     lambda: (normal(3), (2, 4, 3)),
     spell=_text("{self}.expand({size})"),
+    rows="self",
+    distributes=True,
 )
 linear("aten._to_copy.default", _reduced, lambda: (normal(4, 3),), spell=_text("{self}.to({dtype})"))
 for name in ("aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten.type_as.default", "aten.to.other"):
@@ -124,6 +158,7 @@ for name in ("aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten.ty
             if b.type(n["self"]).dtype == n.tensor.dtype
             else b("aten._to_copy.default", n["self"], dtype=n.tensor.dtype)
         ),
+        returns_argument=True,
     )
 
 
@@ -141,7 +176,10 @@ linear(
     lambda b, n, e: b("aten.select_backward.default", e, b.shape(n["self"]), n["dim"], n["index"]),
     lambda: (normal(4, 3), 1, -1),
     spell=_text("{self}.select({dim}, {index})"),
+    rows="self",
+    along="dim",
 )
+torch_kernel("aten.select_backward.default", distributes=True)
 
 
 def _slice(t: Any, a: Any) -> str:
@@ -166,7 +204,10 @@ linear(
     lambda: (normal(4, 6), 1, 1, 5, 2),
     lambda: (normal(4, 6), 0, 1),
     spell=_slice,
+    rows="self",
+    along="dim",
 )
+torch_kernel("aten.slice_backward.default", distributes=True)
 
 
 def _pieces(b: Builder, n: Node, sizes: Sequence[Dim], dim: Any) -> tuple[Ref, ...]:
@@ -254,9 +295,21 @@ linear(
     lambda: (normal(4, 3, 2), (0, 2)),
     lambda: (normal(4, 3), (-1,), True),
     wiring=False,
+    rows="self",
+    along="dim",
+    distributes=True,
 )
-linear("aten.mean.default", _mean, lambda: (normal(4, 3),), wiring=False, spell=_text("{self}.mean()"))
-linear("aten.mean.dim", _mean, lambda: (normal(4, 3, 2), (0, 2)), lambda: (normal(4, 3), (-1,), True), wiring=False)
+linear("aten.mean.default", _mean, lambda: (normal(4, 3),), wiring=False, averages=True, spell=_text("{self}.mean()"))
+linear(
+    "aten.mean.dim",
+    _mean,
+    lambda: (normal(4, 3, 2), (0, 2)),
+    lambda: (normal(4, 3), (-1,), True),
+    wiring=False,
+    averages=True,
+    rows="self",
+    along="dim",
+)
 
 
 def _pad(b: Builder, n: Node, e: Ref) -> Ref:

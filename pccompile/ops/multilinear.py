@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from pccompile.ir import DEVICE, Node, Ref
+from pccompile.ir import DEVICE, Arg, Dim, Node, Ref
 from pccompile.ops.builder import Builder
 from pccompile.ops.random import dropped
-from pccompile.ops.registry import OpDef, define, normal, rewrite
+from pccompile.ops.registry import OpDef, Shapes, define, normal, rewrite, torch_kernel
 from pccompile.ops.trace import unless_complex
 
 
@@ -30,6 +31,11 @@ def product(b: Builder, x: Ref, y: Ref) -> Ref:
     if len(b.shape(x)) == len(b.shape(y)) == 2:
         return b("aten.mm.default", x, y)
     return b("aten.matmul.default", x, y)
+
+
+def _terms(factor: str) -> Any:
+    """The operations of a product that sums over the last axis of an argument."""
+    return lambda a, s, out: 2 * Builder.numel(out) * s(a[factor])[-1]
 
 
 def _linear(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
@@ -56,6 +62,10 @@ define(
         unless_complex(_linear),
         spell=lambda t, a: f"F.linear({t['input']}, {t['weight']}{'' if a['bias'] is None else ', ' + t['bias']})",
         equation="W x + b",
+        product=("input", "weight"),
+        operations=_terms("input"),
+        sent={"input": "{weight}ᵀ {e}", "weight": "{e} xᵀ", "bias": "{e}"},
+        rows="input",
         samples=(
             lambda: (normal(5, 3), normal(4, 3), normal(4)),
             lambda: (normal(2, 5, 3), normal(4, 3)),
@@ -106,6 +116,10 @@ for name, first, second, shapes in (
             unless_complex(_mm(first, second)),
             spell=lambda t, a: f"{t['self']} @ {t['mat2']}",
             equation="x y",
+            product=(first, second),
+            operations=_terms(first),
+            sent={first: f"{{e}} {{{second}}}ᵀ", second: f"{{{first}}}ᵀ {{e}}"},
+            rows="self" if name == "aten.mm.default" else "",
             samples=(lambda shapes=shapes: tuple(normal(*s) for s in shapes),),  # type: ignore[misc]
         )
     )
@@ -116,6 +130,10 @@ define(
         unless_complex(_matmul),
         spell=lambda t, a: f"{t['self']} @ {t['other']}",
         equation="x y",
+        product=("self", "other"),
+        operations=_terms("self"),
+        sent={"self": "{e} {other}ᵀ", "other": "{self}ᵀ {e}"},
+        rows="self",
         samples=(
             lambda: (normal(5, 3), normal(3, 4)),
             lambda: (normal(2, 5, 3), normal(3, 4)),
@@ -127,13 +145,18 @@ define(
         ),
     )
 )
+torch_kernel("aten.mv.default", operations=_terms("self"))
+torch_kernel("aten.dot.default", operations=_terms("self"))
 rewrite(
     "aten.addmm.default",
     lambda b, n: _scaled_sum(b, n["self"], b("aten.mm.default", n["mat1"], n["mat2"]), n["beta"], n["alpha"]),
+    operations=_terms("mat1"),
+    in_place="addmm_",
 )
 rewrite(
     "aten.baddbmm.default",
     lambda b, n: _scaled_sum(b, n["self"], b("aten.bmm.default", n["batch1"], n["batch2"]), n["beta"], n["alpha"]),
+    operations=_terms("batch1"),
 )
 
 
@@ -168,6 +191,19 @@ def _convolution(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
     return {a: b.get(call, i) if want[i] else None for i, a in enumerate(("input", "weight", "bias"))}
 
 
+def _slides(a: Mapping[str, Arg], shapes: Shapes, result: tuple[Dim, ...]) -> Dim:
+    """Each weight meets each place that it slides over: those of the output, of a transposed one those of the input."""
+    x = shapes(a["input"])
+    places = x if a["transposed"] else result
+    return 2 * x[0] * Builder.numel(places[2:]) * Builder.numel(shapes(a["weight"]))
+
+
+def _slides_back(a: Mapping[str, Any], shapes: Shapes, result: tuple[Dim, ...]) -> Dim:
+    """The gradients of the input and of the weight are as many products as the convolution itself."""
+    once = _slides(a, shapes, shapes(a["grad_output"]))
+    return sum(once for wanted in a["output_mask"][:2] if wanted)
+
+
 def _spell_convolution(t: Any, a: Any) -> str:
     rank, extra = len(a["stride"]), ""
     defaults = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
@@ -187,6 +223,9 @@ define(
         unless_complex(_convolution),
         spell=_spell_convolution,
         equation="W ∗ x + b",
+        product=("input", "weight"),
+        operations=_slides,
+        sent={"input": "{weight} ⋆ {e}", "weight": "{e} ⋆ x", "bias": "Σ {e}"},
         samples=(
             lambda: (normal(2, 3, 6, 5), normal(4, 3, 3, 3), normal(4), [2, 1], [1, 0], [1, 1], False, [0, 0], 1),
             lambda: (normal(2, 4, 6), normal(4, 2, 3), None, [1], [1], [2], False, [0], 2),
@@ -194,6 +233,9 @@ define(
         ),
     )
 )
+
+
+torch_kernel("aten.convolution_backward.default", operations=_slides_back, gradients=True)
 
 
 def _spread(value: Any, rank: int) -> tuple[Any, ...]:

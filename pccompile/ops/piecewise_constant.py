@@ -73,11 +73,11 @@ for name, expr in (
     ("trunc", trunc(x)),
     ("round", rounded(x)),
 ):
-    elementwise(f"aten.{name}.default", expr)
+    elementwise(f"aten.{name}.default", expr, flat=True, rounds=name not in ("sign", "sgn"))
 decimals = sp.Symbol("decimals", real=True)
-elementwise("aten.round.decimals", rounded(x * 10**decimals) / 10**decimals, slopes={x: sp.Integer(0)},
+elementwise("aten.round.decimals", rounded(x * 10**decimals) / 10**decimals, slopes={x: sp.Integer(0)}, flat=True,
             samples=(lambda: (normal(4, 3), {"decimals": 2}),))  # fmt: skip
-elementwise("aten.heaviside.default", heaviside(x, y), samples=pairs())
+elementwise("aten.heaviside.default", heaviside(x, y), samples=pairs(), flat=True)
 elementwise("aten.frac.default", x - trunc(x), equation="x − trunc(x)")
 elementwise(
     "aten.nan_to_num.default",

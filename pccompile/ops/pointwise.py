@@ -112,10 +112,20 @@ for which, samples in (("Tensor", pairs()), ("Scalar", number(1.5))):
     other = samples if which == "Scalar" else samples + number(1.5)  # torch takes numbers for these
     doubled = number(1.5, 2) if which == "Scalar" else pairs({"alpha": 2})
     elementwise(
-        f"aten.add.{which}", x + alpha * y, spell=_scaled("+", "add"), samples=other + doubled, equation="x + y"
+        f"aten.add.{which}",
+        x + alpha * y,
+        spell=_scaled("+", "add"),
+        samples=other + doubled,
+        equation="x + y",
+        in_place="add_",
     )
     elementwise(
-        f"aten.sub.{which}", x - alpha * y, spell=_scaled("-", "sub"), samples=other + doubled, equation="x − y"
+        f"aten.sub.{which}",
+        x - alpha * y,
+        spell=_scaled("-", "sub"),
+        samples=other + doubled,
+        equation="x − y",
+        in_place="sub_",
     )
     elementwise(
         f"aten.rsub.{which}",
@@ -124,7 +134,7 @@ for which, samples in (("Tensor", pairs()), ("Scalar", number(1.5))):
         samples=samples + (doubled if which == "Scalar" else ()),
         equation="y − x",
     )
-    elementwise(f"aten.mul.{which}", x * y, spell=infix("*"), samples=other)
+    elementwise(f"aten.mul.{which}", x * y, spell=infix("*"), samples=other, in_place="mul_")
     elementwise(
         f"aten.div.{which}",
         x / y,
@@ -159,6 +169,7 @@ elementwise(
     x + weight * (y - x),
     slopes={x: 1 - weight, y: weight},
     samples=(lambda: (normal(4, 3), normal(3), 0.3),),
+    in_place="lerp_",
 )
 elementwise(
     "aten.lerp.Tensor",
@@ -226,7 +237,7 @@ elementwise(
         lambda: (torch.tensor([0.0, 2.0]).double(), torch.tensor([2.0, 0.0]).double()),
     ),
 )
-elementwise("aten.exp.default", sp.exp(x), slopes={x: out})
+elementwise("aten.exp.default", sp.exp(x), slopes={x: out}, in_place="exp_", from_result=True)
 elementwise("aten.exp2.default", 2**x, slopes={x: out * sp.log(2)})
 elementwise("aten.expm1.default", expm1(x), slopes={x: out + 1})
 elementwise("aten.log.default", sp.log(x), kernel=_over(), samples=POSITIVE)

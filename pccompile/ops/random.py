@@ -11,6 +11,7 @@ from pccompile.ir import Node, Ref
 from pccompile.ops.builder import Builder
 from pccompile.ops.fills import flat
 from pccompile.ops.registry import OpDef, define, rewrite
+from pccompile.ops.trace import decompose
 
 for name in (
     "aten.bernoulli.p",
@@ -95,7 +96,7 @@ def _dropout(b: Builder, n: Node) -> Any:
     return dropped(b, x, n["p"]) if n["train"] and n["p"] else x
 
 
-rewrite("aten.dropout.default", _dropout)
+rewrite("aten.dropout.default", _dropout, returns_argument=True)
 
 
 def _alpha_dropout(b: Builder, n: Node) -> Any:
@@ -112,7 +113,7 @@ def _alpha_dropout(b: Builder, n: Node) -> Any:
     return b("aten.add.Tensor", kept, b("aten.add.Scalar", shift, SATURATION * scale * p))
 
 
-rewrite("aten.alpha_dropout.default", _alpha_dropout)
+rewrite("aten.alpha_dropout.default", _alpha_dropout, returns_argument=True)
 
 
 def _feature_dropout(b: Builder, n: Node) -> Any:
@@ -124,7 +125,8 @@ def _feature_dropout(b: Builder, n: Node) -> Any:
     return dropped(b, x, n["p"], noise)
 
 
-rewrite("aten.feature_dropout.default", _feature_dropout)
+rewrite("aten.feature_dropout.default", _feature_dropout, returns_argument=True)
+rewrite("aten.feature_alpha_dropout.default", decompose, returns_argument=True)
 
 
 def _like(argument: str) -> Any:

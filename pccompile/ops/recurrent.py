@@ -20,7 +20,7 @@ from pccompile.ops.builder import Builder
 from pccompile.ops.packed import LAYERS
 from pccompile.ops.random import dropped
 from pccompile.ops.recurrent_operators import NAMES
-from pccompile.ops.registry import OpDef, define, normal, rewrite
+from pccompile.ops.registry import OPS, OpDef, define, normal, rewrite
 from pccompile.ops.trace import decompose
 
 WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh")
@@ -320,17 +320,15 @@ def _expansion(kind: str, *extra: str) -> Callable[[Builder, Node], Any]:
     return expand
 
 
-LAYER_OF = {
-    "aten.lstm.input": ("lstm",),
-    "aten.gru.input": ("gru",),
-    "aten.rnn_tanh.input": ("rnn", "tanh"),
-    "aten.rnn_relu.input": ("rnn", "relu"),
-}
-"""What layer each of torch's operators has, and what that takes besides."""
-for name, layer in LAYER_OF.items():
+for name, *layer in (
+    ("aten.lstm.input", "lstm"),
+    ("aten.gru.input", "gru"),
+    ("aten.rnn_tanh.input", "rnn", "tanh"),
+    ("aten.rnn_relu.input", "rnn", "relu"),
+):
     rewrite(name, _expansion(*layer))
 for name, own in NAMES.items():
-    rewrite(name, _expansion(*LAYER_OF[own]))
+    rewrite(name, OPS[own].expand or decompose)
 
 
 def _packed(b: Builder, n: Node) -> Any:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
-from pccompile.ir import Arg, Node, Ref
+from pccompile.ir import Arg, Dim, Node, Ref
 from pccompile.ops.builder import Builder
 from pccompile.ops.signatures import SIGNATURES, Signature
 
 Family = Literal["elementwise", "linear", "multilinear", "selection", "composite", "context", "traced"]
 Message = Ref | None | tuple["Ref | None", ...]
 Rule = Callable[[Builder, Node, Any], Mapping[str, Message]]
+Shapes = Callable[[Arg], tuple[Dim, ...]]
 Sample = Callable[[], tuple[Any, ...]]
 """Makes an operator's arguments, float tensors in float64. Where the last is a dict, it holds keyword arguments."""
 
@@ -42,6 +44,31 @@ class OpDef(Signature):
     activation            a nonlinearity of one value, as torch.nn has them
     recurrent             a layer over time: errors pass its weights and nonlinearities on their way to these weights
     misjudged             why eager torch's own gradient through it is no reference; "" where it is one
+
+    What equations, costs and analyses ask:
+
+    product               the two arguments whose matrices, or kernels, it multiplies; () where it is no such product
+    operations            floating-point operations in products, from its arguments, their shapes and the result's
+    sent                  the equations of its messages by argument, `{e}` for the error and `{weight}` for an argument
+    transposes            its message, too, is a transpose
+    distribution          a probability for each class, or its logarithm
+    averages              a mean, over `dim` or a `kernel_size`
+    flat                  its derivative is 0 wherever it exists; rounds: its steps are those of rounding
+    gradients             a kernel whose results are gradients: of an input, a weight and a bias
+
+    What passes and backends ask:
+
+    rows                  the argument of which each row gives one row of the result, rows being the first axis;
+    along                 if not all other axes are left alone, the argument that says which ones are not
+    adds_up               the argument whose rows are added up
+    identity              a copy, or a name, of `self`
+    permutes              a view that shows each entry of `self` once
+    distributes           linear in one tensor, and to be written once for a sum of what it is applied to
+    in_place              the method of a tensor that writes the result over `self`
+    from_result           and its derivative is read off that result
+    form_only             an argument of which it reads the shape and the type, and no number
+    costly_slope          a kernel that multiplies by a slope which takes longer to compute than a product does
+    returns_argument      it may return its very argument, where there is nothing to do
     """
 
     family: Family
@@ -59,6 +86,26 @@ class OpDef(Signature):
     recurrent: bool = False
     misjudged: str = ""
     formula: Callable[[Node], Any] | None = None
+    product: tuple[str, ...] = ()
+    operations: Callable[[Mapping[str, Arg], Shapes, tuple[Dim, ...]], Dim] | None = None
+    sent: Mapping[str, str] = field(default_factory=dict)
+    transposes: bool = False
+    distribution: bool = False
+    averages: bool = False
+    flat: bool = False
+    rounds: bool = False
+    gradients: bool = False
+    rows: str = ""
+    along: str = ""
+    adds_up: str = ""
+    identity: bool = False
+    permutes: bool = False
+    distributes: bool = False
+    in_place: str = ""
+    from_result: bool = False
+    form_only: str = ""
+    costly_slope: bool = False
+    returns_argument: bool = False
 
 
 OPS: dict[str, OpDef] = {}
@@ -72,11 +119,21 @@ def define(op: OpDef) -> OpDef:
     return op
 
 
-def rewrite(name: str, expand: Callable[[Builder, Node], Any], family: Family = "composite") -> OpDef:
-    """Define the operation `name` by others: expand(b, node) writes them."""
-    return define(OpDef(name, family, expand=expand))
+def rewrite(name: str, expand: Callable[[Builder, Node], Any], family: Family = "composite", **more: Any) -> OpDef:
+    """Define the operation `name` by others: expand(b, node) writes them. `more` are fields of its OpDef."""
+    return define(OpDef(name, family, expand=expand, **more))
 
 
-def family_of(op: str) -> Family:
-    """The family of the operation called `op`; 'traced' where no file defines it."""
-    return OPS[op].family if op in OPS else "traced"
+def torch_kernel(name: str, **fields: Any) -> OpDef:
+    """Define a kernel of torch that rules call: its own rule, where one is asked for, is traced."""
+    return define(OpDef(name, "traced", **fields))
+
+
+def definition(op: str) -> OpDef:
+    """What is known of the operation called `op`; where no file defines it, no more than that its rule is traced."""
+    return OPS.get(op) or _unknown(op)
+
+
+@functools.cache
+def _unknown(op: str) -> OpDef:
+    return OpDef(op, "traced")

@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pccompile.ir import DEVICE, Arg, Node, Ref, TensorType, refs
 from pccompile.ops.builder import Builder
 from pccompile.ops.held_tensors import note_backward, note_derivative
-from pccompile.ops.registry import OPS, Message, OpDef, Rule, define
+from pccompile.ops.registry import OPS, Message, OpDef, Rule, define, definition
 from pccompile.ops.signatures import overload
 from pccompile.ops.typer import Typer, split_arguments
 
@@ -138,7 +138,7 @@ def canonical(b: Builder, op: str, args: Sequence[Arg], kwargs: Mapping[str, Arg
     """Append a traced operation as the dialect has it: views become reshapes, bookkeeping copies vanish."""
     if op in ("aten.view.default", "aten._unsafe_view.default"):
         return b.view(args[0], args[1])
-    if op in ("aten.detach.default", "aten.alias.default", "aten.clone.default", "aten.contiguous.default"):
+    if op == "aten.detach.default" or definition(op).identity:
         return args[0]
     return b(op, *args, **kwargs)
 

@@ -16,7 +16,7 @@ from pccompile.analysis.compare import Difference, agrees, difference
 from pccompile.backends.netlist import Netlist, NetlistOptions, Result
 from pccompile.diagnostics import EXIT_VERIFY
 from pccompile.frontends.imported import Locate
-from pccompile.ops import OPS
+from pccompile.ops import definition
 from pccompile.ops.interpret import interpret
 from pccompile.pipeline import Circuitry, lay_out
 from pccompile.report.tables import Page, Report, Table, count, finite, number
@@ -160,7 +160,7 @@ def reference(
     leaves = {p: made.tensors[p].detach().double().requires_grad_() for p in graph.params if p in graph.wanted}
     env.update(leaves)
     for n in graph.nodes:
-        random = n.op in OPS and OPS[n.op].random
+        random = definition(n.op).random
         env[n.name] = torch.from_numpy(made.netlist.drawn[n.name]) if random else interpret(n, env)
     held = {n.name: env[n.name] for n in graph.nodes if isinstance(env[n.name], Tensor) and env[n.name].requires_grad}
     total = torch.zeros((), dtype=torch.float64)

@@ -17,7 +17,7 @@ from pccompile.backends.torch.statements import Carried, Function, Line, Loop, L
 from pccompile.diagnostics import CompileError, listing
 from pccompile.frontends.imported import Imported
 from pccompile.ir import Dim, Program, Ref, Type, map_refs, refs
-from pccompile.ops import OPS
+from pccompile.ops import definition
 from pccompile.pipeline import Compiled
 from pccompile.report.figures import bars
 from pccompile.report.tables import Page, Report, Table, as_json, number
@@ -151,7 +151,7 @@ class Count:
             elif line.op not in UNTYPED:
                 result = self.types[line.target] = self._type(line.op, line.args)
                 total += max(times - line.since, 0) * products(line.op, line.args, _known(self.types), result)
-                if line.op in OPS and OPS[line.op].helper and not OPS[line.op].wiring:
+                if definition(line.op).helper and not definition(line.op).wiring:
                     self.unknown.add(line.op)
         return total
 

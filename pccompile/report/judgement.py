@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pccompile.analysis.compare import difference
+from pccompile.ops import definition
 from pccompile.report.gradients import Bench
 from pccompile.report.tables import number
 from pccompile.report.verify import Forward, against_model
@@ -44,14 +45,6 @@ Engine = tuple[str, Callable[[], "Outputs | None"], torch.dtype]
 TRIALS = 2
 NEAR = 1e-3
 """A number this near to the border between two steps, in steps, may be rounded either way."""
-STEPS = frozenset(
-    {
-        torch.ops.aten.round.default,
-        torch.ops.aten.floor.default,
-        torch.ops.aten.ceil.default,
-        torch.ops.aten.trunc.default,
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -230,7 +223,7 @@ class _Unsteady(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in STEPS and args[0].is_floating_point():
+        if definition(str(func)).rounds and args[0].is_floating_point():
             args = (args[0] + NEAR * _uniform(args[0], self.draw), *args[1:])
         return func(*args, **(kwargs or {}))
 

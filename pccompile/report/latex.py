@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pccompile.ir import Do, ForEach, Node, Program, Ref, Repeat, Step, Vertex, flat
 from pccompile.ir.equations import names, parse
-from pccompile.ops import latex
+from pccompile.ops import definition, latex
 from pccompile.ops.equations import short, working
 from pccompile.ops.latex import Tex, minus, named, plain, times, total, transposed
 from pccompile.report.tables import count
@@ -112,7 +112,7 @@ class Equations:
 
     def _node(self, n: Node, shown: set[str], operand: latex.Operand) -> Tex:
         """What a node computes; what only moves entries about is passed over, unless it is all that a vertex does."""
-        moves = n.op not in latex.TRANSPOSES and n.name not in shown
+        moves = not definition(n.op).transposes and n.name not in shown
         sources = [a for a in n.args.values() if isinstance(a, Ref)]
         return operand(sources[0]) if moves and sources else latex.computed(n, operand)
 

@@ -24,7 +24,7 @@ from pccompile.frontends.onnx.given_numbers import with_initializers
 from pccompile.frontends.onnx.names import lookup
 from pccompile.frontends.onnx.runner import as_output
 from pccompile.frontends.onnx.values import DTYPES
-from pccompile.ops import OPS
+from pccompile.ops import definition
 from pccompile.report.gradients import Bench
 from pccompile.report.judgement import Engine, judge
 from pccompile.report.tables import count
@@ -215,7 +215,7 @@ def verify_file(pc: CompiledModule, path: Path, args: tuple[Tensor, ...], seed: 
     with ExitStack() as stack:
         drawn = stack.enter_context(redrawn(module, seed)) if constant else []
         notes += scaled(pc, drawn, args, seed)
-        if any(n.op in OPS and OPS[n.op].random for n in pc.compiled.graph.nodes):
+        if any(definition(n.op).random for n in pc.compiled.graph.nodes):
             notes.append("the model draws random numbers: its outputs were compared with its own in torch")
             return verify(pc, args, seed=seed, notes=notes, **settings)
 

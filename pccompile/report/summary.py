@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from pccompile.algorithms import ALGORITHMS
 from pccompile.algorithms.law import PathLengths
 from pccompile.diagnostics import listing
+from pccompile.ops import definition
 from pccompile.pipeline import Compiled
 from pccompile.report.explain import rules
 from pccompile.report.tables import Page, count
 from pccompile.runtime.module import CompiledModule
-
-FLAT = ("round", "floor", "ceil", "trunc", "sign", "sgn", "heaviside", "fix")
-"""Operations whose derivative is 0 wherever it exists."""
 
 OUTSIDE = "a loss of pc(x) clamps the outputs by its linearisation: pc.loss(x, target=y) has another gradient"
 
@@ -81,13 +79,8 @@ def warnings(pc: CompiledModule, compiled: Compiled) -> Iterator[str]:
     unread += [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in inside]
     if unread:
         yield f"no output depends on {listing(dict.fromkeys(unread))}: no gradient"
-    flat = [
-        v.name
-        for v in compiled.pc.vertices
-        for n in v.prediction
-        if n.op.split(".")[1:2] and n.op.split(".")[1].strip("_") in FLAT
-    ]
-    still = [n.name for n in compiled.pc.context if n.op.split(".")[1:2] and n.op.split(".")[1].strip("_") in FLAT]
+    flat = [v.name for v in compiled.pc.vertices for n in v.prediction if definition(n.op).flat]
+    still = [n.name for n in compiled.pc.context if definition(n.op).flat]
     if flat or still:
         yield f"{listing([*flat, *still])} has a derivative of zero: nothing is sent to what comes before it"
     traced = sum(how == "traced" for v in compiled.pc.vertices for how in v.how.values())

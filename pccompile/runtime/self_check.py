@@ -18,7 +18,7 @@ from pccompile.backends.torch import emit
 from pccompile.diagnostics import CompileError, first_line, listing
 from pccompile.frontends.model_tensors import tensor_at
 from pccompile.ir import TensorType
-from pccompile.ops import OPS
+from pccompile.ops import definition
 from pccompile.ops.paths import OTHER_PATH
 from pccompile.passes.choices import RANDOM
 from pccompile.passes.feedback import with_feedback
@@ -84,7 +84,7 @@ class _Check(Comparison):
         whole = runtime.compiled
         assert whole is not None
         self.compiled = replace(whole, pc=whole.plain or whole.pc)
-        defined = [OPS[n.op] for n in self.compiled.graph.nodes if n.op in OPS]
+        defined = [definition(n.op) for n in self.compiled.graph.nodes]
         misjudged = next((op.misjudged for op in defined if op.misjudged), "")
         super().__init__(model, example, coarsest(self.compiled), any(op.random for op in defined), misjudged)
         self.execute, self.runtime, self.has_hooks = execute, exact(runtime), has_hooks(model)

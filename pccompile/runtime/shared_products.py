@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,16 +12,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pccompile.ops import definition
+
 aten = torch.ops.aten
-PRODUCTS = {
-    aten.mm.default,
-    aten.addmm.default,
-    aten.bmm.default,
-    aten.baddbmm.default,
-    aten.convolution.default,
-    aten.convolution_backward.default,
-    aten.embedding_dense_backward.default,
-}
 ADDED = aten.addmm_.default
 MEMORY = 2 * 2**30
 """Bytes of operands and results that are remembered at most, the model's parameters among them."""
@@ -28,6 +22,12 @@ LOOK, ALIKE = 64, 1e-2
 """So many first numbers tell most operands apart: those that are one but for rounding differ by less than this part."""
 
 Place = tuple[Any, ...]
+
+
+@functools.cache
+def _multiplies(func: Any) -> bool:
+    """Whether an operator of torch is a product, or as costly as one."""
+    return definition(str(func)).operations is not None or func is aten.embedding_dense_backward.default
 
 
 class _Product:
@@ -135,7 +135,7 @@ class _Mode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The result of an operation."""
-        if func not in PRODUCTS and func is not ADDED:
+        if not _multiplies(func) and func is not ADDED:
             return func(*args, **(kwargs or {}))
         tensors = [t for t in args if isinstance(t, Tensor)]
         plain = all(type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pccompile.ir import Graph, Node, TensorType, Type
-from pccompile.ops.registry import family_of
+from pccompile.ops.registry import definition
 from pccompile.pipeline import Compiled
 from pccompile.runtime.loaded_program import Interface
 
@@ -105,7 +105,9 @@ def _sizes(graph: Graph, free: Mapping[sympy.Symbol, int]) -> Iterator[dict[symp
 def multiplications(graph: Graph, sizes: Mapping[sympy.Symbol, int]) -> float:
     """About how many multiplications the products of a graph take: exact for those of two matrices."""
     types = graph.types
-    return sum(_product(n, types, sizes) for n in graph.nodes if family_of(n.op) in ("multilinear", "composite"))
+    return sum(
+        _product(n, types, sizes) for n in graph.nodes if definition(n.op).family in ("multilinear", "composite")
+    )
 
 
 def _product(node: Node, types: Mapping[str, Type], sizes: Mapping[sympy.Symbol, int]) -> float:
@@ -128,7 +130,7 @@ def _samples(graph: Graph, sizes: Mapping[sympy.Symbol, int], batch: sympy.Symbo
     needed = [SAMPLES]
     for n in graph.nodes:
         read = [types[i] for i in n.inputs if batch in _symbols(types[i])]
-        if read and family_of(n.op) not in ("context", "multilinear") and n.op != "getitem":
+        if read and definition(n.op).family not in ("context", "multilinear") and n.op != "getitem":
             for kind in n.type if isinstance(n.type, tuple) else (n.type,):
                 if kind is not None and batch not in _symbols(kind):
                     meeting = max(m for t in read for m in _numbers(t, two)) / max(1.0, *_numbers(kind, two))

@@ -17,7 +17,7 @@ from pccompile.backends.netlist.lower.registry import lowers
 from pccompile.backends.netlist.lower.values import Signal, Values
 from pccompile.diagnostics import CompileError
 from pccompile.ir import ERROR, Node, refs
-from pccompile.ops import OPS, Builder
+from pccompile.ops import Builder, definition
 
 VALUE = {"pcc.function": "value", "pccompile.overwritten.default": "new"}
 """The argument that is the value, by operation."""
@@ -42,7 +42,7 @@ def add_rules(lo: Lowering, errors: Mapping[str, str]) -> None:
 
 
 def _rule(lo: Lowering, node: Node, error: str, errors: Mapping[str, str]) -> None:
-    rule = OPS[node.op].rule
+    rule = definition(node.op).rule
     assert rule is not None
     b = Builder(ChainMap({ERROR: node.tensor}, lo.types), lo.typer, f"{node.name}_message_", node.where)
     b.reserved = set(lo.env)

@@ -9,6 +9,7 @@ x ** y, |x, y| …     written in the former
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +20,11 @@ import torch
 from pccompile.backends.netlist.circuit import Ids, finite
 from pccompile.backends.netlist.expressions import X, function, text
 from pccompile.backends.netlist.lower.lowering import Lowering, Unsupported
-from pccompile.backends.netlist.lower.registry import HANDLERS, lowers
+from pccompile.backends.netlist.lower.registry import Handler, lowers, lowers_where
 from pccompile.backends.netlist.lower.values import Const, Signal, Values
 from pccompile.backends.netlist.lower.wiring import moved
 from pccompile.ir import Node, Ref
-from pccompile.ops import OPS
+from pccompile.ops import definition
 from pccompile.ops import expressions as atoms
 from pccompile.ops.elementwise import arguments, number
 
@@ -213,9 +214,10 @@ CANCELLING = ("aten.logaddexp.default",)
 """Operations whose units add and subtract the same number, so that it must not be large."""
 
 
+@lowers_where(lambda op: op.formula is not None)
 def elementwise(lo: Lowering, n: Node) -> Values:
     """The circuit of an operation with a formula."""
-    formula = OPS[n.op].formula
+    formula = definition(n.op).formula
     assert formula is not None
     given = {s: n[a] for s, a in arguments(n.op) if n[a] is not None}
     expr = formula(n)
@@ -239,17 +241,24 @@ def built(lo: Lowering, expr: sp.Expr, operands: dict[sp.Symbol, Any]) -> Signal
 
 
 x, y = atoms.x, atoms.y
-HANDLERS.update({name: elementwise for name, op in OPS.items() if op.formula is not None and name not in HANDLERS})
-
-COMPARISONS = {"eq": sp.Eq, "ne": sp.Ne, "gt": sp.Gt, "ge": sp.Ge, "lt": sp.Lt, "le": sp.Le}
 
 
-@lowers(*(f"aten.{name}.{kind}" for name in COMPARISONS for kind in ("Scalar", "Tensor")))
-def compared(lo: Lowering, n: Node) -> Values:
+def _compares(relation: Callable[..., Any]) -> Handler:
     """1 where the comparison holds, else 0: a step, which carries no error."""
-    relation = COMPARISONS[n.op.split(".")[1]]
-    difference = built(lo, x - y, {x: n["self"], y: n["other"]})
-    return built_map(lo, sp.Piecewise((1, relation(X, 0)), (0, True)), difference.ids)
+
+    def compared(lo: Lowering, n: Node) -> Values:
+        difference = built(lo, x - y, {x: n["self"], y: n["other"]})
+        return built_map(lo, sp.Piecewise((1, relation(X, 0)), (0, True)), difference.ids)
+
+    return compared
+
+
+lowers("aten.eq.Scalar", "aten.eq.Tensor")(_compares(sp.Eq))
+lowers("aten.ne.Scalar", "aten.ne.Tensor")(_compares(sp.Ne))
+lowers("aten.gt.Scalar", "aten.gt.Tensor")(_compares(sp.Gt))
+lowers("aten.ge.Scalar", "aten.ge.Tensor")(_compares(sp.Ge))
+lowers("aten.lt.Scalar", "aten.lt.Tensor")(_compares(sp.Lt))
+lowers("aten.le.Scalar", "aten.le.Tensor")(_compares(sp.Le))
 
 
 def built_map(lo: Lowering, expr: sp.Expr, ids: Ids) -> Signal:
@@ -258,15 +267,14 @@ def built_map(lo: Lowering, expr: sp.Expr, ids: Ids) -> Signal:
     return Signal(emitter.settled(emitter._map(expr, ids, ""), ""))
 
 
-TRUTH = {"logical_not": 1 - x, "bitwise_not": 1 - x, "logical_and": x * y, "bitwise_and": x * y,
-         "logical_or": x + y - x * y, "bitwise_or": x + y - x * y}  # fmt: skip
-"""Functions of the truth values 0 and 1."""
+def _logical(truth: sp.Expr) -> Handler:
+    """A function of the truth values 0 and 1."""
+    return lambda lo, n: built(lo, truth, {s: n[k] for s, k in ((x, "self"), (y, "other")) if k in n.args})
 
 
-@lowers(*(f"aten.{name}.{'Tensor' if name in ('bitwise_and', 'bitwise_or') else 'default'}" for name in TRUTH))
-def logical(lo: Lowering, n: Node) -> Values:
-    """A function of truth values."""
-    return built(lo, TRUTH[n.op.split(".")[1]], {s: n[k] for s, k in ((x, "self"), (y, "other")) if k in n.args})
+lowers("aten.logical_not.default", "aten.bitwise_not.default")(_logical(1 - x))
+lowers("aten.logical_and.default", "aten.bitwise_and.Tensor")(_logical(x * y))
+lowers("aten.logical_or.default", "aten.bitwise_or.Tensor")(_logical(x + y - x * y))
 
 
 @lowers("aten.where.self")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from pccompile.backends.netlist.circuit import Ids, grouped
 from pccompile.backends.netlist.lower.lowering import Lowering, Unsupported
-from pccompile.backends.netlist.lower.registry import lowers
+from pccompile.backends.netlist.lower.registry import lowers, lowers_where
 from pccompile.backends.netlist.lower.values import Choice, Const, Signal, Values
 from pccompile.backends.netlist.lower.wiring import moved, written_once
 from pccompile.ir import Node
+from pccompile.ops import definition, overload
 
 LARGEST = 2**24
 """The most entries of a matrix that is found by probing."""
@@ -28,6 +30,12 @@ def reduced(n: Node, rank: int) -> tuple[int, ...]:
     return tuple(int(d) % rank for d in (dims if isinstance(dims, tuple) else (dims,)))
 
 
+def axes(op: str) -> int:
+    """On how many axes, the last ones, an operation works that does the same to each channel."""
+    arguments: list[Any] = overload(op)._schema.arguments
+    return next(int(a.N) for a in arguments if a.N)
+
+
 def rows(ids: np.ndarray, dims: tuple[int, ...]) -> np.ndarray:
     """`ids` with the axes `dims` as one last axis."""
     kept = [i for i in range(ids.ndim) if i not in dims]
@@ -39,7 +47,7 @@ def added_up(lo: Lowering, n: Node) -> Values:
     """Units that add up, or average, what they read."""
     ids = lo.ids(n["self"])
     table = rows(ids, reduced(n, ids.ndim))
-    gain = 1 / max(table.shape[-1], 1) if ".mean." in n.op else 1.0
+    gain = 1 / max(table.shape[-1], 1) if definition(n.op).averages else 1.0
     return Signal(lo.summed(table.reshape(*lo.shape(), -1), gain))
 
 
@@ -55,32 +63,29 @@ def accumulated(lo: Lowering, n: Node) -> Values:
     return Signal(lo.summed(np.moveaxis(table, -2, n["dim"] % ids.ndim)))
 
 
-@lowers(
-    *(f"aten.{what}_like.default" for what in ("zeros", "ones", "full", "empty")),
-    *(f"aten.new_{what}.default" for what in ("zeros", "ones", "full", "empty")),
-)
+@lowers_where(lambda op: op.family == "context" and op.form_only == "self")
 def filled(lo: Lowering, n: Node) -> Values:
     """A constant of which only the shape is another tensor's."""
     return Const(lo.evaluated(n, {i: lo.example(i) for i in n.inputs}))
 
 
-SPATIAL = {
-    "aten.avg_pool2d.default": 2,
-    "aten.avg_pool3d.default": 3,
-    "aten.avg_pool1d.default": 1,
-    "aten._adaptive_avg_pool2d.default": 2,
-    "aten._adaptive_avg_pool3d.default": 3,
-    **{f"aten.upsample_{kind}.{form}": rank for kind, rank in (
-        ("nearest1d", 1), ("nearest2d", 2), ("nearest3d", 3), ("linear1d", 1), ("bilinear2d", 2), ("bicubic2d", 2),
-        ("trilinear3d", 3)) for form in ("default", "vec")},
-}  # fmt: skip
-"""Operations that do the same to each channel, and the number of the axes on which they do it."""
-
-
-@lowers(*SPATIAL)
+@lowers(
+    "aten.avg_pool1d.default",
+    "aten.avg_pool2d.default",
+    "aten.avg_pool3d.default",
+    "aten._adaptive_avg_pool2d.default",
+    "aten._adaptive_avg_pool3d.default",
+    "aten.upsample_nearest1d.default",
+    "aten.upsample_nearest2d.default",
+    "aten.upsample_nearest3d.default",
+    "aten.upsample_linear1d.default",
+    "aten.upsample_bilinear2d.default",
+    "aten.upsample_bicubic2d.default",
+    "aten.upsample_trilinear3d.default",
+)
 def resampled(lo: Lowering, n: Node) -> Values:
     """Every channel through the same small matrix, found by probing it with unit vectors."""
-    rank, ids, shape = SPATIAL[n.op], lo.ids(n["self"]), lo.shape()
+    rank, ids, shape = axes(n.op), lo.ids(n["self"]), lo.shape()
     inside = ids.shape[ids.ndim - rank :]
     size = math.prod(inside)
     basis = torch.eye(size, dtype=torch.float64).reshape(size, 1, *inside)

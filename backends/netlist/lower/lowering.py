@@ -11,17 +11,14 @@ import torch
 
 from pccompile.backends.netlist.circuit import Circuit, Ids
 from pccompile.backends.netlist.format import Fixed, Port, UnitKind
-from pccompile.backends.netlist.lower.registry import HANDLERS
-from pccompile.backends.netlist.lower.values import Choice, Const, Param, Signal, Tokens, Value, Values
+from pccompile.backends.netlist.lower.registry import circuit
+from pccompile.backends.netlist.lower.values import Choice, Complex, Const, Param, Signal, Tokens, Value, Values
 from pccompile.backends.netlist.transforms import fresh
 from pccompile.diagnostics import Collector, first_line
 from pccompile.ir import Arg, Graph, Node, Ref, TensorType
-from pccompile.ops import OPS
+from pccompile.ops import definition
 from pccompile.ops.interpret import interpret
 from pccompile.ops.typer import Typer
-
-TAKES_TOKENS: dict[str, str] = {}
-"""The argument in which an operation takes integers whose values are not known. Everywhere else they are wiring."""
 
 
 class Unsupported(Exception):
@@ -96,18 +93,18 @@ class Lowering:
             whole = self.env[n["of"]]
             assert isinstance(whole, tuple)
             return whole[n["index"]]
-        if n.op in OPS and OPS[n.op].random:
+        if definition(n.op).random:
             return self._draw(n)
-        open_ = n.args.get(TAKES_TOKENS.get(n.op, ""))
+        own = circuit(n.op)
         for i in n.inputs:
-            if i != open_:
+            if own is None or i != n.args.get(own.tokens):
                 self.freeze(i)
         if all(isinstance(self.env[i], Const) for i in n.inputs):
             return self._folded(n)
-        if n.op not in HANDLERS:
+        if own is None:
             raise Unsupported("it is not among the operations that are built from units and projections")
         try:
-            return HANDLERS[n.op](self, n)
+            return own.build(self, n)
         except (ValueError, RuntimeError, IndexError) as e:
             raise Unsupported(f"for these shapes and arguments ({first_line(e)})") from e
 
@@ -174,6 +171,8 @@ class Lowering:
         if not isinstance(arg, Ref):
             return self.c.constant(np.asarray(arg, dtype=np.float64), self.node.name)
         match value := self.value(arg):
+            case Complex():
+                raise Unsupported("a complex number is read as a real one")
             case Signal():
                 return value.ids
             case Const():
@@ -186,6 +185,16 @@ class Lowering:
             case Choice():
                 return self._positions(value)
         raise Unsupported(f"input {value.source} is used as a number")
+
+    def parts(self, arg: Ref) -> Ids:
+        """The units of a tensor as [..., 2], real and imaginary parts; a real one has no imaginary part."""
+        value = self.value(arg)
+        if isinstance(value, Complex):
+            return value.ids
+        if isinstance(value, Const) and value.tensor.is_complex():
+            return self.c.constant(torch.view_as_real(value.tensor.to(torch.complex128)).numpy(), self.node.name)
+        ids = self.ids(arg)
+        return np.stack([ids, np.zeros_like(ids)], -1)
 
     def _positions(self, choice: Choice) -> Ids:
         """Units that hold, as a number, the position that was chosen."""

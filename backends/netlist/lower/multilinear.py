@@ -13,7 +13,7 @@ from pccompile.backends.netlist.circuit import Ids, finite
 from pccompile.backends.netlist.lower.lowering import Lowering, Unsupported
 from pccompile.backends.netlist.lower.registry import lowers
 from pccompile.backends.netlist.lower.selection import windows
-from pccompile.backends.netlist.lower.values import Const, Param, Signal, Value, Values
+from pccompile.backends.netlist.lower.values import Complex, Const, Param, Signal, Value, Values
 from pccompile.ir import Node, Ref
 
 
@@ -131,8 +131,10 @@ def _order(ids: Ids, whole: Ids) -> list[int]:
 @lowers("aten.mm.default", "aten.bmm.default", "aten.matmul.default", "aten.mv.default", "aten.dot.default")
 def multiplied(lo: Lowering, n: Node) -> Values:
     """A matrix product; with a parameter or a constant on one side it is one projection."""
-    left, right = (n[a] for a in OPERANDS[n.op.split(".")[1]])
+    left, right = (a for a in n.args.values() if isinstance(a, Ref))
     first, second = lo.value(left), lo.value(right)
+    if isinstance(first, Complex) or isinstance(second, Complex):
+        return _complex_product(lo, left, right)
     held = matrix(lo, second)
     if held and not isinstance(first, Const):
         param, transposed, stored = held
@@ -147,13 +149,19 @@ def multiplied(lo: Lowering, n: Node) -> Values:
     return Signal(contracted(lo, x, y).reshape(lo.shape()))
 
 
-OPERANDS = {
-    "mm": ("self", "mat2"),
-    "bmm": ("self", "mat2"),
-    "matmul": ("self", "other"),
-    "mv": ("self", "vec"),
-    "dot": ("self", "tensor"),
-}
+def _complex_product(lo: Lowering, left: Ref, right: Ref) -> Values:
+    """(a + bi)(c + di) = ac − bd + (ad + bc) i, of matrices."""
+    x, y = lo.parts(left), lo.parts(right)
+    if x.ndim < 3 or y.ndim < 3:
+        raise Unsupported("a complex product with a vector")
+    a, b, c, d = x[..., 0], x[..., 1], y[..., 0], y[..., 1]
+    ac, bd, ad, bc = (contracted(lo, u, v, f"part{i}") for i, (u, v) in enumerate(((a, c), (b, d), (a, d), (b, c))))
+    name = lo.population("sum", (*ac.shape, 2), [ac, bd, ad, bc])
+    zero = np.zeros_like(ac)
+    lo.c.project(np.stack([ac, ad], -1), name)
+    lo.c.project(np.stack([bd, zero], -1), name, gain=-1.0)
+    lo.c.project(np.stack([zero, bc], -1), name)
+    return Complex(lo.c.ids(name).reshape(*lo.shape(), 2))
 
 
 @lowers("aten.convolution.default")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pccompile.backends.netlist.circuit import grouped
-from pccompile.backends.netlist.lower.linear import reduced, rows, weighted
+from pccompile.backends.netlist.lower.linear import axes, reduced, rows, weighted
 from pccompile.backends.netlist.lower.lowering import Lowering, Unsupported
 from pccompile.backends.netlist.lower.registry import lowers
 from pccompile.backends.netlist.lower.values import Choice, Const, Signal, Values
@@ -72,7 +72,7 @@ def _spread(value: object, rank: int) -> tuple[int, ...]:
 @lowers("aten.max_pool2d_with_indices.default", "aten.max_pool3d_with_indices.default")
 def max_pool(lo: Lowering, n: Node) -> Values:
     """The largest entry of each window."""
-    rank = 2 if "2d" in n.op else 3
+    rank = axes(n.op)
     ids = lo.ids(n["self"])
     shape = first_shape(n)
     kernel, padding, dilation = (_spread(n[a], rank) for a in ("kernel_size", "padding", "dilation"))
@@ -87,7 +87,7 @@ def max_pool(lo: Lowering, n: Node) -> Values:
 @lowers("aten.adaptive_max_pool2d.default", "aten.adaptive_max_pool3d.default")
 def adaptive_max_pool(lo: Lowering, n: Node) -> Values:
     """The largest entry of each of as many windows as are asked for: from ⌊i s / o⌋ up to ⌈(i + 1) s / o⌉."""
-    rank = 2 if "2d" in n.op else 3
+    rank = axes(n.op)
     ids, shape = lo.ids(n["self"]), first_shape(n)
     size, out = ids.shape[-rank:], shape[-rank:]
     places = np.arange(math.prod(size)).reshape(size)
@@ -108,7 +108,7 @@ def extreme(lo: Lowering, n: Node) -> Values:
     """The largest or smallest entry over some axes. Where several are equal, the first alone is chosen."""
     ids = lo.ids(n["self"])
     table = rows(ids, reduced(n, ids.ndim)).reshape(*lo.shape(), -1)
-    return Signal(lo.c.ids(select(lo, table, smallest="min" in n.op.split(".")[1])))
+    return Signal(lo.c.ids(select(lo, table, smallest=n.op in ("aten.amin.default", "aten.min.default"))))
 
 
 def _along(lo: Lowering, n: Node, count: int, ranks: np.ndarray | None, smallest: bool, keep: bool) -> Values:
@@ -140,7 +140,7 @@ def position(lo: Lowering, n: Node) -> Values:
     """Where the largest or smallest entry along an axis is."""
     if n["dim"] is None:
         raise Unsupported("over all axes")
-    found = _along(lo, n, 1, None, "min" in n.op, bool(n["keepdim"]))
+    found = _along(lo, n, 1, None, n.op == "aten.argmin.default", bool(n["keepdim"]))
     assert isinstance(found, tuple)
     return found[1]
 
@@ -164,7 +164,7 @@ def ranked(lo: Lowering, n: Node) -> Values:
     """The k-th smallest entry along an axis; the median is the lower of two."""
     ids = lo.ids(n["self"])
     count = ids.shape[int(n["dim"])] if ids.ndim else 1
-    k = n["k"] - 1 if "kth" in n.op else (count - 1) // 2
+    k = n["k"] - 1 if "k" in n.args else (count - 1) // 2
     return _along(lo, n, 1, np.array([k]), True, bool(n["keepdim"]))
 
 

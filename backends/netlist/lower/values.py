@@ -25,6 +25,11 @@ class Signal:
 
 
 @dataclass(frozen=True)
+class Complex(Signal):
+    """Units of complex numbers: the real part's and the imaginary one's along a last axis of length 2."""
+
+
+@dataclass(frozen=True)
 class Param:
     """A parameter of the model, or its matrix transpose, that no units hold yet."""
 

@@ -2,62 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
-from pccompile.backends.netlist.lower.lowering import TAKES_TOKENS, Lowering, Unsupported
-from pccompile.backends.netlist.lower.registry import lowers
-from pccompile.backends.netlist.lower.values import Choice, Const, Param, Signal, Tokens, Values
+from pccompile.backends.netlist.lower.lowering import Lowering, Unsupported
+from pccompile.backends.netlist.lower.registry import lowers, lowers_where
+from pccompile.backends.netlist.lower.values import Choice, Complex, Const, Param, Signal, Tokens, Values
 from pccompile.ir import Node, Ref, refs
 from pccompile.ops.functions import STOP
 
-MOVERS: dict[str, tuple[str, ...]] = {
-    **{f"aten.{name}": ("self",) for name in (
-        "reshape.default", "unsqueeze.default", "permute.default", "transpose.int", "t.default", "expand.default",
-        "select.int", "slice.Tensor", "flip.default", "tril.default", "triu.default", "diagonal.default",
-        "roll.default",
-        "repeat.default", "unfold.default", "pixel_shuffle.default", "pixel_unshuffle.default", "as_strided.default",
-        "index_select.default", "gather.default", "index.Tensor", "repeat_interleave.self_int", "diag_embed.default",
-        "channel_shuffle.default", "rot90.default", "select_backward.default", "slice_backward.default",
-        "alias_copy.default", "squeeze.dim", "squeeze.dims", "view.default", "movedim.int", "masked_fill.Scalar")},
-    "aten.cat.default": ("tensors",),
-    "aten.stack.default": ("tensors",),
-    "aten.constant_pad_nd.default": ("self",),
-    "aten.where.self": ("self", "other"),
-    "aten.scatter.src": ("self", "src"),
-    "aten.scatter.value": ("self",),
-    "aten.index_put.default": ("self", "values"),
-    "aten.slice_scatter.default": ("self", "src"),
-    "aten.select_scatter.default": ("self", "src"),
-    "aten.diagonal_scatter.default": ("self", "src"),
-    "aten.index_copy.default": ("self", "source"),
-}  # fmt: skip
-"""Operations that run on the numbers of units as they do on the units' states, and the arguments that are moved."""
-
-NUMBERS = ("aten.masked_fill.Scalar", "aten.scatter.value", "aten.constant_pad_nd.default")
-"""Operations that write the number `value` among the entries."""
-ZEROS = ("aten.tril.default", "aten.triu.default", "aten.diag_embed.default", "aten.select_backward.default",
-         "aten.slice_backward.default")  # fmt: skip
-"""Operations that write zeros among the entries: 0 is no token, and no position that was chosen."""
-OWN = ("aten.where.self", "aten.masked_fill.Scalar", "aten.gather.default", "aten.scatter.src", "aten.scatter.value",
-       "aten.index_put.default", "aten.index.Tensor", "aten.t.default", "aten.transpose.int")  # fmt: skip
-"""Operations that are more than moving, depending on their arguments."""
-TAKES_TOKENS.update({n: "self" for n, data in MOVERS.items() if data == ("self",) and n not in (*NUMBERS, *ZEROS)})
+PLACES = ("index", "indices", "mask", "condition")
+"""What arguments are called that say where entries are read or written, and are not moved themselves."""
 
 
-@lowers(*(name for name in MOVERS if name not in OWN))
+@lowers(
+    "aten.cat.default",
+    "aten.stack.default",
+    "aten.constant_pad_nd.default",
+    "aten.tril.default",
+    "aten.triu.default",
+    "aten.diag_embed.default",
+    "aten.select_backward.default",
+    "aten.slice_backward.default",
+    "aten.slice_scatter.default",
+    "aten.select_scatter.default",
+    "aten.diagonal_scatter.default",
+    "aten.index_copy.default",
+)
 def moved(lo: Lowering, n: Node) -> Values:
     """The result of a mover: the operation itself, run on the numbers of the units."""
-    data = MOVERS[n.op]
-    sources = list(refs(n.args[a] for a in data))
-    values = [lo.value(r) for r in sources]
-    if len(values) == 1 and isinstance(values[0], Tokens):
-        return Tokens(values[0].source, run(lo, n, {sources[0]: values[0].places}, 0))
-    if len(values) == 1 and isinstance(values[0], Choice) and n.op in TAKES_TOKENS:
-        return Choice(values[0].by, run(lo, n, {sources[0]: values[0].units}, 0), values[0].positions)
-    fill = n.args.get("value")
+    sources, fill = list(moves(n)), n.args.get("value")
+    if any(isinstance(lo.value(r), Complex) for r in sources):
+        if fill:
+            raise Unsupported("a number is written among complex ones")
+        parts = {r: lo.parts(r) for r in sources}
+        return Complex(np.stack([run(lo, n, {r: ids[..., i] for r, ids in parts.items()}, 0) for i in (0, 1)], -1))
     written = int(lo.ids(fill)[()]) if isinstance(fill, int | float) and fill else 0
     return Signal(run(lo, n, {r: lo.ids(r) for r in sources}, written))
+
+
+def moves(n: Node) -> Iterator[Ref]:
+    """The tensors whose entries a mover moves."""
+    return refs(a for name, a in n.args.items() if name not in PLACES)
+
+
+@lowers_where(lambda op: op.wiring and op.name.startswith("aten."), tokens="self")
+@lowers(
+    "aten.unfold.default",
+    "aten.as_strided.default",
+    "aten.index_select.default",
+    "aten.channel_shuffle.default",
+    "aten.rot90.default",
+    "aten.alias_copy.default",
+    tokens="self",
+)
+def picked(lo: Lowering, n: Node) -> Values:
+    """The result of a mover whose entries are all entries of its argument: of a choice, too, they are choices."""
+    value = lo.value(n["self"])
+    if isinstance(value, Tokens):
+        return Tokens(value.source, run(lo, n, {n["self"]: value.places}, 0))
+    if isinstance(value, Choice):
+        return Choice(value.by, run(lo, n, {n["self"]: value.units}, 0), value.positions)
+    return moved(lo, n)
 
 
 def run(lo: Lowering, n: Node, arrays: dict[Ref, np.ndarray], written: int) -> np.ndarray:
@@ -70,7 +78,7 @@ def run(lo: Lowering, n: Node, arrays: dict[Ref, np.ndarray], written: int) -> n
                 raise Unsupported("the places that it reads or writes depend on values")
             tensors[i] = found.tensor
     args = dict(n.args)
-    if n.op in NUMBERS:
+    if isinstance(args.get("value"), int | float):
         args["value"] = written
     result = lo.evaluated(Node(n.name, n.op, args, n.type), tensors)
     return np.asarray(result.numpy())
@@ -84,14 +92,14 @@ def written_once(written: np.ndarray, result: np.ndarray) -> np.ndarray:
     return result
 
 
-@lowers("aten.t.default", "aten.transpose.int")
+@lowers("aten.t.default", "aten.transpose.int", tokens="self")
 def transposed(lo: Lowering, n: Node) -> Values:
     """A transposed matrix; of a parameter it is the same parameter, read the other way."""
     found = lo.value(n["self"])
     if isinstance(found, Param) and len(lo.tensors[found.name].shape) == 2:
         swapped = n.op == "aten.t.default" or {n["dim0"] % 2, n["dim1"] % 2} == {0, 1}
         return Param(found.name, found.transposed != swapped)
-    return moved(lo, n)
+    return picked(lo, n)
 
 
 @lowers(STOP)
@@ -109,12 +117,12 @@ def passive(lo: Lowering, ids: np.ndarray) -> Signal:
     return Signal(lo.c.ids(name))
 
 
-@lowers("aten.gather.default")
+@lowers("aten.gather.default", tokens="self")
 def gathered(lo: Lowering, n: Node) -> Values:
     """Entries at given places, or at places that a select population chose."""
     index = lo.value(n["index"])
     if not isinstance(index, Choice):
-        return moved(lo, n)
+        return picked(lo, n)
     x = np.moveaxis(lo.ids(n["self"]), n["dim"], -1)
     table = _candidates(index, x, n["dim"])
     return _routed(lo, index.by, index.units, table)
@@ -130,13 +138,13 @@ def _routed(lo: Lowering, by: str, units: np.ndarray, table: np.ndarray) -> Sign
     return Signal(lo.c.ids(name))
 
 
-@lowers("aten.index.Tensor")
+@lowers("aten.index.Tensor", tokens="self")
 def indexed(lo: Lowering, n: Node) -> Values:
     """Entries at given places, or whole rows that a select population chose: the weights of an expert."""
     first, *rest = n["indices"]
     index = None if first is None else lo.value(first)
     if not isinstance(index, Choice) or rest or not index.positions.size:
-        return moved(lo, n)
+        return picked(lo, n)
     rows = lo.ids(n["self"])[index.positions[index.units]]
     rows = np.moveaxis(rows, index.units.ndim, -1)
     units = np.broadcast_to(
@@ -187,7 +195,7 @@ def scattered(lo: Lowering, n: Node) -> Values:
     return Signal(lo.c.ids(name))
 
 
-@lowers("aten.embedding.default")
+@lowers("aten.embedding.default", tokens="indices")
 def embedded(lo: Lowering, n: Node) -> Values:
     """Rows of a table: those of fixed indices are wiring; for tokens, one-hot units are multiplied with the table."""
     indices, table = lo.value(n["indices"]), lo.value(n["weight"])
@@ -207,9 +215,6 @@ def embedded(lo: Lowering, n: Node) -> Values:
         still = passive(lo, ids).ids
         ids = np.where((indices.tensor == padding).numpy()[..., None], still, ids)
     return Signal(ids)
-
-
-TAKES_TOKENS["aten.embedding.default"] = "indices"
 
 
 def one_hot(lo: Lowering, tokens: Tokens, classes: int) -> np.ndarray:
