@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pccompile.backends.torch.code import name
 from pccompile.backends.torch.layout import STEP, WIDTH, filled, listed
 from pccompile.backends.torch.printer import Printer
 from pccompile.backends.torch.spell import Speller
@@ -37,8 +38,8 @@ def _function(block: Block, speller: Speller, reserved: Iterable[str], adds: boo
     }
     lines = printer.run({})
     for key, r in block.stored.items():
-        if printer.names.spell(r) != entries[key]:
-            lines += [f"    {entries[key]} = {printer.names.spell(r)}{'.clone()' if key in block.copied else ''}"]
+        if printer.names.text(r) != entries[key]:
+            lines += [f"    {entries[key]} = {printer.names.text(r)}{'.clone()' if key in block.copied else ''}"]
     block.more = (*sorted(speller.dims), *(["device"] if speller.device else []))
     speller.dims, speller.device = outer[0] | speller.dims, outer[1] or speller.device
     handed = [n for r, n in names.items() if r not in block.taken]
@@ -48,9 +49,9 @@ def _function(block: Block, speller: Speller, reserved: Iterable[str], adds: boo
     start += [f"    {taken[0]} = context.pop()"] if len(taken) == 1 else []
     head = [f"def {block.name}({', '.join(given)}):"]
     if len(head[0]) > WIDTH:
-        head = [f"def {block.name}(", *filled(given, STEP), "):"]
+        head = [f"def {block.name}(", *filled(map(name, given), STEP), "):"]
     about = [f"    # {block.about}"] if block.about else []
-    returned = [f"    return {', '.join(map(printer.names.spell, block.returned))}"] if block.returned else []
+    returned = [f"    return {', '.join(map(printer.names.text, block.returned))}"] if block.returned else []
     while lines and not lines[0] and not about and not start:
         lines.pop(0)
     return [*head, *about, *start, *lines, *returned]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+from pccompile.backends.torch.code import Expr, name
 from pccompile.backends.torch.layout import listed
+from pccompile.backends.torch.spell import Spelled
 from pccompile.backends.torch.statements import Block, Function, Loop, Statement, loops_of
 from pccompile.ir import Ref
 
@@ -114,19 +116,21 @@ def opened(names: Sequence[str], part: str, by_place: bool) -> list[str]:
     return single if by_place and not part and len(single) < len(whole.splitlines()) else [whole]
 
 
-def arguments(s: Statement, block: Block, spell: Callable[[Ref], str], places: Mapping[Ref, int]) -> list[str]:
+def arguments(s: Statement, block: Block, spelled: Spelled, places: Mapping[Ref, int]) -> list[Expr]:
     """The arguments of a call: tables, values, those that stand together in the context as a part of it, and words."""
     values = [r for own, r in zip(block.values, s.args["values"], strict=True) if own not in block.taken]
-    texts: list[str] = []
+    parts: list[Expr] = []
     i = 0
     while i < len(values):
         first = places.get(values[i])
         j = i + 1
         while first is not None and j < len(values) and places.get(values[j]) == first + j - i:
             j += 1
-        texts.append(spell(values[i]) if first is None or j == i + 1 else f"*context[{first}:{first + j - i or ''}]")
+        together = None if first is None or j == i + 1 else f"*context[{first}:{first + j - i or ''}]"
+        parts.append(spelled(values[i]) if together is None else name(together))
         i = j
-    return [*block.tables, *(["context"] if block.taken else []), *texts, *s.args["words"], *block.more]
+    context = ["context"] if block.taken else []
+    return [*map(name, (*block.tables, *context)), *parts, *map(name, (*s.args["words"], *block.more))]
 
 
 def _calls(f: Function) -> dict[Block, list[Statement]]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from pccompile.backends.torch.block_text import print_blocks
+from pccompile.backends.torch.code import quoted
 from pccompile.backends.torch.context import kept_together, opened, pieces, read_by_calls, taken_once
 from pccompile.backends.torch.headings import Headings
 from pccompile.backends.torch.keys import Gradient, gradient_keys, table_of
-from pccompile.backends.torch.layout import dictionary, folded, listed, recorded
+from pccompile.backends.torch.layout import STEP, dictionary, folded, listed, recorded
 from pccompile.backends.torch.lists import listable
 from pccompile.backends.torch.loss import Clamp
 from pccompile.backends.torch.lower import lower
@@ -24,7 +25,7 @@ from pccompile.backends.torch.reserved import ARGUMENTS, DOC, STOPPING, SWEEP
 from pccompile.backends.torch.runs import Uses
 from pccompile.backends.torch.signature import Signature
 from pccompile.backends.torch.source_map import SourceMap, source_map
-from pccompile.backends.torch.spell import Speller, quoted
+from pccompile.backends.torch.spell import Speller
 from pccompile.backends.torch.statements import Function, Key
 from pccompile.ir import PCGraph, Program, Ref, flat
 from pccompile.ir.names import Namer
@@ -199,7 +200,7 @@ class File:
         later = [(name, build()) for name, build in self.bodies()]
         parts = [
             ("predict", self.predict()),
-            *(("clamp", lines) for lines in self.clamp.lines(self.speller, self.reserved, self.signature.moving)),
+            *self.clamp.functions(self.speller, self.reserved, self.signature.moving),
             *later,
             *([] if self.lowered.sweep.lines else [(SWEEP, self.signature.both())]),
             ("step", self.signature.step()),
@@ -242,9 +243,9 @@ class File:
         printer.together = {call: (printer.names.namer("kept"), rs) for call, rs in groups.items()}
         lines = printer.run(late)
         dims = self.dims | (self.speller.dims & set(self.pc.graph.dims))
-        outputs = "".join(f"{printer.names.spell(f.results['output', o])}, " for o in self.pc.graph.outputs).strip()
-        predictions = {key: printer.names.spell(v) for key, v in f.results.items() if key[0] == "prediction"}
-        shown = folded(f"    {recorded(predictions)}") if self.record else []
+        outputs = "".join(f"{printer.names.text(f.results['output', o])}, " for o in self.pc.graph.outputs).strip()
+        predictions = {key: printer.names.spelled(v) for key, v in f.results.items() if key[0] == "prediction"}
+        shown = folded("", recorded(predictions), STEP) if self.record else []
         handed = {r: self.names[r] for r in self.lowered.context}
         for name, members in printer.together.values():
             handed |= dict.fromkeys(members, "") | pieces(name, members, places)
@@ -297,7 +298,7 @@ class File:
         for k in shared & set(decided):
             decided[k].args = {**decided[k].args, "copy": True}
         lines = printer.run({})
-        results: dict[Key, str] = {k: printer.names.spell(v) for k, v in f.results.items()}
+        results: dict[Key, str] = {k: printer.names.text(v) for k, v in f.results.items()}
         results |= {k: f"{results[k]}.clone()" for k in shared - set(decided)}
         self.expressions |= {(name, k): text for k, text in results.items()}
         dims = self.speller.dims & set(self.pc.graph.dims)

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
-from pccompile.backends.torch.spell import quoted
+from pccompile.backends.torch.code import quoted
 from pccompile.backends.torch.statements import Label
 from pccompile.backends.torch.writer import Writer
 from pccompile.ir import Arg, Argument, Do, Ref

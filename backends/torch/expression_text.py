@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 
+from pccompile.backends.torch.code import Expr, call, literal, members, method, name, quoted, template
 from pccompile.backends.torch.dataflow import Dataflow
-from pccompile.backends.torch.spell import Speller, atom, quoted
+from pccompile.backends.torch.spell import Speller
 from pccompile.backends.torch.statements import Role, Statement, fresh
 from pccompile.backends.torch.value_names import ValueNames
 from pccompile.ir import Ref
@@ -26,60 +28,61 @@ class Expressions:
         """An entry of a table."""
         return f"{table}[{self.keys.get((table, key)) or quoted(key)}]"
 
-    def of(self, s: Statement) -> str:
+    def of(self, s: Statement) -> Expr:
         """What a statement computes."""
-        spell, inlined = self.names.spell, self.names.inlined
+        spelled, inlined = self.names.spelled, self.names.inlined
         if s.each:
             return self.of_each(s)
         match s.op:
             case "leaf":
-                return self.entry(s.args["table"], s.args["key"]) + (".clone()" if s.args.get("clone") else "")
+                entry = name(self.entry(s.args["table"], s.args["key"]))
+                return method(entry, "clone") if s.args.get("clone") else entry
             case "given":
-                return self.entry(s.args["table"], s.args["key"]) if "table" in s.args else str(s.args["text"])
+                own = name(self.entry(s.args["table"], s.args["key"])) if "table" in s.args else None
+                return own or template(s.args["text"])
             case "alias":
-                return spell(s.args["of"])
+                return spelled(s.args["of"])
             case "several":
-                return f"[{', '.join(map(spell, s.args['of']))}]"
+                return members(map(spelled, s.args["of"]))
             case "pick":
-                return f"{spell(s.args['of'])}[{s.args['index']}]"
+                return ast.Subscript(spelled(s.args["of"]), literal(s.args["index"]))
             case "mix":
-                return self.speller.mix(s.args, spell)
+                return self.speller.mix(s.args, spelled)
             case "clamp" | "clamp_constants":
-                outputs = ", ".join(map(spell, s.args["outputs"]))
-                constants = f", {spell(s.args['constants'])}" if "constants" in s.args else ""
-                name = "clamp_errors" if s.op == "clamp" else s.op
-                return f"{name}(({outputs},), targets{constants})"
+                outputs = ast.Tuple([*map(spelled, s.args["outputs"])])
+                constants = [spelled(s.args["constants"])] if "constants" in s.args else []
+                return call("clamp_errors" if s.op == "clamp" else s.op, outputs, name("targets"), *constants)
         if self.flow.labels[s.target].role is Role.GRADIENT and s.op in ("aten.neg.default", "aten.mul.Tensor"):
             source = s.args["self"]
             if source in inlined and fresh(self.flow.made[source], self.flow.made):
-                return f"{atom(inlined[source])}.{scaling(s)}"
+                return scaled(inlined[source], s)
         if s.over and s.op == "aten.mul.Tensor" and self._views_its_own(s):
-            return f"{atom(inlined[s.args['self']])}.mul_({self.speller.arg(s.args['other'], spell)})"
-        return self.speller.call(s.op, s.args, spell)
+            return method(inlined[s.args["self"]], "mul_", self.speller.arg(s.args["other"], spelled))
+        return self.speller.call(s.op, s.args, spelled)
 
-    def of_each(self, s: Statement) -> str:
+    def of_each(self, s: Statement) -> Expr:
         """The list of what a statement computes of each member of its lists."""
         lists: dict[Ref, str] = {}
-        text = self._member(s, lists)
-        through = [self.names.spell(r) for r in lists]
-        if len(lists) == 1:
-            return f"[{text} for {', '.join(lists.values())} in {through[0]}]"
-        return f"[{text} for {', '.join(lists.values())} in zip({', '.join(through)})]"
+        each = self._member(s, lists)
+        through, own = [self.names.spelled(r) for r in lists], [name(n) for n in lists.values()]
+        whole = through[0] if len(own) == 1 else call("zip", *through)
+        target = own[0] if len(own) == 1 else ast.Tuple([*own])
+        return ast.ListComp(each, [ast.comprehension(target, whole, [], 0)])
 
-    def _member(self, s: Statement, lists: dict[Ref, str]) -> str:
+    def _member(self, s: Statement, lists: dict[Ref, str]) -> Expr:
         """What a statement computes of the members that are called as `lists` says, which grows by what it reads."""
 
-        def spell(value: Ref) -> str:
+        def spelled(value: Ref) -> Expr:
             inner = self.flow.made.get(value)
             if value not in s.each:
-                return self.names.spell(value)
+                return self.names.spelled(value)
             if inner is not None and inner.each and value in self.names.inlined:
                 return self._member(inner, lists)
             if len(lists) == len(self.members):
                 self.members.append(self.names.namer("error"))
-            return lists.setdefault(value, self.members[len(lists)])
+            return name(lists.setdefault(value, self.members[len(lists)]))
 
-        return self.speller.call(s.op, s.args, spell)
+        return self.speller.call(s.op, s.args, spelled)
 
     def _views_its_own(self, s: Statement) -> bool:
         """Whether a statement reads another shape of memory that nothing else reads."""
@@ -89,6 +92,6 @@ class Expressions:
         return s.even and reader is not s and source is not None and self.flow.alone(source.target, reader)
 
 
-def scaling(s: Statement) -> str:
-    """The method call that negates a tensor, or multiplies it by a number, in place."""
-    return "neg_()" if s.op == "aten.neg.default" else f"mul_({s.args['other']!r})"
+def scaled(of: Expr, s: Statement) -> Expr:
+    """A tensor, negated or multiplied by a number in place, as `s` says."""
+    return method(of, "neg_") if s.op == "aten.neg.default" else method(of, "mul_", literal(s.args["other"]))

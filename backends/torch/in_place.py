@@ -6,7 +6,6 @@ where its memory belongs to the loop alone: a value that a loop starts from is c
 
 from __future__ import annotations
 
-import ast
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,9 +33,8 @@ def is_number(arg: object, made: Mapping[Ref, Statement], arguments: Collection[
     if isinstance(arg, int | float):
         return True
     s = made.get(arg) if isinstance(arg, Ref) else None
-    if s is None or s.op != "given":
-        return False
-    return {n.id for n in ast.walk(ast.parse(s.args["text"])) if isinstance(n, ast.Name)} <= set(arguments)
+    numbers = s.args.get("numbers") if s else None
+    return numbers is not None and set(numbers) <= set(arguments)
 
 
 class _InPlace:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import ast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from pccompile.backends.torch.spell import quoted
+from pccompile.backends.torch.code import TIGHT, Expr, binds, call, literal, name, quoted, text
 
 WIDTH = 120
 STEP = "    "
-OPENING, CLOSING = "([{", ")]}"
+CUT = (ast.Add, ast.Sub, ast.Mult, ast.MatMult)
+"""The operators before which a line may end."""
 
 
 def listed(names: Sequence[str], indent: str = STEP, room: int = WIDTH - 30) -> str:
@@ -17,7 +19,7 @@ def listed(names: Sequence[str], indent: str = STEP, room: int = WIDTH - 30) -> 
     line = f"[{', '.join(names)}]"
     if len(line) < room:
         return line
-    return "\n".join(["[", *filled(names, indent + STEP), f"{indent}]"])
+    return "\n".join(["[", *filled(map(name, names), indent + STEP), f"{indent}]"])
 
 
 def dictionary(entries: Mapping[str, str], more: str = "", indent: str = STEP) -> str:
@@ -28,124 +30,140 @@ def dictionary(entries: Mapping[str, str], more: str = "", indent: str = STEP) -
     return "\n".join(["{", *first, *(f"{indent}{STEP}{quoted(k)}: {v}," for k, v in entries.items()), f"{indent}}}"])
 
 
-def filled(items: Sequence[str], indent: str) -> list[str]:
+def table(entries: Mapping[str, Expr]) -> ast.Dict:
+    """`{"a": x, …}`."""
+    return ast.Dict([*map(literal, entries)], [*entries.values()])
+
+
+def recorded(shown: Mapping[tuple[str, str], Expr]) -> Expr:
+    """The call that shows a trace of inference these values, slot by slot and vertex by vertex."""
+    slots: dict[str, dict[str, Expr]] = {}
+    for (slot, vertex), value in shown.items():
+        slots.setdefault(slot, {})[vertex] = value
+    return call("record", table({slot: table(values) for slot, values in slots.items()}))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of an expression: `of`, between parentheses where it binds less than `least`, with text around it."""
+
+    of: Expr
+    before: str = ""
+    behind: str = ""
+    least: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.before}{text(self.of, self.least)}{self.behind}"
+
+
+def filled(items: Iterable[Expr | ast.keyword], indent: str) -> list[str]:
     """`items` with a comma behind each, as many on a line as fit."""
     rows = [indent]
     for item in items:
-        if len(rows[-1]) + len(item) + 2 > WIDTH and rows[-1] != indent:
+        piece = Piece(item.value, f"{item.arg}=") if isinstance(item, ast.keyword) else Piece(item)
+        flat = str(piece)
+        if len(rows[-1]) + len(flat) + 2 > WIDTH and rows[-1] != indent:
             rows.append(indent)
-        if len(indent) + len(item) >= WIDTH:
-            *first, last = _expression(item, indent)
+        if len(indent) + len(flat) >= WIDTH:
+            *first, last = _lines(piece, indent)
             rows[-1:] = [*first, f"{last},", indent]
         else:
-            rows[-1] += f"{item}, "
+            rows[-1] += f"{flat}, "
     return [row.rstrip() for row in rows if row != indent]
 
 
-def recorded(shown: Mapping[tuple[str, str], str]) -> str:
-    """The call that shows a trace of inference these values, slot by slot and vertex by vertex."""
-    slots: dict[str, list[str]] = {}
-    for (slot, name), text in shown.items():
-        slots.setdefault(slot, []).append(f"{quoted(name)}: {text}")
-    entries = [f"{quoted(slot)}: {{{', '.join(parts)}}}" for slot, parts in slots.items()]
-    return f"record({{{', '.join(entries)}}})"
+def folded(head: str, value: Expr, indent: str = "") -> list[str]:
+    """The statement `head`, which ends in ` = ` or the like or is empty, and behind it `value`.
 
-
-def folded(line: str) -> list[str]:
-    """`line` as it is, or where it is too long, a call's arguments or an assignment's value on lines of their own."""
-    indent = line[: len(line) - len(line.lstrip())]
-    if len(line) <= WIDTH or line.startswith(f"{indent}#"):
+    Where it is too long, a call's arguments or an assignment's value stand on lines of their own.
+    """
+    line = f"{indent}{head}{text(value)}"
+    if len(line) <= WIDTH:
         return [line]
-    at = re.search(r" \+?= ", _blanked(line))
-    head, value = (line[: at.end()], line[at.end() :]) if at else (indent, line[len(indent) :])
-    if opened := _opened(value, indent):
-        return [head + opened[0].lstrip(), *opened[1:]]
-    return [f"{head}(", *_expression(value, indent + STEP), f"{indent})"] if at else [line]
+    if opened := _opened(Piece(value), indent):
+        return [f"{indent}{head}{opened[0].lstrip()}", *opened[1:]]
+    return [f"{indent}{head}(", *_lines(Piece(value), indent + STEP), f"{indent})"] if head else [line]
 
 
-def _expression(text: str, indent: str) -> list[str]:
+def deleted(names: Iterable[str], indent: str) -> list[str]:
+    """The lines that free values."""
+    line = f"{indent}del {', '.join(names)}"
+    if len(line) < WIDTH:
+        return [line]
+    return [f"{indent}del (", *filled(map(name, names), indent + STEP), f"{indent})"]
+
+
+def _lines(piece: Piece, indent: str) -> list[str]:
     """An expression over several lines, where it is too long for one that ends in a comma."""
-    if len(indent) + len(text) < WIDTH:
-        return [indent + text]
-    if opened := _opened(text, indent):
+    line = f"{indent}{piece}"
+    if len(line) < WIDTH:
+        return [line]
+    if opened := _opened(piece, indent):
         return opened
-    operands = _operands(text)
-    return [line for o in operands for line in _expression(o, indent)] if len(operands) > 1 else [indent + text]
+    operands = [*_operands(piece)]
+    return [row for o in operands for row in _lines(o, indent)] if len(operands) > 1 else [line]
 
 
-def _opened(text: str, indent: str) -> list[str]:
+def _operands(piece: Piece) -> Iterator[Piece]:
+    """The operands of a sum or a product, each but the first behind its sign."""
+    e = piece.of
+    if not isinstance(e, ast.BinOp) or not isinstance(e.op, CUT) or binds(e) < piece.least:
+        yield piece
+        return
+    sign, own = text(ast.BinOp(name(""), e.op, name(""))).strip(), binds(e)
+    yield from _operands(Piece(e.left, piece.before, "", own))
+    yield from _operands(Piece(e.right, f"{sign} ", piece.behind, own + 1))
+
+
+def _opened(piece: Piece, indent: str) -> list[str]:
     """A call, a list or a group, with a little more behind it perhaps, its contents on lines of their own.
 
     Behind the last entry of a call or a list a comma means nothing; behind that of a group or an index it would.
     """
-    start = re.match(r"[-+*@ ]*(for [\w, ]+ in )?(del \(|[\w.]*\(|\[)", text)
-    end = _closing(text, start.end() - 1) if start else -1
-    if start is None or len(text) - end > WIDTH // 2 or len(_operands(text)) > 1:
+    inside, least, behind = piece.of, piece.least, piece.behind
+    before = piece.before
+    while True:
+        if binds(inside) < least:
+            start, rows = "(", _lines(Piece(inside), indent + STEP)
+            break
+        match inside:
+            case ast.UnaryOp(op=ast.USub(), operand=of):
+                inside, least, before = of, binds(inside), f"{before}-"
+                continue
+            case ast.Call(func=function, args=args, keywords=keywords) if _dotted(function):
+                start, rows = f"{text(function)}(", filled([*args, *keywords], indent + STEP)
+            case ast.List(elts=entries):
+                start, rows = "[", filled(entries, indent + STEP)
+            case ast.ListComp(elt=made, generators=[clause]):
+                through = Piece(clause.iter, f"for {text(clause.target).strip('()')} in ")
+                start, rows = "[", [*_lines(Piece(made), indent + STEP), *_lines(through, indent + STEP)]
+            case ast.Call(func=of) | ast.Attribute(value=of) | ast.Subscript(value=of) if not isinstance(of, ast.Name):
+                behind = text(_upon(inside, name(""))) + behind
+                inside, least = of, TIGHT
+                continue
+            case _:
+                return []
+        break
+    closing = "]" if start == "[" else ")"
+    if len(behind) + 1 > WIDTH // 2:
         return []
-    inside, group = text[start.end() : end], start.group().lstrip("-+*@ ") == "("
-    if clauses := _clauses(inside):
-        lines = [line for clause in clauses for line in _expression(clause, indent + STEP)]
-    else:
-        lines = _expression(inside, indent + STEP) if group else filled(_arguments(inside), indent + STEP)
-    return [indent + start.group(), *lines, indent + text[end:]]
+    return [f"{indent}{before}{start}", *rows, f"{indent}{closing}{behind}"]
 
 
-def _clauses(text: str) -> list[str]:
-    """What a comprehension makes, and what it goes through; nothing for other text."""
-    depth, blank = 0, _blanked(text)
-    for i, c in enumerate(blank):
-        depth += (c in OPENING) - (c in CLOSING)
-        if depth == 0 and blank[i:].startswith(" for "):
-            return [text[:i], text[i + 1 :]]
-    return []
+def _dotted(e: Expr) -> bool:
+    """Whether an expression is a name, or an attribute of one: no text behind it begins with a bracket."""
+    while isinstance(e, ast.Attribute):
+        e = e.value
+    return isinstance(e, ast.Name) and e.id.replace(".", "").isidentifier()
 
 
-def _operands(text: str) -> list[str]:
-    """The operands of a sum or a product, each but the first behind its sign."""
-    depth, cuts, blank = 0, [0], _blanked(text)
-    for i, c in enumerate(blank):
-        depth += (c in OPENING) - (c in CLOSING)
-        if depth == 0 and i and re.match(r" [-+*@] ", blank[i:]):
-            cuts.append(i + 1)
-    return [text[a:b].strip() for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
-
-
-def _closing(text: str, start: int) -> int:
-    """Where the bracket closes that opens at `start`."""
-    depth = 0
-    for i, c in enumerate(_blanked(text)):
-        depth += ((c in OPENING) - (c in CLOSING)) * (i >= start)
-        if depth == 0 and i > start:
-            return i
-    return -1
-
-
-def _arguments(text: str) -> list[str]:
-    """The parts of a call's arguments, split at the commas between them."""
-    depth, start, parts = 0, 0, []
-    for i, c in enumerate(_blanked(text)):
-        depth += (c in OPENING) - (c in CLOSING)
-        if c == "," and depth == 0:
-            parts.append(text[start:i].strip())
-            start = i + 1
-    return [p for p in (*parts, text[start:].strip()) if p]
-
-
-def _blanked(text: str) -> str:
-    """`text` with the contents of its string literals, which `quoted` wrote, made blank."""
-    found, inside, skip = [], False, False
-    for c in text:
-        if inside and (skip or c == "\\"):
-            skip = not skip
-            found.append(" ")
-            continue
-        if c == '"':
-            inside = not inside
-        found.append(" " if inside else c)
-    return "".join(found)
-
-
-def deleted(names: Iterable[str], depth: int) -> str:
-    """The line that frees values."""
-    line = f"del {', '.join(names)}"
-    return line if len(line) < WIDTH - len(STEP) * depth else f"del ({line[4:]})"
+def _upon(e: Expr, of: Expr) -> Expr:
+    """A call, an attribute or an index of something else."""
+    match e:
+        case ast.Call(args=args, keywords=keywords):
+            return ast.Call(of, args, keywords)
+        case ast.Attribute(attr=attribute):
+            return ast.Attribute(of, attribute)
+        case ast.Subscript(slice=at):
+            return ast.Subscript(of, at)
+    raise AssertionError(ast.dump(e))

@@ -55,36 +55,38 @@ class Clamp:
         """Whether something of the errors is computed once."""
         return bool(self.parts.constants)
 
-    def lines(self, speller: Speller, reserved: Iterable[str], moving: bool) -> list[list[str]]:
-        """The lines of each function. moving: inference evaluates the loss."""
+    def functions(self, speller: Speller, reserved: Iterable[str], moving: bool) -> list[tuple[str, list[str]]]:
+        """Each function by name, as lines. moving: inference evaluates the loss."""
         if self.loss is None:
             return self._squared(moving)
         value = self._function(
             self.whole, "clamp(outputs, targets)", "The loss, and minus its gradient at each output.", speller, reserved
         )
         if not moving:
-            return [["@torch.no_grad()", *value]]
+            return [("clamp", ["@torch.no_grad()", *value])]
         given = "outputs, targets" + ", loss_constants" * self.has_constants
         said = "Minus the gradient of the loss at each output, without its value."
-        functions = [self._function(self.parts.errors, f"clamp_errors({given})", said, speller, reserved)]
+        functions = [
+            ("clamp_errors", self._function(self.parts.errors, f"clamp_errors({given})", said, speller, reserved))
+        ]
         if self.has_constants:
             said = "What `clamp_errors` needs of the targets, and of the shapes of the outputs alone."
             constants = Function(self.parts.fixed.lines, self.parts.fixed.results)
             head = "clamp_constants(outputs, targets)"
-            functions.insert(0, self._function(constants, head, said, speller, reserved))
-        return [["@torch.no_grad()", *value], *functions]
+            functions.insert(0, ("clamp_constants", self._function(constants, head, said, speller, reserved)))
+        return [("clamp", ["@torch.no_grad()", *value]), *functions]
 
-    def _squared(self, moving: bool) -> list[list[str]]:
+    def _squared(self, moving: bool) -> list[tuple[str, list[str]]]:
         zeros = {j: f"torch.zeros_like(outputs[{j}])" for j in self.indices if j >= self.results}
         each = (zeros.get(j, f"targets[{i}] - outputs[{j}]") for i, j in enumerate(self.indices))
         errors = f"[{', '.join(each)}]"
         terms = [f"0.5 * output_errors[{i}].square().sum()" for i, j in enumerate(self.indices) if j not in zeros]
         loss = " + ".join(terms) or "torch.zeros(())"
         if not moving:
-            return [VALUE.format(errors=errors, loss=loss).splitlines()]
+            return [("clamp", VALUE.format(errors=errors, loss=loss).splitlines())]
         return [
-            ERRORS.format(errors=errors).splitlines(),
-            VALUE.format(errors="clamp_errors(outputs, targets)", loss=loss).splitlines(),
+            ("clamp_errors", ERRORS.format(errors=errors).splitlines()),
+            ("clamp", VALUE.format(errors="clamp_errors(outputs, targets)", loss=loss).splitlines()),
         ]
 
     def _function(self, f: Function, head: str, said: str, speller: Speller, reserved: Iterable[str]) -> list[str]:
@@ -97,7 +99,7 @@ class Clamp:
         lines = printer.run({})
         returned = self._returned(f, printer)
         first = [f"def {head}:", f'    """{said}"""']
-        if speller.device or any("device=device" in line for line in (*lines, returned)):
+        if speller.device:
             first.append("    device = outputs[0].device")
         for dim in sorted(speller.dims & set(loss.pc.graph.dims)):
             source = loss.pc.graph.dims[dim]
@@ -107,15 +109,15 @@ class Clamp:
     def _returned(self, f: Function, printer: Printer) -> str:
         """The constants, or the errors and before them the value, if it is a result."""
         assert self.loss is not None
-        if constants := [printer.names.spell(value) for (slot, _), value in f.results.items() if slot == "constant"]:
+        if constants := [printer.names.text(value) for (slot, _), value in f.results.items() if slot == "constant"]:
             return f"[{', '.join(constants)}]"
         zeros = {j: f"torch.zeros_like(outputs[{j}])" for j in self.indices}
-        sent = {name: printer.names.spell(value) for (slot, name), value in f.results.items() if slot == "gradient"}
+        sent = {name: printer.names.text(value) for (slot, name), value in f.results.items() if slot == "gradient"}
         by_output = [self.loss.outputs[j] for j in self.indices]
         errors = (
             zeros[j] if n is None else sent.get(n, zeros[j]) for n, j in zip(by_output, self.indices, strict=True)
         )
-        value = [printer.names.spell(v) for (slot, _), v in f.results.items() if slot == "output"]
+        value = [printer.names.text(v) for (slot, _), v in f.results.items() if slot == "output"]
         return ", ".join([*value, f"[{', '.join(errors)}]"])
 
 

@@ -50,7 +50,7 @@ class _Nested:
         printer = Printer(f, w.labels, {}, {}, speller, lambda vertex: "", [*reserved, *self.parameters])
         self.lines = printer.run({})
         texts = dict(zip(env.values(), [*self.parameters], strict=False))
-        self.results = [texts.get(r) or printer.names.spell(r) for r in f.results.values()]
+        self.results = [texts.get(r) or printer.names.text(r) for r in f.results.values()]
         self.dims, self.device = speller.dims, speller.device
         speller.dims, speller.device = outer
 

@@ -6,18 +6,20 @@ for the last time, and a sum is added up in place where nothing else can see the
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 
+from pccompile.backends.torch.code import Expr, call, method, name, text
 from pccompile.backends.torch.context import arguments
 from pccompile.backends.torch.dataflow import Dataflow
 from pccompile.backends.torch.expression_text import Expressions
-from pccompile.backends.torch.layout import STEP, WIDTH, deleted, folded, listed, recorded
+from pccompile.backends.torch.layout import STEP, WIDTH, deleted, folded, listed, recorded, table
 from pccompile.backends.torch.nesting import Nesting, last_reads
-from pccompile.backends.torch.overwriting import Overwriting
+from pccompile.backends.torch.overwriting import Overwriting, Written
 from pccompile.backends.torch.source_map import Ownership
-from pccompile.backends.torch.spell import Speller, quoted, result_count
+from pccompile.backends.torch.spell import Spelled, Speller, result_count
 from pccompile.backends.torch.statements import Block, Function, Label, Line, Loop, Statement, loops_of
 from pccompile.backends.torch.value_names import ValueNames
 from pccompile.ir import Ref
@@ -97,15 +99,16 @@ class Printer:
             self.measure(s.target, depth)
             return
         if s.op == "update":
-            gradients = zip(s.args["paths"], map(self.names.spell, s.args["gradients"]), strict=True)
+            gradients = zip(s.args["paths"], map(self.names.spelled, s.args["gradients"]), strict=True)
             self.comment("", depth)
             self.text.append("")
-            self.line(depth, f"update({{{', '.join(f'{quoted(k)}: {v}' for k, v in gradients)}}})")
+            self.line(depth, "", call("update", table(dict(gradients))))
             return
         if s.op in ("keep", "copy"):
             self.since = 0
-            entry, value = self.expressions.entry(s.args["table"], s.args["key"]), self.names.spell(s.args["of"])
-            self.line(depth, f"{entry} = {value}" if s.op == "keep" else f"{entry}.copy_({value})")
+            entry, value = self.expressions.entry(s.args["table"], s.args["key"]), self.names.spelled(s.args["of"])
+            keeps = s.op == "keep"
+            self.line(depth, f"{entry} = " if keeps else "", value if keeps else method(name(entry), "copy_", value))
             return
         if s.block:
             self.call(s, s.block, depth, {r for r in s.reads if last[r] == i and r not in kept})
@@ -116,30 +119,30 @@ class Printer:
             return
         depth = self.turn(s, depth)
         if s.into:
-            self.line(depth, self.overwriting.onto_operand(s, s.into))
+            self.line(depth, *self.overwriting.onto_operand(s, s.into))
         elif not s.keeps and not s.each and self.unpack(s, depth):
             return
-        elif not s.keeps and (text := self.overwriting.line(s, lambda r: last[r] == i and r not in kept)):
-            self.line(depth, text)
+        elif not s.keeps and (written := self.overwriting.line(s, lambda r: last[r] == i and r not in kept)):
+            self.line(depth, *written)
+        elif s.reuses:
+            for head, value in self.memories.assignment(s, self.names.own(s.target), self.names.spelled):
+                self.line(depth, head, value)
         else:
-            expression = "" if s.reuses else self.expressions.of(s)
-            name = self.names.own(s.target)
-            reused = self.memories.assignment(s, name, self.names.spell) if s.reuses else []
-            for text in reused or [f"{name} = {expression}"]:
-                self.line(depth, text)
+            expression = self.expressions.of(s)
+            self.line(depth, f"{self.names.own(s.target)} = ", expression)
         self.measure(s.target, depth)
 
     def measure(self, value: Ref, depth: int) -> None:
         """Print the lengths that are read off a value."""
-        for name, axis in self.late_dims.get(value, ()):
-            self.line(depth, f"{name} = {self.names[value]}.shape[{axis}]")
+        for dim, axis in self.late_dims.get(value, ()):
+            self.line(depth, f"{dim} = {self.names[value]}.shape[{axis}]")
 
     def call(self, s: Statement, block: Block, depth: int, dying: Collection[Ref]) -> None:
         """Print the call of a block, the first of several behind an empty line. dying: what nothing reads again."""
         if not self.called and self.text and self.text[-1]:
             self.text.append("")
         self.vertex, self.since = "", 0
-        expression = f"{block.name}({', '.join(arguments(s, block, self.names.spell, self.places))})"
+        expression = call(block.name, *arguments(s, block, self.names.spelled, self.places))
         parts = (
             [p.target for p in self.flow.readers.get(s.target, ()) if p is not None] if len(block.returned) > 1 else []
         )
@@ -148,7 +151,7 @@ class Printer:
         if len(block.returned) > 1:
             self.several(s, expression, len(block.returned), depth)
         else:
-            self.line(depth, f"{self.names.own(s.target)} = {expression}" if block.returned else expression)
+            self.line(depth, f"{self.names.own(s.target)} = " if block.returned else "", expression)
         self.called = True
         self.measure(s.target, depth)
 
@@ -190,7 +193,7 @@ class Printer:
         self.several(s, self.expressions.of(s), count, depth)
         return True
 
-    def several(self, s: Statement, expression: str, count: int, depth: int) -> None:
+    def several(self, s: Statement, expression: Expr, count: int, depth: int) -> None:
         """Print an assignment to all results of an expression that are read."""
         names = ["_"] * count
         for p in self.flow.readers[s.target]:
@@ -198,25 +201,27 @@ class Printer:
                 names[p.args["index"]] = self.names.own(p.target)
                 self.unpacked.add(p.target)
         if s.target in self.together:
-            name, members = self.together[s.target]
-            names[-len(members) :] = [f"*{name}"] if len(members) < count else [name]
+            whole, members = self.together[s.target]
+            names[-len(members) :] = [f"*{whole}"] if len(members) < count else [whole]
         targets = ", ".join(names)
-        room = WIDTH - len(STEP * depth) - len(expression.partition("(")[0]) - len(" = (")
+        called = expression.func if isinstance(expression, ast.Call) else expression
+        room = WIDTH - len(STEP * depth) - len(text(called)) - len(" = (")
         targets = targets if len(targets) <= room else listed(names, STEP * depth, 0)
-        self.line(depth, f"{targets} = {expression}")
+        self.line(depth, f"{targets} = ", expression)
 
     def loop(self, loop: Loop, depth: int) -> None:
         """Print a loop; a carried value keeps its name where nothing reads the old one after the new one is made."""
         for c in loop.carried:
             self.ownership.carry(c)
-            self.line(depth, f"{self.names[c.phi]} = {self.names.spell(c.start)}{'.clone()' if c.copied else ''}")
+            start = self.names.spelled(c.start)
+            self.line(depth, f"{self.names[c.phi]} = ", method(start, "clone") if c.copied else start)
         waits = any(isinstance(s, Statement) and s.since for s in loop.body)
         counter = "done" if loop.stop else "turn" if waits else "_"
         with self.memories.of_loop(self.text, depth):
             self.ownership.nobody()
             head, outside = len(self.text), self.ownership.loops
-            for text in loop.turns.head(counter):
-                self.line(depth, text)
+            for opening in loop.turns.head(counter):
+                self.line(depth, opening)
             self.ownership.loops = (*outside, *self.text[head:])
             late = []
             for c in loop.carried:
@@ -234,16 +239,15 @@ class Printer:
             self.since = 0
             self.ownership.nobody()
             if loop.stop:
-                self.line(
-                    depth + 1, f"calm = {self.speller.settled(loop.stop.pairs, loop.stop.below, self.names.spell)}"
-                )
+                calm = self.speller.settled(loop.stop.pairs, loop.stop.below, self.names.spelled)
+                self.line(depth + 1, "calm = ", calm)
             for c in late:
                 self.ownership.carry(c)
-                self.line(depth + 1, f"{self.names[c.phi]} = {self.names.spell(c.next)}")
+                self.line(depth + 1, f"{self.names[c.phi]} = ", self.names.spelled(c.next))
             self.ownership.nobody()
             if loop.record:
-                shown = {key: self.names.spell(value) for key, value in loop.record.items()}
-                self.line(depth + 1, recorded(shown))
+                shown = {key: self.names.spelled(value) for key, value in loop.record.items()}
+                self.line(depth + 1, "", recorded(shown))
             if loop.stop:
                 self.line(depth + 1, f"if calm and done + 1 >= {loop.stop.least}:")
                 self.line(depth + 2, "break")
@@ -267,16 +271,18 @@ class Printer:
         if self.called and self.kept_by_caller:
             dead = [r for r in dead if r not in self.freed]
         names = [n for r in dead if (n := self.names.get(r, "")).isidentifier() and self.names.owner[n] == r]
-        names = [name for name in names if name not in self.memories.names]
+        names = [n for n in names if n not in self.memories.names]
         if names:
             self.called, lines = False, released(dict.fromkeys(names), depth, self.closures)
             self.text += self.ownership.lines(lines, bool(self.since))
 
-    def line(self, depth: int, text: str) -> None:
-        """Print one line, over several where it is too long."""
+    def line(self, depth: int, head: str, value: Expr | None = None) -> None:
+        """Print one line, `head` and behind it `value`, over several where that is too long."""
         self.called = False
-        *first, last = (STEP * depth + text).split("\n")
-        self.text += self.ownership.lines([*first, *folded(last)], bool(self.since))
+        *first, last = (STEP * depth + head).split("\n")
+        indent = last[: len(last) - len(last.lstrip())]
+        rows = [last] if value is None else folded(last.lstrip(), value, indent)
+        self.text += self.ownership.lines([*first, *rows], bool(self.since))
 
 
 class Memories:
@@ -287,15 +293,15 @@ class Memories:
         self.carried = {c.next for loop in loops_of(lines) for c in loop.carried}
         self.names: list[str] = []
 
-    def assignment(self, s: Statement, name: str, spell: Callable[[Ref], str]) -> list[str]:
+    def assignment(self, s: Statement, own: str, spelled: Spelled) -> list[Written]:
         """The lines of a statement that reuses memory. What lasts beyond its turn has another name than its memory."""
         if s.reuses is not None and s.reuses != s.target:
-            return [f"{name} = torch.{definition(s.op).in_place}({spell(s.reuses)})"]
+            return [(f"{own} = ", call(f"torch.{definition(s.op).in_place}", spelled(s.reuses)))]
         lasts = s.target in self.carried or bool(s.keeps)
-        memory = self.namer(f"memory_{name}") if lasts else name
+        memory = self.namer(f"memory_{own}") if lasts else own
         self.names.append(memory)
-        line = f"{name} = {self.speller.written(s.op, s.args, spell, memory)}"
-        return [line, f"{memory} = {name}"] if lasts else [line]
+        line = f"{own} = ", self.speller.written(s.op, s.args, spelled, memory)
+        return [line, (f"{memory} = ", name(own))] if lasts else [line]
 
     @contextmanager
     def of_loop(self, text: list[str], depth: int) -> Iterator[None]:
@@ -305,21 +311,21 @@ class Memories:
         yield
         text[head:head] = nothing(self.names, STEP * depth)
         if self.names:
-            text += folded(STEP * depth + deleted(self.names, depth))
+            text += deleted(self.names, STEP * depth)
         self.names = outside
 
 
 def released(names: Iterable[str], depth: int, closures: bool) -> list[str]:
     """Lines that let go of values. closures: comprehensions read some, of which torch.compile takes no `del`."""
-    return nothing(names, STEP * depth) if closures else folded(STEP * depth + deleted(names, depth))
+    return nothing(names, STEP * depth) if closures else deleted(names, STEP * depth)
 
 
 def nothing(names: Iterable[str], indent: str) -> list[str]:
     """Lines that give each of `names` None, as many in one as have room."""
     lines: list[str] = []
-    for name in names:
-        if lines and len(lines[-1]) + len(f" = {name}") <= WIDTH:
-            lines[-1] = f"{lines[-1].removesuffix('None')}{name} = None"
+    for called in names:
+        if lines and len(lines[-1]) + len(f" = {called}") <= WIDTH:
+            lines[-1] = f"{lines[-1].removesuffix('None')}{called} = None"
         else:
-            lines.append(f"{indent}{name} = None")
+            lines.append(f"{indent}{called} = None")
     return lines

@@ -71,15 +71,23 @@ class SourceMap:
     """Where in a generated file the slots of each vertex, parameter and input are computed.
 
     lines: by function and owner, the numbers of the lines, from 1, those that open loops around them included.
-    results: by function and result, a slot and its owner, the expression that is returned.
+    results: by function and result, a slot and its owner, the expression that is returned. functions: where each
+    function is, from its first line to the last empty one behind it.
     """
 
     lines: Mapping[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
     results: Mapping[tuple[str, Key], str] = field(default_factory=dict)
+    functions: Mapping[str, range] = field(default_factory=dict)
 
     def numbers(self, function: str, *owners: str) -> tuple[int, ...]:
         """The lines of a function that belong to any of `owners`."""
         return tuple(sorted({n for o in owners for n in self.lines.get((function, o), ())}))
+
+    def without(self, text: str, *functions: str) -> str:
+        """`text`, the file that this is the map of, without these functions."""
+        left_out = {n for f in functions for n in self.functions.get(f, ())}
+        rows = (row for n, row in enumerate(text.splitlines(), 1) if n not in left_out)
+        return "\n".join(rows).rstrip() + "\n"
 
     def excerpt(self, text: str, function: str, *owners: str) -> str:
         """These lines of `text`, the file that this is the map of, without what all are indented by; they parse."""
@@ -92,8 +100,9 @@ def source_map(
 ) -> SourceMap:
     """The map of a file whose functions are `parts`, with `between` lines between them, the first at line `first`."""
     found: dict[tuple[str, str], set[int]] = {}
-    at = first
+    at, functions = first, dict[str, range]()
     for function, lines in parts:
+        start = at
         places: dict[int, int] = {}
         for line in lines:
             places[id(line)] = at
@@ -103,4 +112,5 @@ def source_map(
                     found.setdefault((function, owner), set()).update(numbers)
             at += line.count("\n") + 1
         at += between
-    return SourceMap({key: tuple(sorted(numbers)) for key, numbers in found.items()}, dict(results))
+        functions[function] = range(start, at)
+    return SourceMap({key: tuple(sorted(numbers)) for key, numbers in found.items()}, dict(results), functions)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import builtins
 import functools
-import json
 import math
 import re
 import types
@@ -15,23 +14,14 @@ from typing import Any
 import sympy
 import torch
 
+from pccompile.backends.torch.code import Expr, call, fill, literal, members, method, name, template, text
 from pccompile.ir import DEVICE, Arg, Fragment, Ref
 from pccompile.ir.names import Namer, identifier
 from pccompile.ops import OPS, definition, overload
 from pccompile.ops.expressions import dim_code
 
-
-def quoted(text: str) -> str:
-    """`text` as a Python string literal in double quotes, ASCII only."""
-    literal = json.dumps(str(text), ensure_ascii=False)
-    return literal if literal.isascii() else "".join(map(_escaped, literal))
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    return character if code < 128 else f"\\u{code:04x}" if code < 1 << 16 else f"\\U{code:08x}"
-
-
+MORE, TOGETHER = "more", "more_together"
+"""In a spelling, what programs within an operation need beside their arguments; and that as one list, if it is any."""
 LINEAR = "aten.linear.default"
 SETTLED = '''
 def settled(moves, against, below):
@@ -68,7 +58,8 @@ def weighted_sums(rows, terms):
     return [weighted_sum(weights, terms) for weights in rows]
 '''
 
-Text = Callable[[Ref], str]
+Spelled = Callable[[Ref], Expr]
+"""How a value is written where it is read."""
 
 
 class Speller:
@@ -89,68 +80,73 @@ class Speller:
         self.dims: set[str] = set()
         self.device = False
 
-    def arg(self, arg: Arg, text: Text) -> str:
-        """Python source of an argument."""
+    def arg(self, arg: Arg, spelled: Spelled) -> Expr:
+        """An argument."""
         if isinstance(arg, Ref):
-            return text(arg)
+            return spelled(arg)
         if isinstance(arg, Fragment):
-            return self.fragments[arg]
+            return name(self.fragments[arg])
         if isinstance(arg, tuple):
-            return f"[{', '.join(self.arg(a, text) for a in arg)}]"
+            return members(self.arg(a, spelled) for a in arg)
         if isinstance(arg, sympy.Expr):
             self.dims |= {str(s) for s in arg.free_symbols}
-            return dim_code(arg)
+            return template(dim_code(arg))
         if arg is DEVICE:
             self.device = True
-            return "device"
+            return name("device")
         if isinstance(arg, float) and not math.isfinite(arg):
             self.modules.add("math")
-            return "math.nan" if math.isnan(arg) else "math.inf" if arg > 0 else "-math.inf"
-        return quoted(arg) if isinstance(arg, str) else repr(arg)
+            return template("math.nan" if math.isnan(arg) else "math.inf" if arg > 0 else "-math.inf")
+        return literal(arg) if isinstance(arg, str | bool | int | float | complex | None) else name(repr(arg))
 
-    def call(self, op: str, args: Mapping[str, Arg], text: Text) -> str:
-        """Python source of `op(args)`."""
+    def call(self, op: str, args: Mapping[str, Arg], spelled: Spelled) -> Expr:
+        """The call `op(args)`."""
         known = definition(op)
         if known.helper:
             self.helpers[op] = known.helper
         if known.spell:
-            texts: dict[str, Any] = {k: _inside(self.arg(a, text), a) for k, a in args.items()}
-            if called := [a for a in args.values() if isinstance(a, Fragment)]:
-                texts["more"] = ", ".join(self.printed(self, called))
-            if op == "pcc.map":
-                texts["args"] = [self.arg(a, text) for a in args["args"]]
-            spelled = known.spell(texts, args)
-            self.modules |= {m for m in ("math", "F") if f"{m}." in spelled}
-            return spelled
-        if op == "getitem":
-            return f"{text(args['of'])}[{args['index']}]"
-        return f"{self.kernel(op)}({', '.join(self.arguments(op, args, text))})"
+            called = [a for a in args.values() if isinstance(a, Fragment)]
+            more = [*map(name, self.printed(self, called))] if called else []
+            source = known.spell if isinstance(known.spell, str) else known.spell(args)
+            self.modules |= {m for m in ("math", "F") if f"{m}." in source}
 
-    def written(self, op: str, args: Mapping[str, Arg], text: Text, memory: str) -> str:
-        """Python source of `op(args)` with its result in what `memory` names, made anew where that is None."""
-        arguments = [*self.arguments(op, args, text), f"out={memory}"]
+            def value(called: str) -> Expr | None:
+                if called in (MORE, TOGETHER):
+                    return members(more if called == MORE or not more else [members(more)])
+                return self.arg(args[called], spelled) if called in args else None
+
+            filled: Expr = fill(template(source), value)
+            return filled
+        if op == "getitem":
+            return ast.Subscript(spelled(args["of"]), literal(args["index"]))
+        return call(self.kernel(op), *self.arguments(op, args, spelled), **self.named(op, args, spelled))
+
+    def written(self, op: str, args: Mapping[str, Arg], spelled: Spelled, memory: str) -> Expr:
+        """The call `op(args)` with its result in what `memory` names, made anew where that is None."""
+        own = self.arguments(op, args, spelled)
+        named = self.named(op, args, spelled) | {"out": name(memory)}
         if op == LINEAR:
             self.modules.add("F")
-            return f"F.linear({', '.join(arguments)})"
-        name = self.kernel(op)
-        if not name.startswith("torch."):
+            return call("F.linear", *own, **named)
+        kernel = self.kernel(op)
+        if not kernel.startswith("torch."):
             self.reusing.add(op)
-        return f"{name}({', '.join(arguments)})"
+        return call(kernel, *own, **named)
 
-    def settled(self, pairs: Sequence[tuple[Ref, Ref]], below: str, text: Text) -> str:
-        """Python source of whether a loop may end early: whether each first value is small against the second."""
+    def settled(self, pairs: Sequence[tuple[Ref, Ref]], below: str, spelled: Spelled) -> Expr:
+        """Whether a loop may end early: whether each first value is small against the second."""
         self.helpers["settled"] = SETTLED
-        moves, against = (f"[{', '.join(text(pair[i]) for pair in pairs)}]" for i in (0, 1))
-        return f"settled({moves}, {against}, {below})"
+        moves, against = (members(spelled(pair[i]) for pair in pairs) for i in (0, 1))
+        return call("settled", moves, against, name(below))
 
-    def mix(self, args: Mapping[str, Arg], text: Text) -> str:
-        """Python source of weighted sums of the members of lists."""
+    def mix(self, args: Mapping[str, Arg], spelled: Spelled) -> Expr:
+        """Weighted sums of the members of lists."""
         self.helpers["mix"] = WEIGHTED_SUMS
-        lists = [*map(text, args["lists"])]
-        terms = lists[0] if len(lists) == 1 else f"[{', '.join(f'*{t}' for t in lists)}]"
+        lists = [*map(spelled, args["lists"])]
+        terms = lists[0] if len(lists) == 1 else members(map(ast.Starred, lists))
         if passes_on(args):
             return terms
-        return f"weighted_sum{'' if args['one'] else 's'}({weights_text(args)}, {terms})"
+        return call(f"weighted_sum{'' if args['one'] else 's'}", weights(args), terms)
 
     def kernel(self, op: str) -> str:
         """The function that runs `op`: torch's own name for it, or a name given at the top of the file."""
@@ -172,26 +168,19 @@ class Speller:
         names = {name for op in called for name in (*kernel_names(op), self._kernel_name(op))}
         return names.union(BUILTINS, _helper_names(), self.fragments.values())
 
-    def arguments(self, op: str, args: Mapping[str, Arg], text: Text) -> list[str]:
-        """The arguments of a call of an operator, those left out that are as its schema has them."""
-        declared = overload(op)._schema.arguments
+    def arguments(self, op: str, args: Mapping[str, Arg], spelled: Spelled) -> list[Expr]:
+        """The positional arguments of a call of an operator, those at the end left out that are as its schema has."""
         dense = definition(op).dense
-        positional = [a for a in declared if not a.kwarg_only]
-        while (
-            positional
-            and positional[-1].has_default_value()
-            and _equal(args[positional[-1].name], positional[-1].default_value)
-        ):
+        positional = [a for a in overload(op)._schema.arguments if not a.kwarg_only]
+        while positional and _is_default(positional[-1], args):
             positional.pop()
-        named = [a for a in declared if a.kwarg_only and args[a.name] is not None]
-        named = [a for a in named if not (a.has_default_value() and _equal(args[a.name], a.default_value))]
-        given = [
-            f"{atom(self.arg(args[a.name], text))}.contiguous()"
-            if a.name in dense and isinstance(args[a.name], Ref)
-            else self.arg(args[a.name], text)
-            for a in positional
-        ]
-        return given + [f"{a.name}={self.arg(args[a.name], text)}" for a in named]
+        own = ((a.name, args[a.name], self.arg(args[a.name], spelled)) for a in positional)
+        return [method(e, "contiguous") if n in dense and isinstance(arg, Ref) else e for n, arg, e in own]
+
+    def named(self, op: str, args: Mapping[str, Arg], spelled: Spelled) -> dict[str, Expr]:
+        """The arguments of a call that go by their names, those left out that are as its schema has them."""
+        named = [a for a in overload(op)._schema.arguments if a.kwarg_only and args[a.name] is not None]
+        return {a.name: self.arg(args[a.name], spelled) for a in named if not _is_default(a, args)}
 
 
 BUILTINS = ("range", "next", "iter", "max", "min", "int", "float")
@@ -227,41 +216,34 @@ def passes_on(args: Mapping[str, Arg]) -> bool:
     return all(w == (i == j) for i, row in enumerate(matrix) for j, w in enumerate(row))
 
 
-def weights_text(args: Mapping[str, Arg]) -> str:
-    """The weights of sums of members of lists as Python lists, or the name that they have."""
+def weights(args: Mapping[str, Arg]) -> Expr:
+    """The weights of sums of members of lists as lists, or the name that they have."""
     if isinstance(args["matrix"], str):
-        return args["matrix"]
-    rows = [*map(_row_text, args["matrix"])]
-    return rows[0] if args["one"] else f"[{', '.join(rows)}]"
+        return name(args["matrix"])
+    rows = [*map(_row, args["matrix"])]
+    return literal(rows[0] if args["one"] else rows)
 
 
-def _row_text(row: Sequence[float]) -> str:
+def weights_text(args: Mapping[str, Arg]) -> str:
+    """The weights of sums of members of lists as Python source, or the name that they have."""
+    return text(weights(args))
+
+
+def _row(row: Sequence[float]) -> int | tuple[int, ...] | list[float]:
     """Weights as a list, where others than 0 and 1 are among them, or the places of those that are 1."""
     places = tuple(i for i, w in enumerate(row) if w)
     if {*row} <= {0.0, 1.0}:
-        return str(places[0] if len(places) == 1 else places)
-    return f"[{', '.join(str(int(w)) if w in (0, 1) else repr(w) for w in row)}]"
+        return places[0] if len(places) == 1 else places
+    return [int(w) if w in (0, 1) else w for w in row]
 
 
-def _equal(value: Arg, default: Any) -> bool:
+def _is_default(argument: Any, args: Mapping[str, Arg]) -> bool:
+    """Whether an argument of a schema is given as it is by default."""
+    value, default = args[argument.name], argument.default_value
     default = tuple(default) if isinstance(default, list) else default
-    return type(value) is type(default) and bool(value == default)
+    return argument.has_default_value() and type(value) is type(default) and bool(value == default)
 
 
 @functools.cache
 def _in_torch(base: str) -> bool:
     return not base.startswith("_") and isinstance(getattr(torch, base, None), types.BuiltinFunctionType)
-
-
-def _inside(text: str, arg: Arg) -> str:
-    return atom(text) if isinstance(arg, Ref | sympy.Expr) else text
-
-
-@functools.lru_cache(maxsize=4096)
-def atom(text: str) -> str:
-    """`text`, in parentheses unless it binds more tightly than any operator."""
-    if text.isidentifier():
-        return text
-    body = ast.parse(text, mode="eval").body
-    tight = isinstance(body, ast.Name | ast.Call | ast.Attribute | ast.Subscript | ast.Constant | ast.List)
-    return text if tight else f"({text})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from pccompile.backends.torch.code import Expr, name, text
 from pccompile.backends.torch.dataflow import Dataflow
 from pccompile.backends.torch.statements import Statement, loops_of
 from pccompile.ir import Ref
@@ -24,13 +25,17 @@ class ValueNames(dict[Ref, str]):
         for loop in loops_of(flow.f.lines):
             for c in loop.carried:
                 self[c.phi] = self.namer(flow.labels[c.phi].text)
-        self.owner = {name: value for value, name in self.items()}
+        self.owner = {called: value for value, called in self.items()}
         self.stored: Mapping[Ref, str] = {}
-        self.inlined: dict[Ref, str] = {}
+        self.inlined: dict[Ref, Expr] = {}
 
-    def spell(self, value: Ref) -> str:
+    def spelled(self, value: Ref) -> Expr:
         """A value where it is read."""
-        return self.inlined[value] if value in self.inlined else self[value]
+        return self.inlined[value] if value in self.inlined else name(self[value])
+
+    def text(self, value: Ref) -> str:
+        """A value where it is read, as Python source."""
+        return text(self.spelled(value))
 
     def own(self, value: Ref) -> str:
         """What a value is called from here on; the first term of a sum is called what the sum is."""
@@ -42,9 +47,9 @@ class ValueNames(dict[Ref, str]):
 
     def take_over(self, value: Ref, operand: Ref) -> str:
         """Call a value by the name of the operand whose memory it takes."""
-        name = self[value] = self[operand]
-        self.owner[name] = value
-        return name
+        called = self[value] = self[operand]
+        self.owner[called] = value
+        return called
 
     def accumulates(self, s: Statement, operand: Ref) -> bool:
         """Whether a statement works on the memory of its operand: it adds to it, or has no other use for it."""

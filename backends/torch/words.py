@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pccompile.backends.torch.spell import quoted
+from pccompile.backends.torch.code import quoted
 
 PIECES = re.compile(r"\d+|[^\W\d_]+|[\W_]")
 STAR = "*"

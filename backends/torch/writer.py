@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from pccompile.backends.torch.spell import quoted
+from pccompile.backends.torch.code import quoted
 from pccompile.backends.torch.statements import (
     EFFECTS,
     MIX,
@@ -137,10 +137,12 @@ class Writer:
         """An entry of one of the model's tables."""
         return self.call("leaf", {"table": table, "key": str(key)}, label)
 
-    def given(self, text: str, label: Label, names: Sequence[str] = ()) -> Ref:
-        """A Python expression over the function's arguments and `names`, among them numbers of the loops around it."""
+    def given(self, text: str, label: Label, numbers: Sequence[str] | None = None) -> Ref:
+        """What the function is given, as Python source; or an expression over `numbers`, those of loops among them."""
         moving = {n for level in self._levels for n in level.numbers}
-        return self.call("given", {"text": text, "names": tuple(n for n in names if n in moving)}, label)
+        names = tuple(n for n in numbers or () if n in moving)
+        read = None if numbers is None else tuple(numbers)
+        return self.call("given", {"text": text, "names": names, "numbers": read}, label)
 
     def entry(self, table: str, key: str, label: Label) -> Ref:
         """An entry of a table that the function is handed."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
@@ -217,14 +216,7 @@ def source_of(pc: PCModule, loss: str) -> str:
     """The generated file; without a loss, its two functions that know one are left out."""
     if loss != "none":
         return pc.source
-    lines = pc.source.splitlines(keepends=True)
-    for node in reversed(ast.parse(pc.source).body):
-        if isinstance(node, ast.FunctionDef) and node.name in ("clamp", "step"):
-            first = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
-            del lines[first : node.end_lineno]
-            while first < len(lines) and not lines[first].strip():
-                del lines[first]
-    return "".join(lines).rstrip() + "\n"
+    return pc.compiled.source.map.without(pc.source, "clamp", "step")
 
 
 def present(pc: PCModule, options: argparse.Namespace) -> None:

@@ -72,9 +72,7 @@ activation(
         x * ndtr(x) if n["approximate"] == "none" else x / 2 * (1 + tanh(ROOT * (x + sp.Float("0.044715") * x**3)))
     ),
     kernel=lambda b, n, e: b("aten.gelu_backward.default", e, n["self"], approximate=n["approximate"]),
-    spell=lambda t, a: (
-        f"F.gelu({t['self']})" if a["approximate"] == "none" else f"F.gelu({t['self']}, approximate='tanh')"
-    ),
+    spell=lambda a: "F.gelu(self)" if a["approximate"] == "none" else "F.gelu(self, approximate=approximate)",
     samples=_with() + _with({"approximate": "tanh"}),
     equation="x Φ(x)",
 )
@@ -85,9 +83,7 @@ activation(
     samples=_with() + _with(3, 1.5),
     equation="softplus(x)",
 )
-activation(
-    "aten.log_sigmoid.default", -softplus(-x), spell=lambda t, a: f"F.logsigmoid({t['self']})", equation="log σ(x)"
-)
+activation("aten.log_sigmoid.default", -softplus(-x), spell="F.logsigmoid(self)", equation="log σ(x)")
 rewrite(
     "aten.log_sigmoid_forward.default",
     lambda b, n: (b("aten.log_sigmoid.default", n["self"]), b("aten.zeros_like.default", n["self"])),
@@ -180,10 +176,7 @@ define(
         "context",
         parameters=("x", "lower", "upper"),
         infer=_like_x,
-        spell=lambda t, a: (
-            f"torch.ops.aten.rrelu_with_noise_functional({t['x']}, {t['x']}.new_empty({t['x']}.shape), "
-            f"{t['lower']}, {t['upper']}, True)[1]"
-        ),
+        spell="torch.ops.aten.rrelu_with_noise_functional(x, x.new_empty(x.shape), lower, upper, True)[1]",
         random=True,
     )
 )

@@ -221,7 +221,7 @@ for name, kernel, spelling, composition in (
         name,
         _softmax_rule(kernel),
         functools.partial(_along, 1, *(() if "safe" in name else (False,))),
-        spell=lambda t, a, spelling=spelling: f"{spelling}({t['self']}, {t['dim']})",
+        spell=f"{spelling}(self, dim)",
         compose=composition,
         ends_layer=True,
         distribution=True,
@@ -334,9 +334,9 @@ def _symmetric(name: str, *options: str) -> None:
 
     function = name.removeprefix("aten.")
 
-    def spell(t: Any, a: Any) -> str:
-        more = "".join(f", {o}={t[o]}" for o in options)
-        return f"F.{function}({t['self']}, {t['target']}, reduction='{('none', 'mean', 'sum')[a['reduction']]}'{more})"
+    def spell(a: Any) -> str:
+        more = "".join(f", {o}={o}" for o in options)
+        return f"F.{function}(self, target, reduction='{('none', 'mean', 'sum')[a['reduction']]}'{more})"
 
     reductions = [functools.partial(_two, r) for r in (0, 1, 2)]
     composite(f"{name}.default", rule, *reductions, spell=spell)
@@ -347,11 +347,11 @@ _symmetric("aten.smooth_l1_loss", "beta")
 _symmetric("aten.huber_loss", "delta")
 
 
-def _spell_logits(t: Any, a: Any) -> str:
+def _spell_logits(a: Any) -> str:
     """torch's own function of this name has other defaults."""
-    weights = "".join(f", {o}={t[o]}" for o in ("weight", "pos_weight") if a[o] is not None)
+    weights = "".join(f", {o}={o}" for o in ("weight", "pos_weight") if a[o] is not None)
     reduction = ("none", "mean", "sum")[a["reduction"]]
-    return f"F.binary_cross_entropy_with_logits({t['self']}, {t['target']}{weights}, reduction='{reduction}')"
+    return f"F.binary_cross_entropy_with_logits(self, target{weights}, reduction='{reduction}')"
 
 
 define(OpDef("aten.binary_cross_entropy_with_logits.default", "traced", spell=_spell_logits,
@@ -376,7 +376,7 @@ composite(
     "aten._adaptive_avg_pool2d.default",
     lambda b, n, e: {"self": b("aten._adaptive_avg_pool2d_backward.default", e, n["self"])},
     lambda: (normal(2, 3, 5, 4), [3, 2]),
-    spell=lambda t, a: f"F.adaptive_avg_pool2d({t['self']}, {t['output_size']})",
+    spell="F.adaptive_avg_pool2d(self, output_size)",
 )
 
 

@@ -6,7 +6,6 @@ with, and its rule goes back through the rounds.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -53,17 +52,6 @@ def loop_sweep(back, history, errors, row_errors, rows, extra, wanted, more=()):
 '''
 
 
-def _listed(texts: Mapping[str, Any], *names: str) -> str:
-    """Arguments as they stand, and then the lengths that the programs need."""
-    more = [f"[{texts['more']}]"] if texts["more"] else []
-    return ", ".join([*(texts[n] for n in names), *more])
-
-
-def _cond_spell(texts: Mapping[str, Any], args: Mapping[str, Arg]) -> str:
-    operands = [texts["operands"][1:-1], texts["more"]]
-    return f"({texts['yes']} if {texts['pred']} else {texts['no']})({', '.join(filter(None, operands))})"
-
-
 def _wanted(b: Builder, names: tuple[Arg, ...]) -> list[int]:
     """The places of arguments that want a message, each value once."""
     return [i for i, a in enumerate(names) if isinstance(a, Ref) and a in b.wants and a not in names[:i]]
@@ -91,7 +79,7 @@ define(
         _cond_rule,
         parameters=("pred", "operands", "yes", "no"),
         infer=lambda args, type_of: args["yes"].types,
-        spell=_cond_spell,
+        spell="(yes if pred else no)(*operands, *more)",
         equation="yes(x) or no(x)",
     )
 )
@@ -143,7 +131,7 @@ define(
         _loop_rule,
         parameters=("test", "body", "carried", "extra"),
         infer=_loop_type,
-        spell=lambda t, a: f"while_loop({_listed(t, 'test', 'body', 'carried', 'extra')})",
+        spell="while_loop(test, body, carried, extra, *more_together)",
         helper=WHILE,
         equation="loop(x)",
         misjudged="torch's own derivative of while_loop is wrong",
@@ -156,7 +144,7 @@ define(
         _loop_rule,
         parameters=("body", "carried", "rows", "extra"),
         infer=_loop_type,
-        spell=lambda t, a: f"scan({_listed(t, 'body', 'carried', 'rows', 'extra')})",
+        spell="scan(body, carried, rows, extra, *more_together)",
         helper=SCAN,
         equation="scan(x)",
     )
@@ -167,26 +155,19 @@ define(
         "composite",
         parameters=("loop", "errors", "row_errors", "rows", "extra", "wanted", "back", "row_types"),
         infer=_sweep_type,
-        spell=lambda t, a: (
-            f"loop_sweep({t['back']}, {t['loop']}[-1], {_listed(t, 'errors', 'row_errors', 'rows', 'extra', 'wanted')})"
-        ),
+        spell="loop_sweep(back, loop[-1], errors, row_errors, rows, extra, wanted, *more_together)",
         helper=SWEEP,
     )
 )
 
 
-def _when(texts: Mapping[str, Any], args: Mapping[str, Arg]) -> str:
+def _when(a: Mapping[str, Any]) -> str:
     """A gradient where one of the alternatives holds, and None where no loss reaches it."""
-    holds = [[t if taken else f"not {t}" for t, taken in zip(*pair, strict=True)] for pair in _pairs(texts, args)]
-    value = f"{texts['self']}.clone()" if args["copy"] else texts["self"]
-    return f"{value} if {' or '.join(' and '.join(all_) for all_ in holds)} else None"
-
-
-def _pairs(texts: Mapping[str, Any], args: Mapping[str, Any]) -> list[tuple[list[str], tuple[bool, ...]]]:
-    entries = ast.parse(texts["predicates"], mode="eval").body
-    assert isinstance(entries, ast.List)
-    alternatives = [[ast.unparse(e) for e in alternative.elts] for alternative in entries.elts]  # type: ignore[attr-defined]
-    return list(zip(alternatives, args["taken"], strict=True))
+    alternatives = (
+        " and ".join(f"{'' if holds else 'not '}predicates[{i}][{j}]" for j, holds in enumerate(taken))
+        for i, taken in enumerate(a["taken"])
+    )
+    return f"{'self.clone()' if a['copy'] else 'self'} if {' or '.join(alternatives)} else None"
 
 
 define(

@@ -157,8 +157,8 @@ def _map_type(args: Mapping[str, Arg], type_of: Callable[[Ref], TensorType]) -> 
     return TensorType(shape, dtype)
 
 
-def _spell_map(texts: Mapping[str, Any], args: Mapping[str, Any]) -> str:
-    return torch_code(args["expr"].expr, dict(zip(args["names"], texts["args"], strict=True)))
+def _spell_map(a: Mapping[str, Any]) -> str:
+    return torch_code(a["expr"].expr, {name: f"args[{i}]" for i, name in enumerate(a["names"])})
 
 
 define(OpDef("pcc.map", "elementwise", parameters=("expr", "names", "args"), infer=_map_type, spell=_spell_map))

@@ -24,7 +24,7 @@ FLAT = define(
         lambda b, n, err: {"value": None, "by": None},
         parameters=("value", "by"),
         infer=lambda args, type_of: type_of(args["value"]),
-        spell=lambda t, a: str(t["value"]),
+        spell="value",
         equation="x",
         samples=(lambda: (torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)),),
     )

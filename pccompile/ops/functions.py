@@ -46,7 +46,7 @@ def stop_gradient() -> torch._ops.OpOverload:
 
 
 define(OpDef(STOP, "linear", parameters=("x",), infer=lambda args, type_of: type_of(args["x"]),
-             spell=lambda t, a: str(t["x"]), equation="stop(x)"))  # fmt: skip
+             spell="x", equation="stop(x)"))  # fmt: skip
 
 
 @functools.cache
@@ -72,7 +72,7 @@ define(
         lambda b, n, err: {"old": err, "new": None},
         parameters=("old", "new"),
         infer=lambda args, type_of: type_of(args["new"]),
-        spell=lambda t, a: str(t["new"]),
+        spell="new",
         equation="y",
     )
 )
@@ -393,7 +393,7 @@ define(
         _rule,
         parameters=("value", "tensors", "kept", "saved", "types", "moving", "present"),
         infer=lambda args, type_of: type_of(args["value"]),
-        spell=lambda t, a: str(t["value"]),
+        spell="value",
         equation="custom(x)",
     )
 )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from pccompile.ir import DEVICE, Arg, Node, Ref, TensorType
+from pccompile.ir import DEVICE, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
 from pccompile.ops.linear import linear
 from pccompile.ops.registry import OpDef, define, normal, rewrite
@@ -47,7 +46,7 @@ define(
         "aten.embedding.default",
         "linear",
         _embedding,
-        spell=lambda t, a: f"F.embedding({t['indices']}, {t['weight']})",
+        spell="F.embedding(indices, weight)",
         samples=(lambda: (normal(5, 3), _i([0, 4], [1, 1])), lambda: (normal(5, 3), _i(2, 0), 2)),
     )
 )
@@ -67,27 +66,21 @@ define(
         "linear",
         parameters=("err", "indices", "table", "padding"),
         infer=lambda args, type_of: type_of(args["table"]),
-        spell=lambda t, a: f"sparse_rows({t['err']}, {t['indices']}, {t['table']}, {t['padding']})",
+        spell="sparse_rows(err, indices, table, padding)",
         helper=SPARSE_ROWS,
     )
 )
 
 
-def _parts(text: str) -> list[str]:
-    """The sources of a list's entries."""
-    body = ast.parse(text, mode="eval").body
-    assert isinstance(body, ast.List)
-    return [ast.unparse(entry) for entry in body.elts]
+def _spell_index(a: Mapping[str, Any]) -> str:
+    places = (":" if p is None else f"indices[{i}]" for i, p in enumerate(a["indices"]))
+    return f"self[{', '.join(places)}]"
 
 
-def _spell_index(t: Mapping[str, Any], a: Mapping[str, Arg]) -> str:
-    return f"{t['self']}[{', '.join(':' if p == 'None' else p for p in _parts(t['indices']))}]"
-
-
-def _spell_put(t: Mapping[str, Any], a: Mapping[str, Any]) -> str:
+def _spell_put(a: Mapping[str, Any]) -> str:
     """torch.index_put takes no None."""
     function = "torch.ops.aten.index_put" if None in a["indices"] else "torch.index_put"
-    return f"{function}({t['self']}, {t['indices']}, {t['values']}, {t['accumulate']})"
+    return f"{function}(self, indices, values, accumulate)"
 
 
 def _index(b: Builder, n: Node, e: Ref) -> dict[str, Ref]:

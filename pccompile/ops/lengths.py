@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pccompile.ops.registry import OpDef, define
+from pccompile.ops.registry import OpDef, call_of, define
 
 SIZED = "pcc.sized"
 
@@ -24,7 +24,7 @@ define(
         wiring=True,
         parameters=("x", "axis", "size"),
         infer=lambda args, type_of: type_of(args["x"]),
-        spell=lambda t, a: f"sized({', '.join(t.values())})",
+        spell=call_of("sized"),
         equation="x",
         helper=SOURCE,
         samples=(lambda: (torch.randn(3, 4, dtype=torch.float64), 1, 4),),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pccompile.ir import Dim, Node, Ref, TensorType
@@ -61,15 +61,11 @@ def _mean(b: Builder, n: Node, e: Ref) -> Ref:
     return restore(b, n, b("aten.div.Tensor", e, count))
 
 
-def _text(template: str) -> Any:
-    return lambda t, a: template.format(**t)
-
-
 linear(
     "aten.reshape.default",
     _back,
     lambda: (normal(4, 6), (2, 12)),
-    spell=_text("{self}.reshape({shape})"),
+    spell="self.reshape(shape)",
     rows="self",
     permutes=True,
     distributes=True,
@@ -78,7 +74,7 @@ linear(
     "aten.unsqueeze.default",
     _back,
     lambda: (normal(4, 6), 1),
-    spell=_text("{self}.unsqueeze({dim})"),
+    spell="self.unsqueeze(dim)",
     rows="self",
     distributes=True,
 )
@@ -101,7 +97,7 @@ define(  # generated code lays values out with it
         "aten.contiguous.default",
         "composite",
         expand=lambda b, n: n["self"],
-        spell=_text("{self}.contiguous()"),
+        spell="self.contiguous()",
         identity=True,
         returns_argument=True,
     )
@@ -113,7 +109,7 @@ linear(
     "aten.permute.default",
     _inverse,
     lambda: (normal(2, 3, 4), (2, 0, 1)),
-    spell=_text("{self}.permute({dims})"),
+    spell="self.permute(dims)",
     permutes=True,
     distributes=True,
 )
@@ -121,7 +117,7 @@ linear(
     "aten.transpose.int",
     lambda b, n, e: b("aten.transpose.int", e, n["dim0"], n["dim1"]),
     lambda: (normal(2, 3, 4), 0, -1),
-    spell=_text("{self}.transpose({dim0}, {dim1})"),
+    spell="self.transpose(dim0, dim1)",
     transposes=True,
     permutes=True,
     distributes=True,
@@ -130,7 +126,7 @@ linear(
     "aten.t.default",
     lambda b, n, e: b("aten.t.default", e),
     lambda: (normal(2, 3),),
-    spell=_text("{self}.t()"),
+    spell="self.t()",
     transposes=True,
     permutes=True,
     distributes=True,
@@ -145,11 +141,11 @@ linear(
     _reduced,
     lambda: (normal(4, 1), (4, 3)),
     lambda: (normal(3), (2, 4, 3)),
-    spell=_text("{self}.expand({size})"),
+    spell="self.expand(size)",
     rows="self",
     distributes=True,
 )
-linear("aten._to_copy.default", _reduced, lambda: (normal(4, 3),), spell=_text("{self}.to({dtype})"))
+linear("aten._to_copy.default", _reduced, lambda: (normal(4, 3),), spell="self.to(dtype)")
 for name in ("aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten.type_as.default", "aten.to.other"):
     rewrite(
         name,
@@ -175,19 +171,19 @@ linear(
     "aten.select.int",
     lambda b, n, e: b("aten.select_backward.default", e, b.shape(n["self"]), n["dim"], n["index"]),
     lambda: (normal(4, 3), 1, -1),
-    spell=_text("{self}.select({dim}, {index})"),
+    spell="self.select(dim, index)",
     rows="self",
     along="dim",
 )
 torch_kernel("aten.select_backward.default", distributes=True)
 
 
-def _slice(t: Any, a: Any) -> str:
+def _slice(a: Mapping[str, Any]) -> str:
     if isinstance(a["dim"], int) and a["dim"] >= 0:
-        stop = "" if a["end"] is None or (isinstance(a["end"], int) and a["end"] >= 2**62) else t["end"]
-        step = "" if a["step"] == 1 else f":{t['step']}"
-        return f"{t['self']}[{':, ' * a['dim']}{'' if a['start'] in (None, 0) else t['start']}:{stop}{step}]"
-    return f"torch.ops.aten.slice.Tensor({t['self']}, {t['dim']}, {t['start']}, {t['end']}, {t['step']})"
+        stop = "" if a["end"] is None or (isinstance(a["end"], int) and a["end"] >= 2**62) else "end"
+        step = "" if a["step"] == 1 else ":step"
+        return f"self[{':, ' * a['dim']}{'' if a['start'] in (None, 0) else 'start'}:{stop}{step}]"
+    return "torch.ops.aten.slice.Tensor(self, dim, start, end, step)"
 
 
 linear(
@@ -275,7 +271,7 @@ define(
         "aten.cat.default",
         "linear",
         _cat_rule,
-        spell=_text("torch.cat({tensors}, {dim})"),
+        spell="torch.cat(tensors, dim)",
         samples=(lambda: ([normal(2, 3), normal(4, 3)], 0), lambda: ([normal(2, 3), normal(2, 1), normal(2, 3)], -1)),
     )
 )
@@ -284,11 +280,11 @@ define(
         "aten.stack.default",
         "linear",
         _stack_rule,
-        spell=_text("torch.stack({tensors}, {dim})"),
+        spell="torch.stack(tensors, dim)",
         samples=(lambda: ([normal(2, 3), normal(2, 3)], 1),),
     )
 )
-linear("aten.sum.default", restore, lambda: (normal(4, 3),), wiring=False, spell=_text("{self}.sum()"))
+linear("aten.sum.default", restore, lambda: (normal(4, 3),), wiring=False, spell="self.sum()")
 linear(
     "aten.sum.dim_IntList",
     restore,
@@ -299,7 +295,7 @@ linear(
     along="dim",
     distributes=True,
 )
-linear("aten.mean.default", _mean, lambda: (normal(4, 3),), wiring=False, averages=True, spell=_text("{self}.mean()"))
+linear("aten.mean.default", _mean, lambda: (normal(4, 3),), wiring=False, averages=True, spell="self.mean()")
 linear(
     "aten.mean.dim",
     _mean,
@@ -365,7 +361,7 @@ linear(
     _repeat,
     lambda: (normal(3, 2), (2, 1, 3)),
     lambda: (normal(3, 2), (1, 2)),
-    spell=_text("{self}.repeat({repeats})"),
+    spell="self.repeat(repeats)",
 )
 for there, back in (("pixel_shuffle", "pixel_unshuffle"), ("pixel_unshuffle", "pixel_shuffle")):
     factor = f"{'up' if there == 'pixel_shuffle' else 'down'}scale_factor"

@@ -60,7 +60,7 @@ define(
         "aten.linear.default",
         "multilinear",
         unless_complex(_linear),
-        spell=lambda t, a: f"F.linear({t['input']}, {t['weight']}{'' if a['bias'] is None else ', ' + t['bias']})",
+        spell=lambda a: "F.linear(input, weight)" if a["bias"] is None else "F.linear(input, weight, bias)",
         equation="W x + b",
         product=("input", "weight"),
         operations=_terms("input"),
@@ -114,7 +114,7 @@ for name, first, second, shapes in (
             name,
             "multilinear",
             unless_complex(_mm(first, second)),
-            spell=lambda t, a: f"{t['self']} @ {t['mat2']}",
+            spell="self @ mat2",
             equation="x y",
             product=(first, second),
             operations=_terms(first),
@@ -128,7 +128,7 @@ define(
         "aten.matmul.default",
         "multilinear",
         unless_complex(_matmul),
-        spell=lambda t, a: f"{t['self']} @ {t['other']}",
+        spell="self @ other",
         equation="x y",
         product=("self", "other"),
         operations=_terms("self"),
@@ -204,16 +204,16 @@ def _slides_back(a: Mapping[str, Any], shapes: Shapes, result: tuple[Dim, ...]) 
     return sum(once for wanted in a["output_mask"][:2] if wanted)
 
 
-def _spell_convolution(t: Any, a: Any) -> str:
+def _spell_convolution(a: Any) -> str:
     rank, extra = len(a["stride"]), ""
     defaults = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
     for key, default in defaults.items():
         if any(v != default for v in a[key]):
-            one = a[key][0] if len(set(a[key])) == 1 else t[key]
+            one = f"{key}[0]" if len(set(a[key])) == 1 else key
             extra += f", {key}={one}"
-    extra += f", groups={t['groups']}" if a["groups"] != 1 else ""
-    bias = f", {t['bias']}" if a["bias"] is not None else ""
-    return f"F.conv{'_transpose' if a['transposed'] else ''}{rank}d({t['input']}, {t['weight']}{bias}{extra})"
+    extra += ", groups=groups" if a["groups"] != 1 else ""
+    bias = ", bias" if a["bias"] is not None else ""
+    return f"F.conv{'_transpose' if a['transposed'] else ''}{rank}d(input, weight{bias}{extra})"
 
 
 define(

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from pccompile.ir import Arg, Node, Ref, TensorType, Type
 from pccompile.ops import packed_source as source
 from pccompile.ops.builder import Builder
-from pccompile.ops.registry import OpDef, Sample, define, normal
+from pccompile.ops.registry import OpDef, Sample, call_of, define, normal
 
 SIZES = "pccompile.batch_sizes.default"
 LAYERS = {kind: f"pccompile.packed_{kind}.default" for kind in ("lstm", "gru", "rnn")}
@@ -112,11 +112,6 @@ def _(x: Tensor, sizes: Tensor, h: Tensor, *rest: Any) -> Any:
     return states, torch.empty_like(states)
 
 
-def _call(name: str) -> Callable[[Mapping[str, Any], Mapping[str, Arg]], str]:
-    """Spells a call of the helper `name` with all arguments in order."""
-    return lambda texts, args: f"{name}({', '.join(texts.values())})"
-
-
 def _states_error(b: Builder, n: Node, error: Ref | None) -> Ref:
     """The error of all states, zeros where nothing reads them."""
     assert isinstance(n.type, tuple)
@@ -204,7 +199,7 @@ define(
     OpDef(
         SIZES,
         "context",
-        spell=_call("batch_sizes"),
+        spell=call_of("batch_sizes"),
         helper=source.SIZES,
         equation="sequences at each step",
     )
@@ -231,7 +226,7 @@ for kind, rule, helper, equation, samples in (
             LAYERS[kind],
             "composite",
             rule,
-            spell=_call(f"packed_{kind}"),
+            spell=call_of(f"packed_{kind}"),
             equation=equation,
             helper=helper,
             samples=samples,
@@ -261,7 +256,7 @@ for name, parameters, infer, helper in (
         OpDef(
             f"pcc.packed_{name}_sweep",
             "composite",
-            spell=_call(f"packed_{name}_sweep"),
+            spell=call_of(f"packed_{name}_sweep"),
             parameters=parameters,
             infer=infer,
             helper=helper,

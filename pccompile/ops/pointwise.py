@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import sympy as sp
@@ -31,24 +30,9 @@ from pccompile.ops.registry import Sample, normal
 from pccompile.ops.trace import traced_rule
 
 
-def infix(symbol: str) -> Any:
-    """Spells `self ∘ other`."""
-    return lambda t, a: f"{t['self']} {symbol} {t['other']}"
-
-
-def _scaled(symbol: str, name: str) -> Any:
+def _scaled(symbol: str, function: str) -> Any:
     """Spells `self ± alpha other`: where alpha is not 1, as one kernel."""
-
-    def spell(t: Mapping[str, Any], a: Mapping[str, Any]) -> str:
-        if a["alpha"] == 1:
-            return f"{t['self']} {symbol} {t['other']}"
-        return f"torch.{name}({t['self']}, {t['other']}, alpha={t['alpha']})"
-
-    return spell
-
-
-def _reflected(t: Mapping[str, Any], a: Mapping[str, Any]) -> str:
-    return f"{t['other']} - {t['self']}" if a["alpha"] == 1 else f"{t['other']} - {t['alpha']} * {t['self']}"
+    return lambda a: f"self {symbol} other" if a["alpha"] == 1 else f"{function}(self, other, alpha=alpha)"
 
 
 def pairs(*more: Any) -> tuple[Sample, ...]:
@@ -114,7 +98,7 @@ for which, samples in (("Tensor", pairs()), ("Scalar", number(1.5))):
     elementwise(
         f"aten.add.{which}",
         x + alpha * y,
-        spell=_scaled("+", "add"),
+        spell=_scaled("+", "torch.add"),
         samples=other + doubled,
         equation="x + y",
         in_place="add_",
@@ -122,7 +106,7 @@ for which, samples in (("Tensor", pairs()), ("Scalar", number(1.5))):
     elementwise(
         f"aten.sub.{which}",
         x - alpha * y,
-        spell=_scaled("-", "sub"),
+        spell=_scaled("-", "torch.sub"),
         samples=other + doubled,
         equation="x − y",
         in_place="sub_",
@@ -130,17 +114,17 @@ for which, samples in (("Tensor", pairs()), ("Scalar", number(1.5))):
     elementwise(
         f"aten.rsub.{which}",
         y - alpha * x,
-        spell=_reflected,
+        spell=lambda a: "other - self" if a["alpha"] == 1 else "other - alpha * self",
         samples=samples + (doubled if which == "Scalar" else ()),
         equation="y − x",
     )
-    elementwise(f"aten.mul.{which}", x * y, spell=infix("*"), samples=other, in_place="mul_")
+    elementwise(f"aten.mul.{which}", x * y, spell="self * other", samples=other, in_place="mul_")
     elementwise(
         f"aten.div.{which}",
         x / y,
         slopes={x: 1 / y, y: -out / y},
         kernel={x: _over()},
-        spell=infix("/"),
+        spell="self / other",
         samples=other,
         equation="x / y",
     )
@@ -180,11 +164,11 @@ elementwise(
 elementwise(
     "aten.floor_divide.default",
     divided_down(x, y),
-    spell=infix("//"),
+    spell="self // other",
     samples=pairs() + number(1.5),
     equation="⌊x / y⌋",
 )
-elementwise("aten.neg.default", -x, spell=lambda t, a: f"-{t['self']}")
+elementwise("aten.neg.default", -x, spell="-self")
 elementwise("aten.reciprocal.default", 1 / x, slopes={x: -out * out}, samples=POSITIVE)
 elementwise("aten.square.default", x**2, slopes={x: 2 * x})
 elementwise("aten.sqrt.default", sp.sqrt(x), slopes={x: 1 / (2 * out)}, samples=POSITIVE, equation="√x")
@@ -216,7 +200,7 @@ elementwise(
     "aten.pow.Tensor_Scalar",
     x**y,
     slopes={x: y * x ** (y - 1)},
-    spell=lambda t, a: f"{t['self']} ** {t['exponent']}",
+    spell="self ** exponent",
     samples=(*number(3), *number(2), *number(0), *(lambda p=p: (*POSITIVE[0](), p) for p in (2.5, -1, 0.5))),
 )
 elementwise(

@@ -32,7 +32,7 @@ define(
     OpDef(
         "aten.bernoulli.Tensor",
         "context",
-        spell=lambda t, a: f"torch.ops.aten.bernoulli.Tensor({t['self']}, {t['p']})",
+        spell="torch.ops.aten.bernoulli.Tensor(self, p)",
         random=True,
     )
 )
@@ -69,7 +69,7 @@ define(
         "context",
         parameters=("x", "p"),
         infer=lambda args, type_of: type_of(args["x"]),
-        spell=lambda t, a: f"torch.empty_like({t['x']}).bernoulli_({t['p']})",
+        spell="torch.empty_like(x).bernoulli_(p)",
         random=True,
     )
 )

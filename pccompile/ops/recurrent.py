@@ -20,16 +20,11 @@ from pccompile.ops.builder import Builder
 from pccompile.ops.packed import LAYERS
 from pccompile.ops.random import dropped
 from pccompile.ops.recurrent_operators import NAMES
-from pccompile.ops.registry import OPS, OpDef, define, normal, rewrite
+from pccompile.ops.registry import OPS, OpDef, call_of, define, normal, rewrite
 from pccompile.ops.trace import decompose
 
 WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh")
 TypeOf = Callable[[Ref], TensorType]
-
-
-def _call(name: str) -> Callable[[Mapping[str, Any], Mapping[str, Arg]], str]:
-    """Spells a call of the helper `name` with all arguments in order."""
-    return lambda texts, args: f"{name}({', '.join(texts.values())})"
 
 
 def _like(args: Mapping[str, Arg], type_of: TypeOf, hidden: int, *more: str) -> tuple[TensorType, ...]:
@@ -126,7 +121,7 @@ define(
         _lstm_rule,
         recurrent=True,
         compose=compositions.lstm_layer,
-        spell=_call("lstm_layer"),
+        spell=call_of("lstm_layer"),
         equation="LSTM(x)",
         parameters=("x", "h", "c", *WEIGHTS, "reverse"),
         infer=_lstm_type,
@@ -138,7 +133,7 @@ define(
     OpDef(
         "pcc.lstm_sweep",
         "composite",
-        spell=_call("lstm_sweep"),
+        spell=call_of("lstm_sweep"),
         parameters=("err", "cell_err", "gates", "cells", "c", "w_hh", "reverse"),
         infer=_lstm_sweep_type,
         helper=source.LSTM_SWEEP,
@@ -170,7 +165,7 @@ define(
         _gru_rule,
         recurrent=True,
         compose=compositions.gru_layer,
-        spell=_call("gru_layer"),
+        spell=call_of("gru_layer"),
         equation="GRU(x)",
         parameters=("x", "h", *WEIGHTS, "reverse"),
         infer=_gru_type,
@@ -182,7 +177,7 @@ define(
     OpDef(
         "pcc.gru_sweep",
         "composite",
-        spell=_call("gru_sweep"),
+        spell=call_of("gru_sweep"),
         parameters=("err", "gates", "states", "h", "w_hh", "reverse"),
         infer=_gru_sweep_type,
         helper=source.GRU_SWEEP,
@@ -212,7 +207,7 @@ define(
         _rnn_rule,
         recurrent=True,
         compose=compositions.rnn_layer,
-        spell=_call("rnn_layer"),
+        spell=call_of("rnn_layer"),
         equation="RNN(x)",
         parameters=("x", "h", *WEIGHTS, "nonlinearity", "reverse"),
         infer=_rnn_type,
@@ -227,7 +222,7 @@ define(
     OpDef(
         "pcc.rnn_sweep",
         "composite",
-        spell=_call("rnn_sweep"),
+        spell=call_of("rnn_sweep"),
         parameters=("err", "states", "w_hh", "nonlinearity", "reverse"),
         infer=_rnn_sweep_type,
         helper=source.RNN_SWEEP,

@@ -33,7 +33,8 @@ class OpDef(Signature):
     rule(b, node, err)    writes J_iᵀ err for each argument i that carries an error, as operations, with the builder `b`
     expand(b, node)       writes the operation in terms of others; it is then gone after canonicalisation
     compose(b, node)      writes an operation that has a fused rule in simple ones, for a backend without its kernel
-    spell(texts, args)    Python source of the call, from the source of each argument; None: the generic spelling
+    spell                 Python source of the call over the names of the arguments, or a function of these that says
+                          which; None: torch's own name for it. See MORE in backends/torch/spell.py
     wiring                moves entries about and computes nothing: it gets no value and no error of its own
     equation              what a reader sees, `x` and `y` for the arguments
     dense                 arguments that the kernel reads as they lie in memory, in place of what their strides say
@@ -75,7 +76,7 @@ class OpDef(Signature):
     rule: Rule | None = None
     expand: Callable[[Builder, Node], Message] | None = None
     compose: Callable[[Builder, Node], Message] | None = None
-    spell: Callable[[Mapping[str, Any], Mapping[str, Arg]], str] | None = None
+    spell: str | Callable[[Mapping[str, Any]], str] | None = None
     wiring: bool = False
     equation: str = ""
     dense: tuple[str, ...] = ()
@@ -122,6 +123,11 @@ def define(op: OpDef) -> OpDef:
 def rewrite(name: str, expand: Callable[[Builder, Node], Any], family: Family = "composite", **more: Any) -> OpDef:
     """Define the operation `name` by others: expand(b, node) writes them. `more` are fields of its OpDef."""
     return define(OpDef(name, family, expand=expand, **more))
+
+
+def call_of(helper: str) -> Callable[[Mapping[str, Any]], str]:
+    """Spells a call of the function `helper` of the generated file, with all arguments in order."""
+    return lambda args: f"{helper}({', '.join(args)})"
 
 
 def torch_kernel(name: str, **fields: Any) -> OpDef:

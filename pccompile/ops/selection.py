@@ -136,7 +136,7 @@ define(
         "aten.masked_fill.Scalar",
         "selection",
         lambda b, n, e: {"self": b("aten.masked_fill.Scalar", e, n["mask"], 0)},
-        spell=lambda t, a: f"{t['self']}.masked_fill({t['mask']}, {t['value']})",
+        spell="self.masked_fill(mask, value)",
         samples=(lambda: (normal(2, 3), torch.tensor([True, False, True]), -1.0),),
     )
 )

@@ -120,7 +120,7 @@ define(
         "aten.view_as_complex.default",
         "linear",
         lambda b, n, e: {"self": b("aten.view_as_real.default", e)},
-        spell=lambda t, a: f"torch.view_as_complex({t['self']}.contiguous())",
+        spell="torch.view_as_complex(self.contiguous())",
         samples=(lambda: (normal(4, 3, 2),),),
         wiring=True,
     )

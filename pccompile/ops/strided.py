@@ -13,10 +13,10 @@ from pccompile.ops.registry import Message, OpDef, define
 PLACE = ("size", "stride", "storage_offset")
 
 
-def _as_strided(t: Any, a: Any) -> str:
+def _as_strided(a: Any) -> str:
     """The offset is one within the tensor's own entries, wherever they lie in memory."""
-    first = "" if a["storage_offset"] in (0, None) else f".flatten()[{t['storage_offset']}:]"
-    return f"{t['self']}.contiguous(){first}.as_strided({t['size']}, {t['stride']})"
+    first = "" if a["storage_offset"] in (0, None) else ".flatten()[storage_offset:]"
+    return f"self.contiguous(){first}.as_strided(size, stride)"
 
 
 def _read(b: Builder, n: Node, e: Ref) -> dict[str, Message]:
@@ -65,9 +65,8 @@ define(
         "aten.as_strided_scatter.default",
         "linear",
         _write,
-        spell=lambda t, a: (
-            f"strided_scatter({t['self']}, {t['src']}, {t['size']}, {t['stride']}, "
-            f"{t['storage_offset'] if a['storage_offset'] is not None else 0})"
+        spell=lambda a: (
+            f"strided_scatter(self, src, size, stride, {0 if a['storage_offset'] is None else 'storage_offset'})"
         ),
         helper=SCATTER,
         samples=(

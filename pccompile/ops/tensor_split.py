@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pccompile.ir import TensorType
-from pccompile.ops.registry import OpDef, define
+from pccompile.ops.registry import OpDef, call_of, define
 
 SPLIT = "aten.tensor_split.tensor_indices_or_sections"
 PIECE = "pcc.piece"
@@ -35,7 +35,7 @@ define(
         lambda b, n, e: {"self": b("pcc.put_piece", b.zeros(b.type(n["self"])), e, n[AT], n["dim"], n["index"])},
         parameters=("self", AT, "dim", "index", "type"),
         infer=lambda args, type_of: args["type"],
-        spell=lambda t, a: f"torch.tensor_split({t['self']}, {t[AT]}, {t['dim']})[{t['index']}]",
+        spell=f"torch.tensor_split(self, {AT}, dim)[index]",
         equation="piece(x)",
         samples=tuple((lambda places=places, i=i: _sample(places, i)) for places in ((1, 3), (3, 1)) for i in range(3)),  # type: ignore[misc]
     )
@@ -46,7 +46,7 @@ define(
         "linear",
         parameters=("whole", "piece", "at", "dim", "index"),
         infer=lambda args, type_of: type_of(args["whole"]),
-        spell=lambda t, a: f"put_piece({', '.join(t.values())})",
+        spell=call_of("put_piece"),
         helper=PUT,
     )
 )

@@ -126,10 +126,7 @@ define(
         "context",
         parameters=("entries", "shape", "dtype", "device"),
         infer=lambda args, type_of: TensorType(args["shape"], args["dtype"]),
-        spell=lambda t, a: (
-            f"torch.tensor({t['entries']}, dtype={t['dtype']}, device={t['device']})"
-            + ("" if 0 not in a["shape"] else f".reshape({t['shape']})")
-        ),
+        spell=lambda a: f"torch.tensor(entries, dtype=dtype, device=device){'.reshape(shape)' * (0 in a['shape'])}",
     )
 )
 

@@ -33,7 +33,7 @@ def user_elementwise(op: object, formula: Callable[..., sp.Expr]) -> OpDef:
             name,
             "elementwise",
             rule_of(tuple(symbols), lambda node: expr, {}, None),
-            spell=lambda texts, _: torch_code(expr, {s.name: texts[a] for s, a in symbols}),
+            spell=torch_code(expr, {s.name: a for s, a in symbols}),
             equation=str(expr),
             samples=(lambda: tuple(torch.randn(4, 3, dtype=torch.float64) for _ in symbols),),
             formula=lambda node: expr,

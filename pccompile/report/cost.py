@@ -9,10 +9,10 @@ from typing import Any
 
 from pccompile.algorithms import exact
 from pccompile.analysis.cost import at, depth, products, size_in_bytes, traffic
+from pccompile.backends.torch.code import quoted
 from pccompile.backends.torch.keys import gradient_keys, table_of
 from pccompile.backends.torch.lower import lower
 from pccompile.backends.torch.optimise import optimise
-from pccompile.backends.torch.spell import quoted
 from pccompile.backends.torch.statements import Carried, Function, Line, Loop, Lowered
 from pccompile.diagnostics import CompileError, listing
 from pccompile.frontends.imported import Imported

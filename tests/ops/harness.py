@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pccompile.backends.torch.code import name, text
 from pccompile.backends.torch.spell import Speller
 from pccompile.ir import Node, Ref, Type, live
 from pccompile.ops import OPS, Builder, Typer, bind, overload, traced_rule
@@ -154,8 +155,8 @@ def messages(b: Builder, node: Node, err: Any) -> dict[str, Ref]:
 def execute(nodes: Any, values: dict[str, Any]) -> dict[str, Any]:
     """The values of `nodes`, by running their source."""
     speller = Speller()
-    lines = [f"{n.name} = {speller.call(n.op, n.args, str)}" for n in nodes]
-    names = [f"{name} = torch.ops.{op}" for op, name in speller.kernels.items()]
+    lines = [f"{n.name} = {text(speller.call(n.op, n.args, name))}" for n in nodes]
+    names = [f"{called} = torch.ops.{op}" for op, called in speller.kernels.items()]
     space = {"torch": torch, "F": F, "math": math, "device": torch.device("cpu"), **values}
     with torch.no_grad():
         exec("\n".join([*speller.helpers.values(), *names, *lines]), space)
