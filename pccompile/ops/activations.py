@@ -12,7 +12,7 @@ from pccompile.ir import Arg, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
 from pccompile.ops.elementwise import Kernel, elementwise
 from pccompile.ops.expressions import expm1, ndtr, out, relu, sigmoid, softplus, tanh, x, y
-from pccompile.ops.registry import OpDef, Sample, define, normal, rewrite, torch_kernel
+from pccompile.ops.registry import Sample, define, normal, rewrite
 
 
 def option(name: str) -> sp.Symbol:
@@ -33,7 +33,7 @@ def _backward(name: str, *options: str) -> Kernel:
 
 
 for name in ("gelu", "silu", "mish", "softplus", "elu"):
-    torch_kernel(f"aten.{name}_backward.default", costly_slope=True)
+    define(f"aten.{name}_backward.default", "traced", costly_slope=True)
 
 
 def _with(*options: Any) -> tuple[Sample, ...]:
@@ -171,14 +171,12 @@ def _like_x(args: Any, type_of: Callable[[Ref], TensorType]) -> TensorType:
 
 
 define(
-    OpDef(
-        "pcc.random_slopes",
-        "context",
-        parameters=("x", "lower", "upper"),
-        infer=_like_x,
-        spell="torch.ops.aten.rrelu_with_noise_functional(x, x.new_empty(x.shape), lower, upper, True)[1]",
-        random=True,
-    )
+    "pcc.random_slopes",
+    "context",
+    parameters=("x", "lower", "upper"),
+    infer=_like_x,
+    spell="torch.ops.aten.rrelu_with_noise_functional(x, x.new_empty(x.shape), lower, upper, True)[1]",
+    random=True,
 )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from pccompile.ir import Node, Ref, TensorType
 from pccompile.ops.builder import Builder
-from pccompile.ops.registry import OpDef, define, rewrite
+from pccompile.ops.registry import define, rewrite
 
 FORWARD, BACKWARD = "aten._ctc_loss.Tensor", "aten._ctc_loss_backward.Tensor"
 
@@ -36,16 +36,14 @@ def _sample(zero_infinity: bool) -> tuple[Any, ...]:
     return (x, torch.tensor([[1, 2, 3], [2, 1, 1]]), torch.tensor([6, 6]), torch.tensor([3, 3]), 0, zero_infinity)
 
 
-define(OpDef(BACKWARD, "composite", infer=lambda args, type_of: type_of(args["log_probs"])))
+define(BACKWARD, "composite", infer=lambda args, type_of: type_of(args["log_probs"]))
 define(
-    OpDef(
-        FORWARD,
-        "composite",
-        _message,
-        infer=_loss_type,
-        samples=(lambda: _sample(False), lambda: _sample(True)),
-        equation="−log p(targets)",
-    )
+    FORWARD,
+    "composite",
+    _message,
+    infer=_loss_type,
+    samples=(lambda: _sample(False), lambda: _sample(True)),
+    equation="−log p(targets)",
 )
 
 

@@ -11,7 +11,7 @@ from pccompile.ir import Node, Ref
 from pccompile.ops import compositions
 from pccompile.ops.builder import Builder
 from pccompile.ops.functions import STOP
-from pccompile.ops.registry import OpDef, Sample, define, normal, rewrite, torch_kernel
+from pccompile.ops.registry import Sample, define, normal, rewrite
 from pccompile.ops.trace import traced_rule
 
 STATISTICS = ("", "mean", "inv_std", "running_mean", "running_var")
@@ -19,7 +19,7 @@ STATISTICS = ("", "mean", "inv_std", "running_mean", "running_var")
 
 def composite(name: str, rule: Any, *samples: Sample, **more: Any) -> None:
     """Define an operation whose message is one fused kernel; `more` are fields of its OpDef."""
-    define(OpDef(name, "composite", rule, samples=samples, **more))
+    define(name, "composite", rule, samples=samples, **more)
 
 
 def normalisation(
@@ -133,7 +133,7 @@ normalisation(
     rows="input",
     along="normalized_shape",
 )
-torch_kernel("aten.native_layer_norm_backward.default", gradients=True)
+define("aten.native_layer_norm_backward.default", "traced", gradients=True)
 rewrite(
     "aten.layer_norm.default",
     lambda b, n: b.get(
@@ -181,8 +181,8 @@ normalisation(
     compose=compositions.group_norm,
     dense=("input", "weight", "bias"),
 )
-torch_kernel("aten.native_group_norm_backward.default", gradients=True, dense=("grad_out", "input", "weight"))
-torch_kernel("aten.native_batch_norm_backward.default", gradients=True)
+define("aten.native_group_norm_backward.default", "traced", gradients=True, dense=("grad_out", "input", "weight"))
+define("aten.native_batch_norm_backward.default", "traced", gradients=True)
 
 
 def _group_norm(b: Builder, n: Node) -> Ref:
@@ -248,49 +248,41 @@ for name, of_variance in (
     ("std_mean", compositions.deviation_and_mean),
 ):
     define(
-        OpDef(
-            f"aten.{name}.correction",
-            "traced",
-            compose=of_variance,
-            samples=(
-                lambda: (normal(4, 3), [1], {"correction": 1}),
-                lambda: (normal(4, 3), None, {"correction": 0, "keepdim": True}),
-            ),
-        )
+        f"aten.{name}.correction",
+        "traced",
+        compose=of_variance,
+        samples=(
+            lambda: (normal(4, 3), [1], {"correction": 1}),
+            lambda: (normal(4, 3), None, {"correction": 0, "keepdim": True}),
+        ),
     )
 for name, samples in (
     ("aten.prod.default", (lambda: (normal(4, 3),),)),
     ("aten.prod.dim_int", (lambda: (normal(4, 3), 1), lambda: (normal(4, 3), 0, True))),
 ):
-    define(OpDef(name, "traced", compose=compositions.product, samples=samples))
+    define(name, "traced", compose=compositions.product, samples=samples)
 define(
-    OpDef(
-        "aten.native_batch_norm.default",
-        "traced",
-        compose=compositions.batch_norm,
-        samples=(lambda: (normal(4, 3, 2), normal(3), normal(3), None, None, True, 0.1, 1e-5),),
-        ends_layer=True,
-    )
+    "aten.native_batch_norm.default",
+    "traced",
+    compose=compositions.batch_norm,
+    samples=(lambda: (normal(4, 3, 2), normal(3), normal(3), None, None, True, 0.1, 1e-5),),
+    ends_layer=True,
 )
 define(
-    OpDef(
-        "aten.grid_sampler_2d.default",
-        "traced",
-        compose=compositions.grid_sample,
-        samples=(
-            lambda: (normal(2, 3, 4, 5), normal(2, 3, 2, 2) / 3, 0, 0, False),
-            lambda: (normal(2, 3, 4, 5), normal(2, 3, 2, 2), 0, 1, True),
-            lambda: (normal(1, 2, 3, 3), torch.tensor([[[[0.0, 0.0], [0.5, 0.0]]]], dtype=torch.float64), 0, 0, True),
-        ),
-    )
+    "aten.grid_sampler_2d.default",
+    "traced",
+    compose=compositions.grid_sample,
+    samples=(
+        lambda: (normal(2, 3, 4, 5), normal(2, 3, 2, 2) / 3, 0, 0, False),
+        lambda: (normal(2, 3, 4, 5), normal(2, 3, 2, 2), 0, 1, True),
+        lambda: (normal(1, 2, 3, 3), torch.tensor([[[[0.0, 0.0], [0.5, 0.0]]]], dtype=torch.float64), 0, 0, True),
+    ),
 )
 define(
-    OpDef(
-        "aten.logsumexp.default",
-        "traced",
-        compose=compositions.logsumexp,
-        samples=(lambda: (normal(4, 3), [1]), lambda: (normal(4, 3), [0, 1], True)),
-    )
+    "aten.logsumexp.default",
+    "traced",
+    compose=compositions.logsumexp,
+    samples=(lambda: (normal(4, 3), [1]), lambda: (normal(4, 3), [0, 1], True)),
 )
 rewrite("aten.softmax.int", _typed_softmax("aten._softmax.default"))
 rewrite("aten.log_softmax.int", _typed_softmax("aten._log_softmax.default"))
@@ -312,8 +304,8 @@ composite(
     lambda: (normal(2, 3, 2, 2), torch.randint(3, (2, 2, 2)), None, 1, -100),
     dense=("self", "target"),
 )
-torch_kernel("aten.nll_loss_backward.default", form_only="self")
-torch_kernel("aten.nll_loss2d_backward.default", form_only="self", dense=("self", "target"))
+define("aten.nll_loss_backward.default", "traced", form_only="self")
+define("aten.nll_loss2d_backward.default", "traced", form_only="self", dense=("self", "target"))
 
 
 def _two(*options: Any) -> tuple[Any, ...]:
@@ -354,8 +346,8 @@ def _spell_logits(a: Any) -> str:
     return f"F.binary_cross_entropy_with_logits(self, target{weights}, reduction='{reduction}')"
 
 
-define(OpDef("aten.binary_cross_entropy_with_logits.default", "traced", spell=_spell_logits,
-             samples=(lambda: (normal(4, 3), normal(4, 3), None, None, 1),)))  # fmt: skip
+define("aten.binary_cross_entropy_with_logits.default", "traced", spell=_spell_logits,
+             samples=(lambda: (normal(4, 3), normal(4, 3), None, None, 1),))  # fmt: skip
 
 
 def _avg_pool(rank: int) -> None:
@@ -388,5 +380,5 @@ def _adaptive(b: Builder, n: Node) -> Ref:
 
 
 rewrite("aten.adaptive_avg_pool2d.default", _adaptive)
-torch_kernel("aten._cdist_backward.default", dense=("grad", "x1", "x2", "cdist"))
-torch_kernel("aten._weight_norm_interface_backward.default", dense=("grad_w", "saved_v", "saved_g"))
+define("aten._cdist_backward.default", "traced", dense=("grad", "x1", "x2", "cdist"))
+define("aten._weight_norm_interface_backward.default", "traced", dense=("grad_w", "saved_v", "saved_g"))

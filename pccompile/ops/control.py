@@ -12,7 +12,7 @@ from typing import Any
 from pccompile.ir import Arg, Node, Ref, TensorType, Type
 from pccompile.ops.backward import reversed_fragment
 from pccompile.ops.builder import Builder
-from pccompile.ops.registry import OpDef, define
+from pccompile.ops.registry import define
 
 TypeOf = Callable[[Ref], TensorType]
 
@@ -73,15 +73,13 @@ def _cond_rule(b: Builder, n: Node, err: Any) -> dict[str, Any]:
 
 
 define(
-    OpDef(
-        "pcc.cond",
-        "composite",
-        _cond_rule,
-        parameters=("pred", "operands", "yes", "no"),
-        infer=lambda args, type_of: args["yes"].types,
-        spell="(yes if pred else no)(*operands, *more)",
-        equation="yes(x) or no(x)",
-    )
+    "pcc.cond",
+    "composite",
+    _cond_rule,
+    parameters=("pred", "operands", "yes", "no"),
+    infer=lambda args, type_of: args["yes"].types,
+    spell="(yes if pred else no)(*operands, *more)",
+    equation="yes(x) or no(x)",
 )
 
 
@@ -125,39 +123,33 @@ def _sweep_type(args: Mapping[str, Arg], type_of: TypeOf) -> Type:
 
 
 define(
-    OpDef(
-        "pcc.while_loop",
-        "composite",
-        _loop_rule,
-        parameters=("test", "body", "carried", "extra"),
-        infer=_loop_type,
-        spell="while_loop(test, body, carried, extra, *more_together)",
-        helper=WHILE,
-        equation="loop(x)",
-        misjudged="torch's own derivative of while_loop is wrong",
-    )
+    "pcc.while_loop",
+    "composite",
+    _loop_rule,
+    parameters=("test", "body", "carried", "extra"),
+    infer=_loop_type,
+    spell="while_loop(test, body, carried, extra, *more_together)",
+    helper=WHILE,
+    equation="loop(x)",
+    misjudged="torch's own derivative of while_loop is wrong",
 )
 define(
-    OpDef(
-        "pcc.scan",
-        "composite",
-        _loop_rule,
-        parameters=("body", "carried", "rows", "extra"),
-        infer=_loop_type,
-        spell="scan(body, carried, rows, extra, *more_together)",
-        helper=SCAN,
-        equation="scan(x)",
-    )
+    "pcc.scan",
+    "composite",
+    _loop_rule,
+    parameters=("body", "carried", "rows", "extra"),
+    infer=_loop_type,
+    spell="scan(body, carried, rows, extra, *more_together)",
+    helper=SCAN,
+    equation="scan(x)",
 )
 define(
-    OpDef(
-        "pcc.loop_sweep",
-        "composite",
-        parameters=("loop", "errors", "row_errors", "rows", "extra", "wanted", "back", "row_types"),
-        infer=_sweep_type,
-        spell="loop_sweep(back, loop[-1], errors, row_errors, rows, extra, wanted, *more_together)",
-        helper=SWEEP,
-    )
+    "pcc.loop_sweep",
+    "composite",
+    parameters=("loop", "errors", "row_errors", "rows", "extra", "wanted", "back", "row_types"),
+    infer=_sweep_type,
+    spell="loop_sweep(back, loop[-1], errors, row_errors, rows, extra, wanted, *more_together)",
+    helper=SWEEP,
 )
 
 
@@ -171,12 +163,10 @@ def _when(a: Mapping[str, Any]) -> str:
 
 
 define(
-    OpDef(
-        "pcc.when",
-        "composite",
-        wiring=True,
-        parameters=("self", "predicates", "taken", "copy"),
-        infer=lambda args, type_of: type_of(args["self"]),
-        spell=_when,
-    )
+    "pcc.when",
+    "composite",
+    wiring=True,
+    parameters=("self", "predicates", "taken", "copy"),
+    infer=lambda args, type_of: type_of(args["self"]),
+    spell=_when,
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from pccompile.ops.registry import OpDef, define
+from pccompile.ops.registry import define
 
 
 def _matrices(*shape: int) -> torch.Tensor:
@@ -16,10 +16,8 @@ def _matrices(*shape: int) -> torch.Tensor:
 
 for name in ("_linalg_det", "_linalg_slogdet"):
     define(
-        OpDef(
-            f"aten.{name}.default",
-            "traced",
-            dense=("A",),
-            samples=(lambda: (_matrices(3, 3),), lambda: (_matrices(2, 4, 4),)),
-        )
+        f"aten.{name}.default",
+        "traced",
+        dense=("A",),
+        samples=(lambda: (_matrices(3, 3),), lambda: (_matrices(2, 4, 4),)),
     )

@@ -6,7 +6,6 @@ has a kernel for the message, the torch backend calls it instead (`kernel`): the
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,8 +70,8 @@ def elementwise(
     default = samples or (_sample(sum(s in (x, y) for s, _ in symbols)),)
     formula = expr if callable(expr) and not isinstance(expr, sp.Expr) else lambda node: expr
     rule = rule_of(symbols, formula, slopes or {}, kernel)
-    own = functools.partial(OpDef, equation=equation or str(expr), formula=formula)
-    return define(own(name, "elementwise", rule, samples=default, **more))
+    more |= {"equation": equation or str(expr), "formula": formula, "samples": default}
+    return define(name, "elementwise", rule, **more)
 
 
 def rule_of(symbols: Symbols, formula: Formulate, slopes: Mapping[sp.Symbol, sp.Expr], kernel: Any) -> Rule:
@@ -161,7 +160,7 @@ def _spell_map(a: Mapping[str, Any]) -> str:
     return torch_code(a["expr"].expr, {name: f"args[{i}]" for i, name in enumerate(a["names"])})
 
 
-define(OpDef("pcc.map", "elementwise", parameters=("expr", "names", "args"), infer=_map_type, spell=_spell_map))
+define("pcc.map", "elementwise", parameters=("expr", "names", "args"), infer=_map_type, spell=_spell_map)
 
 
 def _sample(tensors: int) -> Sample:

@@ -12,7 +12,7 @@ import torch
 
 from pccompile.ir import DEVICE, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
-from pccompile.ops.registry import Message, OpDef, define, normal, rewrite
+from pccompile.ops.registry import Message, define, normal, rewrite
 
 
 def _masked(args: Any, type_of: Any) -> tuple[TensorType, TensorType]:
@@ -31,7 +31,7 @@ for name in (
     "fake_quantize_per_channel_affine_cachemask",
 ):
     samples = (lambda: (normal(4, 3), 0.1, 0, -8, 7),) if name == "fake_quantize_per_tensor_affine_cachemask" else ()
-    define(OpDef(f"aten.{name}.default", "composite", _straight, infer=_masked, results=("", "mask"), samples=samples))
+    define(f"aten.{name}.default", "composite", _straight, infer=_masked, results=("", "mask"), samples=samples)
 
 rewrite(
     "aten.fake_quantize_per_tensor_affine.default",
@@ -60,11 +60,9 @@ def _learnt(b: Builder, n: Node, err: Ref) -> dict[str, Message]:
 
 for name in ("tensor", "channel"):
     operator = f"aten._fake_quantize_learnable_per_{name}_affine"
-    define(OpDef(f"{operator}.default", "composite", _learnt, infer=lambda args, type_of: type_of(args["self"])))
+    define(f"{operator}.default", "composite", _learnt, infer=lambda args, type_of: type_of(args["self"]))
     define(
-        OpDef(
-            f"{operator}_backward.default",
-            "composite",
-            infer=lambda args, type_of: tuple(type_of(args[a]) for a in ("self", "scale", "zero_point")),
-        )
+        f"{operator}_backward.default",
+        "composite",
+        infer=lambda args, type_of: tuple(type_of(args[a]) for a in ("self", "scale", "zero_point")),
     )

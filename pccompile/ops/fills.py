@@ -10,24 +10,22 @@ import torch
 
 from pccompile.ir import DEVICE, Arg, Node, Ref
 from pccompile.ops.builder import Builder
-from pccompile.ops.registry import Message, OpDef, define, rewrite
+from pccompile.ops.registry import Message, define, rewrite
 from pccompile.ops.trace import decompose
 
 for name in ("empty", "zeros", "ones", "full"):
     for operation in (f"aten.new_{name}.default", f"aten.{name}_like.default"):
-        define(OpDef(operation, "context", form_only="self"))
+        define(operation, "context", form_only="self")
 
 FLAT = define(
-    OpDef(
-        "pcc.flat",
-        "linear",
-        lambda b, n, err: {"value": None, "by": None},
-        parameters=("value", "by"),
-        infer=lambda args, type_of: type_of(args["value"]),
-        spell="value",
-        equation="x",
-        samples=(lambda: (torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)),),
-    )
+    "pcc.flat",
+    "linear",
+    lambda b, n, err: {"value": None, "by": None},
+    parameters=("value", "by"),
+    infer=lambda args, type_of: type_of(args["value"]),
+    spell="value",
+    equation="x",
+    samples=(lambda: (torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)),),
 )
 
 

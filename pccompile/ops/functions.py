@@ -22,7 +22,7 @@ from pccompile.diagnostics import CompileError
 from pccompile.ir import Arg, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
 from pccompile.ops.held_tensors import note_backward, note_forward
-from pccompile.ops.registry import Message, OpDef, define
+from pccompile.ops.registry import Message, define
 from pccompile.ops.shapes import known_shapes
 from pccompile.ops.trace import inline, trace
 
@@ -45,8 +45,8 @@ def stop_gradient() -> torch._ops.OpOverload:
     return found
 
 
-define(OpDef(STOP, "linear", parameters=("x",), infer=lambda args, type_of: type_of(args["x"]),
-             spell="x", equation="stop(x)"))  # fmt: skip
+define(STOP, "linear", parameters=("x",), infer=lambda args, type_of: type_of(args["x"]),
+             spell="x", equation="stop(x)")  # fmt: skip
 
 
 @functools.cache
@@ -66,15 +66,13 @@ def overwritten() -> torch._ops.OpOverload:
 
 
 define(
-    OpDef(
-        "pccompile.overwritten.default",
-        "linear",
-        lambda b, n, err: {"old": err, "new": None},
-        parameters=("old", "new"),
-        infer=lambda args, type_of: type_of(args["new"]),
-        spell="new",
-        equation="y",
-    )
+    "pccompile.overwritten.default",
+    "linear",
+    lambda b, n, err: {"old": err, "new": None},
+    parameters=("old", "new"),
+    infer=lambda args, type_of: type_of(args["new"]),
+    spell="new",
+    equation="y",
 )
 
 
@@ -385,15 +383,13 @@ def _tensors(traced: torch.fx.GraphModule) -> dict[str, torch.Tensor]:
     return {n.target: getattr(traced, n.target) for n in traced.graph.nodes if n.op == "get_attr"}
 
 
-define(OpDef(FUNCTION, "traced", expand=_expand, parameters=("tensors", "key"), infer=lambda args, type_of: ()))
+define(FUNCTION, "traced", expand=_expand, parameters=("tensors", "key"), infer=lambda args, type_of: ())
 define(
-    OpDef(
-        "pcc.function",
-        "traced",
-        _rule,
-        parameters=("value", "tensors", "kept", "saved", "types", "moving", "present"),
-        infer=lambda args, type_of: type_of(args["value"]),
-        spell="value",
-        equation="custom(x)",
-    )
+    "pcc.function",
+    "traced",
+    _rule,
+    parameters=("value", "tensors", "kept", "saved", "types", "moving", "present"),
+    infer=lambda args, type_of: type_of(args["value"]),
+    spell="value",
+    equation="custom(x)",
 )

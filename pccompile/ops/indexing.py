@@ -10,7 +10,7 @@ import torch
 from pccompile.ir import DEVICE, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
 from pccompile.ops.linear import linear
-from pccompile.ops.registry import OpDef, define, normal, rewrite
+from pccompile.ops.registry import define, normal, rewrite
 
 
 def _i(*entries: Any) -> torch.Tensor:
@@ -42,13 +42,11 @@ def _embedding(b: Builder, n: Node, e: Ref) -> dict[str, Any]:
 
 
 define(
-    OpDef(
-        "aten.embedding.default",
-        "linear",
-        _embedding,
-        spell="F.embedding(indices, weight)",
-        samples=(lambda: (normal(5, 3), _i([0, 4], [1, 1])), lambda: (normal(5, 3), _i(2, 0), 2)),
-    )
+    "aten.embedding.default",
+    "linear",
+    _embedding,
+    spell="F.embedding(indices, weight)",
+    samples=(lambda: (normal(5, 3), _i([0, 4], [1, 1])), lambda: (normal(5, 3), _i(2, 0), 2)),
 )
 
 SPARSE_ROWS = '''
@@ -61,14 +59,12 @@ def sparse_rows(err, indices, table, padding):
 '''
 
 define(
-    OpDef(
-        "pcc.sparse_rows",
-        "linear",
-        parameters=("err", "indices", "table", "padding"),
-        infer=lambda args, type_of: type_of(args["table"]),
-        spell="sparse_rows(err, indices, table, padding)",
-        helper=SPARSE_ROWS,
-    )
+    "pcc.sparse_rows",
+    "linear",
+    parameters=("err", "indices", "table", "padding"),
+    infer=lambda args, type_of: type_of(args["table"]),
+    spell="sparse_rows(err, indices, table, padding)",
+    helper=SPARSE_ROWS,
 )
 
 
@@ -94,32 +90,28 @@ def _index_put(b: Builder, n: Node, e: Ref) -> dict[str, Ref]:
 
 
 define(
-    OpDef(
-        "aten.index.Tensor",
-        "linear",
-        _index,
-        spell=_spell_index,
-        samples=(
-            lambda: (normal(4, 3), [None, _i(0, 2, 2, 1)]),
-            lambda: (normal(4, 3), [_i(3, 3, 0)]),
-            lambda: (normal(2, 4, 3), [_i([0], [1]), None, _i(2, 2)]),
-            lambda: (normal(4, 3, 2), [_i(3, 3, 0), _i(1, 1, 2)]),
-        ),
-    )
+    "aten.index.Tensor",
+    "linear",
+    _index,
+    spell=_spell_index,
+    samples=(
+        lambda: (normal(4, 3), [None, _i(0, 2, 2, 1)]),
+        lambda: (normal(4, 3), [_i(3, 3, 0)]),
+        lambda: (normal(2, 4, 3), [_i([0], [1]), None, _i(2, 2)]),
+        lambda: (normal(4, 3, 2), [_i(3, 3, 0), _i(1, 1, 2)]),
+    ),
 )
 rewrite("aten._unsafe_index.Tensor", lambda b, n: b("aten.index.Tensor", n["self"], n["indices"]))
 define(
-    OpDef(
-        "aten.index_put.default",
-        "linear",
-        _index_put,
-        spell=_spell_put,
-        samples=(
-            lambda: (normal(4, 3), [None, _i(0, 2)], normal(4, 2)),
-            lambda: (normal(4, 3), [_i(3, 3, 0)], normal(3), True),
-            lambda: (normal(4, 3), [_i(3, 1)], normal(2, 1)),
-        ),
-    )
+    "aten.index_put.default",
+    "linear",
+    _index_put,
+    spell=_spell_put,
+    samples=(
+        lambda: (normal(4, 3), [None, _i(0, 2)], normal(4, 2)),
+        lambda: (normal(4, 3), [_i(3, 3, 0)], normal(3), True),
+        lambda: (normal(4, 3), [_i(3, 1)], normal(2, 1)),
+    ),
 )
 rewrite(
     "aten._unsafe_index_put.default",
@@ -136,16 +128,14 @@ def _index_add(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
 
 
 define(
-    OpDef(
-        "aten.index_add.default",
-        "linear",
-        _index_add,
-        samples=(
-            lambda: (normal(4, 3), 1, _i(0, 0), normal(4, 2)),
-            lambda: (normal(4, 3), 0, _i(3), normal(1, 3), {"alpha": 2}),
-        ),
-        adds_up="source",
-    )
+    "aten.index_add.default",
+    "linear",
+    _index_add,
+    samples=(
+        lambda: (normal(4, 3), 1, _i(0, 0), normal(4, 2)),
+        lambda: (normal(4, 3), 0, _i(3), normal(1, 3), {"alpha": 2}),
+    ),
+    adds_up="source",
 )
 
 
@@ -169,13 +159,11 @@ for name, source, keep in (
     ("aten.scatter_add.default", lambda: normal(4, 2), True),
 ):
     define(
-        OpDef(
-            name,
-            "linear",
-            _written(keep),
-            samples=(lambda source=source: (normal(4, 3), 1, _i(*PLACES), source()),),  # type: ignore[misc]
-            adds_up="src" if keep else "",
-        )
+        name,
+        "linear",
+        _written(keep),
+        samples=(lambda source=source: (normal(4, 3), 1, _i(*PLACES), source()),),
+        adds_up="src" if keep else "",
     )
 
 
@@ -202,15 +190,13 @@ def _joint(b: Builder, n: Node) -> Any:
 
 
 define(
-    OpDef(
-        "aten.masked_select.default",
-        "linear",
-        _masked_select,
-        samples=(
-            lambda: (normal(4, 3), torch.tensor([True, False, True])),
-            lambda: (normal(3), torch.tensor([[True, False, True], [False, True, True]])),
-        ),
-    )
+    "aten.masked_select.default",
+    "linear",
+    _masked_select,
+    samples=(
+        lambda: (normal(4, 3), torch.tensor([True, False, True])),
+        lambda: (normal(3), torch.tensor([[True, False, True], [False, True, True]])),
+    ),
 )
 
 
@@ -234,17 +220,15 @@ def _masked_scatter(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
 
 
 define(
-    OpDef(
-        "aten.masked_scatter.default",
-        "linear",
-        _masked_scatter,
-        samples=(
-            lambda: (normal(4, 3), torch.tensor([True, False, True]), normal(3, 3)),
-            lambda: (normal(4, 3), torch.tensor(False), normal(0, 3)),
-            lambda: (normal(3), torch.tensor([[False, True, True], [False, False, True]]), normal(5)),
-            lambda: (normal(2, 2), torch.zeros(2, 2, dtype=torch.bool), normal(1)),
-        ),
-    )
+    "aten.masked_scatter.default",
+    "linear",
+    _masked_scatter,
+    samples=(
+        lambda: (normal(4, 3), torch.tensor([True, False, True]), normal(3, 3)),
+        lambda: (normal(4, 3), torch.tensor(False), normal(0, 3)),
+        lambda: (normal(3), torch.tensor([[False, True, True], [False, False, True]]), normal(5)),
+        lambda: (normal(2, 2), torch.zeros(2, 2, dtype=torch.bool), normal(1)),
+    ),
 )
 
 
@@ -271,4 +255,4 @@ for name, read, places, sample in (
     ("select_scatter", "select.int", ("dim", "index"), lambda: (normal(4, 6), normal(4), 1, 2)),
     ("diagonal_scatter", "diagonal.default", ("offset", "dim1", "dim2"), lambda: (normal(4, 6), normal(4), 1)),
 ):
-    define(OpDef(f"aten.{name}.default", "linear", _pasted(f"aten.{read}", places), samples=(sample,)))
+    define(f"aten.{name}.default", "linear", _pasted(f"aten.{read}", places), samples=(sample,))

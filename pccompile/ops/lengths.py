@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pccompile.ops.registry import OpDef, call_of, define
+from pccompile.ops.registry import call_of, define
 
 SIZED = "pcc.sized"
 
@@ -17,16 +17,14 @@ def sized(x, axis, size):
 '''
 
 define(
-    OpDef(
-        SIZED,
-        "linear",
-        lambda b, n, err: {"x": err},
-        wiring=True,
-        parameters=("x", "axis", "size"),
-        infer=lambda args, type_of: type_of(args["x"]),
-        spell=call_of("sized"),
-        equation="x",
-        helper=SOURCE,
-        samples=(lambda: (torch.randn(3, 4, dtype=torch.float64), 1, 4),),
-    )
+    SIZED,
+    "linear",
+    lambda b, n, err: {"x": err},
+    wiring=True,
+    parameters=("x", "axis", "size"),
+    infer=lambda args, type_of: type_of(args["x"]),
+    spell=call_of("sized"),
+    equation="x",
+    helper=SOURCE,
+    samples=(lambda: (torch.randn(3, 4, dtype=torch.float64), 1, 4),),
 )

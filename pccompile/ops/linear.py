@@ -7,7 +7,7 @@ from typing import Any
 
 from pccompile.ir import Dim, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
-from pccompile.ops.registry import OpDef, Sample, define, normal, rewrite, torch_kernel
+from pccompile.ops.registry import Sample, define, normal, rewrite
 from pccompile.ops.trace import decompose
 
 
@@ -16,7 +16,7 @@ def linear(name: str, rule: Any, *samples: Sample, wiring: bool = True, **more: 
 
     `more` are fields of its OpDef.
     """
-    define(OpDef(name, "linear", lambda b, n, e: {"self": rule(b, n, e)}, wiring=wiring, samples=samples, **more))
+    define(name, "linear", lambda b, n, e: {"self": rule(b, n, e)}, wiring=wiring, samples=samples, **more)
 
 
 def axis(dim: Any, rank: int) -> int:
@@ -93,14 +93,12 @@ for name in (
 for name in ("aten.clone.default", "aten.alias.default", "aten.lift_fresh_copy.default"):
     rewrite(name, lambda b, n: n["self"], identity=True)
 define(  # generated code lays values out with it
-    OpDef(
-        "aten.contiguous.default",
-        "composite",
-        expand=lambda b, n: n["self"],
-        spell="self.contiguous()",
-        identity=True,
-        returns_argument=True,
-    )
+    "aten.contiguous.default",
+    "composite",
+    expand=lambda b, n: n["self"],
+    spell="self.contiguous()",
+    identity=True,
+    returns_argument=True,
 )
 for name in ("aten.positive.default", "aten.conj.default", "aten.resolve_conj.default", "aten.resolve_neg.default"):
     rewrite(name, decompose, returns_argument=True)
@@ -175,7 +173,7 @@ linear(
     rows="self",
     along="dim",
 )
-torch_kernel("aten.select_backward.default", distributes=True)
+define("aten.select_backward.default", "traced", distributes=True)
 
 
 def _slice(a: Mapping[str, Any]) -> str:
@@ -203,7 +201,7 @@ linear(
     rows="self",
     along="dim",
 )
-torch_kernel("aten.slice_backward.default", distributes=True)
+define("aten.slice_backward.default", "traced", distributes=True)
 
 
 def _pieces(b: Builder, n: Node, sizes: Sequence[Dim], dim: Any) -> tuple[Ref, ...]:
@@ -267,22 +265,18 @@ def _stack_rule(b: Builder, n: Node, e: Ref) -> dict[str, Any]:
 
 
 define(
-    OpDef(
-        "aten.cat.default",
-        "linear",
-        _cat_rule,
-        spell="torch.cat(tensors, dim)",
-        samples=(lambda: ([normal(2, 3), normal(4, 3)], 0), lambda: ([normal(2, 3), normal(2, 1), normal(2, 3)], -1)),
-    )
+    "aten.cat.default",
+    "linear",
+    _cat_rule,
+    spell="torch.cat(tensors, dim)",
+    samples=(lambda: ([normal(2, 3), normal(4, 3)], 0), lambda: ([normal(2, 3), normal(2, 1), normal(2, 3)], -1)),
 )
 define(
-    OpDef(
-        "aten.stack.default",
-        "linear",
-        _stack_rule,
-        spell="torch.stack(tensors, dim)",
-        samples=(lambda: ([normal(2, 3), normal(2, 3)], 1),),
-    )
+    "aten.stack.default",
+    "linear",
+    _stack_rule,
+    spell="torch.stack(tensors, dim)",
+    samples=(lambda: ([normal(2, 3), normal(2, 3)], 1),),
 )
 linear("aten.sum.default", restore, lambda: (normal(4, 3),), wiring=False, spell="self.sum()")
 linear(

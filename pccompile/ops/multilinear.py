@@ -11,7 +11,7 @@ import torch
 from pccompile.ir import DEVICE, Arg, Dim, Node, Ref
 from pccompile.ops.builder import Builder
 from pccompile.ops.random import dropped
-from pccompile.ops.registry import OpDef, Shapes, define, normal, rewrite, torch_kernel
+from pccompile.ops.registry import Shapes, define, normal, rewrite
 from pccompile.ops.trace import unless_complex
 
 
@@ -56,22 +56,20 @@ def _linear(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
 
 
 define(
-    OpDef(
-        "aten.linear.default",
-        "multilinear",
-        unless_complex(_linear),
-        spell=lambda a: "F.linear(input, weight)" if a["bias"] is None else "F.linear(input, weight, bias)",
-        equation="W x + b",
-        product=("input", "weight"),
-        operations=_terms("input"),
-        sent={"input": "{weight}ᵀ {e}", "weight": "{e} xᵀ", "bias": "{e}"},
-        rows="input",
-        samples=(
-            lambda: (normal(5, 3), normal(4, 3), normal(4)),
-            lambda: (normal(2, 5, 3), normal(4, 3)),
-            lambda: (normal(3), normal(4, 3), normal(4)),
-        ),
-    )
+    "aten.linear.default",
+    "multilinear",
+    unless_complex(_linear),
+    spell=lambda a: "F.linear(input, weight)" if a["bias"] is None else "F.linear(input, weight, bias)",
+    equation="W x + b",
+    product=("input", "weight"),
+    operations=_terms("input"),
+    sent={"input": "{weight}ᵀ {e}", "weight": "{e} xᵀ", "bias": "{e}"},
+    rows="input",
+    samples=(
+        lambda: (normal(5, 3), normal(4, 3), normal(4)),
+        lambda: (normal(2, 5, 3), normal(4, 3)),
+        lambda: (normal(3), normal(4, 3), normal(4)),
+    ),
 )
 
 
@@ -110,43 +108,39 @@ for name, first, second, shapes in (
     ("aten.bmm.default", "self", "mat2", ((2, 5, 3), (2, 3, 4))),
 ):
     define(
-        OpDef(
-            name,
-            "multilinear",
-            unless_complex(_mm(first, second)),
-            spell="self @ mat2",
-            equation="x y",
-            product=(first, second),
-            operations=_terms(first),
-            sent={first: f"{{e}} {{{second}}}ᵀ", second: f"{{{first}}}ᵀ {{e}}"},
-            rows="self" if name == "aten.mm.default" else "",
-            samples=(lambda shapes=shapes: tuple(normal(*s) for s in shapes),),  # type: ignore[misc]
-        )
+        name,
+        "multilinear",
+        unless_complex(_mm(first, second)),
+        spell="self @ mat2",
+        equation="x y",
+        product=(first, second),
+        operations=_terms(first),
+        sent={first: f"{{e}} {{{second}}}ᵀ", second: f"{{{first}}}ᵀ {{e}}"},
+        rows="self" if name == "aten.mm.default" else "",
+        samples=(lambda shapes=shapes: tuple(normal(*s) for s in shapes),),
     )
 define(
-    OpDef(
-        "aten.matmul.default",
-        "multilinear",
-        unless_complex(_matmul),
-        spell="self @ other",
-        equation="x y",
-        product=("self", "other"),
-        operations=_terms("self"),
-        sent={"self": "{e} {other}ᵀ", "other": "{self}ᵀ {e}"},
-        rows="self",
-        samples=(
-            lambda: (normal(5, 3), normal(3, 4)),
-            lambda: (normal(2, 5, 3), normal(3, 4)),
-            lambda: (normal(2, 1, 5, 3), normal(4, 3, 2)),
-            lambda: (normal(3), normal(3, 4)),
-            lambda: (normal(5, 3), normal(3)),
-            lambda: (normal(3), normal(3)),
-            lambda: (normal(2, 5, 3), normal(3)),
-        ),
-    )
+    "aten.matmul.default",
+    "multilinear",
+    unless_complex(_matmul),
+    spell="self @ other",
+    equation="x y",
+    product=("self", "other"),
+    operations=_terms("self"),
+    sent={"self": "{e} {other}ᵀ", "other": "{self}ᵀ {e}"},
+    rows="self",
+    samples=(
+        lambda: (normal(5, 3), normal(3, 4)),
+        lambda: (normal(2, 5, 3), normal(3, 4)),
+        lambda: (normal(2, 1, 5, 3), normal(4, 3, 2)),
+        lambda: (normal(3), normal(3, 4)),
+        lambda: (normal(5, 3), normal(3)),
+        lambda: (normal(3), normal(3)),
+        lambda: (normal(2, 5, 3), normal(3)),
+    ),
 )
-torch_kernel("aten.mv.default", operations=_terms("self"))
-torch_kernel("aten.dot.default", operations=_terms("self"))
+define("aten.mv.default", "traced", operations=_terms("self"))
+define("aten.dot.default", "traced", operations=_terms("self"))
 rewrite(
     "aten.addmm.default",
     lambda b, n: _scaled_sum(b, n["self"], b("aten.mm.default", n["mat1"], n["mat2"]), n["beta"], n["alpha"]),
@@ -217,25 +211,23 @@ def _spell_convolution(a: Any) -> str:
 
 
 define(
-    OpDef(
-        "aten.convolution.default",
-        "multilinear",
-        unless_complex(_convolution),
-        spell=_spell_convolution,
-        equation="W ∗ x + b",
-        product=("input", "weight"),
-        operations=_slides,
-        sent={"input": "{weight} ⋆ {e}", "weight": "{e} ⋆ x", "bias": "Σ {e}"},
-        samples=(
-            lambda: (normal(2, 3, 6, 5), normal(4, 3, 3, 3), normal(4), [2, 1], [1, 0], [1, 1], False, [0, 0], 1),
-            lambda: (normal(2, 4, 6), normal(4, 2, 3), None, [1], [1], [2], False, [0], 2),
-            lambda: (normal(2, 4, 5, 4), normal(4, 3, 2, 2), normal(3), [2, 2], [0, 0], [1, 1], True, [1, 1], 1),
-        ),
-    )
+    "aten.convolution.default",
+    "multilinear",
+    unless_complex(_convolution),
+    spell=_spell_convolution,
+    equation="W ∗ x + b",
+    product=("input", "weight"),
+    operations=_slides,
+    sent={"input": "{weight} ⋆ {e}", "weight": "{e} ⋆ x", "bias": "Σ {e}"},
+    samples=(
+        lambda: (normal(2, 3, 6, 5), normal(4, 3, 3, 3), normal(4), [2, 1], [1, 0], [1, 1], False, [0, 0], 1),
+        lambda: (normal(2, 4, 6), normal(4, 2, 3), None, [1], [1], [2], False, [0], 2),
+        lambda: (normal(2, 4, 5, 4), normal(4, 3, 2, 2), normal(3), [2, 2], [0, 0], [1, 1], True, [1, 1], 1),
+    ),
 )
 
 
-torch_kernel("aten.convolution_backward.default", operations=_slides_back, gradients=True)
+define("aten.convolution_backward.default", "traced", operations=_slides_back, gradients=True)
 
 
 def _spread(value: Any, rank: int) -> tuple[Any, ...]:

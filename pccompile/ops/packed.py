@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from pccompile.ir import Arg, Node, Ref, TensorType, Type
 from pccompile.ops import packed_source as source
 from pccompile.ops.builder import Builder
-from pccompile.ops.registry import OpDef, Sample, call_of, define, normal
+from pccompile.ops.registry import Sample, call_of, define, normal
 
 SIZES = "pccompile.batch_sizes.default"
 LAYERS = {kind: f"pccompile.packed_{kind}.default" for kind in ("lstm", "gru", "rnn")}
@@ -195,15 +195,7 @@ def _sequence(gates: int, *more: Any, states: int = 1, bias: bool = True, out: i
     return make
 
 
-define(
-    OpDef(
-        SIZES,
-        "context",
-        spell=call_of("batch_sizes"),
-        helper=source.SIZES,
-        equation="sequences at each step",
-    )
-)
+define(SIZES, "context", spell=call_of("batch_sizes"), helper=source.SIZES, equation="sequences at each step")
 for kind, rule, helper, equation, samples in (
     (
         "lstm",
@@ -222,15 +214,13 @@ for kind, rule, helper, equation, samples in (
     ),
 ):
     define(
-        OpDef(
-            LAYERS[kind],
-            "composite",
-            rule,
-            spell=call_of(f"packed_{kind}"),
-            equation=equation,
-            helper=helper,
-            samples=samples,
-        )
+        LAYERS[kind],
+        "composite",
+        rule,
+        spell=call_of(f"packed_{kind}"),
+        equation=equation,
+        helper=helper,
+        samples=samples,
     )
 for name, parameters, infer, helper in (
     (
@@ -253,12 +243,10 @@ for name, parameters, infer, helper in (
     ),
 ):
     define(
-        OpDef(
-            f"pcc.packed_{name}_sweep",
-            "composite",
-            spell=call_of(f"packed_{name}_sweep"),
-            parameters=parameters,
-            infer=infer,
-            helper=helper,
-        )
+        f"pcc.packed_{name}_sweep",
+        "composite",
+        spell=call_of(f"packed_{name}_sweep"),
+        parameters=parameters,
+        infer=infer,
+        helper=helper,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pccompile.ops.registry import OpDef, call_of, define
+from pccompile.ops.registry import call_of, define
 
 ON_PATH = "pcc.on_path"
 OTHER_PATH = "OtherPath"
@@ -24,16 +24,14 @@ def on_path(x, values, where):
 '''
 
 define(
-    OpDef(
-        ON_PATH,
-        "linear",
-        lambda b, n, err: {"x": err},
-        wiring=True,
-        parameters=("x", "values", "where"),
-        infer=lambda args, type_of: type_of(args["x"]),
-        spell=call_of("on_path"),
-        equation="x",
-        helper=SOURCE,
-        samples=(lambda: (torch.zeros(2, dtype=torch.float64), (0.0, 0.0), "model.py:3"),),
-    )
+    ON_PATH,
+    "linear",
+    lambda b, n, err: {"x": err},
+    wiring=True,
+    parameters=("x", "values", "where"),
+    infer=lambda args, type_of: type_of(args["x"]),
+    spell=call_of("on_path"),
+    equation="x",
+    helper=SOURCE,
+    samples=(lambda: (torch.zeros(2, dtype=torch.float64), (0.0, 0.0), "model.py:3"),),
 )

@@ -10,7 +10,7 @@ import torch
 from pccompile.ir import Node, Ref
 from pccompile.ops.builder import Builder
 from pccompile.ops.fills import flat
-from pccompile.ops.registry import OpDef, define, rewrite
+from pccompile.ops.registry import define, rewrite
 from pccompile.ops.trace import decompose
 
 for name in (
@@ -27,20 +27,15 @@ for name in (
     "aten.normal_functional.default",
     "aten.multinomial.default",
 ):
-    define(OpDef(name, "context", random=True))
-define(
-    OpDef(
-        "aten.bernoulli.Tensor",
-        "context",
-        spell="torch.ops.aten.bernoulli.Tensor(self, p)",
-        random=True,
-    )
-)
+    define(name, "context", random=True)
+define("aten.bernoulli.Tensor", "context", spell="torch.ops.aten.bernoulli.Tensor(self, p)", random=True)
 
 define(
-    OpDef(
-        "aten.poisson.default", "linear", lambda b, n, err: {"self": None}, random=True, equation="poisson(x)"
-    )  # its derivative is 0 everywhere
+    "aten.poisson.default",
+    "linear",
+    lambda b, n, err: {"self": None},
+    random=True,
+    equation="poisson(x)",  # its derivative is 0 everywhere
 )
 BERNOULLI_LIKE = "pccompile.bernoulli_like.default"
 SATURATION = 1.7580993408473766
@@ -64,14 +59,12 @@ def bernoulli_like() -> torch._ops.OpOverload:
 
 
 define(
-    OpDef(
-        BERNOULLI_LIKE,
-        "context",
-        parameters=("x", "p"),
-        infer=lambda args, type_of: type_of(args["x"]),
-        spell="torch.empty_like(x).bernoulli_(p)",
-        random=True,
-    )
+    BERNOULLI_LIKE,
+    "context",
+    parameters=("x", "p"),
+    infer=lambda args, type_of: type_of(args["x"]),
+    spell="torch.empty_like(x).bernoulli_(p)",
+    random=True,
 )
 
 
@@ -137,9 +130,7 @@ def _gamma(b: Builder, n: Node, e: Ref) -> dict[str, Ref]:
     return {"self": b.mul(e, b("aten._standard_gamma_grad.default", n["self"], Ref(n.name)))}
 
 
-define(
-    OpDef("aten._standard_gamma.default", "composite", _gamma, infer=_like("self"), random=True, equation="gamma(x)")
-)
-define(OpDef("aten._sample_dirichlet.default", "context", infer=_like("self"), random=True))
-define(OpDef("aten._standard_gamma_grad.default", "context", infer=_like("self")))
-define(OpDef("aten._dirichlet_grad.default", "context", infer=_like("x")))
+define("aten._standard_gamma.default", "composite", _gamma, infer=_like("self"), random=True, equation="gamma(x)")
+define("aten._sample_dirichlet.default", "context", infer=_like("self"), random=True)
+define("aten._standard_gamma_grad.default", "context", infer=_like("self"))
+define("aten._dirichlet_grad.default", "context", infer=_like("x"))

@@ -20,7 +20,7 @@ from pccompile.ops.builder import Builder
 from pccompile.ops.packed import LAYERS
 from pccompile.ops.random import dropped
 from pccompile.ops.recurrent_operators import NAMES
-from pccompile.ops.registry import OPS, OpDef, call_of, define, normal, rewrite
+from pccompile.ops.registry import OPS, call_of, define, normal, rewrite
 from pccompile.ops.trace import decompose
 
 WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh")
@@ -115,29 +115,25 @@ def _sequence(
 
 
 define(
-    OpDef(
-        "pcc.lstm_layer",
-        "composite",
-        _lstm_rule,
-        recurrent=True,
-        compose=compositions.lstm_layer,
-        spell=call_of("lstm_layer"),
-        equation="LSTM(x)",
-        parameters=("x", "h", "c", *WEIGHTS, "reverse"),
-        infer=_lstm_type,
-        helper=source.LSTM,
-        samples=(_sequence(4, cell=True), _sequence(4, cell=True, bias=False, reverse=True)),
-    )
+    "pcc.lstm_layer",
+    "composite",
+    _lstm_rule,
+    recurrent=True,
+    compose=compositions.lstm_layer,
+    spell=call_of("lstm_layer"),
+    equation="LSTM(x)",
+    parameters=("x", "h", "c", *WEIGHTS, "reverse"),
+    infer=_lstm_type,
+    helper=source.LSTM,
+    samples=(_sequence(4, cell=True), _sequence(4, cell=True, bias=False, reverse=True)),
 )
 define(
-    OpDef(
-        "pcc.lstm_sweep",
-        "composite",
-        spell=call_of("lstm_sweep"),
-        parameters=("err", "cell_err", "gates", "cells", "c", "w_hh", "reverse"),
-        infer=_lstm_sweep_type,
-        helper=source.LSTM_SWEEP,
-    )
+    "pcc.lstm_sweep",
+    "composite",
+    spell=call_of("lstm_sweep"),
+    parameters=("err", "cell_err", "gates", "cells", "c", "w_hh", "reverse"),
+    infer=_lstm_sweep_type,
+    helper=source.LSTM_SWEEP,
 )
 
 
@@ -159,29 +155,25 @@ def _gru_sweep_type(args: Mapping[str, Arg], type_of: TypeOf) -> Type:
 
 
 define(
-    OpDef(
-        "pcc.gru_layer",
-        "composite",
-        _gru_rule,
-        recurrent=True,
-        compose=compositions.gru_layer,
-        spell=call_of("gru_layer"),
-        equation="GRU(x)",
-        parameters=("x", "h", *WEIGHTS, "reverse"),
-        infer=_gru_type,
-        helper=source.GRU,
-        samples=(_sequence(3), _sequence(3, bias=False, reverse=True)),
-    )
+    "pcc.gru_layer",
+    "composite",
+    _gru_rule,
+    recurrent=True,
+    compose=compositions.gru_layer,
+    spell=call_of("gru_layer"),
+    equation="GRU(x)",
+    parameters=("x", "h", *WEIGHTS, "reverse"),
+    infer=_gru_type,
+    helper=source.GRU,
+    samples=(_sequence(3), _sequence(3, bias=False, reverse=True)),
 )
 define(
-    OpDef(
-        "pcc.gru_sweep",
-        "composite",
-        spell=call_of("gru_sweep"),
-        parameters=("err", "gates", "states", "h", "w_hh", "reverse"),
-        infer=_gru_sweep_type,
-        helper=source.GRU_SWEEP,
-    )
+    "pcc.gru_sweep",
+    "composite",
+    spell=call_of("gru_sweep"),
+    parameters=("err", "gates", "states", "h", "w_hh", "reverse"),
+    infer=_gru_sweep_type,
+    helper=source.GRU_SWEEP,
 )
 
 
@@ -201,32 +193,28 @@ def _rnn_sweep_type(args: Mapping[str, Arg], type_of: TypeOf) -> Type:
 
 
 define(
-    OpDef(
-        "pcc.rnn_layer",
-        "composite",
-        _rnn_rule,
-        recurrent=True,
-        compose=compositions.rnn_layer,
-        spell=call_of("rnn_layer"),
-        equation="RNN(x)",
-        parameters=("x", "h", *WEIGHTS, "nonlinearity", "reverse"),
-        infer=_rnn_type,
-        helper=source.RNN,
-        samples=(
-            lambda: (*_sequence(1)()[:-1], "tanh", False),
-            lambda: (*_sequence(1, bias=False)()[:-1], "relu", True),
-        ),
-    )
+    "pcc.rnn_layer",
+    "composite",
+    _rnn_rule,
+    recurrent=True,
+    compose=compositions.rnn_layer,
+    spell=call_of("rnn_layer"),
+    equation="RNN(x)",
+    parameters=("x", "h", *WEIGHTS, "nonlinearity", "reverse"),
+    infer=_rnn_type,
+    helper=source.RNN,
+    samples=(
+        lambda: (*_sequence(1)()[:-1], "tanh", False),
+        lambda: (*_sequence(1, bias=False)()[:-1], "relu", True),
+    ),
 )
 define(
-    OpDef(
-        "pcc.rnn_sweep",
-        "composite",
-        spell=call_of("rnn_sweep"),
-        parameters=("err", "states", "w_hh", "nonlinearity", "reverse"),
-        infer=_rnn_sweep_type,
-        helper=source.RNN_SWEEP,
-    )
+    "pcc.rnn_sweep",
+    "composite",
+    spell=call_of("rnn_sweep"),
+    parameters=("err", "states", "w_hh", "nonlinearity", "reverse"),
+    infer=_rnn_sweep_type,
+    helper=source.RNN_SWEEP,
 )
 
 

@@ -112,27 +112,25 @@ class OpDef(Signature):
 OPS: dict[str, OpDef] = {}
 
 
-def define(op: OpDef) -> OpDef:
-    """Register `op`. Raises ValueError where its name is taken."""
-    if op.name in OPS:
-        raise ValueError(f"{op.name} is defined twice")
-    OPS[op.name] = SIGNATURES[op.name] = op
+def define(name: str, family: Family, rule: Rule | None = None, **fields: Any) -> OpDef:
+    """Register an operation; `fields` are those of its OpDef. Raises ValueError where its name is taken.
+
+    Of a kernel that rules call ("traced", without a rule) its own rule, where one is asked for, is traced.
+    """
+    if name in OPS:
+        raise ValueError(f"{name} is defined twice")
+    OPS[name] = SIGNATURES[name] = op = OpDef(name, family, rule, **fields)
     return op
 
 
-def rewrite(name: str, expand: Callable[[Builder, Node], Any], family: Family = "composite", **more: Any) -> OpDef:
-    """Define the operation `name` by others: expand(b, node) writes them. `more` are fields of its OpDef."""
-    return define(OpDef(name, family, expand=expand, **more))
+def rewrite(name: str, expand: Callable[[Builder, Node], Any], family: Family = "composite", **fields: Any) -> OpDef:
+    """Define an operation by others: expand(b, node) writes them."""
+    return define(name, family, expand=expand, **fields)
 
 
 def call_of(helper: str) -> Callable[[Mapping[str, Any]], str]:
     """Spells a call of the function `helper` of the generated file, with all arguments in order."""
     return lambda args: f"{helper}({', '.join(args)})"
-
-
-def torch_kernel(name: str, **fields: Any) -> OpDef:
-    """Define a kernel of torch that rules call: its own rule, where one is asked for, is traced."""
-    return define(OpDef(name, "traced", **fields))
 
 
 def definition(op: str) -> OpDef:

@@ -9,7 +9,7 @@ import torch
 from pccompile.ir import Node, Ref, TensorType
 from pccompile.ops.builder import Builder
 from pccompile.ops.linear import linear
-from pccompile.ops.registry import OpDef, define, normal, rewrite
+from pccompile.ops.registry import define, normal, rewrite
 from pccompile.ops.signatures import schema
 
 
@@ -20,7 +20,7 @@ def _resized(args: Any, type_of: Any) -> TensorType:
 
 def _interpolation(name: str, rank: int, *options: Any) -> None:
     kernel = f"aten.{name}_backward.default"
-    define(OpDef(kernel, "linear", infer=_resized))
+    define(kernel, "linear", infer=_resized)
 
     def rule(b: Builder, n: Node, e: Ref) -> Ref:
         rest = [n[a] for a, _ in schema(n.op)[2:]]
@@ -69,18 +69,16 @@ def _indices() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 define(
-    OpDef(
-        "aten._embedding_bag.default",
-        "linear",
-        _bag,
-        dense=PLACES,
-        samples=(
-            lambda: (normal(5, 3), *_indices(), False, 0),
-            lambda: (normal(5, 3), *_indices(), False, 1),
-            lambda: (normal(5, 3), *_indices(), False, 2),
-            lambda: (normal(5, 3), *_indices(), False, 0, False, normal(5)),
-        ),
-    )
+    "aten._embedding_bag.default",
+    "linear",
+    _bag,
+    dense=PLACES,
+    samples=(
+        lambda: (normal(5, 3), *_indices(), False, 0),
+        lambda: (normal(5, 3), *_indices(), False, 1),
+        lambda: (normal(5, 3), *_indices(), False, 2),
+        lambda: (normal(5, 3), *_indices(), False, 0, False, normal(5)),
+    ),
 )
 
 
@@ -90,5 +88,5 @@ def _whole_bag(b: Builder, n: Node) -> tuple[Ref, ...]:
 
 
 for name in ("_embedding_bag_backward", "_embedding_bag_per_sample_weights_backward"):
-    define(OpDef(f"aten.{name}.default", "linear", dense=PLACES))
+    define(f"aten.{name}.default", "linear", dense=PLACES)
 rewrite("aten._embedding_bag_forward_only.default", _whole_bag, "linear")

@@ -9,7 +9,7 @@ import torch
 from pccompile.ir import Node, Ref
 from pccompile.ops.builder import Builder
 from pccompile.ops.linear import axis, reduced_dims, restore
-from pccompile.ops.registry import OpDef, define, normal, rewrite
+from pccompile.ops.registry import define, normal, rewrite
 
 
 def _max_pool(rank: int) -> None:
@@ -21,7 +21,7 @@ def _max_pool(rank: int) -> None:
         return {"self": b(f"{name}_backward.default", errors[0], n["self"], *(n[o] for o in options), chosen)}
 
     samples = (lambda: (normal(2, 3, *(5,) * rank), [2] * rank),)
-    define(OpDef(f"{name}.default", "selection", rule, samples=samples, results=("", "indices")))
+    define(f"{name}.default", "selection", rule, samples=samples, results=("", "indices"))
     rewrite(
         f"aten.max_pool{rank}d.default",
         lambda b, n: b.get(b(f"{name}.default", n["self"], *(n[o] for o in options)), 0),
@@ -66,9 +66,9 @@ for name, samples in (
     ("aten.sort.default", (lambda: (normal(4, 5), 1, True),)),
     ("aten.sort.stable", (lambda: (normal(4, 5), {"stable": True, "dim": 0}),)),
 ):
-    define(OpDef(name, "selection", _chosen(add=False), samples=samples))
+    define(name, "selection", _chosen(add=False), samples=samples)
 for name in ("aten.cummax.default", "aten.cummin.default"):
-    define(OpDef(name, "selection", _chosen(add=True), samples=(lambda: (normal(4, 5), 1),)))
+    define(name, "selection", _chosen(add=True), samples=(lambda: (normal(4, 5), 1),))
 
 
 def _shared(b: Builder, n: Node, e: Ref) -> dict[str, Ref]:
@@ -85,20 +85,18 @@ def _ties() -> torch.Tensor:
 
 for name in ("amax", "amin"):
     define(
-        OpDef(
-            f"aten.{name}.default",
-            "selection",
-            _shared,
-            samples=(
-                lambda: (normal(4, 3, 2), (0, -1)),
-                lambda: (_ties(), (1,), True),
-                lambda: (normal(4, 3),),
-                lambda: (normal(),),
-            ),
-        )
+        f"aten.{name}.default",
+        "selection",
+        _shared,
+        samples=(
+            lambda: (normal(4, 3, 2), (0, -1)),
+            lambda: (_ties(), (1,), True),
+            lambda: (normal(4, 3),),
+            lambda: (normal(),),
+        ),
     )
 for name in ("max", "min", "median"):
-    define(OpDef(f"aten.{name}.default", "selection", _shared, samples=(lambda: (normal(5, 3),), lambda: (_ties(),))))
+    define(f"aten.{name}.default", "selection", _shared, samples=(lambda: (normal(5, 3),), lambda: (_ties(),)))
 
 
 def _adaptive(rank: int) -> None:
@@ -107,7 +105,7 @@ def _adaptive(rank: int) -> None:
     def rule(b: Builder, n: Node, errors: tuple[Ref | None, ...]) -> dict[str, Ref]:
         return {"self": b(f"{name}_backward.default", errors[0], n["self"], b.get(Ref(n.name), 1))}
 
-    define(OpDef(f"{name}.default", "selection", rule, samples=(lambda: (normal(2, 3, *(5,) * rank), [2] * rank),)))
+    define(f"{name}.default", "selection", rule, samples=(lambda: (normal(2, 3, *(5,) * rank), [2] * rank),))
 
 
 _adaptive(2)
@@ -124,30 +122,24 @@ def _where(b: Builder, n: Node, e: Ref) -> dict[str, Ref | None]:
 
 
 define(
-    OpDef(
-        "aten.where.self",
-        "selection",
-        _where,
-        samples=(lambda: (torch.tensor([[True], [False]]), normal(2, 3), normal(3)),),
-    )
+    "aten.where.self",
+    "selection",
+    _where,
+    samples=(lambda: (torch.tensor([[True], [False]]), normal(2, 3), normal(3)),),
 )
 define(
-    OpDef(
-        "aten.masked_fill.Scalar",
-        "selection",
-        lambda b, n, e: {"self": b("aten.masked_fill.Scalar", e, n["mask"], 0)},
-        spell="self.masked_fill(mask, value)",
-        samples=(lambda: (normal(2, 3), torch.tensor([True, False, True]), -1.0),),
-    )
+    "aten.masked_fill.Scalar",
+    "selection",
+    lambda b, n, e: {"self": b("aten.masked_fill.Scalar", e, n["mask"], 0)},
+    spell="self.masked_fill(mask, value)",
+    samples=(lambda: (normal(2, 3), torch.tensor([True, False, True]), -1.0),),
 )
 define(
-    OpDef(
-        "aten.masked_fill.Tensor",
-        "selection",
-        lambda b, n, e: {
-            "self": b("aten.masked_fill.Scalar", e, n["mask"], 0),
-            "value": b.mul(e, n["mask"]) if n["value"] in b.wants else None,
-        },
-        samples=(lambda: (normal(2, 3), torch.tensor([True, False, True]), normal()),),
-    )
+    "aten.masked_fill.Tensor",
+    "selection",
+    lambda b, n, e: {
+        "self": b("aten.masked_fill.Scalar", e, n["mask"], 0),
+        "value": b.mul(e, n["mask"]) if n["value"] in b.wants else None,
+    },
+    samples=(lambda: (normal(2, 3), torch.tensor([True, False, True]), normal()),),
 )

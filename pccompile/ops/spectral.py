@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pccompile.ir import Arg, Node, Ref, TensorType
 from pccompile.ops.builder import Builder
 from pccompile.ops.linear import axis
-from pccompile.ops.registry import OpDef, define, normal, rewrite
+from pccompile.ops.registry import define, normal, rewrite
 from pccompile.ops.trace import decompose
 
 TypeOf = Callable[[Ref], TensorType]
@@ -73,55 +73,45 @@ def _to_real(b: Builder, n: Node, e: Ref) -> dict[str, Ref]:
 
 
 define(
-    OpDef(
-        "aten._fft_c2c.default",
-        "linear",
-        lambda b, n, e: {"self": b("aten._fft_c2c.default", e, n["dim"], n["normalization"], not n["forward"])},
-        infer=lambda args, type_of: type_of(args["self"]),
-        samples=(lambda: (torch.complex(normal(4, 5), normal(4, 5)), (0, 1), 1, True),),
-    )
+    "aten._fft_c2c.default",
+    "linear",
+    lambda b, n, e: {"self": b("aten._fft_c2c.default", e, n["dim"], n["normalization"], not n["forward"])},
+    infer=lambda args, type_of: type_of(args["self"]),
+    samples=(lambda: (torch.complex(normal(4, 5), normal(4, 5)), (0, 1), 1, True),),
 )
 define(
-    OpDef(
-        "aten._fft_r2c.default",
-        "linear",
-        _from_real,
-        infer=_halved,
-        samples=(
-            lambda: (normal(4, 6), (1,), 0, True),
-            lambda: (normal(5, 3), (1, 0), 2, True),
-            lambda: (normal(4, 3), (0,), 1, False),
-        ),
-    )
+    "aten._fft_r2c.default",
+    "linear",
+    _from_real,
+    infer=_halved,
+    samples=(
+        lambda: (normal(4, 6), (1,), 0, True),
+        lambda: (normal(5, 3), (1, 0), 2, True),
+        lambda: (normal(4, 3), (0,), 1, False),
+    ),
 )
 define(
-    OpDef(
-        "aten._fft_c2r.default",
-        "linear",
-        _to_real,
-        infer=_whole,
-        samples=(
-            lambda: (torch.complex(normal(4, 3), normal(4, 3)), (1,), 2, 5),
-            lambda: (torch.complex(normal(3, 3), normal(3, 3)), (0,), 0, 4),
-        ),
-    )
+    "aten._fft_c2r.default",
+    "linear",
+    _to_real,
+    infer=_whole,
+    samples=(
+        lambda: (torch.complex(normal(4, 3), normal(4, 3)), (1,), 2, 5),
+        lambda: (torch.complex(normal(3, 3), normal(3, 3)), (0,), 0, 4),
+    ),
 )
 define(
-    OpDef(
-        "aten.view_as_real.default",
-        "linear",
-        lambda b, n, e: {"self": b("aten.view_as_complex.default", e)},
-        samples=(lambda: (torch.complex(normal(4, 3), normal(4, 3)),),),
-        wiring=True,
-    )
+    "aten.view_as_real.default",
+    "linear",
+    lambda b, n, e: {"self": b("aten.view_as_complex.default", e)},
+    samples=(lambda: (torch.complex(normal(4, 3), normal(4, 3)),),),
+    wiring=True,
 )
 define(
-    OpDef(
-        "aten.view_as_complex.default",
-        "linear",
-        lambda b, n, e: {"self": b("aten.view_as_real.default", e)},
-        spell="torch.view_as_complex(self.contiguous())",
-        samples=(lambda: (normal(4, 3, 2),),),
-        wiring=True,
-    )
+    "aten.view_as_complex.default",
+    "linear",
+    lambda b, n, e: {"self": b("aten.view_as_real.default", e)},
+    spell="torch.view_as_complex(self.contiguous())",
+    samples=(lambda: (normal(4, 3, 2),),),
+    wiring=True,
 )

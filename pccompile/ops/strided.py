@@ -8,7 +8,7 @@ import torch
 
 from pccompile.ir import DEVICE, Node, Ref
 from pccompile.ops.builder import Builder
-from pccompile.ops.registry import Message, OpDef, define
+from pccompile.ops.registry import Message, define
 
 PLACE = ("size", "stride", "storage_offset")
 
@@ -30,16 +30,14 @@ def _read(b: Builder, n: Node, e: Ref) -> dict[str, Message]:
 
 
 define(
-    OpDef(
-        "aten.as_strided.default",
-        "linear",
-        _read,
-        spell=_as_strided,
-        samples=(
-            lambda: (torch.randn(4, 6, dtype=torch.float64), (3, 4), (6, 1)),
-            lambda: (torch.randn(4, 6, dtype=torch.float64), (5, 4), (1, 2), 3),
-        ),
-    )
+    "aten.as_strided.default",
+    "linear",
+    _read,
+    spell=_as_strided,
+    samples=(
+        lambda: (torch.randn(4, 6, dtype=torch.float64), (3, 4), (6, 1)),
+        lambda: (torch.randn(4, 6, dtype=torch.float64), (5, 4), (1, 2), 3),
+    ),
 )
 
 SCATTER = '''
@@ -61,22 +59,20 @@ def _write(b: Builder, n: Node, e: Ref) -> dict[str, Message]:
 
 
 define(
-    OpDef(
-        "aten.as_strided_scatter.default",
-        "linear",
-        _write,
-        spell=lambda a: (
-            f"strided_scatter(self, src, size, stride, {0 if a['storage_offset'] is None else 'storage_offset'})"
+    "aten.as_strided_scatter.default",
+    "linear",
+    _write,
+    spell=lambda a: (
+        f"strided_scatter(self, src, size, stride, {0 if a['storage_offset'] is None else 'storage_offset'})"
+    ),
+    helper=SCATTER,
+    samples=(
+        lambda: (
+            torch.randn(4, 6, dtype=torch.float64),
+            torch.randn(3, 2, dtype=torch.float64),
+            (3, 2),
+            (7, 1),
+            2,
         ),
-        helper=SCATTER,
-        samples=(
-            lambda: (
-                torch.randn(4, 6, dtype=torch.float64),
-                torch.randn(3, 2, dtype=torch.float64),
-                (3, 2),
-                (7, 1),
-                2,
-            ),
-        ),
-    )
+    ),
 )

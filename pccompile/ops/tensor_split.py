@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pccompile.ir import TensorType
-from pccompile.ops.registry import OpDef, call_of, define
+from pccompile.ops.registry import call_of, define
 
 SPLIT = "aten.tensor_split.tensor_indices_or_sections"
 PIECE = "pcc.piece"
@@ -29,24 +29,20 @@ def _sample(places: tuple[int, ...], index: int) -> tuple[Any, ...]:
 
 
 define(
-    OpDef(
-        PIECE,
-        "linear",
-        lambda b, n, e: {"self": b("pcc.put_piece", b.zeros(b.type(n["self"])), e, n[AT], n["dim"], n["index"])},
-        parameters=("self", AT, "dim", "index", "type"),
-        infer=lambda args, type_of: args["type"],
-        spell=f"torch.tensor_split(self, {AT}, dim)[index]",
-        equation="piece(x)",
-        samples=tuple((lambda places=places, i=i: _sample(places, i)) for places in ((1, 3), (3, 1)) for i in range(3)),  # type: ignore[misc]
-    )
+    PIECE,
+    "linear",
+    lambda b, n, e: {"self": b("pcc.put_piece", b.zeros(b.type(n["self"])), e, n[AT], n["dim"], n["index"])},
+    parameters=("self", AT, "dim", "index", "type"),
+    infer=lambda args, type_of: args["type"],
+    spell=f"torch.tensor_split(self, {AT}, dim)[index]",
+    equation="piece(x)",
+    samples=tuple((lambda places=places, i=i: _sample(places, i)) for places in ((1, 3), (3, 1)) for i in range(3)),
 )
 define(
-    OpDef(
-        "pcc.put_piece",
-        "linear",
-        parameters=("whole", "piece", "at", "dim", "index"),
-        infer=lambda args, type_of: type_of(args["whole"]),
-        spell=call_of("put_piece"),
-        helper=PUT,
-    )
+    "pcc.put_piece",
+    "linear",
+    parameters=("whole", "piece", "at", "dim", "index"),
+    infer=lambda args, type_of: type_of(args["whole"]),
+    spell=call_of("put_piece"),
+    helper=PUT,
 )

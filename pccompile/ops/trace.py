@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pccompile.ir import DEVICE, Arg, Node, Ref, TensorType, refs
 from pccompile.ops.builder import Builder
 from pccompile.ops.held_tensors import note_backward, note_derivative
-from pccompile.ops.registry import OPS, Message, OpDef, Rule, define, definition
+from pccompile.ops.registry import OPS, Message, Rule, define, definition
 from pccompile.ops.signatures import overload
 from pccompile.ops.typer import Typer, split_arguments
 
@@ -121,13 +121,11 @@ def _tuples(entries: Any) -> Any:
 
 
 define(
-    OpDef(
-        "pcc.tensor",
-        "context",
-        parameters=("entries", "shape", "dtype", "device"),
-        infer=lambda args, type_of: TensorType(args["shape"], args["dtype"]),
-        spell=lambda a: f"torch.tensor(entries, dtype=dtype, device=device){'.reshape(shape)' * (0 in a['shape'])}",
-    )
+    "pcc.tensor",
+    "context",
+    parameters=("entries", "shape", "dtype", "device"),
+    infer=lambda args, type_of: TensorType(args["shape"], args["dtype"]),
+    spell=lambda a: f"torch.tensor(entries, dtype=dtype, device=device){'.reshape(shape)' * (0 in a['shape'])}",
 )
 
 

@@ -29,15 +29,13 @@ def user_elementwise(op: object, formula: Callable[..., sp.Expr]) -> OpDef:
     expr = stable(sp.sympify(formula(*(s for s, _ in symbols))))
     torch_code(expr, {s.name: s.name for s in expr.free_symbols})
     return define(
-        OpDef(
-            name,
-            "elementwise",
-            rule_of(tuple(symbols), lambda node: expr, {}, None),
-            spell=torch_code(expr, {s.name: a for s, a in symbols}),
-            equation=str(expr),
-            samples=(lambda: tuple(torch.randn(4, 3, dtype=torch.float64) for _ in symbols),),
-            formula=lambda node: expr,
-        )
+        name,
+        "elementwise",
+        rule_of(tuple(symbols), lambda node: expr, {}, None),
+        spell=torch_code(expr, {s.name: a for s, a in symbols}),
+        equation=str(expr),
+        samples=(lambda: tuple(torch.randn(4, 3, dtype=torch.float64) for _ in symbols),),
+        formula=lambda node: expr,
     )
 
 
@@ -71,7 +69,7 @@ def user_linear(op: object, adjoint: Callable[..., torch.Tensor]) -> OpDef:
             raise NotImplementedError(f"its adjoint returns {b.type(sent)} for {b.type(node[first])}")
         return {first: sent}
 
-    return define(OpDef(name, "linear", rule))
+    return define(name, "linear", rule)
 
 
 def _operator(op: object, door: str) -> tuple[str, torch._ops.OpOverload]:
