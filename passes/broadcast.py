@@ -69,7 +69,7 @@ class _Route:
 
 def _routes(pc: PCGraph, whole: PCGraph, weights: frozenset[str]) -> list[_Route]:
     """The values whose messages would have passed a product. Raises CompileError where a vertex holds whole layers."""
-    carrying, outputs, found = active(whole.graph), _outputs(whole), dict[str, _Route]()
+    carrying, outputs, routes = active(whole.graph), _outputs(whole), dict[str, _Route]()
     for v in pc.vertices:
         inner = {n.name: n for n in v.prediction}
         for n in v.prediction:
@@ -82,9 +82,9 @@ def _routes(pc: PCGraph, whole: PCGraph, weights: frozenset[str]) -> list[_Route
                             raise _inside(v, w)
                     read = dict.fromkeys((*(str(r) for w in wiring for r in w.inputs), *([] if wiring else [str(to)])))
                     ends = tuple(r for r in read if r in carrying and r not in inner and r not in weights)
-                    route = found.setdefault(str(to), _Route(str(to), v.where, wiring, ends, frozenset()))
+                    route = routes.setdefault(str(to), _Route(str(to), v.where, wiring, ends, frozenset()))
                     route.outputs |= outputs[v.name]
-    return [*found.values()]
+    return [*routes.values()]
 
 
 def _place(pc: PCGraph, inner: Mapping[str, Node], read: Ref, carrying: frozenset[str]) -> Ref:
@@ -117,11 +117,11 @@ def _inside(v: Vertex, n: Node) -> CompileError:
 
 def _outputs(pc: PCGraph) -> dict[str, frozenset[str]]:
     """The outputs that each vertex leads to, itself where it is one."""
-    children, found = pc.children(), dict[str, frozenset[str]]()
+    children, outputs = pc.children(), dict[str, frozenset[str]]()
     for name in reversed(pc.names):
-        behind = frozenset[str]().union(*(found[c.name] for c in children[name]))
-        found[name] = behind | (frozenset((name,)) if name in pc.clamped else frozenset())
-    return found
+        behind = frozenset[str]().union(*(outputs[c.name] for c in children[name]))
+        outputs[name] = behind | (frozenset((name,)) if name in pc.clamped else frozenset())
+    return outputs
 
 
 @dataclass(frozen=True)
@@ -182,10 +182,10 @@ def _sending(pc: PCGraph, v: Vertex, leaves: Mapping[str, _Pair], typer: Typer, 
 
 def _wired(b: Builder, route: _Route) -> Ref:
     """The value that weights read, of those of vertices."""
-    made: dict[Ref, Ref] = {}
+    values: dict[Ref, Ref] = {}
     for n in route.wiring:
-        made[Ref(n.name)] = b(n.op, *(map_refs(a, lambda r: made.get(r, r)) for a in n.args.values()))
-    return made.get(Ref(route.to), Ref(route.to))
+        values[Ref(n.name)] = b(n.op, *(map_refs(a, lambda r: values.get(r, r)) for a in n.args.values()))
+    return values.get(Ref(route.to), Ref(route.to))
 
 
 def _unwired(b: Builder, route: _Route, value: Ref, sent: Ref) -> dict[str, Ref]:
@@ -193,9 +193,9 @@ def _unwired(b: Builder, route: _Route, value: Ref, sent: Ref) -> dict[str, Ref]
     if not route.wiring:
         return {route.to: sent}
     nodes, wants, problems = tuple(b.nodes), b.wants, Collector()
-    made = {n.name for n in nodes}
-    b.wants = {*route.ends, *made}
-    arrived = Backward(b, {value: sent}, problems).run(n for n in nodes if n.name in made)
+    inner = {n.name for n in nodes}
+    b.wants = {*route.ends, *inner}
+    arrived = Backward(b, {value: sent}, problems).run(n for n in nodes if n.name in inner)
     problems.raise_if_any()
     b.wants = wants
     return {end: arrived[end] for end in route.ends if end in arrived}

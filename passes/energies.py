@@ -35,8 +35,9 @@ def with_energies(pc: PCGraph, energies: Energies, precision: Precision) -> PCGr
         if one.of_rows and len(v.type.shape) < 2:
             what = f"the energy {one} is over the last dimension, and {name} has none beside the samples"
             raise CompileError(what, v.where, hint="bernoulli is elementwise")
-    given, lasting, outputs = dict(_by_vertex(pc, precision, "precision", outputs=True)), list[Lasting](), pc.clamped
-    for name, weight in given.items():
+    precisions = dict(_by_vertex(pc, precision, "precision", outputs=True))
+    lasting, outputs = list[Lasting](), pc.clamped
+    for name, weight in precisions.items():
         if name in chosen and isinstance(precision, Mapping):
             what = f"{name} has both an energy and a precision"
             raise CompileError(what, hint=f"a precision belongs to squared errors; {chosen[name]} has its own scale")
@@ -56,20 +57,20 @@ def _refuse_unbounded(v: Vertex, one: Energy) -> None:
     raise CompileError(what, v.where, hint=hint)
 
 
-def _by_vertex(pc: PCGraph, given: object, what: str, outputs: bool = False) -> Iterator[tuple[str, Any]]:
-    """For each hidden vertex that `given` is about, what it says of it. A vertex's own name goes before its module's.
+def _by_vertex(pc: PCGraph, settings: object, what: str, outputs: bool = False) -> Iterator[tuple[str, Any]]:
+    """For each hidden vertex that `settings` is about, what it says of it. A vertex's own name goes before its module's.
 
     outputs: whether it may be about those, too, where it names them. Raises CompileError for names that there are not.
     """
-    if given is None:
+    if settings is None:
         return
     hidden = [v.name for v in pc.latent]
-    if not isinstance(given, Mapping):
-        yield from ((name, given) for name in hidden)
+    if not isinstance(settings, Mapping):
+        yield from ((name, settings) for name in hidden)
         return
-    modules = sorted((n for n in given if n not in pc.names), key=len)
-    found: dict[str, Any] = {}
-    for name in (*modules, *(n for n in given if n in pc.names)):
+    modules = sorted((n for n in settings if n not in pc.names), key=len)
+    by_vertex: dict[str, Any] = {}
+    for name in (*modules, *(n for n in settings if n in pc.names)):
         meant = [name] if name in pc.names else [v.name for v in pc.vertices if is_in(v, name)]
         if not meant:
             paths = dict.fromkeys(n.where.module for v in pc.latent for n in v.prediction if n.where.module)
@@ -78,8 +79,8 @@ def _by_vertex(pc: PCGraph, given: object, what: str, outputs: bool = False) -> 
         may = hidden if set(meant) & set(hidden) else list(pc.clamped) if outputs else []
         if not may:
             raise CompileError(f"{what} names {name}, an output, whose energy is the loss", hint="give it as loss=")
-        found |= {n: given[name] for n in meant if n in may}
-    yield from found.items()
+        by_vertex |= {n: settings[name] for n in meant if n in may}
+    yield from by_vertex.items()
 
 
 def is_in(v: Vertex, module: str) -> bool:
@@ -94,8 +95,8 @@ def _vertex(pc: PCGraph, name: str) -> Vertex:
 def learned_updates(pc: PCGraph) -> Iterator[Do]:
     """How the slots of energies learn, where inference has ended; those of outputs that are silent stay."""
     energies = {v.name: v.energy for v in pc.vertices}
-    for kept in pc.lasting:
-        if kept.learned and energies.get(kept.owner) != FLAT:
+    for lasting in pc.lasting:
+        if lasting.learned and energies.get(lasting.owner) != FLAT:
             # the error of a vertex that is given is what it sends, Π ε
-            by = {"error": f"error / {kept.slot}"} if kept.owner in pc.observed else {}
-            yield Do(kept.owner, kept.slot, substituted(kept.learned, by))
+            by = {"error": f"error / {lasting.slot}"} if lasting.owner in pc.observed else {}
+            yield Do(lasting.owner, lasting.slot, substituted(lasting.learned, by))

@@ -55,7 +55,7 @@ def with_feedback(pc: PCGraph, typer: Typer, kind: str, derivatives: str = EXACT
     read = {str(i) for v in vertices for n in v.rules for i in n.inputs}
     leaves = {leaf: of for of, leaf in plan.leaves.items() if leaf in read}
     learning = leaves if kind == KOLEN_POLLACK else {}
-    found = replace(
+    rewired = replace(
         pc,
         graph=_with_leaves(pc.graph, plan, leaves, learning),
         vertices=tuple(_learning(v, learning) for v in vertices),
@@ -63,7 +63,7 @@ def with_feedback(pc: PCGraph, typer: Typer, kind: str, derivatives: str = EXACT
         decided={**pc.decided, **{leaf: pc.decided[of] for leaf, of in learning.items() if of in pc.decided}},
         feedback={leaf: Feedback(of, of in plan.drawn) for leaf, of in leaves.items()},
     )
-    return broadcast(found, pc, plan.weights, typer, home) if kind == DKP else found
+    return broadcast(rewired, pc, plan.weights, typer, home) if kind == DKP else rewired
 
 
 def _with_leaves(graph: Graph, plan: _Plan, leaves: Mapping[str, str], learning: Mapping[str, str]) -> Graph:
@@ -141,18 +141,18 @@ def _weights(graph: Graph) -> frozenset[str]:
 
 def _drawn(graph: Graph, nodes: Mapping[str, Node], weights: frozenset[str]) -> frozenset[str]:
     """The parameters that are multiplied by values: by themselves, or as matrices within what is."""
-    found: set[str] = set()
+    parameters: set[str] = set()
     for n in graph.nodes:
         multiplies = definition(n.op).family == "multilinear" or definition(n.op).recurrent
         if multiplies and n.name not in weights:
             for w in {i for i in n.inputs if i in weights and i not in _added(n)}:
-                found |= _matrices(str(w), graph, nodes, weights)
-    return frozenset(found)
+                parameters |= _matrices(str(w), graph, nodes, weights)
+    return frozenset(parameters)
 
 
 def _matrices(name: str, graph: Graph, nodes: Mapping[str, Node], weights: frozenset[str]) -> set[str]:
     """The parameters that a weight is, or that stand in it as matrices."""
-    found, waiting, seen, alone = set[str](), [name], set[str](), True
+    parameters, waiting, seen, alone = set[str](), [name], set[str](), True
     while waiting:
         at = waiting.pop()
         if at in seen:
@@ -160,12 +160,12 @@ def _matrices(name: str, graph: Graph, nodes: Mapping[str, Node], weights: froze
         seen.add(at)
         if at in graph.params:
             wide = sum(not isinstance(d, int) or d > 1 for d in graph.params[at].shape) > 1
-            found |= {at} if at in weights and (wide or alone) else set()
+            parameters |= {at} if at in weights and (wide or alone) else set()
         elif at in nodes:
             before = [i for i in dict.fromkeys(nodes[at].inputs) if i in weights]
             alone = alone and len(before) == 1
             waiting += map(str, before)
-    return found
+    return parameters
 
 
 def _added(n: Node) -> set[str]:

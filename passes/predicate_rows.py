@@ -72,12 +72,12 @@ class _Rewriter:
 
     def _kept(self, n: Node) -> None:
         """The same operation on all rows."""
-        held: dict[str, set[Any]] = {i: self._symbols(i) for i in n.inputs}
-        mixed = set().union(*held.values()) if held else set()
+        masks: dict[str, set[Any]] = {i: self._symbols(i) for i in n.inputs}
+        mixed = set().union(*masks.values()) if masks else set()
         args = {k: self._arg(a) for k, a in n.args.items()}
         if mixed and not self._symbols(n.name):
-            args = self._weighted(n, args, held)
-        elif mixed and not self._row_by_row(n, held):
+            args = self._weighted(n, args, masks)
+        elif mixed and not self._row_by_row(n, masks):
             raise _refusal(n)
         type_ = self.b.typer.infer(n.op, args, self.b.types) if mixed else n.type
         self.b.add(replace(n, args=args, type=type_))
@@ -88,8 +88,8 @@ class _Rewriter:
         if isinstance(arg, tuple):
             return tuple(map(self._arg, arg))
         if isinstance(arg, sympy.Expr):
-            found = arg.xreplace({s: sympy.Integer(r.count) for s, r in self.rows.items()})
-            return int(found) if found.is_Integer else found
+            length = arg.xreplace({s: sympy.Integer(r.count) for s, r in self.rows.items()})
+            return int(length) if length.is_Integer else length
         return arg
 
     def _symbols(self, name: str) -> set[Any]:
@@ -99,28 +99,28 @@ class _Rewriter:
         dims = [d for t in types if isinstance(t, TensorType) for d in t.shape if not isinstance(d, int)]
         return {s for d in dims for s in d.free_symbols if s in self.rows}
 
-    def _weighted(self, n: Node, args: dict[str, Arg], held: Mapping[str, set[Any]]) -> dict[str, Arg]:
+    def _weighted(self, n: Node, args: dict[str, Arg], masks: Mapping[str, set[Any]]) -> dict[str, Arg]:
         """The arguments of a sum over rows, each weighted by its mask."""
         source = n.args.get(definition(n.op).adds_up)
-        if source is None or n["dim"] != 0 or not held[source]:
+        if source is None or n["dim"] != 0 or not masks[source]:
             raise _refusal(n)
-        (symbol,) = held[source]
+        (symbol,) = masks[source]
         rows, kind = self.rows[symbol], self.b.type(self.env[source])
         weights = self.b("aten._to_copy.default", rows.mask, dtype=kind.dtype)
         weights = self.b.view(weights, (rows.count, *(1,) * (len(kind.shape) - 1)))
         return {**args, definition(n.op).adds_up: self.b.mul(self.env[source], weights)}
 
-    def _row_by_row(self, n: Node, held: Mapping[str, set[Any]]) -> bool:
+    def _row_by_row(self, n: Node, masks: Mapping[str, set[Any]]) -> bool:
         """Whether each row of the result depends on the same row of what is read, rows being the first axis."""
-        first = [self._leads(name) for name in (n.name, *(i for i in held if held[i]))]
-        if not all(first) or len(set().union(*held.values())) != 1:
+        first = [self._leads(name) for name in (n.name, *(i for i in masks if masks[i]))]
+        if not all(first) or len(set().union(*masks.values())) != 1:
             return False
         known = definition(n.op)
         if known.rows:
-            alone = [i for i in n.inputs if held[i]] == [n[known.rows]]
+            alone = [i for i in n.inputs if masks[i]] == [n[known.rows]]
             return alone and (not known.along or self._spares_rows(n[known.rows], n[known.along], known.along == "dim"))
         if n.op == "aten.index.Tensor":
-            return not held[n["self"]] and None not in n["indices"]
+            return not masks[n["self"]] and None not in n["indices"]
         return n.op == "getitem" or known.formula is not None
 
     def _leads(self, name: str) -> bool:

@@ -99,16 +99,16 @@ class _Rewriting:
         by = {o.value: o.vertex for o in pc.outputs}
         silent = {by[v]: ("", FLAT) for o, v in zip(self.pc.outputs, values, strict=True) if o.value in self.silent}
         ends = {by[name]: end for name, end in self.ends.items()} | silent
-        given = {*self.leaves, *self.roles.inputs}
-        whole = replace(pc.graph, outputs=self.renamed_outputs(), wanted=pc.graph.wanted - given)
+        leaves = {*self.leaves, *self.roles.inputs}
+        whole = replace(pc.graph, outputs=self.renamed_outputs(), wanted=pc.graph.wanted - leaves)
         return replace(
             pc,
             graph=whole,
             lasting=self.pc.lasting,
             feedback=self.pc.feedback,
-            vertices=tuple(self.finished(v, ends, given, set(silent)) for v in pc.vertices),
+            vertices=tuple(self.finished(v, ends, leaves, set(silent)) for v in pc.vertices),
             outputs=tuple(Output(v, by[v]) for v in values if v in by and by[v] not in ends),
-            reached=pc.reached - given,
+            reached=pc.reached - leaves,
             observed={name: leaf for name, (leaf, _) in ends.items()},
             roles=tuple(self.found),
         )
@@ -128,12 +128,12 @@ class _Rewriting:
             outputs=tuple(replace(o, vertex=relays.get(o.vertex, o.vertex)) for o in pc.outputs),
         )
 
-    def finished(self, v: Vertex, ends: Mapping[str, Any], given: set[str], silent: set[str]) -> Vertex:
+    def finished(self, v: Vertex, ends: Mapping[str, Any], leaves: set[str], silent: set[str]) -> Vertex:
         """A vertex with its energy, and without messages that nobody waits for."""
-        messages = {p: m for p, m in v.messages.items() if p not in given and v.name not in silent}
-        kept = {n.name for n in live((*v.prediction, *v.rules), messages.values())}
+        messages = {p: m for p, m in v.messages.items() if p not in leaves and v.name not in silent}
+        needed = {n.name for n in live((*v.prediction, *v.rules), messages.values())}
         energy = ends[v.name][1] if v.name in ends else self.energies.get(v.name)
-        return replace(v, messages=messages, rules=tuple(n for n in v.rules if n.name in kept), energy=energy)
+        return replace(v, messages=messages, rules=tuple(n for n in v.rules if n.name in needed), energy=energy)
 
     def rewritten(self) -> Graph:
         """The operations, with what stands behind inputs and vertices that have a role."""
@@ -142,13 +142,15 @@ class _Rewriting:
             read = {k: map_refs(a, lambda r: Ref(self.readers.get(r, r))) for k, a in n.args.items()}
             nodes += [replace(n, args=read), *self.behind.get(n.name, ())]
         ends = [name for name in self.ends if name not in self.renamed_outputs()]
-        given = {n for n, t in self.leaves.items() if t.differentiable}  # so that all behind them keeps carrying errors
+        differentiable = {
+            n for n, t in self.leaves.items() if t.differentiable
+        }  # so that all behind them keeps carrying errors
         return replace(
             self.graph,
             inputs={**self.graph.inputs, **self.leaves},
             nodes=tuple(nodes),
             outputs=(*self.renamed_outputs(), *ends),
-            wanted=self.graph.wanted | self.roles.inputs.keys() | given,
+            wanted=self.graph.wanted | self.roles.inputs.keys() | differentiable,
         )
 
     def renamed_outputs(self) -> tuple[str, ...]:
@@ -157,10 +159,10 @@ class _Rewriting:
     def node(self, behind: str, text: str, op: str, args: tuple[Any, ...], type_: TensorType, vertex: bool) -> str:
         """A new operation behind the value `behind`."""
         where = next((n.where for n in self.graph.nodes if n.name == behind), None)
-        made = Node(self.namer(text), op, bind(op, args, {}), type_, **({"where": where} if where else {}))
-        self.behind.setdefault(behind, []).append(made)
-        self.marked |= {made.name} if vertex else set()
-        return made.name
+        node = Node(self.namer(text), op, bind(op, args, {}), type_, **({"where": where} if where else {}))
+        self.behind.setdefault(behind, []).append(node)
+        self.marked |= {node.name} if vertex else set()
+        return node.name
 
     def leaf(self, text: str, type_: TensorType) -> str:
         name = self.namer(text)

@@ -68,7 +68,7 @@ class _Symbols:
 
     def run(self, steps: Iterable[Step]) -> list[Step]:
         """The steps, followed one after another."""
-        found: list[Step] = []
+        followed: list[Step] = []
         for s in steps:
             if isinstance(s, Repeat):
                 s = self.repeat(s)
@@ -76,8 +76,8 @@ class _Symbols:
                 self.slots[s.vertex, s.slot] = self.value(s, parse(s.equation))
             else:
                 self.pass_over(s)
-            found.append(s)
-        return found
+            followed.append(s)
+        return followed
 
     def repeat(self, loop: Repeat) -> Repeat:
         """A loop, which knows what stays in it for how long; nothing where it may stop, learns or has loops inside."""
@@ -90,8 +90,8 @@ class _Symbols:
 
     def moving(self, body: list[Do]) -> dict[Place, int]:
         """For each slot that has a value before a loop, the turn in which it first changes."""
-        held = {(d.vertex, d.slot) for d in body} & self.slots.keys()
-        found: dict[Place, int] = {}
+        carried = {(d.vertex, d.slot) for d in body} & self.slots.keys()
+        turns: dict[Place, int] = {}
         last: set[Place] = set()
         for turn in range(1 + MOST // max(len(body), 1)):
             changed: set[Place] = set()
@@ -101,12 +101,12 @@ class _Symbols:
                 if value != self.slots.get(place):
                     changed.add(place)
                 self.slots[place] = value
-            for place in (changed & held) - found.keys():
-                found[place] = turn
+            for place in (changed & carried) - turns.keys():
+                turns[place] = turn
             if changed == last:  # news goes no farther: whatever has not moved never will
-                return found
+                return turns
             last = changed
-        return found | dict.fromkeys(held - found.keys(), turn)
+        return turns | dict.fromkeys(carried - turns.keys(), turn)
 
     def forget(self, places: Iterable[Place]) -> None:
         """From here on these slots hold what nothing else holds."""

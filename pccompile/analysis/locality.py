@@ -122,31 +122,31 @@ def _kept(program: Program) -> Iterator[str]:
     """The slots that an update reads before the same turn assigns them, the forward pass's predictions among them."""
     children, vertices = program.pc.children(), {v.name: v for v in program.pc.vertices}
     every = {(d.vertex, d.slot) for d in flat(program.infer)}
-    found, numbers = dict[str, None](), program.numbers
+    slots, numbers = dict[str, None](), program.numbers
     loops = [s.body for s in steps_of(program.infer) if isinstance(s, Repeat | ForEach)] or [program.infer]
     for body in loops:
-        made = set[Place]()
+        assigned = set[Place]()
         for d in (d for d in body if isinstance(d, Do)):
             for owner, slot in reads(d, numbers, children, vertices, every):
                 known = (owner, slot) in every or (slot == "prediction" and owner in vertices)
-                if known and (owner, slot) not in made:
-                    found[slot] = None
-            made.add((d.vertex, d.slot))
-    yield from sorted(found)
+                if known and (owner, slot) not in assigned:
+                    slots[slot] = None
+            assigned.add((d.vertex, d.slot))
+    yield from sorted(slots)
 
 
 def _across(program: Program) -> Iterator[str]:
     """The slots that are assigned before a loop, not in it, and read behind it."""
     children, vertices = program.pc.children(), {v.name: v for v in program.pc.vertices}
-    loops, assigned, found, numbers = 0, dict[Place, int](), set[str](), program.numbers
+    loops, assigned, slots, numbers = 0, dict[Place, int](), set[str](), program.numbers
     for s in (*program.infer, *program.learn):
         loops += isinstance(s, Repeat | ForEach)
         for d in flat([s]):
             if not isinstance(s, Repeat | ForEach):
                 places = reads(d, numbers, children, vertices, assigned.keys())
-                found |= {slot for owner, slot in places if assigned.get((owner, slot), loops) < loops}
+                slots |= {slot for owner, slot in places if assigned.get((owner, slot), loops) < loops}
             assigned[d.vertex, d.slot] = loops
-    yield from sorted(found)
+    yield from sorted(slots)
 
 
 def _transported(pc: PCGraph) -> Iterator[str]:
@@ -176,7 +176,7 @@ def _learns(program: Program) -> str:
 
 def carried(program: Program) -> Mapping[str, int]:
     """Evaluations of a whole inference: predictions, messages to vertices, messages to parameters."""
-    found = {"predictions": 0, "messages": 0, "gradients": 0}
+    evaluations = {"predictions": 0, "messages": 0, "gradients": 0}
     children, vertices = program.pc.children(), set(program.pc.names)
 
     def add(steps: Sequence[object], times: int) -> None:
@@ -188,13 +188,13 @@ def carried(program: Program) -> Mapping[str, int]:
                 add(s.body, times * len(s.rows))
             elif isinstance(s, Do):
                 read = set(names(parse(s.equation)))
-                found["predictions"] += times * ("predict" in read)
+                evaluations["predictions"] += times * ("predict" in read)
                 if "pull" in read:
                     kind = "messages" if s.vertex in vertices else "gradients"
                     sends = [isinstance(s.carries, str) or bool(s.carries.get(c.name)) for c in children[s.vertex]]
-                    found[kind] += times * sum(sends)
+                    evaluations[kind] += times * sum(sends)
 
-    found["predictions"] = len(program.pc.vertices)
+    evaluations["predictions"] = len(program.pc.vertices)
     add(program.infer, 1)
     add(program.learn, 1)
-    return found
+    return evaluations

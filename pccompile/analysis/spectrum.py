@@ -128,12 +128,12 @@ def _ritz(diagonal: list[float], beside: list[float], rest: float, cost: int) ->
         return Ends(unknown, unknown)
     values, vectors = torch.linalg.eigh(_tridiagonal(diagonal, beside))
     residuals = (rest * vectors[-1]).abs().tolist()
-    found = values.tolist()
-    gaps = (found[1] - found[0], found[-1] - found[-2]) if len(found) > 1 else (0.0, 0.0)
+    ends = values.tolist()
+    gaps = (ends[1] - ends[0], ends[-1] - ends[-2]) if len(ends) > 1 else (0.0, 0.0)
 
     def measured(index: int, gap: float) -> Measured:
         residual = residuals[index]
-        return Measured(found[index], min(residual, residual**2 / gap) if gap > 0 else residual, sweeps)
+        return Measured(ends[index], min(residual, residual**2 / gap) if gap > 0 else residual, sweeps)
 
     return Ends(measured(0, gaps[0]), measured(-1, gaps[1]))
 
@@ -218,8 +218,8 @@ class Spectrum:
             forward = _slope(self.operators.forward_sweep(plus), self.operators.forward_sweep(minus), h)
             return self.operators.inverse_adjoint(forward)
 
-        found = self._ends("softness", apply, 3).high
-        return Measured(1 / found.value, found.error / found.value**2, found.sweeps)
+        largest = self._ends("softness", apply, 3).high
+        return Measured(1 / largest.value, largest.error / largest.value**2, largest.sweeps)
 
     def curvature(self) -> Ends:
         """λ_min(S) and λ_max(S)."""
@@ -270,11 +270,11 @@ def _flat(vector: Vector) -> Tensor:
 
 
 def _unflat(flat: Tensor, like: Vector) -> Vector:
-    found, position = dict[str, Tensor](), 0
+    tensors, position = dict[str, Tensor](), 0
     for name, t in like.items():
         count = t.numel() * (2 if t.is_complex() else 1)
         part = flat[position : position + count]
         part = part.to(t.real.dtype if t.is_complex() else t.dtype)
-        found[name] = torch.view_as_complex(part.reshape(*t.shape, 2)) if t.is_complex() else part.reshape(t.shape)
+        tensors[name] = torch.view_as_complex(part.reshape(*t.shape, 2)) if t.is_complex() else part.reshape(t.shape)
         position += count
-    return found
+    return tensors

@@ -60,7 +60,7 @@ def exportable(piece: fx.GraphModule, values: Mapping[int, float] | None = None)
     numbers, fixed = put_numbers(module, arguments, values or {})
     sources = _lengths(list(zip(arguments, originals, strict=True)))
     namer = Namer((*(n.name for n in graph.nodes), *_code_names(graph)))
-    kept = []
+    tensors = []
     for i, (n, original) in enumerate(zip(arguments, originals, strict=True)):
         symbol = _symbol(original.meta.get("example_value"))
         if symbol in sources:
@@ -68,27 +68,27 @@ def exportable(piece: fx.GraphModule, values: Mapping[int, float] | None = None)
                 n.replace_all_uses_with(graph.call_function(torch.ops.aten.sym_size.int, sources[symbol]))
         elif n.users or i not in (values or {}):
             n.name = n.target = namer(_label(original))
-            kept.append(i)
+            tensors.append(i)
     for i, n in enumerate(arguments):
-        if i not in kept:
+        if i not in tensors:
             graph.erase_node(n)
     _detach_data(graph)
     _call_checkpointed(graph)
     _hooks_as_functions(graph)
     module.recompile()
-    module.dynamic_shapes = _free([originals[i].meta.get("example_value") for i in kept])  # type: ignore[assignment]
-    return Exportable(module, tuple(kept), numbers, fixed)
+    module.dynamic_shapes = _free([originals[i].meta.get("example_value") for i in tensors])  # type: ignore[assignment]
+    return Exportable(module, tuple(tensors), numbers, fixed)
 
 
-def _lengths(given: Sequence[tuple[fx.Node, fx.Node]]) -> dict[Any, tuple[fx.Node, int]]:
+def _lengths(arguments: Sequence[tuple[fx.Node, fx.Node]]) -> dict[Any, tuple[fx.Node, int]]:
     """For each length that varies, an argument and the axis to read it off."""
-    found: dict[Any, tuple[fx.Node, int]] = {}
-    for n, original in given:
+    lengths: dict[Any, tuple[fx.Node, int]] = {}
+    for n, original in arguments:
         value = original.meta.get("example_value")
         for axis, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
             if (symbol := _symbol(size)) is not None:
-                found.setdefault(symbol, (n, axis))
-    return found
+                lengths.setdefault(symbol, (n, axis))
+    return lengths
 
 
 def _detach_data(graph: fx.Graph) -> None:
@@ -149,12 +149,12 @@ def _hooks_as_functions(graph: fx.Graph) -> None:
         with graph.inserting_after(value):
             hook = graph.get_attr(body.target)
         with graph.inserting_after(hook):
-            made = graph.call_function(_hooked, (value, hook, *more))
+            hooked = graph.call_function(_hooked, (value, hook, *more))
         if value in chains:  # the hook that was registered first acts first
-            chains[value][-1].replace_input_with(value, made)
+            chains[value][-1].replace_input_with(value, hooked)
         else:
-            value.replace_all_uses_with(made, delete_user_cb=functools.partial(operator.is_not, made))
-        chains.setdefault(value, []).append(made)
+            value.replace_all_uses_with(hooked, delete_user_cb=functools.partial(operator.is_not, hooked))
+        chains.setdefault(value, []).append(hooked)
     graph.eliminate_dead_code(is_impure_node=lambda n: n.op != "get_attr")
 
 
@@ -169,8 +169,8 @@ def _free(values: Sequence[Any]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
 
 
 def _symbol(value: Any) -> sympy.Symbol | None:
-    found = value.node.expr if isinstance(value, torch.SymInt) else None
-    return found if isinstance(found, sympy.Symbol) else None
+    expression = value.node.expr if isinstance(value, torch.SymInt) else None
+    return expression if isinstance(expression, sympy.Symbol) else None
 
 
 def _code_names(graph: fx.Graph) -> set[str]:

@@ -63,21 +63,21 @@ def number(b: Builder, target: object, args: tuple[Arg, ...], value: object) -> 
     """The number that `target(*args)` reads or computes; None where that has no form with tensors."""
     dtype = torch.int64 if isinstance(value, torch.SymInt) else torch.float64
     if str(target) in READS:
-        found = b.view(args[0], ())
+        tensor = b.view(args[0], ())
     else:
         if not all(isinstance(a, Ref | int | float | sympy.Expr) for a in args):
             return None
         name = getattr(target, "__name__", str(target)).removeprefix("_").removeprefix("sym_")
-        given = tuple(_tensor(b, a) for a in args)
+        operands = tuple(_tensor(b, a) for a in args)
         if name == "float":
-            (found,) = given
+            (tensor,) = operands
         elif name in ARITHMETIC:
-            found = b(ARITHMETIC[name], *(b("aten._to_copy.default", a, dtype=dtype) for a in given))
+            tensor = b(ARITHMETIC[name], *(b("aten._to_copy.default", a, dtype=dtype) for a in operands))
         else:
             return None
-    if b.type(found).dtype is not dtype:
-        found = b("aten._to_copy.default", found, dtype=dtype)
-    return Read(b(STOP, found))
+    if b.type(tensor).dtype is not dtype:
+        tensor = b("aten._to_copy.default", tensor, dtype=dtype)
+    return Read(b(STOP, tensor))
 
 
 def _tensor(b: Builder, arg: Arg) -> Ref:
@@ -103,7 +103,7 @@ def with_operands(b: Builder, op: str, bound: Mapping[str, Arg], result: Type) -
     if not (dtype.is_floating_point or dtype.is_complex):
         others = [b.type(r).dtype for r in refs(bound.values()) if not isinstance(r, Read) and r in b.types]
         dtype = others[0] if others else dtype
-    found = dict(bound)
+    operands = dict(bound)
     for name, arg in bound.items():
         if isinstance(arg, tuple) and any(isinstance(a, Read) for a in arg):
             return None
@@ -111,10 +111,10 @@ def with_operands(b: Builder, op: str, bound: Mapping[str, Arg], result: Type) -
             return None
         if isinstance(arg, Read):
             keep = b.type(arg).dtype is dtype or not (dtype.is_floating_point or dtype.is_complex)
-            found[name] = Ref(arg) if keep else b("aten._to_copy.default", Ref(arg), dtype=dtype)
+            operands[name] = Ref(arg) if keep else b("aten._to_copy.default", Ref(arg), dtype=dtype)
         elif form != op and isinstance(arg, int | float) and "Tensor" in kinds[name]:
-            found[name] = b("aten.full.default", (), arg, dtype=dtype, device=DEVICE)
-    return form, found
+            operands[name] = b("aten.full.default", (), arg, dtype=dtype, device=DEVICE)
+    return form, operands
 
 
 @functools.cache
@@ -123,15 +123,15 @@ def tensor_form(op: str) -> str:
     namespace, packet, _ = op.split(".")
     kinds = {a.name: str(a.type) for a in overload(op)._schema.arguments}
     tensors = {name for name, kind in kinds.items() if "Tensor" in kind}
-    found, most = op, tensors
+    best, most = op, tensors
     for name in getattr(getattr(torch.ops, namespace), packet).overloads():
         form = overload(f"{namespace}.{packet}.{name}")
         arguments = form._schema.arguments
         taken = {a.name for a in arguments if "Tensor" in str(a.type)}
         numbers = all("number" in kinds.get(t, "") for t in taken - tensors)
         if not form._schema.is_mutable and [a.name for a in arguments] == [*kinds] and numbers and taken > most:
-            found, most = f"{namespace}.{packet}.{name}", taken
-    return found
+            best, most = f"{namespace}.{packet}.{name}", taken
+    return best
 
 
 def lengths_of(n: fx.Node) -> Iterator[sympy.Symbol]:

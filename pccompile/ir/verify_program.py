@@ -56,20 +56,20 @@ class _Checker:
 
     def steps(self, steps: Sequence[Step], known: AbstractSet[Place]) -> set[Place]:
         """The slots that are assigned after `steps`, where `known` are assigned before."""
-        found = set(known)
+        assigned = set(known)
         for s in steps:
             match s:
                 case Do():
-                    self.equation(s, found)
-                    found.add((s.vertex, s.slot))
+                    self.equation(s, assigned)
+                    assigned.add((s.vertex, s.slot))
                 case Repeat():
-                    self.loop(s, found)
+                    self.loop(s, assigned)
                 case ForEach():
-                    self.over_rows(s, found)
+                    self.over_rows(s, assigned)
                 case Update():
-                    if missing := [n for n in sorted(self.learners) if (n, s.slot) not in found]:
+                    if missing := [n for n in sorted(self.learners) if (n, s.slot) not in assigned]:
                         raise self.refuse(s, f"{missing[0]} has no {s.slot} yet")
-        return found
+        return assigned
 
     def loop(self, loop: Repeat, known: set[Place]) -> None:
         head = str(loop).partition("\n")[0]
@@ -129,44 +129,44 @@ class _Checker:
                 raise self.refuse(d, f"{slot}{of} is no slot that has been assigned, no argument and no term", d.vertex)
 
     def terms(self, d: Do, read: AbstractSet[str]) -> None:
-        if d.vertex not in self.ends and (found := read & set(OF_OUTPUTS)):
-            raise self.refuse(d, f"{min(found)} is a term of outputs", d.vertex)
+        if d.vertex not in self.ends and (loss_terms := read & set(OF_OUTPUTS)):
+            raise self.refuse(d, f"{min(loss_terms)} is a term of outputs", d.vertex)
         if d.vertex not in self.pc.observed and "given" in read:
             raise self.refuse(d, "given is a term of observed vertices", d.vertex)
-        if d.vertex not in self.vertices and (found := read & set(OF_VERTICES)):
-            raise self.refuse(d, f"{min(found)} is a term of vertices", d.vertex)
+        if d.vertex not in self.vertices and (loss_terms := read & set(OF_VERTICES)):
+            raise self.refuse(d, f"{min(loss_terms)} is a term of vertices", d.vertex)
 
     def lasting(self) -> None:
         """Raise CompileError unless everything that is kept between calls can be."""
-        declared = [kept.place for kept in (*self.pc.lasting, *self.program.lasting)]
-        for kept in self.program.kept.values():
-            owner, slot = kept.place
+        declared = [lasting.place for lasting in (*self.pc.lasting, *self.program.lasting)]
+        for lasting in self.program.kept.values():
+            owner, slot = lasting.place
             if owner not in self.vertices and owner not in self.pc.graph.params:
-                raise self.refuse(f"lasting {kept}", f"{owner} is no vertex and no parameter")
+                raise self.refuse(f"lasting {lasting}", f"{owner} is no vertex and no parameter")
             if slot in (*TERMS, *FUNCTIONS, *self.numbers, *MADE) or not slot.isidentifier():
-                raise self.refuse(f"lasting {kept}", f"what is kept between calls cannot be called {slot}", owner)
-            if declared.count(kept.place) > 1:
-                raise self.refuse(f"lasting {kept}", "it is kept twice", owner)
+                raise self.refuse(f"lasting {lasting}", f"what is kept between calls cannot be called {slot}", owner)
+            if declared.count(lasting.place) > 1:
+                raise self.refuse(f"lasting {lasting}", "it is kept twice", owner)
             shape = self.vertices[owner].type.shape[1:] if owner in self.vertices else ()
-            if not (kept.single or isinstance(kept.start, Tensor) or all(isinstance(d, int) for d in shape)):
+            if not (lasting.single or isinstance(lasting.start, Tensor) or all(isinstance(d, int) for d in shape)):
                 why = f"a sample of {owner} has no fixed shape: {self.vertices[owner].type}"
-                raise RuleError(self.refuse(f"lasting {kept}", why, owner).problems)
+                raise RuleError(self.refuse(f"lasting {lasting}", why, owner).problems)
 
     def without_samples(self, d: Do) -> None:
         """Raise CompileError where what outlives a batch would be assigned something of each of its samples."""
-        kept = self.program.kept.get((d.vertex, d.slot))
-        if kept is None:
+        lasting = self.program.kept.get((d.vertex, d.slot))
+        if lasting is None:
             return
         equation = parse(d.equation)
         if set(names(equation)) <= self.numbers.keys():
             raise self.refuse(d, f"{d.slot} is kept between calls, and a number alone has no shape", d.vertex)
         if d.vertex not in self.vertices:
             return
-        by = ("average",) if kept.single else ("average", "mean")
+        by = ("average",) if lasting.single else ("average", "mean")
         for name in outside(equation, *by):
             other = self.program.kept.get((d.vertex, name))
-            if name not in self.numbers and (other is None or (kept.single and not other.single)):
-                of = "numbers of the whole vertex" if kept.single and other else "samples"
+            if name not in self.numbers and (other is None or (lasting.single and not other.single)):
+                of = "numbers of the whole vertex" if lasting.single and other else "samples"
                 hint = " or ".join(f"{f}({name})" for f in by)
                 raise self.refuse(d, f"{d.slot} is kept between calls, and {name} is of {of}: take {hint}", d.vertex)
 

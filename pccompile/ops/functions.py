@@ -41,8 +41,8 @@ def stop_gradient() -> torch._ops.OpOverload:
     def _(x: torch.Tensor) -> torch.Tensor:
         return torch.empty_like(x)
 
-    found: torch._ops.OpOverload = torch.ops.pccompile.stop_gradient.default
-    return found
+    operator: torch._ops.OpOverload = torch.ops.pccompile.stop_gradient.default
+    return operator
 
 
 define(STOP, "linear", parameters=("x",), infer=lambda args, type_of: type_of(args["x"]),
@@ -61,8 +61,8 @@ def overwritten() -> torch._ops.OpOverload:
     def _(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         return torch.empty_like(new)
 
-    found: torch._ops.OpOverload = torch.ops.pccompile.overwritten.default
-    return found
+    operator: torch._ops.OpOverload = torch.ops.pccompile.overwritten.default
+    return operator
 
 
 define(
@@ -213,8 +213,8 @@ def function_operator() -> torch._ops.OpOverload:
         results = _calls[key].forward(tensors, _calls[key].context())
         return [torch.empty_like(r) for r in results]
 
-    found: torch._ops.OpOverload = torch.ops.pccompile.function.default
-    return found
+    operator: torch._ops.OpOverload = torch.ops.pccompile.function.default
+    return operator
 
 
 def record_call(function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:

@@ -129,11 +129,11 @@ def _readings(net: Netlist) -> Iterator[Projection]:
 
 def packed(net: Netlist, units: int) -> Cores:
     """Cores filled one after the other."""
-    found, start = {}, 0
+    cores, start = {}, 0
     for name, p in net.spec.populations.items():
-        found[name] = (np.arange(start, start + p.size) // units).reshape(p.shape)
+        cores[name] = (np.arange(start, start + p.size) // units).reshape(p.shape)
         start += p.size
-    return found
+    return cores
 
 
 def largest(cores: Cores) -> int:
@@ -168,9 +168,9 @@ def traffic(net: Netlist, cores: Cores) -> Traffic:
     heard: dict[str, list[np.ndarray]] = {}
     number = 1 + max(int(c.max()) for c in cores.values() if c.size)
     for p in _readings(net):
-        found = synapses(p, net.spec, net.tensors)
-        events += len(found.post)
-        heard.setdefault(p.pre, []).append(np.unique(found.pre * number + cores[p.target].ravel()[found.post]))
+        listed = synapses(p, net.spec, net.tensors)
+        events += len(listed.post)
+        heard.setdefault(p.pre, []).append(np.unique(listed.pre * number + cores[p.target].ravel()[listed.post]))
     return Traffic(events, sum(len(np.unique(np.concatenate(keys))) for keys in heard.values()))
 
 
@@ -241,8 +241,8 @@ def network(net: Netlist, cores: Cores, grid: Grid) -> Iterator[str]:
 
 def edges(net: Netlist, p: Projection, pre: str, post: str) -> Iterator[str]:
     """The edges of a projection."""
-    found = synapses(p, net.spec, net.tensors)
-    to, source, weight = found.post, found.pre, weights(p, found, net.tensors)
+    listed = synapses(p, net.spec, net.tensors)
+    to, source, weight = listed.post, listed.pre, weights(p, listed, net.tensors)
     if OPERATIONS[p.op].matrix and len(to) == net.spec.populations[p.pre].size * net.spec.populations[p.target].size:
         order = np.lexsort((to, source))
         yield f"    - {pre} -> {post}: {{type: dense, weight: [{', '.join(f'{w:.9g}' for w in weight[order])}]}}"
@@ -266,8 +266,10 @@ def measure(architecture: Path, network: Path) -> Measured:
     arch = sanafe.load_arch(str(architecture))
     chip = sanafe.SpikingChip(arch)
     chip.load(sanafe.load_net(str(network), arch))
-    found = chip.sim(1, timing_model="simple")
-    return Measured(dict(found["energy"]), float(found["sim_time"]), Traffic(found["spikes"], found["packets_sent"]))
+    measured = chip.sim(1, timing_model="simple")
+    return Measured(
+        dict(measured["energy"]), float(measured["sim_time"]), Traffic(measured["spikes"], measured["packets_sent"])
+    )
 
 
 def energy(net: Netlist, **options: Any) -> Measured:

@@ -79,17 +79,17 @@ class Emitter:
         if not signals:
             return Affine(bias=self._number(expr, used))
         if expr in self.symbols:
-            found = self.symbols[expr]
-            assert isinstance(found, Signal)
-            return Affine([(self._spread(found.ids), 1.0)])
+            symbol = self.symbols[expr]
+            assert isinstance(symbol, Signal)
+            return Affine([(self._spread(symbol.ids), 1.0)])
         if isinstance(expr, sp.Add):
             return self._sum(expr, label)
         if isinstance(expr, sp.Mul) and (len(used) > 1 or _linear(expr, signals[0])):
             return self._product(expr, label)
         if used == signals and len(signals) == 1:
-            (held,) = (self.symbols[s] for s in signals)
-            assert isinstance(held, Signal)
-            return self._map(expr.xreplace({signals[0]: X}), self._spread(held.ids), label)
+            (signal,) = (self.symbols[s] for s in signals)
+            assert isinstance(signal, Signal)
+            return self._map(expr.xreplace({signals[0]: X}), self._spread(signal.ids), label)
         return self._mixed(expr, label)
 
     def _sum(self, expr: sp.Add, label: str) -> Affine:
@@ -181,9 +181,9 @@ class Emitter:
             return float(expr)
         if len(used) > 1:
             raise Unsupported("several constant tensors in one expression")
-        held = self.symbols[used[0]]
-        assert isinstance(held, Const)
-        found = function(text(expr.xreplace({used[0]: X})))(held.tensor.to(torch.float64))
+        constant = self.symbols[used[0]]
+        assert isinstance(constant, Const)
+        found = function(text(expr.xreplace({used[0]: X})))(constant.tensor.to(torch.float64))
         return finite(np.broadcast_to(found.numpy(), self.shape))
 
     def _spread(self, ids: Ids) -> Ids:
@@ -219,12 +219,12 @@ def elementwise(lo: Lowering, n: Node) -> Values:
     """The circuit of an operation with a formula."""
     formula = definition(n.op).formula
     assert formula is not None
-    given = {s: n[a] for s, a in arguments(n.op) if n[a] is not None}
+    operands = {s: n[a] for s, a in arguments(n.op) if n[a] is not None}
     expr = formula(n)
-    if n.op in CANCELLING and any(np.isin(lo.ids(v), lo.c.infinite).any() for v in given.values()):
+    if n.op in CANCELLING and any(np.isin(lo.ids(v), lo.c.infinite).any() for v in operands.values()):
         raise Unsupported("of −∞, which is a finite number here, and would cancel what it is added to")
-    numbers = {s: number(v) for s, v in given.items() if isinstance(v, bool | int | float)}
-    return built(lo, sp.sympify(expr).xreplace(numbers), {s: v for s, v in given.items() if isinstance(v, Ref)})
+    numbers = {s: number(v) for s, v in operands.items() if isinstance(v, bool | int | float)}
+    return built(lo, sp.sympify(expr).xreplace(numbers), {s: v for s, v in operands.items() if isinstance(v, Ref)})
 
 
 def built(lo: Lowering, expr: sp.Expr, operands: dict[sp.Symbol, Any]) -> Signal:
@@ -236,8 +236,8 @@ def built(lo: Lowering, expr: sp.Expr, operands: dict[sp.Symbol, Any]) -> Signal
             expr = expr.xreplace({s: number(float(finite(tensor.numpy()).reshape(-1)[0]))})
         else:
             symbols[s] = Const(tensor) if tensor is not None else Signal(lo.ids(v))
-    found = Emitter(lo, lo.shape(), symbols).result(expr)
-    return Signal(np.broadcast_to(found, lo.shape()))
+    signal = Emitter(lo, lo.shape(), symbols).result(expr)
+    return Signal(np.broadcast_to(signal, lo.shape()))
 
 
 x, y = atoms.x, atoms.y

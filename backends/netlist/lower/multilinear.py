@@ -34,10 +34,10 @@ def dense(lo: Lowering, x: Ids, param: str, transpose: bool, width: int, *, lear
     more = {}
     extra: Ids | None = None
     if bias is not None:
-        held = lo.value(bias)
-        if isinstance(held, Param) and lo.tensors[held.name].ndim == 1:
-            more = {"bias": lo.parameter(held.name), "bias_axis": x.ndim - 1}
-            learns = learns or held.name in lo.active
+        own_bias = lo.value(bias)
+        if isinstance(own_bias, Param) and lo.tensors[own_bias.name].ndim == 1:
+            more = {"bias": lo.parameter(own_bias.name), "bias_axis": x.ndim - 1}
+            learns = learns or own_bias.name in lo.active
         else:
             extra = lo.ids(bias)
     pre = lo.relayed(x)
@@ -54,10 +54,10 @@ def dense(lo: Lowering, x: Ids, param: str, transpose: bool, width: int, *, lear
 def linear(lo: Lowering, n: Node) -> Values:
     """W x + b."""
     weight = lo.value(n["weight"])
-    held = matrix(lo, weight)
-    if held is None:
+    stored_matrix = matrix(lo, weight)
+    if stored_matrix is None:
         return _computed_linear(lo, n)
-    param, transposed, stored = held
+    param, transposed, stored = stored_matrix
     learns = isinstance(weight, Param) and weight.name in lo.active
     width = stored[1] if transposed else stored[0]
     return Signal(dense(lo, lo.ids(n["input"]), param, transposed, width, learns=learns, bias=n["bias"]))
@@ -124,8 +124,8 @@ def _order(ids: Ids, whole: Ids) -> list[int]:
     steps = {i: int(ids.take(1, i).flat[0]) - int(ids.flat[0]) for i, n in enumerate(ids.shape) if n > 1 and ids.size}
     longer = iter(sorted(steps, key=lambda i: steps[i], reverse=True))
     single = (i for i in range(ids.ndim) if i not in steps)
-    found = [next(longer if n > 1 and ids.size else single, None) for n in whole.shape]
-    return [i for i in found if i is not None] if None not in found else list(range(ids.ndim))
+    axes = [next(longer if n > 1 and ids.size else single, None) for n in whole.shape]
+    return [i for i in axes if i is not None] if None not in axes else list(range(ids.ndim))
 
 
 @lowers("aten.mm.default", "aten.bmm.default", "aten.matmul.default", "aten.mv.default", "aten.dot.default")
@@ -135,9 +135,9 @@ def multiplied(lo: Lowering, n: Node) -> Values:
     first, second = lo.value(left), lo.value(right)
     if isinstance(first, Complex) or isinstance(second, Complex):
         return _complex_product(lo, left, right)
-    held = matrix(lo, second)
-    if held and not isinstance(first, Const):
-        param, transposed, stored = held
+    stored_matrix = matrix(lo, second)
+    if stored_matrix and not isinstance(first, Const):
+        param, transposed, stored = stored_matrix
         learns = isinstance(second, Param) and second.name in lo.active
         width = stored[0] if transposed else stored[1]
         x = lo.ids(left)
@@ -178,16 +178,16 @@ def convolution(lo: Lowering, n: Node) -> Values:
         assert isinstance(weight, Const)
         param = lo.c.tensor("weights", finite(weight.tensor.numpy()))
     more = {}
-    held = None if bias is None else lo.value(bias)
-    if isinstance(held, Param):
-        more = {"bias": lo.parameter(held.name), "bias_axis": 1}
-        learns = learns or held.name in lo.active
+    own_bias = None if bias is None else lo.value(bias)
+    if isinstance(own_bias, Param):
+        more = {"bias": lo.parameter(own_bias.name), "bias_axis": 1}
+        learns = learns or own_bias.name in lo.active
     pre = lo.relayed(x)
     carries = n.name in lo.active and (learns or lo.c.carries(x))
     name = lo.c.population(f"{n.name}.v", shape, "sum", "value", n.name, carries, **more)
     geometry: dict[str, Any] = {a: tuple(n[a]) for a in ("stride", "padding", "dilation")}
     lo.c.connect(pre, name, "conv", param=param, transpose=bool(n["transposed"]), groups=n["groups"], **geometry)
-    if bias is not None and not isinstance(held, Param):
+    if bias is not None and not isinstance(own_bias, Param):
         ids = lo.ids(bias).reshape(-1, *(1,) * (len(shape) - 2))
         lo.c.project(np.broadcast_to(ids, shape), name)
     return Signal(lo.c.ids(name))

@@ -91,12 +91,12 @@ def adaptive_max_pool(lo: Lowering, n: Node) -> Values:
     ids, shape = lo.ids(n["self"]), first_shape(n)
     size, out = ids.shape[-rank:], shape[-rank:]
     places = np.arange(math.prod(size)).reshape(size)
-    found = []
+    cells = []
     for at in itertools.product(*map(range, out)):
         spans = [slice(i * s // o, -(-(i + 1) * s // o)) for i, s, o in zip(at, size, out, strict=True)]
-        found.append(places[tuple(spans)].reshape(-1))
-    width = max(map(len, found))
-    taken = np.array([[*f, *[-1] * (width - len(f))] for f in found])
+        cells.append(places[tuple(spans)].reshape(-1))
+    width = max(map(len, cells))
+    taken = np.array([[*f, *[-1] * (width - len(f))] for f in cells])
     flat = ids.reshape(-1, math.prod(size))
     table = np.where(taken >= 0, flat[:, np.maximum(taken, 0)], -1).reshape(*shape, width)
     name = select(lo, table)
@@ -122,11 +122,11 @@ def _along(lo: Lowering, n: Node, count: int, ranks: np.ndarray | None, smallest
     name = select(lo, table, ranks, smallest)
     units = np.arange(math.prod(table.shape[:-1])).reshape(table.shape[:-1])
     positions = np.broadcast_to(np.arange(moved.shape[-1]), (units.size, moved.shape[-1]))
-    found, where = np.moveaxis(lo.c.ids(name).reshape(units.shape), -1, dim), np.moveaxis(units, -1, dim)
+    winners, where = np.moveaxis(lo.c.ids(name).reshape(units.shape), -1, dim), np.moveaxis(units, -1, dim)
     if not keep or scalar:
-        rest = [*found.shape[:dim], *found.shape[dim + 1 :]]
-        found, where = found.reshape(rest), where.reshape(rest)
-    return Signal(found), Choice(name, where, positions)
+        rest = [*winners.shape[:dim], *winners.shape[dim + 1 :]]
+        winners, where = winners.reshape(rest), where.reshape(rest)
+    return Signal(winners), Choice(name, where, positions)
 
 
 @lowers("aten.max.dim", "aten.min.dim")
@@ -140,9 +140,9 @@ def position(lo: Lowering, n: Node) -> Values:
     """Where the largest or smallest entry along an axis is."""
     if n["dim"] is None:
         raise Unsupported("over all axes")
-    found = _along(lo, n, 1, None, n.op == "aten.argmin.default", bool(n["keepdim"]))
-    assert isinstance(found, tuple)
-    return found[1]
+    values_and_positions = _along(lo, n, 1, None, n.op == "aten.argmin.default", bool(n["keepdim"]))
+    assert isinstance(values_and_positions, tuple)
+    return values_and_positions[1]
 
 
 @lowers("aten.topk.default")
@@ -181,8 +181,8 @@ def reduced_at(lo: Lowering, n: Node) -> Values:
     destination = np.take_along_axis(places[cut], index.tensor.numpy(), n["dim"])
     table = grouped(destination, source + 1, base.size) - 1  # 0 is a constant zero, −1 nothing
     counts = (table >= 0).sum(1, keepdims=True)
-    kept = np.where(counts == 0, base.reshape(-1, 1), -1) if not n["include_self"] else base.reshape(-1, 1)
-    table = np.concatenate([kept, table], 1).reshape(*base.shape, -1)
+    base_entries = np.where(counts == 0, base.reshape(-1, 1), -1) if not n["include_self"] else base.reshape(-1, 1)
+    table = np.concatenate([base_entries, table], 1).reshape(*base.shape, -1)
     if n["reduce"] in ("amax", "amin"):
         return Signal(lo.c.ids(select(lo, table, smallest=n["reduce"] == "amin")))
     if n["reduce"] not in ("sum", "mean"):

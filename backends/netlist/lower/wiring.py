@@ -73,10 +73,10 @@ def run(lo: Lowering, n: Node, arrays: dict[Ref, np.ndarray], written: int) -> n
     tensors: dict[str, torch.Tensor] = {r: torch.from_numpy(np.array(a)) for r, a in arrays.items()}
     for i in n.inputs:
         if i not in tensors:
-            found = lo.value(i)
-            if not isinstance(found, Const):
+            index = lo.value(i)
+            if not isinstance(index, Const):
                 raise Unsupported("the places that it reads or writes depend on values")
-            tensors[i] = found.tensor
+            tensors[i] = index.tensor
     args = dict(n.args)
     if isinstance(args.get("value"), int | float):
         args["value"] = written
@@ -95,10 +95,10 @@ def written_once(written: np.ndarray, result: np.ndarray) -> np.ndarray:
 @lowers("aten.t.default", "aten.transpose.int", tokens="self")
 def transposed(lo: Lowering, n: Node) -> Values:
     """A transposed matrix; of a parameter it is the same parameter, read the other way."""
-    found = lo.value(n["self"])
-    if isinstance(found, Param) and len(lo.tensors[found.name].shape) == 2:
+    value = lo.value(n["self"])
+    if isinstance(value, Param) and len(lo.tensors[value.name].shape) == 2:
         swapped = n.op == "aten.t.default" or {n["dim0"] % 2, n["dim1"] % 2} == {0, 1}
-        return Param(found.name, found.transposed != swapped)
+        return Param(value.name, value.transposed != swapped)
     return picked(lo, n)
 
 
@@ -175,10 +175,10 @@ def scattered(lo: Lowering, n: Node) -> Values:
     """Entries written at given places, or at places that a select population chose, among zeros."""
     index = lo.value(n["index"])
     if not isinstance(index, Choice):
-        found = moved(lo, n)
-        if n.op == "aten.scatter.src" and isinstance(index, Const) and isinstance(found, Signal):
-            written_once(lo.ids(n["src"])[tuple(slice(0, s) for s in index.tensor.shape)], found.ids)
-        return found
+        signal = moved(lo, n)
+        if n.op == "aten.scatter.src" and isinstance(index, Const) and isinstance(signal, Signal):
+            written_once(lo.ids(n["src"])[tuple(slice(0, s) for s in index.tensor.shape)], signal.ids)
+        return signal
     base = lo.ids(n["self"])
     if base.any():
         raise Unsupported("it writes at chosen places over values that are not 0")

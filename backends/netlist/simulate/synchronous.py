@@ -159,16 +159,16 @@ class Simulator:
 
     def fresh(self, name: str, sources: tuple[Tensor | None, ...], make: Callable[[], Tensor]) -> Tensor:
         """What `make` gives, made again only when one of `sources` is another tensor than last time, or was changed."""
-        held = self.made.get(name)
-        if held is not None and len(held[0]) == len(sources):
-            for (tensor, version), source in zip(held[0], sources, strict=True):
+        known = self.made.get(name)
+        if known is not None and len(known[0]) == len(sources):
+            for (tensor, version), source in zip(known[0], sources, strict=True):
                 if tensor is not source or (source is not None and source._version != version):
                     break
             else:
-                return held[1]
-        made = make()
-        self.made[name] = tuple((s, s._version if s is not None else 0) for s in sources), made
-        return made
+                return known[1]
+        value = make()
+        self.made[name] = tuple((s, s._version if s is not None else 0) for s in sources), value
+        return value
 
     def scaled(self, p: Projection, got: Tensor) -> Tensor:
         """`got` times the gain of a projection."""

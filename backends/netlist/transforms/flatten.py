@@ -55,7 +55,7 @@ class _Flattening:
                 shape=(1,), unit="sum", role="context", vertex="", bias=self.tensor(np.ones(1))
             )
         described = {name: self.described(a) for name, a in self.tensors.items() if name not in spec.tensors}
-        made = replace(
+        netlist = replace(
             spec,
             populations=populations,
             projections=tuple(self.projections),
@@ -63,7 +63,7 @@ class _Flattening:
             tensors={**spec.tensors, **described},
             **{kind: self.ports(getattr(spec, kind)) for kind in ("inputs", "targets", "clamps", "outputs", "draws")},
         )
-        return without_unused(Netlist(made, self.tensors, self.net.drawn))
+        return without_unused(Netlist(netlist, self.tensors, self.net.drawn))
 
     def tensor(self, array: np.ndarray) -> str:
         """The name of a structural tensor; an equal one is stored once."""
@@ -82,7 +82,7 @@ class _Flattening:
         """A population with one axis; a bias that several of its units share becomes a projection from a unit at 1."""
         if p.bias is None or p.bias_axis is None:
             return replace(p, shape=(p.size,))
-        made = Projection(
+        bias_projection = Projection(
             name=fresh(f"{name}.bias", {q.name: q for q in (*self.net.spec.projections, *self.projections)}),
             pre=self.one,
             post=f"{name}:in",
@@ -91,8 +91,8 @@ class _Flattening:
             index=self.tensor(np.stack([np.arange(p.size), np.zeros(p.size, np.int64)])),
             elements=self.tensor(bias_entries(p.shape, p.bias_axis)),
         )
-        self.projections.append(made)
-        self.bias.setdefault((p.bias, p.shape, p.bias_axis), made.name)
+        self.projections.append(bias_projection)
+        self.bias.setdefault((p.bias, p.shape, p.bias_axis), bias_projection.name)
         return replace(p, shape=(p.size,), bias=None, bias_axis=None)
 
     def projection(self, p: Projection) -> Projection:
@@ -100,10 +100,10 @@ class _Flattening:
         chosen = self.net.spec.populations[p.target].unit == "select"
         if chosen or operation(p, self.net.spec.populations, self.net.tensors).is_single_synapses():
             return p
-        found = synapses(p, self.net.spec, self.net.tensors)
-        param = p.param if found.other is not None else self.tensor(np.ones(1))
-        elements = found.other if found.other is not None else np.zeros(len(found.post), np.int64)
-        index = np.stack([found.pre, found.post] if p.transpose else [found.post, found.pre])
+        listed = synapses(p, self.net.spec, self.net.tensors)
+        param = p.param if listed.other is not None else self.tensor(np.ones(1))
+        elements = listed.other if listed.other is not None else np.zeros(len(listed.post), np.int64)
+        index = np.stack([listed.pre, listed.post] if p.transpose else [listed.post, listed.pre])
         return Projection(
             name=p.name, pre=p.pre, post=p.post, op="sparse", param=param, transpose=p.transpose, gain=p.gain,
             delay=p.delay, index=self.tensor(index), elements=self.tensor(elements),
@@ -148,5 +148,5 @@ def without_unused(net: Netlist) -> Netlist:
     used = {p.bias for p in spec.populations.values()} | {p.ranks for p in spec.populations.values()}
     used |= {t for p in spec.projections for t in (p.param, p.index, p.elements)}
     used |= {r.param for r in spec.plasticity} | {p.example for p in spec.draws.values()}
-    kept = {k: t for k, t in spec.tensors.items() if k in used or t.path is not None}
-    return Netlist(replace(spec, tensors=kept), {k: net.tensors[k] for k in kept}, net.drawn)
+    tensors = {k: t for k, t in spec.tensors.items() if k in used or t.path is not None}
+    return Netlist(replace(spec, tensors=tensors), {k: net.tensors[k] for k in tensors}, net.drawn)

@@ -78,14 +78,14 @@ class _Splitting:
 
     def result(self) -> Netlist:
         """The netlist as it is now."""
-        made = replace(
+        netlist = replace(
             self.spec,
             populations=self.populations,
             projections=tuple(self.projections.values()),
             plasticity=tuple(self.plasticity),
             tensors=self.described(),
         )
-        return without_unused(Netlist(made, self.tensors, self.net.drawn))
+        return without_unused(Netlist(netlist, self.tensors, self.net.drawn))
 
     def fan_in(self, p: Projection) -> np.ndarray:
         """The number of its synapses on each unit that it reaches."""
@@ -97,13 +97,13 @@ class _Splitting:
 
     def refuse_selections(self, limit: int) -> None:
         """Raise CompileError with every population that compares more than `limit` candidates."""
-        found = Collector()
+        problems = Collector()
         for name, p in self.populations.items():
             if p.unit == "select":
                 count = max((int(self.fan_in(q).max(initial=0)) for q in self.into(name)), default=0)
                 if count > limit:
-                    found.add(f"population {name} compares {count} candidates; comparisons are not split to {limit}")
-        found.raise_if_any()
+                    problems.add(f"population {name} compares {count} candidates; comparisons are not split to {limit}")
+        problems.raise_if_any()
 
     def split(self, name: str, limit: int) -> bool:
         """Give partial sums to the ports of a population that has more than `limit` synapses on a unit; whether so."""
@@ -123,27 +123,27 @@ class _Splitting:
         p = self.populations[name]
         owners = [self.synapses(q).post for q in into]
         parts, owner_of = _shares(np.concatenate(owners), p.size, limit)
-        made = fresh(f"{name.removesuffix('.v')}.{port}.part", self.populations)
+        part = fresh(f"{name.removesuffix('.v')}.{port}.part", self.populations)
         bits = p.bits if p.port_bits is None else p.port_bits[ports_of(p.unit).index(port)]
-        self.populations[made] = Population(shape=owner_of.shape, unit="sum", role=p.role, vertex=p.vertex, bits=bits)
+        self.populations[part] = Population(shape=owner_of.shape, unit="sum", role=p.role, vertex=p.vertex, bits=bits)
         ends = np.cumsum([len(o) for o in owners])
         for q, mine in zip(into, np.split(parts, ends[:-1]), strict=True):
-            self.projections[q.name] = self._moved(q, made, mine, owner_of)
-            self._follow(q, _Parts(made, owner_of))
-        self._gather(made, f"{name}:{port}", owner_of, np.arange(owner_of.size), p.size)
+            self.projections[q.name] = self._moved(q, part, mine, owner_of)
+            self._follow(q, _Parts(part, owner_of))
+        self._gather(part, f"{name}:{port}", owner_of, np.arange(owner_of.size), p.size)
 
-    def _moved(self, p: Projection, made: str, parts: np.ndarray, owner_of: np.ndarray) -> Projection:
+    def _moved(self, p: Projection, part: str, parts: np.ndarray, owner_of: np.ndarray) -> Projection:
         """A projection to the partial sums instead; synapse s is on unit parts[s]."""
-        post = f"{made}:in"
+        post = f"{part}:in"
         tables = operation(p, self.populations, self.tensors).divided(parts, owner_of)
         if tables is not None:
             return replace(p, post=post, **{field: self._tensor(table) for field, table in tables.items()})
         found = self.synapses(p)
-        kept = Projection(name=p.name, pre=p.pre, post=post, op="gather", gain=p.gain, delay=p.delay)
+        projection = Projection(name=p.name, pre=p.pre, post=post, op="gather", gain=p.gain, delay=p.delay)
         if found.other is None:
-            return replace(kept, index=self._tensor(table(parts, found.pre, owner_of.size)))
+            return replace(projection, index=self._tensor(table(parts, found.pre, owner_of.size)))
         index = np.stack([found.pre, parts] if p.transpose else [parts, found.pre])
-        return replace(kept, op="sparse", param=p.param, transpose=p.transpose, index=self._tensor(index),
+        return replace(projection, op="sparse", param=p.param, transpose=p.transpose, index=self._tensor(index),
                        elements=self._tensor(found.other))  # fmt: skip
 
     def _follow(self, p: Projection, parts: _Parts) -> None:
@@ -167,13 +167,13 @@ class _Splitting:
         key = (name, parts.name)
         if key not in self.copies:
             p = self.populations[name]
-            made = fresh(f"{name}@{parts.name}", self.populations)
-            self.populations[made] = Population(
+            copy = fresh(f"{name}@{parts.name}", self.populations)
+            self.populations[copy] = Population(
                 shape=parts.owners.shape, unit="sum", role=p.role, vertex=p.vertex, bits=p.bits
             )
             size = parts.owners.size
-            self._gather(name, f"{made}:in", np.arange(size), parts.owners, size)
-            self.copies[key] = made
+            self._gather(name, f"{copy}:in", np.arange(size), parts.owners, size)
+            self.copies[key] = copy
         return self.copies[key]
 
     def _gather(self, pre: str, post: str, rows: np.ndarray, units: np.ndarray, size: int) -> None:
