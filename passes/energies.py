@@ -58,7 +58,7 @@ def _refuse_unbounded(v: Vertex, one: Energy) -> None:
 
 
 def _by_vertex(pc: PCGraph, settings: object, what: str, outputs: bool = False) -> Iterator[tuple[str, Any]]:
-    """For each hidden vertex that `settings` is about, what it says of it. A vertex's own name goes before its module's.
+    """For each hidden vertex that `settings` names, what they say of it. A vertex's own name goes before its module's.
 
     outputs: whether it may be about those, too, where it names them. Raises CompileError for names that there are not.
     """

@@ -25,6 +25,9 @@ _COMPARED: Mapping[type[ast.cmpop], str] = {
 }  # fmt: skip
 
 
+_ALWAYS_TIGHT = frozenset((ast.Name, ast.Call, ast.Attribute, ast.Subscript, ast.List, ast.Tuple))
+
+
 def name(text: str) -> ast.Name:
     """A name, or other text that binds as tightly."""
     return ast.Name(text)
@@ -80,12 +83,15 @@ def fill(e: Any, values: Callable[[str], Expr | None]) -> Any:
     """
     if isinstance(e, ast.Name):
         return values(e.id) or e
-    if isinstance(e, ast.Constant) or not isinstance(e, ast.AST):
+    if not isinstance(e, ast.AST) or not e._fields or isinstance(e, ast.Constant):
         return e
     fields: dict[str, Any] = {}
     for field in e._fields:
         old = getattr(e, field, None)
-        fields[field] = [fill(x, values) for x in old] if isinstance(old, list) else fill(old, values)
+        if old.__class__ is list:
+            fields[field] = [fill(x, values) for x in old]
+        elif field != "ctx":
+            fields[field] = fill(old, values)
     if isinstance(e, ast.Subscript):
         of, at = fields["value"], fields["slice"]
         if isinstance(of, ast.List | ast.Tuple) and isinstance(at, ast.Constant):
@@ -105,6 +111,8 @@ def _unpacked(e: Expr) -> Sequence[Expr]:
 
 def binds(e: Expr) -> int:
     """How tightly the outermost operator of an expression binds."""
+    if type(e) in _ALWAYS_TIGHT:
+        return TIGHT
     match e:
         case ast.BinOp(op=op):
             return _BINARY[type(op)][1]
@@ -125,6 +133,8 @@ def binds(e: Expr) -> int:
 
 def text(e: Expr, least: int = 0) -> str:
     """An expression in one line, in parentheses where it binds less tightly than `least`."""
+    if type(e) is ast.Name:
+        return e.id
     return f"({_text(e)})" if binds(e) < least else _text(e)
 
 

@@ -245,7 +245,7 @@ class File:
         dims = self.dims | (self.speller.dims & set(self.pc.graph.dims))
         outputs = "".join(f"{printer.names.text(f.results['output', o])}, " for o in self.pc.graph.outputs).strip()
         predictions = {key: printer.names.spelled(v) for key, v in f.results.items() if key[0] == "prediction"}
-        shown = folded("", recorded(predictions), STEP) if self.record else []
+        shown = folded(STEP, recorded(predictions)) if self.record else []
         handed = {r: self.names[r] for r in self.lowered.context}
         for name, members in printer.together.values():
             handed |= dict.fromkeys(members, "") | pieces(name, members, places)

@@ -72,17 +72,18 @@ def filled(items: Iterable[Expr | ast.keyword], indent: str) -> list[str]:
     return [row.rstrip() for row in rows if row != indent]
 
 
-def folded(head: str, value: Expr, indent: str = "") -> list[str]:
-    """The statement `head`, which ends in ` = ` or the like or is empty, and behind it `value`.
+def folded(head: str, value: Expr) -> list[str]:
+    """The statement `head`, indented as it is, which ends in ` = ` or the like or is empty, and behind it `value`.
 
     Where it is too long, a call's arguments or an assignment's value stand on lines of their own.
     """
-    line = f"{indent}{head}{text(value)}"
+    line, start = f"{head}{text(value)}", head.lstrip()
     if len(line) <= WIDTH:
         return [line]
+    indent = head[: len(head) - len(start)]
     if opened := _opened(Piece(value), indent):
-        return [f"{indent}{head}{opened[0].lstrip()}", *opened[1:]]
-    return [f"{indent}{head}(", *_lines(Piece(value), indent + STEP), f"{indent})"] if head else [line]
+        return [f"{head}{opened[0].lstrip()}", *opened[1:]]
+    return [f"{head}(", *_lines(Piece(value), indent + STEP), f"{indent})"] if start else [line]
 
 
 def deleted(names: Iterable[str], indent: str) -> list[str]:

@@ -239,15 +239,13 @@ class Printer:
             self.since = 0
             self.ownership.nobody()
             if loop.stop:
-                calm = self.speller.settled(loop.stop.pairs, loop.stop.below, self.names.spelled)
-                self.line(depth + 1, "calm = ", calm)
+                self.line(depth + 1, "calm = ", self.speller.settled(loop.stop, self.names.spelled))
             for c in late:
                 self.ownership.carry(c)
                 self.line(depth + 1, f"{self.names[c.phi]} = ", self.names.spelled(c.next))
             self.ownership.nobody()
             if loop.record:
-                shown = {key: self.names.spelled(value) for key, value in loop.record.items()}
-                self.line(depth + 1, "", recorded(shown))
+                self.line(depth + 1, "", recorded({k: self.names.spelled(v) for k, v in loop.record.items()}))
             if loop.stop:
                 self.line(depth + 1, f"if calm and done + 1 >= {loop.stop.least}:")
                 self.line(depth + 2, "break")
@@ -280,8 +278,7 @@ class Printer:
         """Print one line, `head` and behind it `value`, over several where that is too long."""
         self.called = False
         *first, last = (STEP * depth + head).split("\n")
-        indent = last[: len(last) - len(last.lstrip())]
-        rows = [last] if value is None else folded(last.lstrip(), value, indent)
+        rows = [last] if value is None else folded(last, value)
         self.text += self.ownership.lines([*first, *rows], bool(self.since))
 
 

@@ -15,6 +15,7 @@ import sympy
 import torch
 
 from pccompile.backends.torch.code import Expr, call, fill, literal, members, method, name, template, text
+from pccompile.backends.torch.statements import Stop
 from pccompile.ir import DEVICE, Arg, Fragment, Ref
 from pccompile.ir.names import Namer, identifier
 from pccompile.ops import OPS, definition, overload
@@ -133,11 +134,11 @@ class Speller:
             self.reusing.add(op)
         return call(kernel, *own, **named)
 
-    def settled(self, pairs: Sequence[tuple[Ref, Ref]], below: str, spelled: Spelled) -> Expr:
+    def settled(self, stop: Stop, spelled: Spelled) -> Expr:
         """Whether a loop may end early: whether each first value is small against the second."""
         self.helpers["settled"] = SETTLED
-        moves, against = (members(spelled(pair[i]) for pair in pairs) for i in (0, 1))
-        return call("settled", moves, against, name(below))
+        moves, against = (members(spelled(pair[i]) for pair in stop.pairs) for i in (0, 1))
+        return call("settled", moves, against, name(stop.below))
 
     def mix(self, args: Mapping[str, Arg], spelled: Spelled) -> Expr:
         """Weighted sums of the members of lists."""

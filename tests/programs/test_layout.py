@@ -45,7 +45,7 @@ EXPRESSIONS = [
 
 @pytest.mark.parametrize("head, value", STATEMENTS)
 def test_a_folded_statement_means_the_same(head: str, value: str) -> None:
-    lines = folded(head, ast.parse(value, mode="eval").body, "    ")
+    lines = folded(f"    {head}", ast.parse(value, mode="eval").body)
     line = f"    {head}{value}"
     assert ast.dump(ast.parse("\n".join(lines).lstrip())) == ast.dump(ast.parse(line.lstrip()))
     assert len(line) > WIDTH
@@ -66,7 +66,7 @@ def test_a_freed_list_means_the_same() -> None:
 
 
 def test_short_statements_stay() -> None:
-    assert folded("x = ", ast.Name("y"), "    ") == ["    x = y"]
+    assert folded("    x = ", ast.Name("y")) == ["    x = y"]
     assert deleted(["x", "y"], "    ") == ["    del x, y"]
 
 
