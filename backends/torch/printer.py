@@ -54,8 +54,7 @@ class Printer:
         self.overwriting = Overwriting(self.flow, self.names, speller)
         self.speller, self.heading = speller, heading
         self.text: list[str] = []
-        self.nested: set[Ref] = set()
-        self.unpacked: set[Ref] = set()
+        self.nested, self.unpacked = set[Ref](), set[Ref]()
         self.came_from: dict[Ref, tuple[Block, Ref]] = {}
         self.freed = set(self.names)  # what the function is given and frees
         self.places: Mapping[Ref, int] = {}  # where in the context values stand that calls read
