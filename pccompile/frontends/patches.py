@@ -50,7 +50,7 @@ def patched(model: nn.Module, trace: StateTrace, packing: Packing) -> Iterator[A
         inference_without_gradient(),  # torch.inference_mode
         data_as_detached(),  # Tensor.data
         quiet(),  # torch's loggers, warnings, stderr
-        unvalidated(),  # Distribution._validate_args
+        unvalidated(),  # Distribution._validate_args, F.gaussian_nll_loss
     ):
         noticed.learning, trace.transforms = trace.below, transforms
         yield noticed
@@ -80,8 +80,19 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def unvalidated() -> Iterator[None]:
-    """Within: distributions take their parameters as they are; their checks branch on numbers. torch.compile, too."""
-    with replaced(Distribution, _validate_args=False):
+    """Within: distributions and the Gaussian loss take what they are given; their checks branch on numbers.
+
+    torch.compile leaves those of distributions out too. The Gaussian loss raises all variances to `eps` in any case.
+    """
+    loss = F.gaussian_nll_loss
+
+    def unchecked(*args: Any, **kwargs: Any) -> Tensor:
+        # the check that no variance is negative is its only use of `any`; and whatever is told of calls of torch
+        # functions has to be told what it calls itself, where gradients are off for some lines
+        with replaced(torch, any=lambda *_: False), replaced(F, has_torch_function_variadic=lambda *_: False):
+            return loss(*args, **kwargs)
+
+    with replaced(Distribution, _validate_args=False), replaced(F, gaussian_nll_loss=unchecked):
         yield
 
 

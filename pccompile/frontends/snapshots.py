@@ -64,6 +64,11 @@ class _Strictly:
         self._types: list[type] = []
         self._single: list[tuple[Any, Any, Any]] = []
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to compare."""
+        return not (self._getters or self._single)
+
     def entries(self, owner: Any, values: Mapping[Any, Any]) -> None:
         """Compare these entries of `owner`."""
         numbers = [k for k, v in values.items() if isinstance(v, int | float | complex) and k != "training"]
@@ -101,7 +106,7 @@ class Snapshots:
         self._dicts: tuple[list[Any], list[Any], _Strictly] = [], [], _Strictly()
         self._others: tuple[list[Any], list[Any], _Strictly] = [], [], _Strictly()
         self._versions: list[int] | None = None
-        self._forms = TensorForms()
+        self.forms = TensorForms()
 
     def container(self, live: Any, copy: Any) -> None:
         """Compare `live` with `copy`, a dictionary, list or set."""
@@ -139,12 +144,7 @@ class Snapshots:
 
     def form(self, tensor: Tensor, learning: bool) -> None:
         """Compare the form of a tensor, and whether it takes a gradient where `learning` says that this matters."""
-        self._forms.add(tensor, learning)
-
-    @property
-    def surroundings(self) -> Callable[..., bool] | None:
-        """As `TensorForms.surroundings`, for the tensors whose forms are compared."""
-        return self._forms.surroundings
+        self.forms.add(tensor, learning)
 
     def hold(self) -> bool:
         """Whether everything is as it was."""
@@ -156,12 +156,13 @@ class Snapshots:
                     return False
                 self._versions = versions
             others, copies, strictly = self._others
+            like = self.forms.surroundings
             return (
-                others == copies
-                and not any(self._empty)
+                not any(self._empty)
                 and list(map(operator.call, self._getters, self._owners)) == self._values
-                and strictly.hold()
-                and self._forms.hold()
+                and (not others or others == copies)
+                and (strictly.empty or strictly.hold())
+                and ((like is not None and like(*self.forms.plain)) or self.forms.hold())
             )
         except Exception:  # a comparison of tensors or arrays, a name that is gone: something was replaced
             return False

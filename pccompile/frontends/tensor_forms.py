@@ -38,15 +38,16 @@ def form(tensor: Tensor) -> tuple[Any, ...]:
 class TensorForms:
     """Tensors, and the forms that they had when they were added.
 
-    surroundings: the comparison in C by which they held last. It does so only where each tensor learns or not as it did
-    when that was made, and where autocast and the like are as they were. None where they were compared one by one.
+    plain: those that C can compare. surroundings: the comparison in C by which all of them held last. It does so only
+    where each tensor learns or not as it did when that was made, and where autocast and the like are as they were. None
+    where they were compared one by one.
     """
 
     def __init__(self) -> None:
         self._tensors: dict[int, Tensor] = {}
         self._forms: dict[int, tuple[Any, ...]] = {}
         self._learning: dict[int, bool] = {}
-        self._plain: tuple[Tensor, ...] = ()
+        self.plain: tuple[Tensor, ...] = ()
         self._checks: tuple[Callable[..., bool], ...] = ()
         self.surroundings: Callable[..., bool] | None = None
 
@@ -56,23 +57,24 @@ class TensorForms:
             self._learning[id(tensor)] = tensor.requires_grad
         if id(tensor) in self._tensors:
             return
-        self._tensors[id(tensor)], self._forms[id(tensor)], self._checks = tensor, form(tensor), ()
+        self._tensors[id(tensor)], self._forms[id(tensor)] = tensor, form(tensor)
+        self._checks, self.surroundings = (), None
         if type(tensor) in (Tensor, nn.Parameter) and strides(tensor) is not None:
-            self._plain += (tensor,)
+            self.plain += (tensor,)
 
     def hold(self) -> bool:
         """Whether all have the forms that they had."""
         for check in self._checks:
-            if check(*self._plain):
-                if len(self._plain) == len(self._tensors):
+            if check(*self.plain):
+                if len(self.plain) == len(self._tensors):
                     self.surroundings = check
                     return True
                 return self._same()
         self.surroundings = None
         if not self._same():
             return False
-        if self._plain and TensorGuards is not None:
-            self._checks = (compared_in_c(self._plain), *self._checks[: CONTEXTS - 1])
+        if self.plain and TensorGuards is not None:
+            self._checks = (compared_in_c(self.plain), *self._checks[: CONTEXTS - 1])
         return True
 
     def _same(self) -> bool:

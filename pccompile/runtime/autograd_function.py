@@ -13,12 +13,14 @@ from torch import Tensor
 from pccompile.backends.torch import SWEEP
 from pccompile.diagnostics import CompileError
 from pccompile.frontends.autocast import current, without_autocast
+from pccompile.runtime.call_plan import PlainCalls
 from pccompile.runtime.derivative_guards import opaque, refuse_second_order
 from pccompile.runtime.divergence import notice
 from pccompile.runtime.energy_alarm import gradients_of, watched
 from pccompile.runtime.loaded_program import Runtime, parted
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.partial_losses import partial_sweep
+from pccompile.runtime.plain_step import plain_step
 from pccompile.runtime.value_hooks import refuse_value_hooks
 
 Keep = Callable[[Runtime, Mapping[str, Tensor]], None]
@@ -53,6 +55,9 @@ class Bridge(torch.autograd.Function):
         names = params if plan.kept is None else plan.kept
         kept = [c for c in context if isinstance(c, Tensor)]
         rest = None if len(kept) == len(context) else [None if isinstance(c, Tensor) else (c,) for c in context]
+        if plan.plain and rest is None and targets is None and runtime.reads is None:
+            keys = tuple(key if reaches else None for key, reaches in plan.gradients)
+            runtime.plain = PlainCalls(runtime.bare("predict"), runtime.bare(SWEEP), tuple(names), keys)
         results, made, like = outputs, [], []
         if len(outputs) > 1:
             results = tuple(o if all(o is not p for p in outputs[:i]) else o.detach() for i, o in enumerate(outputs))
@@ -129,7 +134,10 @@ def applied(
     """
     plan, places = runtime.plan, (*tables, inputs)
     sources = [places[table].get(entry) for table, entry in plan.sources]
-    apply: Callable[..., tuple[Tensor, ...]] = Bridge.apply if any(map(_is_wrapped, inputs.values())) else _apply
+    wrapped = any(map(_is_wrapped, inputs.values()))
+    if runtime.plain is not None and targets is None and not (wrapped or torch._C._is_any_autocast_enabled()):
+        return (plain_step(runtime.plain, tables, inputs, *sources),)
+    apply: Callable[..., tuple[Tensor, ...]] = Bridge.apply if wrapped else _apply
     results = apply(runtime, tables, inputs, targets, keep, *sources)
     if not (plan.itself or plan.still):
         return results

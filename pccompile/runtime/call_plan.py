@@ -5,8 +5,11 @@ It is worked out once for a program, so that a call makes no tables of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from pccompile.backends.torch import Source
 from pccompile.runtime.states import Writes
@@ -21,7 +24,8 @@ class CallPlan:
     sources: the table and the entry of each tensor that gets a gradient. gradients: in the same order the key of each,
     and whether any output that has an error reaches it. places: for each clamped output, where among the outputs its
     value stands. errors: the numbers of all clamped outputs. still: outputs without an error. itself: outputs that are
-    an entry of a table, as table and entry. writes: whether a call writes into its model or its arguments.
+    an entry of a table, as table and entry. writes: whether a call writes into its model or its arguments. plain:
+    whether `plain_step` suffices, where the sweep is sent nothing but tensors and no derivative is the author's own.
     """
 
     kept: tuple[str, ...] | None
@@ -32,10 +36,16 @@ class CallPlan:
     still: tuple[int, ...]
     itself: Mapping[int, tuple[int, str]]
     writes: bool
+    plain: bool
 
     @classmethod
-    def of(cls, source: Source, reaching: Mapping[str, frozenset[int]], writes: Writes, jit: bool) -> CallPlan:
-        """The plan of a generated file. reaching: the clamped outputs that each gradient depends on."""
+    def of(
+        cls, source: Source, reaching: Mapping[str, frozenset[int]], writes: Writes, jit: bool, steps: bool
+    ) -> CallPlan:
+        """The plan of a generated file. reaching: the clamped outputs that each gradient depends on.
+
+        steps: whether inference takes steps or is compiled, so that more than the sweep is called.
+        """
         graph, names = writes.imported.graph, source.outputs
         tables = {"params": 0, "buffers": 1, "inputs": 2}
         carrying = [names[i] for i in source.errors]
@@ -44,6 +54,7 @@ class CallPlan:
             for i, name in enumerate(names)
             if name in graph.inputs or name in graph.params
         }
+        one = len(names) == len(carrying) == 1 and not itself
         return cls(
             None if jit or source.moving or len(carrying) > 1 else tuple(sorted(source.reads)),
             tuple((tables[g.table], g.entry) for g in source.gradients),
@@ -53,7 +64,22 @@ class CallPlan:
             tuple(i for i, name in enumerate(names) if name not in carrying),
             itself,
             bool(writes),
+            one and not (steps or writes or source.moving or source.updates or source.lasting),
         )
 
 
-__all__ = ["CallPlan"]
+@dataclass(frozen=True, slots=True)
+class PlainCalls:
+    """What the calls of a program run that has one output, sends nothing but tensors to its sweep and moves nothing.
+
+    predict, sweep: functions of the file. kept: the parameters that the sweep reads. keys: the key of each gradient,
+    in the order of `CallPlan.sources`; None for one that the output does not depend on.
+    """
+
+    predict: Callable[..., Any]
+    sweep: Callable[..., dict[str | None, Tensor]]
+    kept: tuple[str, ...]
+    keys: tuple[str | None, ...]
+
+
+__all__ = ["CallPlan", "PlainCalls"]

@@ -23,7 +23,7 @@ from pccompile.frontends.signature import Varied
 from pccompile.ir import Ref, TensorType
 from pccompile.pipeline import Compiled, Options
 from pccompile.runtime import jit
-from pccompile.runtime.call_plan import CallPlan
+from pccompile.runtime.call_plan import CallPlan, PlainCalls
 from pccompile.runtime.states import Writes
 
 FORMS = 64
@@ -259,7 +259,8 @@ class Runtime:
     automatic settings. `fitting` has forms of targets that go with the outputs. `flag` and `warned` belong to
     `divergence.notice`. `mirrored`: weights stand in the places of their feedback weights, so that gradients must be
     those of backpropagation. `alarm` belongs to `energy_alarm`. `reads` says whether what the author's own derivatives
-    read is as it was, where there are any. `taken` is what the loss takes.
+    read is as it was, where there are any. `taken` is what the loss takes. `plain` is what calls run for which
+    `plain_step` suffices, once one has been made.
     """
 
     source: Source
@@ -277,6 +278,7 @@ class Runtime:
     asking: Mapping[str, tuple[frozenset[int], ...]] = field(default_factory=dict)
     reads: Reads | None = None
     taken: Interface | None = None
+    plain: PlainCalls | None = field(default=None, init=False)
     rated: dict[tuple[Choice, ...], Runtime] = field(default_factory=dict, init=False)
     partial: dict[frozenset[int], Callable[..., Any] | None] = field(default_factory=dict, init=False)
     alarm: EnergyAlarm = field(default_factory=EnergyAlarm, init=False)
@@ -298,6 +300,7 @@ class Runtime:
             "flag": None,
             "reads": None,
             "taken": None,
+            "plain": None,
         }
         hidden |= {"partial": {}, "rated": {}, "alarm": EnergyAlarm(), "_jitted": {}, "_functional": {}}
         return {k: v for k, v in {**self.__dict__, **hidden}.items() if k not in ("plan", "in_loss")}
@@ -317,7 +320,8 @@ class Runtime:
     @functools.cached_property
     def plan(self) -> CallPlan:
         """What every call does in the same way."""
-        return CallPlan.of(self.source, self.reaching, self.writes, self.options.jit)
+        steps = self.options.jit or self.iterates
+        return CallPlan.of(self.source, self.reaching, self.writes, self.options.jit, steps)
 
     def bare(self, name: str) -> Callable[..., Any]:
         """As `function`, without torch.no_grad around it: for callers under which gradients are switched off."""

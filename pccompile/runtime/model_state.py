@@ -7,7 +7,7 @@ model and are read there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -65,6 +65,7 @@ class ModelState:
         observers: Mapping[int, Any] | None = None,
     ) -> None:
         self.snapshots = Snapshots()
+        self.forms = self.snapshots.forms
         self.tensors: dict[str, Tensor] = {}
         self.device: torch.device | None = None
         self._observers = observers or {}
@@ -98,11 +99,6 @@ class ModelState:
     def holds(self) -> bool:
         """Whether the model is what it was, down to which objects it holds."""
         return list(map(type, self._modules)) == self._types and self.snapshots.hold()
-
-    @property
-    def surroundings(self) -> Callable[..., bool] | None:
-        """What said last that the tensors have the forms that they had, see `TensorForms`."""
-        return self.snapshots.surroundings
 
     def tables(self, imported: Imported) -> Tables:
         """The tensors of a program by path, as the model has them now.

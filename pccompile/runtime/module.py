@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.utils import _pytree as pytree
 
 from pccompile.algorithms import ALGORITHMS
@@ -218,11 +219,16 @@ class CompiledModule(PreparedModule):
         """What the model returns, with predictive coding as its backward pass; for torch.export, the model itself."""
         if torch.compiler.is_dynamo_compiling():
             return traced_call(self, self.__dict__["_name"], args, kwargs)
+        if get_eval_frame_callback() is None:  # where Dynamo is not at work, nothing has to be kept from it
+            return self._called(args, kwargs)
         return self.called(*args, **kwargs)
 
     @opaque
     def called(self, *args: Any, **kwargs: Any) -> Any:
         """A call by eager torch."""
+        return self._called(args, kwargs)
+
+    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch.compiler.is_exporting() and not exported_elsewhere():
             return self.__dict__["model"](*args, **kwargs)
         try:

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pccompile.runtime.derivative_guards import opaque
 from pccompile.runtime.losses import loss_of
 from pccompile.runtime.module import CompiledModule, Criterion
 from pccompile.runtime.paths import TooManyPaths
@@ -22,11 +21,9 @@ class ModuleOnPaths(CompiledModule):
 
     by_autograd = False
 
-    @opaque
-    def called(self, *args: Any, **kwargs: Any) -> Any:
-        """A call by eager torch."""
+    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
-            return super().called(*args, **kwargs)
+            return super()._called(args, kwargs)
         except TooManyPaths as e:
             if not self.by_autograd:
                 raise

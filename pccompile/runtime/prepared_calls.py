@@ -75,7 +75,7 @@ class PreparedCall:
             and not (function_modes() or dispatch_modes() or forward_ad._current_level >= 0)
             and captured.interface.conditions() == self.conditions
             and self.state.holds()
-            and self.state.surroundings is self.surroundings
+            and self.state.forms.surroundings is self.surroundings
         )
 
 
@@ -107,7 +107,7 @@ def prepared(
     given = len(values) == len(inputs) + targets == len(interface.inputs) + targets
     if not same or not given or any(v is not t for v, t in zip(values, inputs.values(), strict=False)):
         return None
-    like, surroundings = surely_like(values), state.surroundings
+    like, surroundings = surely_like(values), state.forms.surroundings
     if like is None or surroundings is None or any(map(torch._C._functorch.is_functorch_wrapped_tensor, values)):
         return None
     if targets and values[-1].requires_grad:  # refused where gradients are on
@@ -140,9 +140,13 @@ class PreparedModule(ModuleCaptures):
 
         targets: 1 where a loss is asked for. Raises CompileError.
         """
-        values, keywords = (*args, *kwargs.values(), *((target,) if targets else ())), tuple(kwargs)
+        plain = not (kwargs or targets)
+        values = args if plain else (*args, *kwargs.values(), *((target,) if targets else ()))
+        keywords = tuple(kwargs) if kwargs else ()
         for known in self._prepared:
-            if known.comes_again(self._cache, keywords, values, targets) and self._losses.of(loss) is known.loss:
+            if not known.comes_again(self._cache, keywords, values, targets):
+                continue
+            if known.loss is (None if loss is None else self._losses.of(loss)):
                 self._cache.first(known.state)
                 if self._last is not known.runtime:
                     self._last = known.runtime
