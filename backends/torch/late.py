@@ -21,19 +21,12 @@ def made_late(f: Function, pc: PCGraph) -> Function:
     if any(s.op in EFFECTS for s in f.statements()):
         return f
     types = {v.name: v.type for v in pc.vertices}
-    made = {s.target: s for s in f.lines if isinstance(s, Statement)}
+    sources = _sources(f)
     reads = Counter(r for line in f.lines for r in line.reads) + Counter(f.results.values())
-
-    def source(value: Ref) -> Statement | None:
-        """What has computed a value, or one of its size that it was made of."""
-        s = made.get(value)
-        while s and (s.even or _is_view(s)) and s.reads:
-            s = made.get(s.reads[0])
-        return s
 
     def grows(s: Statement) -> bool:
         """Whether a value is larger than all that it is made of."""
-        parts = [p for p in map(source, s.reads) if p and p.op not in KEYED and p.vertex in types]
+        parts = [p for p in map(sources.get, s.reads) if p and p.op not in KEYED and p.vertex in types]
         return bool(parts) and s.vertex in types and all(larger(types[s.vertex], types[p.vertex]) for p in parts)
 
     lines: list[Line] = []
@@ -45,6 +38,16 @@ def made_late(f: Function, pc: PCGraph) -> Function:
         else:
             lines += [*(_under(line, x) for x in parts), line]
     return Function([*lines, *(x for rest in waiting.values() for x in rest)], f.results)
+
+
+def _sources(f: Function) -> dict[Ref, Statement | None]:
+    """What has computed each value, or one of its size that it was made of."""
+    found: dict[Ref, Statement | None] = {}
+    for s in f.lines:
+        if isinstance(s, Statement):
+            reads = s.reads if s.even or _is_view(s) else ()
+            found[s.target] = found.get(reads[0]) if reads else s
+    return found
 
 
 def _under(reader: Line, line: Line) -> Line:

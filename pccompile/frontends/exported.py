@@ -167,7 +167,8 @@ class _Importer:
             self.problems.add(f"input {n.name} of kind {spec.kind.name} is not supported")
             self.env[n] = None
             return
-        if spec.target in unread(self.captured):
+        taken = n.users or n in self.written  # by forward, out of a module's own table
+        if spec.target in unread(self.captured) and (spec.target in self.captured.tensors or not taken):
             self.env[n] = None
             return
         lifted, parameter = self.captured.tensors.get(spec.target), spec.kind == InputKind.PARAMETER

@@ -318,15 +318,16 @@ class _Index(int):
 def resolved(captured: WrittenStates, names: Mapping[str, Any], added: Sequence[Any]) -> tuple[State, ...]:
     """The states of a captured program, once its graph is there.
 
-    names: what the graph calls the model's buffers. added: what it calls the results that the trace has added.
+    names: what the graph calls the model's buffers; it has those that forward takes out of a module's table itself,
+    and so unseen. added: what it calls the results that the trace has added.
     """
 
     def leaf(value: Any) -> Any:
         return names[value] if isinstance(value, _Name) else added[value] if isinstance(value, _Index) else value
 
     def state(s: State) -> State:
-        before = tuple(map(leaf, s.before)) if s.read else ()
-        return replace(s, before=before, after=tuple(map(leaf, s.after)))
+        read = s.read or (s.place.registered and not names.keys().isdisjoint(s.before))
+        return replace(s, read=read, before=tuple(map(leaf, s.before)) if read else (), after=tuple(map(leaf, s.after)))
 
     return tuple(map(state, captured.states))
 
@@ -341,9 +342,9 @@ def in_place(states: Iterable[State], buffers: Mapping[str, Any]) -> Iterator[St
 
 
 def unread(captured: WrittenStates) -> set[str]:
-    """The buffers of a trace that stand for what is written and never read."""
+    """The buffers of a trace that stand for what is written and not seen to be read."""
     names = {flag: {n for s in captured.states if s.read is flag for n in s.before} for flag in (False, True)}
-    return {n for n in names[False] - names[True] if n in captured.tensors}
+    return {n for n in names[False] - names[True] if isinstance(n, _Name)}
 
 
 def keys(state: State) -> list[str]:
