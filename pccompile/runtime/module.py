@@ -219,9 +219,8 @@ class CompiledModule(PreparedModule):
         """What the model returns, with predictive coding as its backward pass; for torch.export, the model itself."""
         if torch.compiler.is_dynamo_compiling():
             return traced_call(self, self.__dict__["_name"], args, kwargs)
-        if get_eval_frame_callback() is None:  # where Dynamo is not at work, nothing has to be kept from it
-            return self._called(args, kwargs)
-        return self.called(*args, **kwargs)
+        at_work = get_eval_frame_callback() is not None  # or else nothing has to be kept from Dynamo
+        return self.called(*args, **kwargs) if at_work else self._called(args, kwargs)
 
     @opaque
     def called(self, *args: Any, **kwargs: Any) -> Any:
