@@ -279,8 +279,7 @@ class CompiledModule(PreparedModule):
 
         keep: what the backward pass does with what lasts between calls; without it, nothing.
         """
-        tables = tables or self.tables(runtime)
-        return applied(runtime, tables, inputs, targets, keep)
+        return applied(runtime, tables or self.tables(runtime), inputs, targets, keep)
 
     @opaque
     def loss(self, *args: Any, target: Any, **kwargs: Any) -> Tensor:

@@ -24,6 +24,7 @@ class PlainStep(torch.autograd.Function):
     def forward(ctx: Any, plain: PlainCalls, tables: Tables, inputs: dict[str, Tensor], *_: Tensor) -> Tensor:
         """The output."""
         params, buffers = tables
+        output: Tensor
         (output,), context = plain.predict(params, buffers, {name: t.detach() for name, t in inputs.items()})
         ctx.set_materialize_grads(False)
         ctx.plain = plain
