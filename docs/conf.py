@@ -30,6 +30,8 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 180
 nb_execution_in_temp = True
 nb_merge_streams = True
+nb_render_markdown_format = "gfm"  # what cells print as Markdown has tables
+smartquotes = False  # --verify is no dash
 
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!pccompile).*")]  # types of other packages: their pages are not ours to check

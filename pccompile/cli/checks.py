@@ -112,7 +112,7 @@ def check_options(options: argparse.Namespace) -> None:
         *report_checks(options, circuit(options)),
         *energy_checks(options, circuit(options)),
         (
-            options.json and not (options.verify or options.simulate or report_asked(options)),
+            options.json and not json_asked(options),
             "--json goes with --verify, --simulate or a report such as --spectrum",
         ),
         (options.output == "-" and not (options.emit or plain(options)), "-o - prints what --emit names"),
@@ -143,6 +143,14 @@ def asked(options: argparse.Namespace) -> list[str]:
     """The options that ask for something else than files; only one can be answered."""
     names = ("verify", "doctor", "explore", "explain", "emit", *REPORTS)
     return [f"--{n}" for n in names if getattr(options, n.replace("-", "_")) not in (None, False)]
+
+
+def json_asked(options: argparse.Namespace) -> bool:
+    """Whether what a command line asks for can be printed as JSON, with nothing else on stdout."""
+    if options.verify or options.simulate or options.doctor or report_asked(options):
+        return True
+    written = options.output or options.report or options.export or options.explore or options.emit
+    return circuit(options) and not written
 
 
 def explore_checks(options: argparse.Namespace) -> list[tuple[Any, str]]:

@@ -26,7 +26,7 @@ DRAWN = ("latex", "dot", "mermaid")
 EMITS = (*STAGES_PRINTED, *DRAWN)
 
 USAGE = """\
-pccompile MODEL [-o FOLDER] [options]             compile it, and check, show or measure what came of it
+pccompile MODEL [-o FOLDER] [options]            compile it, and check, show or measure what came of it
        pccompile explain MODEL [PATTERN] [options]      its vertices: equations, local rules, code, source line
        pccompile diff MODEL [MODEL] [options]           two models, two algorithms (--beside) or two circuits
        pccompile watch LOG [LOG ...] [options]          what a recorder of training has written

@@ -30,7 +30,7 @@ from pccompile.explorer import explore_circuit
 from pccompile.files.writing import check_replaceable, write_together
 from pccompile.pipeline import Hook, lay_out
 from pccompile.report.circuit import random_targets, verify_circuit
-from pccompile.report.netlist import resources_page, resources_report
+from pccompile.report.netlist import resources_data, resources_page, resources_report
 from pccompile.report.tables import Page, Table, as_json, count, number, show
 
 TRANSFORMS: dict[str, Callable[[Netlist], Netlist]] = {
@@ -126,7 +126,7 @@ def carried_out(net: Netlist, options: argparse.Namespace, name: str) -> int:
         for path in exported(replace(net, spec=msgspec.structs.replace(net.spec, name=name)), options):
             print(printable(str(path)))
         return EXIT_DONE
-    costs = resources_report(net.resources(options.chip))
+    costs = net.resources(options.chip)
     page = resources_page(net, options.chip) if options.report else ""
     if options.output:
         for path in net.save(options.output, name):
@@ -134,7 +134,7 @@ def carried_out(net: Netlist, options: argparse.Namespace, name: str) -> int:
     if options.report:
         written(Path(options.report), page)
         print(printable(options.report))
-    show(costs)
+    show(as_json(resources_data(costs), indent=2) if options.json else resources_report(costs))
     return EXIT_DONE
 
 

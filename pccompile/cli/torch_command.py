@@ -70,9 +70,9 @@ def carried_out(
 ) -> int:
     """Compile, check, and only then write or print."""
     if options.doctor:
-        page, fine = examine(shown, options.model, lambda: made()[0])
-        show(page)
-        return EXIT_DONE if fine else EXIT_MODEL
+        found = examine(shown, options.model, lambda: made()[0])
+        show(found.json(indent=2) if options.json else found)
+        return EXIT_MODEL if found.problems else EXIT_DONE
     pc, target = made()
     progress.talk(shown, pc)
     if options.verify and not verified(pc, target, options):

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pccompile.diagnostics import CompileError, Problem, listing, printable
 from pccompile.report.summary import warnings
-from pccompile.report.tables import Page, count
+from pccompile.report.tables import Page, Report, count
 from pccompile.runtime.module import CompiledModule
 
 if TYPE_CHECKING:
     from pccompile.frontends.onnx import OnnxModule
 
 
-def examine(shown: str, model: str, compile_it: Callable[[], CompiledModule]) -> tuple[Page, bool]:
-    """The findings, and whether the model can be compiled. `model` is what the command line names."""
+@dataclass(frozen=True)
+class DoctorReport(Report):
+    """What keeps a model from being compiled, and what else a user would want to know. model: what it is called."""
+
+    model: str
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def page(self) -> Page:
+        """A line for each, and the verdict."""
+        verdict = count(len(self.problems), "problem") if self.problems else "nothing stands in the way"
+        lines = [*map(str, self.problems), *(f"note: {n}" for n in self.notes), verdict]
+        return Page(tuple(f"{self.model}: {line}" for line in lines))
+
+
+def examine(shown: str, model: str, compile_it: Callable[[], CompiledModule]) -> DoctorReport:
+    """The findings about a model that is called `shown`. `model` is what the command line names."""
     path = Path(model) if model.lower().endswith(".onnx") else None
     problems: list[Problem] = []
     notes: list[str] = []
@@ -35,9 +52,7 @@ def examine(shown: str, model: str, compile_it: Callable[[], CompiledModule]) ->
             problems += e.problems
     if path is not None and find_spec("onnxruntime") is None:
         notes.append('onnxruntime is not installed, --verify needs it: pip install "pccompile[check]"')
-    verdict = f"{count(len(problems), 'problem')}" if problems else "nothing stands in the way"
-    lines = [*map(str, problems), *(f"note: {n}" for n in notes), verdict]
-    return Page(tuple(f"{shown}: {line}" for line in lines)), not problems
+    return DoctorReport(shown, tuple(problems), tuple(notes))
 
 
 def onnx_notes(module: OnnxModule) -> Iterable[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +37,22 @@ def resources_report(costs: Resources) -> Page:
         parts += ["", *map(_line, placed(costs.placement)), "", used(costs.placement)]
         parts += ["", energies(costs), *map(_line, caveats(costs))]
     return Page((*parts, "", *_first(populations(costs)), "", *_first(projections(costs))))
+
+
+def resources_data(costs: Resources) -> dict[str, Any]:
+    """The same numbers as JSON takes them."""
+    found = asdict(replace(costs, placement=None))
+    p = costs.placement
+    found["ticks"] = [{"gradient_error": error, "ticks": n} for error, n in costs.ticks]
+    found["placement"] = p and {
+        "chip": p.chip.name,
+        "cores": len(p.tiles),
+        "messages": p.messages,
+        "hops": p.hops,
+        "broken_limits": p.check(),
+        "not_native": p.foreign(),
+    }
+    return found
 
 
 def _first(table: Table) -> tuple[Table | str, ...]:

@@ -9,9 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from algorithms.nets import problem
 from jsonschema import Draft202012Validator
+from onnx_frontend.build import perceptron
 
 import pccompile
 from pccompile.cli import main
@@ -94,6 +96,9 @@ REPORTS = {
     "locality": ("locality", *NET, "--algorithm", "error-optimization", "--certify-locality"),
     "circuit": ("verify_circuit", *NET, "--backend", "netlist", "--verify"),
     "simulate": ("simulate", *NET, "--backend", "netlist", "--simulate", "--learn", "--ticks", "3", "--bits", "8:12"),
+    "costs": ("resources", *NET, "--backend", "netlist"),
+    "placement": ("resources", *NET, "--backend", "netlist", "--chip", "loihi1"),
+    "doctor": ("doctor", *NET, "--doctor"),
     "diff": ("diff", "diff", *STRICT, "--beside", "exact"),
     "circuits": ("diff", "diff", *NET, "algorithms.nets:chain", "--backend", "netlist"),
 }
@@ -105,6 +110,23 @@ def test_reports_of_the_command_line(report: str, capsys: pytest.CaptureFixture[
     name, *arguments = REPORTS[report]
     assert main([*arguments, "--json", "--quiet"]) in (0, 3)
     check(name, json.loads(capsys.readouterr().out))
+
+
+def test_a_doctor_that_finds_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = perceptron()
+    model.graph.node[0].op_type = "Blend"
+    onnx.save(model, tmp_path / "bad.onnx")
+    assert main([str(tmp_path / "bad.onnx"), "--doctor", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    check("doctor", found)
+    assert "Blend" in found["problems"][0]["what"]
+
+
+def test_json_is_all_that_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    circuit = (*NET, "--backend", "netlist", "--json")
+    for more in (["-o", str(tmp_path)], ["--export", "nir"], ["--explore", str(tmp_path / "page.html")]):
+        assert main([*circuit, *more]) == 2
+        assert "--json goes with" in capsys.readouterr().err
 
 
 def test_a_log_and_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
