@@ -25,7 +25,7 @@ def test_a_model_is_equal_to_itself(run) -> None:
 
 
 def test_two_algorithms(run) -> None:
-    shown = run("diff", *MODEL, "--beside", "strict", "--steps", "7").out
+    shown = run("diff", *MODEL, "--beside", "strict").out
     assert "somemodels:Net exact" in shown
     assert "  + error       ε = v − v̂, Δv = η (" in shown
     assert "+      value[add] = value + rate * force" in shown
@@ -79,6 +79,7 @@ def test_models_in_python() -> None:
         pccompile.compare_models(circuit, compiled(layer))
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     "pattern, vertices",
     [("a", ["a"]), ("?", ["a", "b"]), ("[ab]", ["a", "b"]), ("/^t.*h$/", ["tanh"]), ("t*", ["tanh"])],

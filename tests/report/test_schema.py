@@ -71,7 +71,7 @@ def test_the_schema_is_one() -> None:
 def test_reports_in_python() -> None:
     p = problem("chain")
     pc, other = p.compile("strict", steps=3), p.compile("exact")
-    found = pc.analyse(p.x, target=p.target, kinds=("spectrum", "regime", "convergence"))
+    found = pc.analyse(p.x, target=p.target, kinds=("spectrum", "regime"))
     check("analysis", json.loads(found.json()))
     check("verify", json.loads(pccompile.verify(other, p.x, target=p.target).json()))
     check("locality", json.loads(pc.locality().json()))
