@@ -1,4 +1,4 @@
-"""What an operation is stands in its definition: no table of operations' names is kept anywhere else."""
+"""What an operation is stands in its definition: no table of names is kept elsewhere, nor of projections' names."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from pccompile.backends.netlist.format import Operator
 
 ROOT = Path(__file__).parents[2]
 MOST = 2
@@ -52,6 +55,21 @@ def test_no_table_of_operations_outside_their_definitions(folder: str) -> None:
     files = (p for p in (ROOT / folder).rglob("*.py") if not any(p.is_relative_to(link) for link in links))
     found = {p: [*tables(p.read_text(encoding="utf-8"), ROOT / "pccompile" / "ops" in p.parents)] for p in files}
     assert {str(p.relative_to(ROOT)): t for p, t in found.items() if t} == {}
+
+
+def of_projections(source: str) -> list[int]:
+    """The lines of literals that name many operations of projections."""
+    literals = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Set | ast.Tuple | ast.List | ast.Dict))
+    entries = ((n, n.keys if isinstance(n, ast.Dict) else n.elts) for n in literals)
+    return [n.lineno for n, own in entries if sum(getattr(e, "value", None) in get_args(Operator) for e in own) > MOST]
+
+
+def test_no_table_of_projections_outside_their_classes() -> None:
+    netlist = ROOT / "backends" / "netlist"
+    defined = (netlist / "format.py", *(netlist / "operations").glob("*.py"))
+    files = [p for p in netlist.rglob("*.py") if p not in defined]
+    assert {str(p.relative_to(ROOT)) for p in files if of_projections(p.read_text(encoding="utf-8"))} == set()
+    assert of_projections('T = {"gather": 1, "sparse": 2, "dense": 3}')
 
 
 @pytest.mark.parametrize(
