@@ -56,8 +56,8 @@ class Statement:
     """`target = op(args)`. Besides the operations of the dialect, `op` may be
 
     leaf       args: table ("params", "inputs", "buffers") and key: an entry of a table of the model
-    given      args: text: a Python expression over the function's arguments; names: numbers of the loops around it
-               that it reads; table and key, where it is an entry of one of the arguments
+    given      args: text: Python source of one of the function's arguments or a part of it; table and key, where it is
+               an entry of one. Or of an expression over `numbers`; names: those among them that loops around it count
     alias      args: of: the same tensor under a second name
     copy       args: table, key, of: writes into an entry of a table of the model; has no target
     keep       args: table, key, of: puts a tensor in the place of an entry; has no target
