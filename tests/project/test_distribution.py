@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import os
 import re
@@ -107,7 +109,10 @@ def test_three_commands_lead_to_a_page_of_ones_own_model(outside: tuple[Path, di
         assert done.returncode == 0, done.stdout + done.stderr
         said += done.stdout
     assert re.search(r"^opened \S*net\.html$", said, re.MULTILINE)
-    assert re.search(r"<title>[^<]*Net", (folder / "net.html").read_text(encoding="utf-8"))
+    (packed,) = re.findall(r'id="data">([^<]*)</script>', (folder / "net.html").read_text(encoding="utf-8"))
+    data = json.loads(gzip.decompress(base64.b64decode(packed)))
+    assert data["title"] == "Net"
+    assert {"hidden", "tanh", "readout"} == {vertex["name"] for vertex in data["graphs"][0]}
     where = "import pccompile.passes.dce as a, pccompile.backends.netlist.chip as b; print(a.__file__, b.__file__)"
     found = subprocess.run(
         ["python", "-c", where], cwd=folder, env=environment, capture_output=True, text=True, check=True
