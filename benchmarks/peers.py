@@ -63,6 +63,7 @@ PEERS = {
     "pccompile": Peer("pccompile, the generated file", "pccompile_file"),
     "compiled": Peer("the same under torch.compile", "pccompile_compiled"),
     "module": Peer("pccompile, `pc.loss(…).backward()`", "pccompile_module"),
+    "jit": Peer("the same with `jit=True`", "pccompile_jit"),
     "torch": Peer("torch by hand", "torch_by_hand"),
     "jax": Peer("JAX by hand", "jax_by_hand", ("jax==0.10.2", "numpy==2.4.6")),
     "fabricpc": Peer("FabricPC", "fabricpc_strict", ("fabricpc==0.6.0", "jax==0.10.2", "numpy==2.4.6")),

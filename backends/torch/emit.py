@@ -13,7 +13,7 @@ from pccompile.backends.torch.context import kept_together, opened, pieces, read
 from pccompile.backends.torch.headings import Headings
 from pccompile.backends.torch.keys import Gradient, gradient_keys, table_of
 from pccompile.backends.torch.layout import STEP, dictionary, folded, listed, recorded
-from pccompile.backends.torch.lists import listable
+from pccompile.backends.torch.lists import shorter_by_lists
 from pccompile.backends.torch.loss import Clamp
 from pccompile.backends.torch.lower import lower
 from pccompile.backends.torch.nested import fragments_of, print_fragments
@@ -33,8 +33,6 @@ from pccompile.ir.names import Namer
 WHEN = "pcc.when"
 RECORD = ", record=lambda shown: None"
 OUTLINING = Outlining()
-SHORTER = 0.5
-"""Errors are lists where what is written is so much shorter by that."""
 
 
 @dataclass(frozen=True)
@@ -87,28 +85,15 @@ def emit(
     lengths: the free dimensions as a call has them, for a functional file to weigh products by.
     outlining: when what repeats becomes a function of its own; never where a trace is shown every value.
     """
-    return file_of(program, loss, record, functional, lengths, outlining).source()
-
-
-def file_of(
-    program: Program,
-    loss: Loss | None = None,
-    record: bool = False,
-    functional: bool = False,
-    lengths: Mapping[str, int] = MappingProxyType({}),
-    outlining: Outlining | None = OUTLINING,
-) -> File:
-    """What `emit` writes. Several errors of a vertex are a list where layers share functions by that, and few are left:
-    what goes through lists takes longer, since each sum of errors is looked up and added up anew."""
-    alone = File(program, loss, record, functional, lengths, outlining)
-    if not outlining or record or not (listable(program.infer) or listable(program.sweep)):
-        return alone
-    by_lists = File(program, loss, record, functional, lengths, outlining, by_lists=True)
-    return by_lists if by_lists.length < SHORTER * alone.length else alone
+    return File(program, loss, record, functional, lengths, outlining).source()
 
 
 class File:
-    """What `emit` writes, part by part."""
+    """What `emit` writes, part by part.
+
+    by_lists: whether several errors of a vertex are a list; None, where that lets layers share functions, and few
+    messages are left: what goes through lists takes longer, since each sum of errors is looked up and added up anew.
+    """
 
     def __init__(
         self,
@@ -118,13 +103,14 @@ class File:
         functional: bool = False,
         lengths: Mapping[str, int] = MappingProxyType({}),
         outlining: Outlining | None = OUTLINING,
-        by_lists: bool = False,
+        by_lists: bool | None = None,
     ) -> None:
         self.program, self.pc, self.loss, self.record = program, program.pc, loss, record
-        self.by_lists = by_lists
+        may = by_lists is None and outlining is not None and not record
+        self.by_lists = shorter_by_lists(program) if may else bool(by_lists)
         indices = [self.pc.graph.outputs.index(o.value) for o in self.pc.outputs]
         self.clamp = Clamp(loss, indices, len(self.pc.graph.outputs) - self.pc.graph.further)
-        lowered = lower(program, record, self.clamp.has_constants, by_lists)
+        lowered = lower(program, record, self.clamp.has_constants, self.by_lists)
         self.lowered = optimise(lowered, functional, lengths)
         self.signature = Signature(program)
         self.headings = Headings(program)
@@ -170,12 +156,6 @@ class File:
             left = [r for r in self.names if r not in set(self.popped)]
             self.lowered.context[:] = [*left, *reversed(self.popped)]
             self.names = {r: self.names[r] for r in self.lowered.context}
-
-    @property
-    def length(self) -> int:
-        """How many statements are written behind prediction, those of blocks once."""
-        parts = [self.parts(name, f) for name, f in self.later()]
-        return sum(len(p.function.lines) + sum(len(b.lines) for b in p.blocks) for p in parts)
 
     def parts(self, name: str, f: Function) -> Outlined:
         """A function with its blocks, where it has any."""

@@ -8,7 +8,8 @@ matrix. Then layers differ in numbers only, however many errors each carries, an
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,16 +17,49 @@ import torch
 from pccompile.backends.torch.message_sums import Term, end_alike, larger, total
 from pccompile.backends.torch.statements import MIX, PICK, SEVERAL, Label, Matrix, label_of
 from pccompile.backends.torch.terms import Terms
-from pccompile.ir import Do, Ref, Step, Vertex
+from pccompile.ir import Do, PCGraph, Program, Ref, Step, Vertex
 
 Row = Mapping[str, float]
 """Slots of a vertex with weights."""
+ALIKE = 4
+"""So many vertices that are alike are written once."""
+MOST, LEAST = 10, 150
+"""Errors are lists where so many times as many messages are written without them, and so many more."""
 
 
 def listable(steps: Sequence[Step]) -> bool:
     """Whether slots of a phase of a program can be lists: a vertex has several by messages, and none in a loop."""
     owners = [s.vertex for s in steps if isinstance(s, Do) and _is_sent(s)]
     return len(owners) > len({*owners}) and all(isinstance(s, Do) for s in steps)
+
+
+def shorter_by_lists(program: Program) -> bool:
+    """Whether a file is much shorter with lists: judged before any line is written, by how many messages are."""
+    phases = [phase for phase in (program.infer, program.sweep) if listable(phase)]
+    counts = [_written(phase, program.pc) for phase in phases]
+    return any(counts) and all(alone >= MOST * max(lists, 1) and alone - lists >= LEAST for alone, lists in counts)
+
+
+def _written(steps: Sequence[Step], pc: PCGraph) -> tuple[int, int]:
+    """How many messages are written with a name for each error, and as lists. What `ALIKE` vertices have in common is
+    written once: what their children do to messages, and, with names, how many errors they are made of."""
+    rules = {v.name: tuple(n.op for n in v.rules) for v in pc.vertices}
+    by_owner: dict[str, list[Mapping[str, Row]]] = {}
+    for s in steps:
+        if isinstance(s, Do) and not isinstance(s.carries, str) and s.equation == "pull":
+            by_owner.setdefault(s.vertex, []).append({c: row for c, row in s.carries.items() if row})
+    kinds: tuple[Counter[Hashable], Counter[Hashable]] = (Counter(), Counter())
+    messages: dict[Hashable, int] = {}
+    for owner, rows in by_owner.items():
+        children = sorted({c for row in rows for c in row}, key=lambda c: rules.get(c, ()))
+        sends = tuple(rules.get(c, ()) for c in children)
+        sizes = tuple(tuple(len(row.get(c, ())) for row in rows) for c in children)
+        own = (rules.get(owner), sends, tuple(sorted(sizes))), sends
+        for kind, table, count in zip(own, kinds, (sum(map(len, rows)), len(children)), strict=True):
+            table[kind] += 1
+            messages[kind] = count
+    alone, lists = (sum((n if n < ALIKE else 1) * messages[k] for k, n in table.items()) for table in kinds)
+    return alone, lists
 
 
 def groups(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from pccompile.backends.torch.context import take_none
-from pccompile.backends.torch.emit import File, file_of
+from pccompile.backends.torch.emit import File
 from pccompile.backends.torch.reserved import SWEEP
 from pccompile.backends.torch.statements import Statement
 from pccompile.ir import Program, Ref
@@ -21,7 +21,7 @@ def emit_partial(whole: Program, part: Program) -> str | None:
     whole: as its file was emitted. part: a program over the same operations that clamps some of the same outputs.
     Returns None where `part` needs what `whole` does not hand on.
     """
-    handed = file_of(whole)
+    handed = File(whole)
     file = File(part, by_lists=handed.by_lists)
     handed.bodies()
     places = _places(handed)

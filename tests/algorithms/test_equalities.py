@@ -140,11 +140,19 @@ def test_gradients_after_one_step_of_error_optimization_are_a_first_order_limit(
     assert distances[2] < 0.2 * distances[1] + 1e-13
 
 
-@pytest.mark.parametrize("name", ["chain", "gated"])
+@pytest.mark.parametrize("name", SMALL)
 def test_converged_error_optimization_is_converged_strict(name: str) -> None:
     p = problem(name)
     found = p.gradients("error-optimization", steps=1200, rate=0.1)
     assert apart(found, p.gradients("strict", steps=4000, rate=0.2)) < 1e-8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_converged_error_optimization_is_converged_strict_on_random_graphs(seed: int) -> None:
+    p = problem("dag", seed)
+    found = p.gradients("error-optimization", steps=1200, rate=0.1)
+    assert apart(found, p.gradients("strict", **to_the_end(p))) < 1e-6
 
 
 @pytest.mark.slow
