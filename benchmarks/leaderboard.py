@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))  # the loaders of data are those of the paper's experiments
 
 from leaderboard_page import page  # noqa: E402
-from leaderboard_rows import ENTRIES, Entry, OutOfTime, example, needs, price, trained  # noqa: E402
+from leaderboard_rows import ENTRIES, Entry, OutOfTime, entries, example, needs, price, trained  # noqa: E402
 from leaderboard_tasks import TASKS  # noqa: E402
 from paper.data import BESIDE, DataAbsent  # noqa: E402
 
@@ -77,7 +77,7 @@ def priced(name: str, options: argparse.Namespace, store: dict[str, Any], deadli
     except DataAbsent as e:
         print(f"{name} is left out: {e}", file=sys.stderr)
         return
-    for entry in ENTRIES:
+    for entry in entries(name):
         known = prices.get(entry.algorithm, {}).get("settings") == entry.settings and not options.again
         if entry.algorithm not in options.algorithms or entry.algorithm in rows or known:
             continue
@@ -99,7 +99,7 @@ def measure(name: str, options: argparse.Namespace, store: dict[str, Any], deadl
         print(f"{name} is left out: {e}", file=sys.stderr)
         return
     store["absent"].pop(name, None)
-    for entry in ENTRIES:
+    for entry in entries(name):
         row = rows.get(entry.algorithm)
         if entry.algorithm not in options.algorithms:
             continue

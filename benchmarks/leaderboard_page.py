@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from leaderboard_rows import BATCH, ENTRIES, Entry
+from leaderboard_rows import BATCH, Entry, entries
 from leaderboard_tasks import TASKS
 
 HEAD = f"""\
 # Leaderboard
 
 Every algorithm on the same networks, data, order of batches, optimizer (Adam, 1e-3, batches of {BATCH}) and seeds, with
-the loss summed over the batch. Settings are one choice each, not tuned by network; `incremental` takes an optimizer
-step at each inference step. Made by `make leaderboard`, which measures the rows that are missing and keeps those in
-leaderboard.json; `--time-limit SECONDS` ends earlier, `--data FOLDER` has the data that is not scikit-learn's. A row
-that is not run says what a seed of it would cost: a step's time on one thread, by `--prices`, times its steps.
+the loss summed over the batch. Settings are one choice each, not tuned by network; where at that rate an algorithm
+leaves its bound, `rate auto` measures one. `incremental` takes an optimizer step at each inference step. Made by
+`make leaderboard`, which measures the rows that are missing and keeps those in leaderboard.json; `--time-limit SECONDS`
+ends earlier, `--data FOLDER` has the data that is not scikit-learn's. A row that is not run says what a seed of it
+would cost: a step's time on one thread, by `--prices`, times its steps.
 
 - accuracy: on held-out data, ± the standard error over the seeds; as many seeds as stand behind it
 - cosine: of the first gradient to backpropagation's, at the first and at the last weight, seed 0
@@ -111,7 +112,7 @@ def _table(name: str, rows: Rows, prices: Rows, far: set[str]) -> Iterator[str]:
     yield ""
     yield f"| {' | '.join(COLUMNS)} |"
     yield "|---" * len(COLUMNS) + "|"
-    for entry in ENTRIES:
+    for entry in entries(name):
         yield f"| {' | '.join(_cells(entry, rows.get(entry.algorithm, {}), prices.get(entry.algorithm), far))} |"
     commits = dict.fromkeys(row["commit"] for row in rows.values())
     yield ""

@@ -29,6 +29,10 @@ from pccompile.ir import Ref
 from pccompile.ops import bind, definition
 
 GRAD = "grad_output"
+BATCH_NORM = "aten._native_batch_norm_legit_functional.default"
+NO_STATISTICS = "aten._native_batch_norm_legit.no_stats"
+RUNNING = 3
+"""From this result on a batch norm returns its running statistics."""
 
 
 def optimise(lowered: Lowered, functional: bool = False, lengths: Mapping[str, int] = MappingProxyType({})) -> Lowered:
@@ -39,7 +43,7 @@ def optimise(lowered: Lowered, functional: bool = False, lengths: Mapping[str, i
     """
     dims = lowered.program.pc.graph.dims.items()
     sources = {name: lowered.made[s.tensor] for name, s in dims if s.tensor in lowered.made}
-    later = [without_dead(f) for f in (lowered.infer, lowered.learn, lowered.sweep)]
+    later = [without_statistics(without_dead(f)) for f in (lowered.infer, lowered.learn, lowered.sweep)]
     if functional:
         later = [behind_weights(f, lowered, lengths) for f in later]
     made = {s.target: s for s in lowered.predict.statements()}
@@ -98,6 +102,17 @@ def without_dead(f: Function, also: Iterable[Ref] = (), sources: Mapping[str, Re
     sources: the values that lengths are read off.
     """
     return Function(_live(f.lines, {*f.results.values(), *also}, sources), f.results)
+
+
+def without_statistics(f: Function) -> Function:
+    """`f`, whose batch norms move running statistics only where something reads these."""
+    moved = {s.args["of"] for s in f.statements() if s.op == "getitem" and s.args["index"] >= RUNNING}
+    changed = False
+    for s in f.statements():
+        if s.op == BATCH_NORM and s.args["training"] is True and s.target not in moved:
+            s.op, s.args = NO_STATISTICS, {k: a for k, a in s.args.items() if not k.startswith("running_")}
+            changed = True
+    return without_dead(f) if changed else f
 
 
 def _live(lines: Sequence[Line], need: set[Ref], sources: Mapping[str, Ref]) -> list[Line]:

@@ -35,16 +35,21 @@ class MatrixProducts(CustomGraphPass):
         for node in graph.nodes:
             if node.target in (MM, ADDMM) and not node.kwargs:
                 first = known.setdefault((node.target, *map(_operand, node.args)), node)
-                if first is not node:
+                if first is not node and not any(map(_hands_on, node.users)):
                     node.replace_all_uses_with(first)
-        for node in known.values():
-            if _faster(node):
+        for node in list(graph.nodes):
+            if node.target in (MM, ADDMM) and not node.kwargs and node.users and _faster(node):
                 _by_onednn(graph, node)
         graph.eliminate_dead_code()
 
     def uuid(self) -> bytes:
         """What inductor's cache of graphs knows this pass by."""
         return get_hash_for_files((__file__,))
+
+
+def _hands_on(user: fx.Node) -> bool:
+    """Whether a node may let another see the memory that it reads, such as that of a gradient, which is its own."""
+    return not isinstance(user.target, torch._ops.OpOverload) or user.target.is_view
 
 
 def _operand(argument: Any) -> Any:
