@@ -53,7 +53,7 @@ ENTRIES = (
 """The quickest first, so that a time limit leaves out the slowest."""
 
 
-AUTOMATIC = {"transformer": ("strict", "langevin", "nudged", "alm")}
+AUTOMATIC = {"transformer": ("strict", "langevin", "nudged")}
 """Algorithms by network that leave their bound at the rate of the others: there the rate is measured."""
 
 
