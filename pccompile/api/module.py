@@ -21,6 +21,7 @@ from pccompile.report.tables import Page
 from pccompile.report.trace import Trace, infer
 from pccompile.runtime.derivative_guards import opaque
 from pccompile.runtime.module import WRAPPED, CompiledModule
+from pccompile.runtime.sample_gradients import sample_gradients
 from pccompile.runtime.saving import save_generated
 from pccompile.runtime.settle import Settled, settle
 from pccompile.runtime.train_step import train_step
@@ -51,6 +52,16 @@ class PCModule(CompiledModule):
         WRAPPED.refuse_around(self, "train_step")
         args = (args,) if isinstance(args, Tensor) else args
         return train_step(self, args, kwargs or {}, target, optimizer, **roles)
+
+    def sample_gradients(
+        self,
+        args: tuple[Any, ...] | Tensor,
+        target: Any,
+        kwargs: Mapping[str, Any] | None = None,
+        chunk: int | None = None,
+    ) -> dict[str, Tensor]:
+        """The gradients of each sample, [samples, *parameter], in one run: see `runtime.sample_gradients`."""
+        return sample_gradients(self, args, target, kwargs, chunk)
 
     def infer(self, args: tuple[Any, ...] | Tensor, kwargs: Mapping[str, Any] | None = None, **settings: Any) -> Trace:
         """Values, errors and energies at each inference step: `report.trace.infer` says what `settings` may be."""

@@ -256,11 +256,11 @@ class Runtime:
     `notes` what else a reader should know. `writes` is what a call leaves behind besides its results. `asking` says
     which clamped outputs are behind the results of custom Functions. `partial` has what takes the place of the backward
     sweep where a loss uses some of the outputs only. `rated` has the program with the choices that were made for
-    automatic settings. `fitting` has forms of targets that go with the outputs. `flag` and `warned` belong to
-    `divergence.notice`. `mirrored`: weights stand in the places of their feedback weights, so that gradients must be
-    those of backpropagation. `alarm` belongs to `energy_alarm`. `reads` says whether what the author's own derivatives
-    read is as it was, where there are any. `taken` is what the loss takes. `plain` is what calls run for which
-    `plain_step` suffices, once one has been made.
+    automatic settings. `fitting` has forms of targets that go with the outputs, `by_sample` functions for single
+    samples. `flag` and `warned` belong to `divergence.notice`. `mirrored`: weights stand in place of their feedback
+    weights, so that gradients must be those of backpropagation. `alarm` belongs to `energy_alarm`. `reads` says whether
+    what the author's own derivatives read is as it was, where there are any. `taken` is what the loss takes. `plain` is
+    what calls run for which `plain_step` suffices, once one has been made.
     """
 
     source: Source
@@ -283,6 +283,7 @@ class Runtime:
     partial: dict[frozenset[int], Callable[..., Any] | None] = field(default_factory=dict, init=False)
     alarm: EnergyAlarm = field(default_factory=EnergyAlarm, init=False)
     fitting: set[Any] = field(default_factory=set, init=False)
+    by_sample: Any = field(default=None, init=False)
     _scope: dict[str, Any] = field(default_factory=dict)
     _functional: dict[str, Any] = field(default_factory=dict, init=False)
     _jitted: dict[str, Callable[..., Any]] = field(default_factory=dict, init=False)
@@ -301,6 +302,7 @@ class Runtime:
             "reads": None,
             "taken": None,
             "plain": None,
+            "by_sample": None,
         }
         hidden |= {"partial": {}, "rated": {}, "alarm": EnergyAlarm(), "_jitted": {}, "_functional": {}}
         return {k: v for k, v in {**self.__dict__, **hidden}.items() if k not in ("plan", "in_loss")}
