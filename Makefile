@@ -32,6 +32,7 @@ test: install  ## what is quick: of long tables of cases, a fixed part
 
 integrations: install  ## the libraries of docs/ecosystem.md, and several processes: some minutes
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[integrations]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/integrations/packages.txt
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/integrations
 
 test-all: install  ## the long ones too
