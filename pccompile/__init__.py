@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pccompile.algorithms.meta_pcn import normalise_weights
     from pccompile.algorithms.names import AlgorithmName
     from pccompile.api.compile import compile
+    from pccompile.api.layer_parallel import layer_parallel
     from pccompile.api.module import PCModule
     from pccompile.api.register import register_elementwise, register_linear, register_onnx
     from pccompile.api.temporal_coding import Temporal
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from pccompile.report.trace import Trace
     from pccompile.report.verify import VerifyReport, verify
     from pccompile.runtime.mupc import mupc
+    from pccompile.runtime.neighbours import Asynchronous
     from pccompile.runtime.settle import Settled
 
 __version__ = "0.1.0"
 _WHERE = {
     "AlgorithmName": "pccompile.algorithms.names",
+    "Asynchronous": "pccompile.runtime.neighbours",
     "CircuitReport": "pccompile.report.circuit",
     "CompileError": "pccompile.diagnostics",
     "ModelComparison": "pccompile.report.model_comparison",
@@ -49,6 +52,7 @@ _WHERE = {
     "compile": "pccompile.api.compile",
     "energy": "pccompile.ops.energies",
     "explore_circuit": "pccompile.explorer",
+    "layer_parallel": "pccompile.api.layer_parallel",
     "learned_precision": "pccompile.ops.energies",
     "load_onnx": "pccompile.frontends.onnx",
     "mupc": "pccompile.runtime.mupc",
@@ -79,6 +83,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "AlgorithmName",
+    "Asynchronous",
     "CircuitReport",
     "CompileError",
     "ModelComparison",
@@ -96,6 +101,7 @@ __all__ = [
     "compile",
     "energy",
     "explore_circuit",
+    "layer_parallel",
     "learned_precision",
     "lightning_callback",
     "load_onnx",

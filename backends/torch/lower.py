@@ -15,6 +15,7 @@ from pccompile.ir import (
     Arg,
     Decision,
     Do,
+    Exchange,
     ForEach,
     PCGraph,
     Program,
@@ -188,11 +189,14 @@ class _Lowering:
                 case Do():
                     self.do(s)
                 case Repeat():
-                    self.loop(s, Turns(s.times), s.until)
+                    paced = any(isinstance(inner, Exchange) for inner in steps_of(s.body))
+                    self.loop(s, Turns(s.times, paced=paced), s.until)
                 case ForEach():
                     self.loop(s, Turns("", s.names, s.rows))
                 case Update():
                     self.update(s)
+                case Exchange():
+                    self.exchange(s)
 
     def loop(self, loop: Repeat | ForEach, turns: Turns, until: Until | None = None) -> None:
         """A loop; the slots that it assigns and that have a value before it are carried from step to step."""
@@ -250,6 +254,13 @@ class _Lowering:
         self.w.write("update", args, Label(""))
         self.w.forget_parameters()
         self.terms.written.clear()
+
+    def exchange(self, e: Exchange) -> None:
+        """Tell the neighbours, and know from here on what they tell."""
+        self.w.vertex = self.w.owner = ""
+        args = {"number": e.number, "told": tuple(self.slots[place] for place in e.told)}
+        heard = self.w.write("exchange", args, Label("heard"))
+        self.terms.heard = {place: (heard, i) for i, place in enumerate(e.heard)}
 
     def do(self, d: Do, old: Ref | None = None) -> None:
         """One update equation. old: what the slot is until it moves."""

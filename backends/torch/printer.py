@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from types import MappingProxyType
 
-from pccompile.backends.torch.code import Expr, call, method, name, text
+from pccompile.backends.torch.code import Expr, call, literal, method, name, text
 from pccompile.backends.torch.context import arguments
 from pccompile.backends.torch.dataflow import Dataflow
 from pccompile.backends.torch.expression_text import Expressions
@@ -97,11 +97,11 @@ class Printer:
         if s.target in self.unpacked:
             self.measure(s.target, depth)
             return
-        if s.op == "update":
-            gradients = zip(s.args["paths"], map(self.names.spelled, s.args["gradients"]), strict=True)
+        if s.op in ("update", "exchange"):
             self.comment("", depth)
             self.text.append("")
-            self.line(depth, "", call("update", table(dict(gradients))))
+            heard = f"{self.names.own(s.target)} = " if self.flow.readers.get(s.target) else ""
+            self.line(depth, heard, outward(s, self.names.spelled))
             return
         if s.op in ("keep", "copy"):
             self.since = 0
@@ -309,6 +309,13 @@ class Memories:
         if self.names:
             text += deleted(self.names, STEP * depth)
         self.names = outside
+
+
+def outward(s: Statement, spelled: Spelled) -> Expr:
+    """The call of a function that a file is given: what updates the parameters, or the neighbours."""
+    if s.op == "update":
+        return call("update", table(dict(zip(s.args["paths"], map(spelled, s.args["gradients"]), strict=True))))
+    return method(name("neighbours"), "exchange", literal(s.args["number"]), *map(spelled, s.args["told"]))
 
 
 def released(names: Iterable[str], depth: int, closures: bool) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 ARGUMENTS = (
     *("params", "buffers", "inputs", "outputs", "context", "output_errors", "errors", "values", "targets", "gradients"),
     *("loss", "lasting", "device", "record", "predict", "clamp", "clamp_errors", "clamp_constants", "infer", "learn"),
-    *("infer_and_learn", "step", "torch", "math", "F"),
+    *("infer_and_learn", "step", "torch", "math", "F", "neighbours"),
 )
 """Names that a generated file uses for itself."""
 STOPPING = ("settled", "done", "calm", "turn")

@@ -22,7 +22,7 @@ from pccompile.ir import Arg, Fragment, Ref
 
 Entry = tuple[str, str]
 """An entry of a table: the table and the key."""
-ALONE = ("clamp", "clamp_constants", "update", "call", "pcc.when")
+ALONE = ("clamp", "clamp_constants", "update", "exchange", "call", "pcc.when")
 """Statements that are part of no run."""
 KEYED = ("leaf", "copy", "keep", "given")
 """Statements that name an entry of a table."""

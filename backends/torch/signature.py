@@ -24,7 +24,8 @@ class Signature:
         self.slots = handed(program)
         self.tables = tuple(map(table_of, self.slots))
         update = {"update": "lambda gradients: None"} if program.updates else {}
-        self.arguments = {k: _literal(v) for k, v in program.arguments.items()} | update
+        neighbours = {"neighbours": "None"} if program.exchanges else {}
+        self.arguments = {k: _literal(v) for k, v in program.arguments.items()} | update | neighbours
         read = {n for d in flat(program.learn) for n in names(parse(d.equation))}
         self.learning = [k for k in program.arguments if k in read]
 

@@ -62,6 +62,7 @@ class Statement:
     copy       args: table, key, of: writes into an entry of a table of the model; has no target
     keep       args: table, key, of: puts a tensor in the place of an entry; has no target
     update     args: paths, gradients: calls the function that changes the parameters; has no target
+    exchange   args: number, told: tells neighbours these values; a list of what they tell
     several    args: of: a list of values
     mix        args: matrix, lists: for each row of weights, the sum of all members of lists, as a list; with `one`, the
                sum of the only row as a tensor. In a block, `matrix` may be the name that it has there
@@ -160,16 +161,17 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """What a loop runs over: `times` turns, or `rows` of numbers called `names`."""
+    """What a loop runs over: `times` turns, or `rows` of numbers called `names`. paced: neighbours say how many."""
 
     times: str = ""
     names: tuple[str, ...] = ()
     rows: tuple[tuple[float, ...], ...] = ()
+    paced: bool = False
 
     def head(self, counter: str) -> list[str]:
         """The lines that open the loop."""
         if not self.names:
-            return [f"for {counter} in range({self.times}):"]
+            return [f"for {counter} in {'neighbours.turns' if self.paced else 'range'}({self.times}):"]
         rows = (f"    ({', '.join(map(repr, row))}{',' * (len(row) == 1)})," for row in self.rows)
         return [f"for {', '.join(self.names)}{',' * (len(self.names) == 1)} in (", *rows, "):"]
 
@@ -199,8 +201,8 @@ class Loop:
 
 
 Line = Statement | Loop
-EFFECTS = ("copy", "keep", "update")
-"""Statements that are there for what they change, and have no target."""
+EFFECTS = ("copy", "keep", "update", "exchange")
+"""Statements that are there for what they change; but for the last, they have no target."""
 
 
 def statements_of(lines: Iterable[Line]) -> Iterator[Statement]:

@@ -25,7 +25,8 @@ class Terms:
 
     slots: what each slot holds now. env: the values of the graph that prediction has computed. texts: how leaves are
     read that are in no table. apart: which messages are sent slot by slot. lists: the lists that vertices have by
-    now, where slots are members of lists. loss_constants: part of the errors of outputs is computed once.
+    now, where slots are members of lists. loss_constants: part of the errors of outputs is computed once. heard: which
+    value the last exchange has brought for a slot, and at which place in it.
     """
 
     def __init__(self, program: Program, loss_constants: bool) -> None:
@@ -38,6 +39,7 @@ class Terms:
         self.texts: Mapping[str, str] = {}
         self.apart: frozenset[Place] = frozenset()
         self.lists: Lists | None = None
+        self.heard: Mapping[Place, tuple[Ref, int]] = {}
         self.by_name: dict[str, dict[str, Node]] = {}
         self.written: dict[tuple[str, Ref], tuple[dict[str, Ref], dict[Ref, Ref]]] = {}
         ranks = {name: len(t.shape) for name, t in {**self.graph.params, **self.graph.inputs}.items()}
@@ -94,6 +96,9 @@ class Terms:
                 energy = self.vertices[d.vertex].energy
                 slope = getattr(energy, name.replace("clamp", "send")) if energy else "error"
                 return self.equations.value(d, parse(slope))
+            case "heard":
+                brought, index = self.heard[d.vertex, d.slot]
+                return self.w.call("getitem", {"of": brought, "index": index}, label_of(d.slot, d.vertex))
             case "noise":
                 return self.w("aten.randn_like.default", self.slots[d.vertex, "prediction"], label=Label("noise"))
         return self.slots[d.vertex, name]

@@ -19,5 +19,5 @@ from pccompile.ir.graph import (
 )
 from pccompile.ir.lasting import LASTING, Lasting
 from pccompile.ir.pc import ALWAYS, ERROR, Condition, Decision, Feedback, Output, PCGraph, Role, Vertex, verify_local
-from pccompile.ir.program import Argument, Do, ForEach, Program, Repeat, Step, Until, Update, flat, steps_of
+from pccompile.ir.program import Argument, Do, Exchange, ForEach, Program, Repeat, Step, Until, Update, flat, steps_of
 from pccompile.ir.verify_program import verify_program

@@ -16,12 +16,12 @@ import copy
 import functools
 from collections.abc import Iterator, Mapping
 
-TERMS = ("predict", "pull", "clamp", "zero", "seed", "noise", "send", "hold", "given")
+TERMS = ("predict", "pull", "clamp", "zero", "seed", "noise", "send", "hold", "given", "heard")
 """Names in an equation that stand for what a vertex can do, and for no slot.
 
 predict, pull, clamp: see Do. zero: zeros, seed: minus ones like the vertex's value. noise: a fresh sample of a standard
 normal. send, hold: −∂E/∂v̂ and ∂E/∂v of the vertex's energy, the error where nothing else is said. given: the value of
-an observed vertex.
+an observed vertex. heard: what a neighbour has told in the last exchange.
 """
 _ROOTS = ("sqrt", "exp", "log", "log1p", "expm1")
 ELEMENTWISE = (*_ROOTS, "sign", "abs", "sin", "cos", "atan", "tanh", "sigmoid", "softplus", "erf")

@@ -61,6 +61,25 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
+class Exchange:
+    """Tell the neighbours slots of vertices, and hear from them what the `heard` of the equations that follow are.
+
+    A program that is divided between processes has them: see passes.divide_program. number: which of its exchanges this
+    is. told, heard: (owner, slot); a slot that is heard has the shape of its owner's value.
+    """
+
+    number: int
+    told: tuple[tuple[str, str], ...]
+    heard: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        told, heard = (", ".join(f"{slot}[{owner}]" for owner, slot in places) for places in (self.told, self.heard))
+        return (
+            f"exchange {self.number}: {'; '.join(filter(None, (told and f'tell {told}', heard and f'hear {heard}')))}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Repeat:
     """Run `body` `times` times, a runtime argument's name, or until its vertices have settled.
 
@@ -95,7 +114,7 @@ class ForEach:
         return "\n".join([head, *(f"  {line}" for s in self.body for line in str(s).splitlines())])
 
 
-Step = Do | Repeat | ForEach | Update
+Step = Do | Repeat | ForEach | Update | Exchange
 Argument = float | int | Mapping[str, float]
 """A runtime argument's default: a number, or a table of numbers by vertex."""
 
@@ -154,6 +173,11 @@ class Program:
     def updates(self) -> bool:
         """Whether inference itself changes parameters."""
         return any(isinstance(s, Update) for s in steps_of(self.infer))
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether it is the part of a process that has neighbours."""
+        return any(isinstance(s, Exchange) for s in steps_of(self.infer))
 
 
 def steps_of(steps: Sequence[Step]) -> Iterator[Step]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pccompile.diagnostics import NOWHERE, CompileError, RuleError
 from pccompile.ir.equations import FUNCTIONS, TERMS, EquationError, calls, names, outside, parse
 from pccompile.ir.liveness import Place, reads
-from pccompile.ir.program import Do, ForEach, Program, Repeat, Step, Until, Update
+from pccompile.ir.program import Do, Exchange, ForEach, Program, Repeat, Step, Until, Update
 
 OF_OUTPUTS = ("clamp", "seed")
 MADE = ("prediction", "error", "gradient")
@@ -47,6 +47,7 @@ class _Checker:
         self.leaves, self.children = set(self.pc.graph.leaves), self.pc.children()
         self.clamped, self.ends = set(self.pc.clamped), set(self.pc.ends)
         self.numbers, self.rows = program.numbers, set[str]()
+        self.hearing: AbstractSet[Place] = set()
         self.learners = {n for n in self.leaves & self.pc.reached if n in self.pc.graph.params}
 
     def refuse(self, what: object, why: str, vertex: str = "") -> CompileError:
@@ -69,6 +70,10 @@ class _Checker:
                 case Update():
                     if missing := [n for n in sorted(self.learners) if (n, s.slot) not in assigned]:
                         raise self.refuse(s, f"{missing[0]} has no {s.slot} yet")
+                case Exchange():
+                    self.hearing = set(s.heard)
+                    if unknown := sorted(set(s.told) - assigned):
+                        raise self.refuse(s, f"{unknown[0][0]} has no {unknown[0][1]} yet")
         return assigned
 
     def loop(self, loop: Repeat, known: set[Place]) -> None:
@@ -131,6 +136,8 @@ class _Checker:
     def terms(self, d: Do, read: AbstractSet[str]) -> None:
         if d.vertex not in self.ends and (loss_terms := read & set(OF_OUTPUTS)):
             raise self.refuse(d, f"{min(loss_terms)} is a term of outputs", d.vertex)
+        if "heard" in read and (d.vertex, d.slot) not in self.hearing:
+            raise self.refuse(d, "heard is a term of what the exchange before it brings", d.vertex)
         if d.vertex not in self.pc.observed and "given" in read:
             raise self.refuse(d, "given is a term of observed vertices", d.vertex)
         if d.vertex not in self.vertices and (loss_terms := read & set(OF_VERTICES)):
