@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from pccompile.api.compile import compile
 from pccompile.api.pieces import PiecewiseModule
 from pccompile.backends.torch import SWEEP, emit
 from pccompile.diagnostics import CompileError, listing
+from pccompile.frontends.autocast import without_autocast
 from pccompile.ir import PCGraph, Program, TensorType, flat, verify_local, verify_program
 from pccompile.ir.equations import names, parse
 from pccompile.ops import OPS
@@ -27,8 +29,9 @@ from pccompile.passes.divide_program import Division, divide_program
 from pccompile.pipeline import Options
 from pccompile.report.tables import Page, Table
 from pccompile.runtime.automatic_rates import measures
+from pccompile.runtime.divergence import HINT, all_finite
 from pccompile.runtime.loaded_program import Runtime, load
-from pccompile.runtime.losses import targets_of
+from pccompile.runtime.losses import refuse_targets, targets_of
 from pccompile.runtime.neighbours import Asynchronous, Form, Link, Neighbours, Sent
 from pccompile.runtime.squared_error import refuse_other_targets
 from pccompile.runtime.states import Writes
@@ -147,6 +150,9 @@ class LayerParallel:
         named, kept = dict(model.named_parameters()), dict(model.named_buffers())
         for path in params:
             self.params[path] = named[path]
+            if named[path]._backward_hooks or named[path]._post_accumulate_grad_hooks:
+                what = f"{path} has a hook on its gradient, which does not come by autograd here"
+                raise CompileError(what, hint="take it off, and change p.grad after layers.learn(...)")
             self._place(path).register_parameter(path.rpartition(".")[2], named[path])
         self.buffers = dict(buffers)
         for path in self.buffers.keys() & kept.keys():
@@ -177,8 +183,9 @@ class LayerParallel:
 
         Returns the loss, float64 [], the same on every rank.
         """
+        given = targets_of(target)
+        refuse_targets(given)
         with torch.no_grad(), self.drawing():
-            given = targets_of(target)
             outputs, context, neighbours, _ = self._predict(args, kwargs, given)
             loss = torch.zeros((), dtype=torch.float64, device=self.device)
             if self.rank == self.loss_rank:
@@ -189,12 +196,26 @@ class LayerParallel:
                 given = []
             how = {"neighbours": neighbours} if self.program.exchanges else {}
             gradients = self.functions[SWEEP](self.params, context, given, **how)
+            neighbours.flush()
+            finite = all_finite([g for path, g in gradients.items() if path in self.params])
+            outcome = torch.stack([loss, loss.new_tensor(finite is not None and not finite)])
+            dist.all_reduce(outcome, group=self.group)
+            if outcome[1]:
+                self.notice(int(outcome[1]))
             for path, p in self.params.items():
                 if (g := gradients.get(path)) is not None:
                     p.grad = g if p.grad is None else p.grad + g
-            neighbours.flush()
-            dist.broadcast(loss, group_src=self.loss_rank, group=self.group)
-        return loss
+        return outcome[0]
+
+    def notice(self, ranks: int) -> None:
+        """Raise CompileError, or warn once, where gradients of so many ranks are not finite."""
+        what = f"{self.program.algorithm} ends in gradients that are not finite on {ranks} of {self.size} ranks"
+        match self.runtime.options.on_divergence:
+            case "raise":
+                raise CompileError(what, hint=HINT)
+            case "warn" if not self.runtime.warned:
+                self.runtime.warned = True
+                warnings.warn(f"{what}; {HINT}", RuntimeWarning, stacklevel=3)
 
     def _predict(
         self, args: Any, kwargs: Any, targets: Sequence[Tensor] | None = None
@@ -204,7 +225,11 @@ class LayerParallel:
         interface = self.runtime.interface
         if mismatch := interface.mismatch(leaves, spec):
             raise CompileError(f"the program of {self.size} processes does not fit: {mismatch.what}")
-        inputs = {k: t.detach() for k, t in interface.named(leaves).items()}
+        inputs = interface.named(leaves)
+        if wanted := [k for k, t in inputs.items() if t.requires_grad and targets is not None]:
+            what = f"input {wanted[0]} requires a gradient, which a divided model does not give it"
+            raise CompileError(what, hint="detach it")
+        inputs = {k: t.detach() for k, t in inputs.items()}
         if targets is not None:
             refuse_other_targets(self.runtime, inputs, targets)
         lengths = lengths_of(self.pc, inputs)
@@ -237,12 +262,15 @@ class LayerParallel:
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """Within, this rank draws from a stream of its own, where the model draws at all; outside they stay in step."""
-        if not self.draws:
-            yield
-            return
-        seed = int(torch.randint(1 << 62, ()))
-        with torch.random.fork_rng():
+        """Within, this rank draws from a stream of its own, where the model draws at all; outside they stay in step.
+
+        The program makes the casts of autocast itself.
+        """
+        seed = int(torch.randint(1 << 62, ())) if self.draws else 0
+        with without_autocast(self.device.type), torch.random.fork_rng(enabled=self.draws):
+            if not self.draws:
+                yield
+                return
             torch.manual_seed(seed + self.rank)
             yield
 

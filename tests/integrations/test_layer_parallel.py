@@ -172,6 +172,28 @@ def forgotten() -> Any:
     return all((ref() is not None) == mine for mine, ref in kept), len(own)
 
 
+def diverging() -> Any:
+    """Inference that leaves the numbers on some rank stops every one."""
+    model, x, target = made(mlp)
+    how = {"algorithm": "strict", "rate": 50.0, "steps": 300, "on_divergence": "raise", "loss": summed}
+    pccompile.layer_parallel(model, x, target, check=False, **how).learn(*x, target=target)
+
+
+def hooked() -> Any:
+    """A hook on a gradient, which no autograd would call."""
+    model, x, target = made(mlp)
+    for p in model.parameters():
+        p.register_hook(lambda g: 2 * g)
+    return pccompile.layer_parallel(model, x, target, loss=summed, check=False)
+
+
+def wanted() -> Any:
+    """A gradient of the input."""
+    model, x, target = made(mlp)
+    layers = pccompile.layer_parallel(model, x, target, loss=summed, check=False)
+    return layers.learn(x[0].requires_grad_(), target=target)
+
+
 def without_clock(algorithm: str, settings: Mapping[str, Any], **how: Any) -> Any:
     """How far an inference without a clock ends from the fixed point of one process."""
     asynchronous = pccompile.Asynchronous(**how)
@@ -242,6 +264,9 @@ def refusals() -> dict[str, Callable[[], Any]]:
         "feedback": lambda: refuse(feedback="random"),
         "late zil": lambda: refuse({"asynchronous": pccompile.Asynchronous()}, algorithm="zil"),
         "small": lambda: compared(lambda: made(lambda: nn.Linear(4, 3))),
+        "diverging": diverging,
+        "hooked": hooked,
+        "wanted": wanted,
     }
 
 
@@ -257,6 +282,9 @@ REFUSED = {
     "feedback": "feedback weights",
     "late zil": "zil is not known to end",
     "small": "fewer than",
+    "diverging": "not finite on",
+    "hooked": "has a hook on its gradient",
+    "wanted": "requires a gradient",
 }
 
 
