@@ -210,7 +210,7 @@ CLOCKS: dict[str, dict[str, Any]] = {
 }
 ENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "strict": ("strict", {"steps": 1500, "rate": 0.3}),
-    "fixed-prediction": ("fixed-prediction", {"steps": 200, "rate": 0.3, "lowering": "relax"}),
+    "fixed-prediction": ("fixed-prediction", {"steps": 2000, "rate": 0.3, "lowering": "relax"}),
     "exact": ("exact", {}),
 }
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]] = {
