@@ -38,8 +38,11 @@ class Expressions:
                 entry = name(self.entry(s.args["table"], s.args["key"]))
                 return method(entry, "clone") if s.args.get("clone") else entry
             case "given":
-                own = name(self.entry(s.args["table"], s.args["key"])) if "table" in s.args else None
-                return own or template(s.args["text"])
+                if "table" in s.args:
+                    return name(self.entry(s.args["table"], s.args["key"]))
+                given = template(s.args["text"])
+                self.speller.device |= any(isinstance(e, ast.Name) and e.id == "device" for e in ast.walk(given))
+                return given
             case "alias":
                 return spelled(s.args["of"])
             case "several":
