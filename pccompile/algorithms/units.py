@@ -15,7 +15,7 @@ KINDS = ("fixed-prediction", "strict", "alm")
 
 
 def unit(pc: PCGraph, name: str, algorithm: str) -> Program:
-    """The program of one vertex: its error, `heard` of each parent, and what it sent, holds and keeps as multiplier.
+    """The program of one vertex: its error, `told` to each parent, and what it sent, holds and keeps as multiplier.
 
     Raises CompileError for an algorithm that is none of KINDS.
     """
@@ -52,11 +52,11 @@ def unit(pc: PCGraph, name: str, algorithm: str) -> Program:
         steps += each([v], "held = error")
     at = "prediction" if algorithm == "fixed-prediction" else "value"
     told = [p for p in v.messages if p in latent]
-    steps += each(told, "heard = pull", at=at, carries={name: {"sent": 1.0}})
-    steps += () if told else each([v], "heard = zero")
+    steps += each(told, "told = pull", at=at, carries={name: {"sent": 1.0}})
+    steps += () if told else each([v], "told = zero")
     slots = ["sent", *(["held"] if name in latent else []), *(["multiplier"] if "dual" in arguments else [])]
     handed_on = each([v], *(f"kept_{slot} = {slot}" for slot in slots))
-    return Program(pc, f"{algorithm} of {name}", steps, handed_on, arguments=arguments, state="heard")
+    return Program(pc, f"{algorithm} of {name}", steps, handed_on, arguments=arguments, state="told")
 
 
 def learned(pc: PCGraph) -> Program:

@@ -116,7 +116,7 @@ class CompiledUnits:
             results = ready.scope["infer"](self.batch.tables[0], ready.context, self.batch.targets, **how)
         found = dict(zip(self.tables[name], results, strict=True))
         slots = {k: found[k].get(name) for k in ("sent", "held", "multiplier") if k in found}
-        messages = {p: found["heard"][p] for p in self.told[name]}
+        messages = {p: found["told"][p] for p in self.told[name]}
         return Woken(slots["sent"], slots.get("held"), slots.get("multiplier"), messages)
 
     def gradients(self, run: Run) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from pccompile.runtime.energy_alarm import gradients_of, watched
 from pccompile.runtime.loaded_program import Runtime, parted
 from pccompile.runtime.model_state import Tables
 from pccompile.runtime.partial_losses import partial_sweep
-from pccompile.runtime.plain_step import plain_step
+from pccompile.runtime.plain_step import PlainStep, plain_step
 from pccompile.runtime.value_hooks import refuse_value_hooks
 
 Keep = Callable[[Runtime, Mapping[str, Tensor]], None]
@@ -117,6 +117,8 @@ class Bridge(torch.autograd.Function):
 
 _apply: Callable[..., tuple[Tensor, ...]] = super(torch.autograd.Function, Bridge).apply
 """As `Bridge.apply`, which first takes all arguments out of what torch.func has wrapped them in, and left."""
+NODES = frozenset(f"{step.__name__}Backward" for step in (Bridge, PlainStep))
+"""What autograd calls the steps of programs in its graph."""
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 

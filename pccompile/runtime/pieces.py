@@ -21,7 +21,7 @@ from pccompile.frontends.capture import exported_elsewhere
 from pccompile.frontends.objects import open_objects
 from pccompile.passes.roles import NO_ROLES, Roles
 from pccompile.pipeline import Hook, Options
-from pccompile.runtime.autograd_function import Bridge
+from pccompile.runtime.autograd_function import NODES
 from pccompile.runtime.comparison import tensors_of
 from pccompile.runtime.derivative_guards import opaque, refuse_transforms
 from pccompile.runtime.derivative_reads import DerivativeReads, reads_in_pieces
@@ -171,7 +171,6 @@ def left_to_autograd(outputs: list[Tensor], named: Mapping[str, Tensor]) -> tupl
     """The names of those tensors that autograd itself has the gradients of, and no program, behind these outputs."""
     names = {id(t): name for name, t in named.items()}
     seen, left, stack = set[Any](), dict[str, None](), [o.grad_fn for o in outputs if o.grad_fn is not None]
-    own = f"{Bridge.__name__}Backward"
     while stack:
         node = stack.pop()
         if node in seen:
@@ -181,7 +180,7 @@ def left_to_autograd(outputs: list[Tensor], named: Mapping[str, Tensor]) -> tupl
             leaf = getattr(child, "variable", None)
             if leaf is None:
                 stack.append(child)
-            elif node.name() != own and id(leaf) in names:
+            elif node.name() not in NODES and id(leaf) in names:
                 left[names[id(leaf)]] = None
     return tuple(name for name in named if name in left)
 

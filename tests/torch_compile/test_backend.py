@@ -19,7 +19,8 @@ from zoo.traps_flow import ClippedProduct, Reverse, Round
 from pccompile import CompileError
 from pccompile.runtime.torch_compile import backend
 
-SEAMS = {"BridgeBackward", "AsStridedBackward0", "torch::autograd::CopyBackwards", "CloneBackward0"}
+STEPS = {"BridgeBackward", "PlainStepBackward"}
+SEAMS = {*STEPS, "AsStridedBackward0", "torch::autograd::CopyBackwards", "CloneBackward0"}
 """What autograd may hold of a program: our pieces, and memory that they share or overwrite."""
 
 
@@ -268,7 +269,7 @@ def behind(node: Any, found: set[str]) -> set[str]:
 def test_nothing_is_left_to_autograd(name: str) -> None:
     _, compiled, _ = twins(PROGRAMS[name])
     kinds = behind(compiled(inputs()[0]).grad_fn, set())
-    assert "BridgeBackward" in kinds
+    assert kinds & STEPS
     assert kinds <= SEAMS, kinds
 
 

@@ -68,7 +68,8 @@ def test_a_recurrent_layer_is_no_longer_left_to_autograd(layer: str) -> None:
     m(X)
     eager, run = copy.deepcopy(m), torch.compile(m, backend="pccompile")
     torch.testing.assert_close(step(run, m, X), step(eager, eager, X))
-    assert nodes(run(X)[0].grad_fn, set()) == {"BridgeBackward", "torch::autograd::AccumulateGrad"}
+    found = nodes(run(X)[0].grad_fn, set()) - {"torch::autograd::AccumulateGrad"}
+    assert found in ({"BridgeBackward"}, {"PlainStepBackward"})
 
 
 @pytest.mark.parametrize("layer", LAYERS)
