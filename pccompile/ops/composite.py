@@ -69,11 +69,13 @@ normalisation(
     lambda: (normal(4, 3, 2), normal(3), normal(3), normal(3), normal(3).abs(), True, 0.1, 1e-5),
     lambda: (normal(4, 3, 2), normal(3), normal(3), normal(3), normal(3).abs(), False, 0.1, 1e-5),
     unread=("running_mean", "running_var"),
+    of_the_batch=True,
 )
 normalisation(
     "aten._native_batch_norm_legit.no_stats",
     _batch_norm_kernel,
     lambda: (normal(4, 3, 2), normal(3), normal(3), True, 0.1, 1e-5),
+    of_the_batch=True,
 )
 normalisation(
     "aten._native_batch_norm_legit_no_training.default",
@@ -108,7 +110,7 @@ def _batch_norm(b: Builder, n: Node) -> Ref:
     return b.get(call, 0)
 
 
-rewrite("aten.batch_norm.default", _batch_norm)
+rewrite("aten.batch_norm.default", _batch_norm, of_the_batch=True)
 
 
 def _layer_norm_kernel(b: Builder, n: Node, e: Ref, mask: tuple[bool, ...]) -> Ref:
@@ -267,6 +269,7 @@ define(
     compose=compositions.batch_norm,
     samples=(lambda: (normal(4, 3, 2), normal(3), normal(3), None, None, True, 0.1, 1e-5),),
     ends_layer=True,
+    of_the_batch=True,
 )
 define(
     "aten.grid_sampler_2d.default",

@@ -53,6 +53,7 @@ class OpDef(Signature):
     sent                  the equations of its messages by argument, `{e}` for the error and `{weight}` for an argument
     transposes            its message, too, is a transpose
     distribution          a probability for each class, or its logarithm
+    of_the_batch          it normalises by statistics of the whole batch, where its argument `training` says so
     averages              a mean, over `dim` or a `kernel_size`
     flat                  its derivative is 0 wherever it exists; rounds: its steps are those of rounding
     gradients             a kernel whose results are gradients: of an input, a weight and a bias
@@ -92,6 +93,7 @@ class OpDef(Signature):
     sent: Mapping[str, str] = field(default_factory=dict)
     transposes: bool = False
     distribution: bool = False
+    of_the_batch: bool = False
     averages: bool = False
     flat: bool = False
     rounds: bool = False

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.backends.torch import SWEEP, emit
 from pccompile.diagnostics import CompileError
-from pccompile.ir import Node
+from pccompile.ops import definition
 from pccompile.runtime.derivative_guards import opaque
 from pccompile.runtime.loaded_program import Runtime, load
 from pccompile.runtime.losses import targets_of
@@ -88,7 +88,7 @@ def refuse_coupled(runtime: Runtime) -> None:
     assert runtime.compiled is not None
     graph = runtime.compiled.graph
     for n in graph.nodes:
-        if by_statistics(n):
+        if definition(n.op).of_the_batch and n["training"]:
             what = f"{n.name} normalises by statistics of the batch, so that samples have no gradients of their own"
             raise CompileError(what, n.where, "model.eval(), or a norm of single samples such as GroupNorm")
     if graph.updates or graph.states or runtime.writes:
@@ -96,8 +96,3 @@ def refuse_coupled(runtime: Runtime) -> None:
         raise CompileError(what, hint="model.eval()")
     if runtime.source.lasting or runtime.source.updates:
         raise CompileError(f"{runtime.options.algorithm}: what is learned in a call is learned from the whole batch")
-
-
-def by_statistics(n: Node) -> bool:
-    """Whether an operation normalises each sample by all of them."""
-    return "batch_norm" in n.op and any(n.args.get(k) is True for k in ("training", "train", "use_input_stats"))

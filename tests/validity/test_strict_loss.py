@@ -145,7 +145,7 @@ class _Branching(nn.Module):
 
 @pytest.mark.parametrize(
     "loss, reader",
-    [(lambda o, t: F.gaussian_nll_loss(o, t, torch.ones_like(o)), "Python code"), (_Branching(), "_Branching")],
+    [(lambda o, t: o.sum() if torch.any(o > 0) else t.sum(), "Python code"), (_Branching(), "_Branching")],
 )
 def test_a_loss_that_decides_by_numbers_is_refused_as_the_loss(loss: Any, reader: str) -> None:
     x, y = torch.randn(4, 3), torch.randn(4, 2)
