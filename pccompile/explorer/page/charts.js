@@ -6,9 +6,9 @@ function chart(where, data, colours, o = {}) {
   const axis = { stroke: soft, font: "11px system-ui", grid: { stroke: line, width: 1 }, ticks: { show: false }, gap: 4 };
   const shown = x => x === null || x === undefined || (log && x % 1) ? "" : log ? power(x) : number(x);
   const u = new uPlot({
-    width: Math.max(220, where.clientWidth), height: o.height ?? 230, padding: [8, 8, 0, 0],
+    width: Math.max(220, where.clientWidth), height: o.height ?? 230, padding: [8, 16, 0, 0],
     legend: { show: false }, cursor: { y: false, points: { size: 6 }, drag: { x: false, y: false } },
-    scales: { x: { time: false }, y: o.range ? { range: o.range } : {} },
+    scales: { x: { time: false }, y: o.range ? { range: o.range } : log ? { range: decades } : {} },
     axes: [
       { ...axis, size: 24, grid: { show: false } },
       { ...axis, size: 52, space: o.height && log ? 20 : 34, ...(log ? { incrs: [1, 2, 5, 10, 20, 50] } : {}), values: (_, marks) => marks.map(shown) },
@@ -28,6 +28,11 @@ function chart(where, data, colours, o = {}) {
   where.setAttribute("role", "img");
   where.setAttribute("aria-label", o.label ?? "Curve");
   charts.push(u);
+}
+// A curve that stays where it is gets the decades around it; uPlot would show a hundred.
+function decades(u, low, high) {
+  if (low === null || high - low > 0.01) return low === null ? [null, null] : uPlot.rangeNum(low, high, 0.1, true);
+  return [Math.round(low) - 1, Math.round(low) + 1];
 }
 function forgetCharts(inside) {
   charts = charts.filter(u => { const gone = inside.contains(u.root) || !u.root.isConnected; if (gone) u.destroy(); return !gone; });
